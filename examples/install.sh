@@ -1,0 +1,20 @@
+#!/bin/sh
+# Installs glue into .venv at the top of this checkout, with the extras that are named: sh examples/install.sh [EXTRA].
+#
+# torch: a torch that python3 already has, or one that you put into .venv yourself, is used as it is. Otherwise
+# torch==2.13.0 is installed as PyPI has it; on Linux that build brings CUDA. To choose another build, CPU or CUDA,
+# make .venv first and install torch into it as https://pytorch.org/get-started says.
+set -eu
+cd "$(dirname "$0")/.."
+extra=${1:-}
+if [ ! -x .venv/bin/python ]; then
+    if python3 -c 'import torch' 2>/dev/null; then
+        python3 -m venv --system-site-packages .venv
+    else
+        python3 -m venv .venv
+    fi
+fi
+if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+    .venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+fi
+.venv/bin/pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"

@@ -1,0 +1,75 @@
+"""glue evaluate"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from glue_cli.cli import options
+from glue_cli.cli.output import number, percent, print_table
+from glue_cli.cli.session import Session, check_name
+from glue_cli.core.errors import GateMissedError, UsageError
+
+
+def evaluate(
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="The models to evaluate.")],
+    split: Annotated[
+        str, typer.Option("--split", metavar="train|val|test", help="Which of the target's examples.")
+    ] = "test",
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option("--fail-under", metavar="FIGURE=BAR", help="Exit with 6 when a checkpoint is under the bar."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the result there, as JSON.")
+    ] = None,
+    spec: options.SpecOption = None,
+    set_: options.SetOption = None,
+    device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = None,
+    seed: options.SeedOption = None,
+    force: options.ForceOption = False,
+    dry_run: options.DryRunOption = False,
+    quiet: options.QuietOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Print loss and accuracy (or squared error) of checkpoints on the target's data."""
+    from glue_cli.workflows.plan import plan_evaluate
+
+    session = Session(spec, set_ or (), device, precision, seed, None, force, quiet, json)
+    check_name("--split", split, ["train", "val", "test"])
+    bars = dict(_bar(text) for text in fail_under or ())
+    known_split = cast(Literal["train", "val", "test"], split)
+    plan = plan_evaluate(session.read_spec(), checkpoints, known_split, bars, output, force=force)
+    if dry_run:
+        planned = {
+            "checkpoints": len(plan.checkpoints),
+            "split": plan.split,
+            "arch": plan.spec.model.arch,
+        }
+        session.finish_dry_run("evaluate", planned)
+        return
+    from glue_cli.workflows.evaluate import evaluate as work
+
+    with session.running() as run:
+        result = work(plan, run)
+    session.finish(result, _show)
+    if result["missed"]:
+        raise GateMissedError("the bar was missed", items=result["missed"])
+
+
+def _bar(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"--fail-under {text}: wanted FIGURE=BAR", hint="for example accuracy=0.9") from None
+
+
+def _show(result: dict[str, Any]) -> None:
+    names = [name for name in result["results"][0] if name not in ("checkpoint", "split", "examples")]
+    rows = []
+    for line in result["results"]:
+        cells = [percent(line[name]) if name == "accuracy" else number(line[name]) for name in names]
+        rows.append([line["checkpoint"], line["split"], f"{line['examples']:,}", *cells])
+    print_table(["checkpoint", "split", "examples", *names], rows)

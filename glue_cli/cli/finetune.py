@@ -1,0 +1,70 @@
+"""glue finetune"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glue_cli.cli import options
+from glue_cli.cli.output import duration, number, percent, print_table
+from glue_cli.cli.session import Session
+from glue_cli.core.errors import UsageError
+
+
+def finetune(
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CHECKPOINT", help="Where to start from.")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Start from the spec's initialisation, in place of a checkpoint.")
+    ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option("--track", metavar="test", help="Also record test figures by epoch; they select nothing."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The finetuned model.")] = Path(
+        "finetuned.safetensors"
+    ),
+    spec: options.SpecOption = None,
+    set_: options.SetOption = None,
+    device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = None,
+    seed: options.SeedOption = None,
+    history: options.HistoryOption = None,
+    force: options.ForceOption = False,
+    dry_run: options.DryRunOption = False,
+    quiet: options.QuietOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Train all parameters on the target data, starting from a prior."""
+    from glue_cli.workflows.plan import plan_finetune
+
+    session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
+    if (checkpoint is None) != from_scratch:
+        raise UsageError("wanted either a checkpoint or --from-scratch", hint="glue finetune prior.safetensors")
+    if track not in (None, "test"):
+        raise UsageError(f"--track {track}: wanted test")
+    plan = plan_finetune(session.read_spec(), checkpoint, output, track_test=track == "test", force=force)
+    if dry_run:
+        planned = {
+            "start": str(checkpoint) if checkpoint else "scratch",
+            "arch": plan.spec.model.arch,
+            "epochs": plan.spec.finetune.epochs,
+            "output": str(plan.output),
+        }
+        session.finish_dry_run("finetune", planned)
+        return
+    from glue_cli.workflows.finetune import finetune as work
+
+    with session.running() as run:
+        result = work(plan, run)
+    session.finish(result, _show, f"glue evaluate {output}")
+
+
+def _show(result: dict[str, Any]) -> None:
+    known = result["history"][-1]
+    names = [name for name in known if name not in ("epoch", "train_loss")]
+    rows = []
+    for line in result["history"]:
+        cells = [percent(line[name]) if name.endswith("accuracy") else number(line[name]) for name in names]
+        rows.append([str(line["epoch"]), number(line["train_loss"]), *cells])
+    print_table(["epoch", "training loss", *(name.replace("_", " ") for name in names)], rows)
+    print(f"from {result['start']} in {duration(result['wall_s'])}, written to {result['output']}")

@@ -1,0 +1,130 @@
+"""glue mix"""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from glue_cli.cli import options
+from glue_cli.cli.output import duration, number, print_table, size
+from glue_cli.cli.session import Session, check_name
+from glue_cli.core.errors import UsageError
+from glue_cli.methods import METHODS
+
+Number = TypeVar("Number", int, float)
+
+
+def mix(
+    experts: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="EXPERT...", help="Checkpoints: .safetensors files, .index.json files, Hugging Face folders."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", metavar="|".join(METHODS), help="How alpha is chosen.")
+    ] = None,
+    alpha: Annotated[
+        str | None, typer.Option("--alpha", metavar="A,B,...", help="Given coefficients, in place of a method.")
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", metavar="N,M,...", help="Training examples of each expert, for data-size."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="same|float32|bfloat16|float16|float64", help="Dtype of the blend.")
+    ] = "same",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The blended model.")] = Path("prior.safetensors"),
+    spec: options.SpecOption = None,
+    set_: options.SetOption = None,
+    device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = None,
+    seed: options.SeedOption = None,
+    history: options.HistoryOption = None,
+    force: options.ForceOption = False,
+    dry_run: options.DryRunOption = False,
+    quiet: options.QuietOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Choose coefficients for the experts and blend them into one model, the prior.
+
+    uniform, data-size and --alpha need the experts alone; proxy, fullgrad and spsa also a spec and its data.
+    """
+    from glue_cli.workflows.plan import FILE_DTYPES, plan_mix
+
+    session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
+    if (method is None) == (alpha is None):
+        raise UsageError("wanted either --method or --alpha", hint="glue mix --method spsa experts/*.safetensors")
+    if method is not None:
+        check_name("--method", method, list(METHODS))
+    if sizes is not None and method != "data-size":
+        raise UsageError("--sizes is for --method data-size only")
+    check_name("--dtype", dtype, ["same", *FILE_DTYPES])
+    needs_spec = method is not None and METHODS[method].needs in ("accuracies", "objective")
+    read = session.read_spec() if needs_spec else None
+    plan = plan_mix(
+        experts or [],
+        output,
+        method=method,
+        alpha=_numbers("--alpha", alpha, float) if alpha is not None else None,
+        sizes=_numbers("--sizes", sizes, int) if sizes is not None else None,
+        dtype=None if dtype == "same" else dtype,
+        spec=read,
+        seed=read.seed if read else seed or 0,
+        force=force,
+    )
+    if dry_run:
+        first = plan.experts[0]
+        planned: dict[str, Any] = {
+            "method": plan.method,
+            "experts": len(plan.experts),
+            "tensors": len(first.entries),
+            "bytes_read": sum(expert.n_bytes for expert in plan.experts),
+            "output": str(plan.output),
+        }
+        if read and METHODS[plan.method].needs == "objective":
+            probes = 2 * read.mix.n_directions if plan.method == "spsa" else 1
+            planned |= {
+                "steps_at_most": read.mix.steps,
+                "forwards_at_most_without_validation": read.mix.steps * probes,
+            }
+        session.finish_dry_run("mix", planned)
+        return
+    from glue_cli.workflows.mix import mix as work
+
+    with session.running() as run:
+        result = work(plan, run)
+    session.finish(result, _show, f"glue finetune {output}, or glue evaluate {output}")
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise UsageError(f"{option} {text}: wanted {wanted} with commas between") from None
+
+
+def _show(result: dict[str, Any]) -> None:
+    columns = ["expert", "alpha"]
+    rows = [[e["path"], number(a)] for e, a in zip(result["experts"], result["alpha"], strict=True)]
+    if "val_accuracies" in result:
+        columns.append("validation accuracy")
+        for row, accuracy in zip(rows, result["val_accuracies"], strict=True):
+            row.append(f"{100 * accuracy:.2f} %")
+    print_table(columns, rows)
+    loss, cost = result["loss"], result["cost"]
+    lines = []
+    if loss:
+        lines.append(f"validation loss {number(loss['val'])}, uniform blend {number(loss['val_uniform'])}")
+    if "steps" in result:
+        ended = "at a plateau" if result["stopped"] == "plateau" else "at the last step"
+        lines.append(f"{result['steps']} steps, ended {ended}")
+    if cost["forwards"]:
+        lines.append(
+            f"{cost['forwards']:,} forwards ({cost['validation_forwards']:,} for validation), "
+            f"{cost['backwards']:,} backwards, {cost['examples']:,} examples"
+        )
+    lines.append(f"{duration(cost['wall_s'])}, peak memory {size(cost['peak_bytes'])}")
+    lines.append(f"{result['method']} blend written to {result['output']}")
+    print("\n".join(lines))

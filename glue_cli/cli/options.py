@@ -1,0 +1,58 @@
+"""The options that commands share: each has one name, one meaning and one help text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_SHARED = "Shared options"
+
+SpecOption = Annotated[
+    Path | None,
+    typer.Option("--spec", envvar="GLUE_SPEC", help="The spec [default: ./glue.yaml].", rich_help_panel=_SHARED),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec.", rich_help_panel=_SHARED),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        envvar="GLUE_DEVICE",
+        metavar="auto|cpu|cuda[:I]",
+        help="Where to compute.",
+        rich_help_panel=_SHARED,
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="auto|fp32|bf16",
+        help="Precision of the passes; auto times both [default: the spec's, else auto].",
+        rich_help_panel=_SHARED,
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", envvar="GLUE_SEED", min=0, help="Random seed [default: the spec's, else 0].", rich_help_panel=_SHARED
+    ),
+]
+HistoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--history", metavar="FILE.jsonl", help="Write a JSON line a step or epoch.", rich_help_panel=_SHARED
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", "-f", help="Replace outputs that exist.", rich_help_panel=_SHARED)
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", "-n", help="Check everything, say what would be done.", rich_help_panel=_SHARED)
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no hints.", rich_help_panel=_SHARED)]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=_SHARED)
+]

@@ -1,0 +1,78 @@
+"""What people see: tables on stdout; errors, hints and warnings on stderr."""
+
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from glue_cli.core.errors import GlueError
+
+MAX_ITEMS = 5
+
+
+def stderr_console() -> Console:
+    """Return the console for everything that is not the result; paths in it stay whole."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_error(error: GlueError) -> None:
+    """Print an error as one block: what and where, the items, the hint."""
+    console = stderr_console()
+    console.print(Text("error: ", style="bold red"), Text(error.message), sep="")
+    for item in error.items[:MAX_ITEMS]:
+        console.print(f"  {item}")
+    if len(error.items) > MAX_ITEMS:
+        console.print(f"  and {len(error.items) - MAX_ITEMS} more")
+    if error.hint:
+        print_hint(error.hint)
+
+
+def print_hint(hint: str) -> None:
+    stderr_console().print(Text("hint: ", style="bold cyan"), Text(hint), sep="")
+
+
+def print_warning(text: str) -> None:
+    stderr_console().print(Text("warning: ", style="bold yellow"), Text(text), sep="")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Print a table on stdout: the first column to the left, the others to the right; off a terminal no line wraps."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(highlight=False)
+    if not sys.stdout.isatty():
+        console = Console(highlight=False, width=10_000)
+    console.print(table)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a figure with fixed digits, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a time such as 0.8 s, 42 s, 3:05 or 1:02:03."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes such as 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

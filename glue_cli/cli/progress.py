@@ -1,0 +1,182 @@
+"""Progress on stderr: a live view on a terminal, a plain line now and then off it."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from glue_cli.cli.output import duration, print_warning, size, stderr_console
+from glue_cli.core.progress import Advanced, Event, Finished, Noted, Progress, Started, silent
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+_N_SPARKS = 40
+_MAX_EXPERTS = 16
+_LINE_EVERY_S = 30.0
+_LINE_EVERY_SHARE = 0.1
+
+
+@contextmanager
+def listening(*, quiet: bool) -> Iterator[Progress]:
+    """Give a listener that shows progress as fits stderr, until the block ends."""
+    console = stderr_console()
+    if quiet:
+        yield silent
+    elif console.is_terminal and not os.environ.get("GLUE_NO_PROGRESS"):
+        view = _LiveView(console)
+        try:
+            yield view
+        finally:
+            view.close()
+    else:
+        yield _PlainLines(console)
+
+
+class _Task:
+    """A running task and its latest readings."""
+
+    def __init__(self, started: Started) -> None:
+        self.started = started
+        self.latest = Advanced(0)
+        self.losses: list[float] = []
+        self._began = time.monotonic()
+
+    def advance(self, event: Advanced) -> None:
+        self.latest = event
+        if "loss" in event.figures:
+            self.losses.append(event.figures["loss"])
+
+    @property
+    def share(self) -> float | None:
+        return self.latest.done / self.started.total if self.started.total else None
+
+    def counts(self) -> str:
+        total, done = self.started.total, self.latest.done
+        if self.started.unit == "B":
+            return size(done) + (f" of {size(total)}" if total else "")
+        return f"{done:,}" + (f" of {total:,}" if total else "") + f" {self.started.unit}"
+
+    def pace(self) -> str:
+        """Return the rate and the time left."""
+        elapsed, done, total = time.monotonic() - self._began, self.latest.done, self.started.total
+        if not done or elapsed <= 0:
+            return ""
+        rate = done / elapsed
+        text = f"{size(rate)}/s" if self.started.unit == "B" else f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+        if total and done < total:
+            text += f", {duration((total - done) / rate)} left"
+        return text
+
+    def elapsed(self) -> str:
+        return duration(time.monotonic() - self._began)
+
+    def figures(self) -> str:
+        shown = ((name, f"{x:.0f}" if name == "epoch" else f"{x:.4f}") for name, x in self.latest.figures.items())
+        return ", ".join(f"{name} {value}" for name, value in shown)
+
+
+class _PlainLines:
+    """A line when a task begins to take long: every tenth of the work or every 30 s, whichever is rarer at first."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._task: _Task | None = None
+        self._shown_share, self._shown_at = 0.0, 0.0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._task = _Task(event)
+                self._shown_share, self._shown_at = 0.0, time.monotonic()
+            case Advanced() if self._task:
+                self._task.advance(event)
+                self._maybe_show(self._task)
+            case Finished():
+                self._task = None
+            case Noted(text=text, warning=True):
+                print_warning(text)
+            case Noted(text=text):
+                self._console.print(text)
+
+    def _maybe_show(self, task: _Task) -> None:
+        share, now = task.share or 0.0, time.monotonic()
+        if share - self._shown_share < _LINE_EVERY_SHARE and now - self._shown_at < _LINE_EVERY_S:
+            return
+        self._shown_share, self._shown_at = share, now
+        parts = [f"{100 * share:.0f} %" if task.share is not None else "", task.counts(), task.pace(), task.figures()]
+        self._console.print(f"{task.started.task}: " + ", ".join(part for part in parts if part))
+
+
+class _LiveView:
+    """The running task's bar, rate and time left; while mixing, the loss and every expert's coefficient."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._task: _Task | None = None
+        self._live: Live | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.close()
+                self._task = _Task(event)
+                self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=8)
+                self._live.start()
+            case Advanced() if self._task:
+                self._task.advance(event)
+            case Finished() if self._task:
+                task = self._task
+                self.close(transient=True)
+                parts = [task.counts(), f"in {task.elapsed()}", task.figures()]
+                self._console.print(f"{task.started.task}: " + ", ".join(part for part in parts if part))
+            case Noted(text=text, warning=True):
+                print_warning(text)
+            case Noted(text=text):
+                self._console.print(text)
+
+    def close(self, *, transient: bool = False) -> None:
+        if self._live:
+            self._live.transient = transient
+            self._live.stop()
+        self._live, self._task = None, None
+
+    def _render(self) -> RenderableType:
+        task = self._task
+        if task is None:
+            return Text("")
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=task.started.total, completed=task.latest.done, width=28, pulse=task.share is None)
+        line.add_row(Text(task.started.task, style="bold"), bar, task.counts(), Text(task.pace(), style="cyan"))
+        rows: list[RenderableType] = [line]
+        if task.latest.figures:
+            rows.append(Text(f"  {task.figures()}  ") + Text(_sparkline(task.losses), style="magenta"))
+        if task.latest.alpha:
+            rows.append(_alpha_bars(task.latest.alpha))
+        return Group(*rows)
+
+
+def _alpha_bars(alpha: tuple[float, ...]) -> RenderableType:
+    table = Table.grid(padding=(0, 1))
+    largest = sorted(range(len(alpha)), key=lambda k: -alpha[k])[:_MAX_EXPERTS]
+    for k in sorted(largest):
+        table.add_row(f"  alpha[{k}]", f"{alpha[k]:.3f}", ProgressBar(total=1.0, completed=alpha[k], width=28))
+    if len(alpha) > _MAX_EXPERTS:
+        table.add_row(f"  and {len(alpha) - _MAX_EXPERTS} smaller ones")
+    return table
+
+
+def _sparkline(values: list[float]) -> str:
+    """Return the values as a line of small bars, each the mean of its share of them."""
+    if len(values) < 2:
+        return ""
+    n = min(_N_SPARKS, len(values))
+    edges = [round(i * len(values) / n) for i in range(n + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    low, high = min(means), max(means)
+    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_SPARKS[round((mean - low) * scale)] for mean in means)

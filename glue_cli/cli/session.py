@@ -1,0 +1,91 @@
+"""What every command does before and after its work: read the spec, listen to progress, print the result."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glue_cli.cli.output import print_hint, print_table
+from glue_cli.cli.progress import listening
+from glue_cli.core.errors import UsageError
+from glue_cli.core.output import check_output
+from glue_cli.core.spec import Spec
+from glue_cli.core.spec_file import nearest, read_spec
+from glue_cli.data import FORMATS
+from glue_cli.models import ARCHITECTURES
+from glue_cli.workflows.plan import Run
+
+
+@dataclass(frozen=True)
+class Session:
+    """The shared options of one call."""
+
+    spec_path: Path | None
+    overrides: Sequence[str]
+    device: str
+    precision: str | None
+    seed: int | None
+    history: Path | None
+    force: bool
+    quiet: bool
+    json: bool
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"--device {self.device}: wanted auto, cpu, cuda or cuda:I")
+        if self.precision not in (None, "auto", "fp32", "bf16"):
+            raise UsageError(f"--precision {self.precision}: wanted auto, fp32 or bf16")
+        if self.history:
+            check_output(self.history, [], force=self.force)
+
+    def read_spec(self) -> Spec:
+        """Read the spec and lay the flags over it."""
+        overrides = [*self.overrides]
+        if self.seed is not None:
+            overrides.append(f"seed={self.seed}")
+        if self.precision is not None:
+            overrides.append(f"precision={self.precision}")
+        path = self.spec_path or Path("glue.yaml")
+        return read_spec(path, overrides, known_names={"arch": ARCHITECTURES, "format": FORMATS})
+
+    @contextmanager
+    def running(self) -> Iterator[Run]:
+        """Give the work its surroundings, and show its progress while it lasts."""
+        with listening(quiet=self.quiet) as progress:
+            yield Run(self.device, _cache_folder(), self.history, progress)
+
+    def finish(self, result: dict[str, Any], show: Callable[[dict[str, Any]], None], hint: str | None = None) -> None:
+        """Print the result on stdout, as JSON or for people, and the next command to try on stderr."""
+        if self.json:
+            print(json.dumps(result))
+            return
+        show(result)
+        if hint and not self.quiet:
+            print_hint(hint)
+
+    def finish_dry_run(self, command: str, planned: dict[str, Any]) -> None:
+        """Print what would be done."""
+        plan = {"schema": "glue.plan/1", "command": command, **planned}
+        rows = [
+            (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+            for key, value in planned.items()
+        ]
+        self.finish(plan, lambda _: print_table((f"glue {command}", "plan"), rows))
+
+
+def check_name(option: str, name: str, known: Sequence[str]) -> None:
+    """Check an option's value against the names that it may have.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if name not in known:
+        raise UsageError(f"{option} {name}: not known{nearest(name, known)}")
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glue"

@@ -1,0 +1,56 @@
+"""glue train-expert"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glue_cli.cli import options
+from glue_cli.cli.output import duration, number, print_table
+from glue_cli.cli.session import Session
+
+
+def train_expert(
+    expert: Annotated[int, typer.Option("--expert", min=0, help="Number of the expert, from 0.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The checkpoint [default: experts/expert-00I.safetensors].")
+    ] = None,
+    spec: options.SpecOption = None,
+    set_: options.SetOption = None,
+    device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = None,
+    seed: options.SeedOption = None,
+    history: options.HistoryOption = None,
+    force: options.ForceOption = False,
+    dry_run: options.DryRunOption = False,
+    quiet: options.QuietOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Train one expert on its own data: its own data set, or its non-IID share of one."""
+    session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
+    from glue_cli.workflows.plan import plan_train_expert
+
+    plan = plan_train_expert(session.read_spec(), expert, output, force=force)
+    if dry_run:
+        planned = {
+            "expert": plan.expert,
+            "name": plan.name,
+            "arch": plan.spec.model.arch,
+            "epochs": plan.spec.train.epochs,
+            "output": str(plan.output),
+        }
+        session.finish_dry_run("train-expert", planned)
+        return
+    from glue_cli.workflows.train_expert import train_expert as work
+
+    with session.running() as run:
+        result = work(plan, run)
+    session.finish(
+        result, _show, f"when all experts are there: glue mix --method spsa {plan.output.parent}/*.safetensors"
+    )
+
+
+def _show(result: dict[str, Any]) -> None:
+    rows = [(result["name"], str(result["examples"]), str(result["epochs"]), number(result["loss"]))]
+    cells = (*rows[0], duration(result["wall_s"]), result["output"])
+    print_table(("expert", "examples", "epochs", "training loss", "time", "checkpoint"), [cells])

@@ -1,0 +1,1 @@
+"""What every other part stands on: never prints, exits or reads the environment."""

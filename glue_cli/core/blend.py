@@ -1,0 +1,253 @@
+"""Blend checkpoints file to file: theta(alpha) = sum_k alpha_k theta_k, eq. (1), in bounded memory.
+
+A few threads each read, hash, blend and write a block of the output at a time. The arithmetic runs over chunks whose
+boundaries follow from the output's layout alone, so the bytes depend neither on the threads nor on the memory.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glue_cli.core.blend_plan import Block, Plan, Segment, plan_blend, slot_element_bytes
+from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
+from glue_cli.core.errors import CheckpointError
+from glue_cli.core.hashing import StreamedHash
+from glue_cli.core.layout import metadata_of
+from glue_cli.core.output import reserve, writing
+from glue_cli.core.progress import Advanced, Finished, Progress, Started, silent
+from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, read_into, write_all
+
+MEMORY_BYTES = 192 << 20
+N_THREADS = 4  # reading overlaps blending and writing on two cores already; more threads add buffers, no speed
+# Fewer elements than torch would share out over its own threads, and few enough for the cache.
+CHUNK = 32768
+
+
+def blend_files(
+    experts: Sequence[Checkpoint],
+    alpha: Sequence[float],
+    output: Path,
+    describe: Callable[[Sequence[str]], dict[str, Any]],
+    *,
+    dtype: str | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    n_threads: int = N_THREADS,
+    progress: Progress = silent,
+) -> list[str]:
+    """Write the blend of compatible experts with coefficients `alpha` [K] as one safetensors file.
+
+    Floating-point tensors are blended in float32, in float64 when an expert's is float64; experts with a coefficient
+    of 0 are skipped, so a one-hot alpha copies bits. `num_batches_tracked` is the largest among the experts that take
+    part; every other tensor is copied and has to be the same in all of them.
+
+    Args:
+        describe: builds glue's metadata from the experts' sha256 [K].
+        dtype: the output's floating-point dtype, such as "F16"; None keeps each tensor's own.
+        memory_bytes: what the buffers of all threads together may take.
+    Returns:
+        the experts' sha256 in hexadecimal [K]; of an expert in shards, that of its files one after another.
+    Raises:
+        CheckpointError: an expert has NaN or infinity, changes while it is read, or a copied tensor differs.
+        ResourceError: the output cannot be written.
+    Cost: every expert is read once, and a second time only where it orders its tensors otherwise than the output.
+    Source: eq. (1).
+    """
+    placeholder = ["0" * 64] * len(experts)  # a digest's length is known before its value
+    header, plan = plan_blend(experts, alpha, dtype, metadata_of(describe(placeholder)))
+    file_bytes = len(header) + sum(entry.n_bytes for entry in plan.entries)
+    with ExitStack() as stack:
+        readers = [_Reader(stack, expert) for expert in experts]
+        out = stack.enter_context(writing(output))
+        reserve(out, file_bytes)
+        for counter in plan.counters:
+            write_all(out, _largest_counter(counter, readers, alpha), counter.offset)
+        _Blending(plan, readers, alpha, out, memory_bytes, n_threads, progress).run()
+        with ThreadPoolExecutor(n_threads) as pool:
+            hashes = list(pool.map(lambda reader: reader.hash.finish(), readers))
+        for reader in readers:
+            reader.check_unchanged()
+        header, _ = plan_blend(experts, alpha, dtype, metadata_of(describe(hashes)))
+        write_all(out, header, 0)
+    progress(Finished())
+    return hashes
+
+
+class _Reader:
+    """The open files of one expert."""
+
+    def __init__(self, stack: ExitStack, expert: Checkpoint) -> None:
+        self.expert = expert
+        self.descriptors = []
+        for file in expert.files:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            self.descriptors.append(descriptor)
+        self._stats = [os.fstat(descriptor) for descriptor in self.descriptors]
+        self.hash = StreamedHash(expert.files, self.descriptors)
+
+    def read(self, file: int, offset: int, buffer: memoryview) -> None:
+        read_into(self.descriptors[file], buffer, offset, self.expert.files[file])
+
+    def check_unchanged(self) -> None:
+        for file, descriptor, was in zip(self.expert.files, self.descriptors, self._stats, strict=True):
+            now = os.fstat(descriptor)
+            if (now.st_size, now.st_mtime_ns) != (was.st_size, was.st_mtime_ns):
+                raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
+
+
+class _Blending:
+    """One run over the blocks of a plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        readers: Sequence[_Reader],
+        alpha: Sequence[float],
+        out: int,
+        memory_bytes: int,
+        n_threads: int,
+        progress: Progress,
+    ) -> None:
+        self._readers, self._alpha, self._out = readers, alpha, out
+        self._n_threads, self._progress = n_threads, progress
+        self._blocks = list(plan.blocks(memory_bytes // n_threads, CHUNK))
+        self._streamed = self._in_file_order()
+        needed = max((b.n_elements * slot_element_bytes(b.segment) for b in self._blocks), default=0)
+        n_slots = min(n_threads, len(self._blocks))
+        self._slots: SimpleQueue[Tensor] = SimpleQueue()
+        for _ in range(n_slots):
+            self._slots.put(torch.empty(needed + 64 * (len(readers) + 1), dtype=torch.uint8))
+
+    def run(self) -> None:
+        self._progress(Started("blend", sum(block.n_bytes for block in self._blocks), "B"))
+        n_done = 0
+        turns = self._turns()
+        with ThreadPoolExecutor(self._n_threads) as pool:
+            futures: list[Future[None]] = [
+                pool.submit(self._do, block, turn) for block, turn in zip(self._blocks, turns, strict=True)
+            ]
+            try:
+                for block, future in zip(self._blocks, futures, strict=True):
+                    future.result()
+                    n_done += block.n_bytes
+                    self._progress(Advanced(n_done))
+            finally:
+                for future in futures:
+                    future.cancel()
+                for reader in self._readers:
+                    reader.hash.stop()
+
+    def _in_file_order(self) -> list[bool]:
+        """Tell for each expert whether the blocks pass over its files in their own order."""
+        places: list[list[tuple[int, int]]] = [[] for _ in self._readers]
+        for block in self._blocks:
+            for source in block.segment.sources:
+                places[source.expert].append((source.file, source.offset))
+        return [of_expert == sorted(of_expert) for of_expert in places]
+
+    def _turns(self) -> list[dict[int, int]]:
+        """Return for each block which turn of each expert's hash it is."""
+        counts = [0] * len(self._readers)
+        turns = []
+        for block in self._blocks:
+            turns.append({source.expert: counts[source.expert] for source in block.segment.sources})
+            for source in block.segment.sources:
+                counts[source.expert] += 1
+        return turns
+
+    def _do(self, block: Block, turns: dict[int, int]) -> None:
+        slot = self._slots.get()
+        try:
+            out, inputs = _carve(slot, block)
+            for source, tensor in zip(block.segment.sources, inputs, strict=True):
+                reader = self._readers[source.expert]
+                offset = source.offset + block.start * DTYPE_BYTES[source.dtype]
+                reader.read(source.file, offset, bytes_of(tensor))
+                if self._streamed[source.expert]:
+                    reader.hash.update(turns[source.expert], source.file, offset, bytes_of(tensor))
+            if block.segment.copied:
+                self._check_equal(block, inputs)
+                out.copy_(inputs[0])
+            else:
+                self._blend(block, inputs, out)
+            offset = block.segment.offset + block.start * DTYPE_BYTES[block.segment.dtype]
+            write_all(self._out, bytes_of(out), offset)
+        except BaseException:
+            for reader in self._readers:
+                reader.hash.stop()
+            raise
+        finally:
+            self._slots.put(slot)
+
+    def _blend(self, block: Block, inputs: Sequence[Tensor], out: Tensor) -> None:
+        wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else torch.float32
+        weights = [self._alpha[source.expert] for source in block.segment.sources]
+        for start in range(0, block.n_elements, CHUNK):
+            parts = [tensor[start : start + CHUNK] for tensor in inputs]
+            total = torch.mul(parts[0].to(wide), weights[0])
+            for part, weight in zip(parts[1:], weights[1:], strict=True):
+                total.add_(part.to(wide), alpha=weight)  # eq. (1)
+            chunk = out[start : start + CHUNK].copy_(total)
+            # a sum is finite when all are, and cheaper to ask for; the exact test follows where it is not
+            if not torch.isfinite(chunk.sum(dtype=wide)) and not torch.isfinite(chunk).all():
+                self._blame(block.segment, block.start + start, parts, chunk)
+
+    def _blame(self, segment: Segment, start: int, parts: Sequence[Tensor], chunk: Tensor) -> None:
+        for source, part in zip(segment.sources, parts, strict=True):
+            wrong = (~torch.isfinite(part)).nonzero()
+            if len(wrong):
+                name = segment.name_at(start + int(wrong[0]))
+                expert = self._readers[source.expert].expert
+                message = f"{expert.path}: '{name}' has {part[int(wrong[0])].item()}"
+                raise CheckpointError(message, hint="leave this expert out, or mend it")
+        name = segment.name_at(start + int((~torch.isfinite(chunk)).nonzero()[0]))
+        raise CheckpointError(f"'{name}' is too large for {segment.dtype}", hint="choose a wider --dtype")
+
+    def _check_equal(self, block: Block, inputs: Sequence[Tensor]) -> None:
+        for source, tensor in zip(block.segment.sources[1:], inputs[1:], strict=True):
+            differs = (tensor != inputs[0]).nonzero()
+            if len(differs):
+                name = block.segment.name_at(block.start + int(differs[0]))
+                first, other = self._readers[0].expert.path, self._readers[source.expert].expert.path
+                raise CheckpointError(
+                    f"'{name}' is not floating point and differs between {first} and {other}",
+                    hint="only equal tensors of whole numbers can be kept",
+                )
+
+
+def _carve(slot: Tensor, block: Block) -> tuple[Tensor, list[Tensor]]:
+    """Return the block's output and its K inputs as tensors [n] in the slot's memory, each aligned to 64 bytes."""
+    position = 0
+
+    def take(dtype: str) -> Tensor:
+        nonlocal position
+        n_bytes = block.n_elements * DTYPE_BYTES[dtype]
+        part = slot[position : position + n_bytes].view(TORCH_DTYPES[dtype])
+        position += n_bytes + (-n_bytes % 64)
+        return part
+
+    return take(block.segment.dtype), [take(source.dtype) for source in block.segment.sources]
+
+
+def _largest_counter(counter: TensorEntry, readers: Sequence[_Reader], alpha: Sequence[float]) -> bytes:
+    """Return the largest value of a `num_batches_tracked` among the experts that take part, as the file's bytes.
+
+    A mean would be a count of nothing; with a one-hot alpha the largest is the expert's own.
+    """
+    largest = None
+    for reader, weight in zip(readers, alpha, strict=True):
+        entry = reader.expert.entries[counter.name]
+        value = bytearray(8)
+        reader.read(entry.file, entry.offset, memoryview(value))
+        number = int.from_bytes(value, "little", signed=True)
+        if weight != 0 and (largest is None or number > largest):
+            largest = number
+    assert largest is not None
+    return largest.to_bytes(8, "little", signed=True)

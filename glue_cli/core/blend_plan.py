@@ -1,0 +1,148 @@
+"""What a blend will read, do and write, block by block, decided from the headers alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
+from glue_cli.core.compatibility import FLOAT_DTYPES
+from glue_cli.core.errors import CheckpointError
+from glue_cli.core.layout import lay_out
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an expert's part of a segment lies."""
+
+    expert: int
+    dtype: str
+    file: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of neighbouring tensors that are treated alike and follow each other in every expert too.
+
+    Attributes:
+        dtype: the output's; "U8" for a run that is copied byte by byte.
+        offset: where the run begins in the output.
+        sources: the experts that take part.
+        names: the tensors, each with its first element within the run.
+        copied: True when all experts must agree instead of being blended.
+    """
+
+    dtype: str
+    offset: int
+    n_elements: int
+    sources: tuple[Source, ...]
+    names: tuple[tuple[int, str], ...]
+    copied: bool
+
+    def name_at(self, element: int) -> str:
+        return next(name for first, name in reversed(self.names) if first <= element)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a segment that is read, blended and written at once."""
+
+    segment: Segment
+    start: int
+    n_elements: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes read, of all experts together."""
+        return self.n_elements * sum(DTYPE_BYTES[source.dtype] for source in self.segment.sources)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attributes:
+    entries: the output's tensors in file order.
+    segments: runs of tensors to blend or copy, in the output's order.
+    counters: entries of `num_batches_tracked`, whose value is chosen, not blended.
+    """
+
+    entries: tuple[TensorEntry, ...]
+    segments: tuple[Segment, ...]
+    counters: tuple[TensorEntry, ...]
+
+    def blocks(self, slot_bytes: int, chunk: int) -> Iterator[Block]:
+        """Cut the segments into blocks whose inputs and output fit `slot_bytes`, at multiples of `chunk` elements."""
+        for segment in self.segments:
+            element_bytes = slot_element_bytes(segment)
+            step = max(1, slot_bytes // element_bytes // chunk) * chunk
+            for start in range(0, segment.n_elements, step):
+                yield Block(segment, start, min(step, segment.n_elements - start))
+
+
+def slot_element_bytes(segment: Segment) -> int:
+    """Return the bytes of buffer that one element of the segment needs."""
+    return DTYPE_BYTES[segment.dtype] + sum(DTYPE_BYTES[source.dtype] for source in segment.sources)
+
+
+def plan_blend(
+    experts: Sequence[Checkpoint], alpha: Sequence[float], dtype: str | None, metadata: dict[str, str]
+) -> tuple[bytes, Plan]:
+    """Plan the blend of compatible experts; reads nothing.
+
+    Returns:
+        the output's header, and the plan.
+    Raises:
+        CheckpointError: a tensor is of a floating-point dtype that cannot be blended.
+    """
+    first = experts[0]
+    described = []
+    for entry in first.entries.values():
+        if entry.dtype.startswith(("F8", "C")):
+            message = f"'{entry.name}' is {entry.dtype}, which glue cannot blend"
+            raise CheckpointError(message, hint="convert the experts to float32, float16 or bfloat16")
+        out_dtype = dtype if dtype and entry.dtype in FLOAT_DTYPES else entry.dtype
+        described.append((entry.name, out_dtype, entry.shape))
+    header, entries = lay_out(described, metadata)
+    counters = tuple(e for e in entries if _is_counter(e))
+    runs: list[list[Segment]] = []
+    for entry in entries:
+        if entry.n_elements and not _is_counter(entry):
+            segment = _segment(entry, experts, alpha)
+            if runs and _follows(runs[-1][-1], segment):
+                runs[-1].append(segment)
+            else:
+                runs.append([segment])
+    return header, Plan(tuple(entries), tuple(_joined(run) for run in runs), counters)
+
+
+def _is_counter(entry: TensorEntry) -> bool:
+    return entry.name.endswith("num_batches_tracked") and entry.dtype == "I64" and entry.n_elements == 1
+
+
+def _segment(entry: TensorEntry, experts: Sequence[Checkpoint], alpha: Sequence[float]) -> Segment:
+    copied = entry.dtype not in FLOAT_DTYPES
+    sources = []
+    for k, expert in enumerate(experts):
+        if copied or alpha[k] != 0:
+            inner = expert.entries[entry.name]
+            sources.append(Source(k, "U8" if copied else inner.dtype, inner.file, inner.offset))
+    n_elements = entry.n_bytes if copied else entry.n_elements
+    dtype = "U8" if copied else entry.dtype
+    return Segment(dtype, entry.offset, n_elements, tuple(sources), ((0, entry.name),), copied)
+
+
+def _follows(left: Segment, right: Segment) -> bool:
+    """Tell whether each expert holds `right` next to `left`, as the output does."""
+    if left.dtype != right.dtype or left.copied != right.copied:
+        return False
+    return all(
+        a.dtype == b.dtype and a.file == b.file and a.offset + left.n_elements * DTYPE_BYTES[a.dtype] == b.offset
+        for a, b in zip(left.sources, right.sources, strict=True)
+    )
+
+
+def _joined(run: Sequence[Segment]) -> Segment:
+    names, n_elements = [], 0
+    for segment in run:
+        names.append((n_elements, segment.names[0][1]))
+        n_elements += segment.n_elements
+    first = run[0]
+    return Segment(first.dtype, first.offset, n_elements, first.sources, tuple(names), first.copied)

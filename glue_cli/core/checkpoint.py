@@ -1,0 +1,199 @@
+"""Checkpoints as they lie on disk: safetensors headers, sharded indexes and Hugging Face folders. Needs no torch."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glue_cli.core.errors import CheckpointError, UsageError
+
+# Bytes an element, in the order in which safetensors sorts dtypes within a file (last first).
+DTYPE_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E5M2": 1,
+    "F8_E4M3": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "C64": 8,
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+}
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+_WRONG_FILE = "check that the file is a complete safetensors file; copy or download it again"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies: `n_bytes` at `offset` of the checkpoint's file number `file`, row-major."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    offset: int
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_elements * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The headers of one checkpoint: one file, or the shards of an index.
+
+    Attributes:
+        path: as the user gave it.
+        files: the safetensors files, absolute positions of `TensorEntry.file`.
+        entries: every tensor, by name.
+        metadata: the files' `__metadata__` together.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    entries: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+
+    @property
+    def glue(self) -> dict[str, Any]:
+        """What glue wrote about this checkpoint; empty for one that glue did not write."""
+        try:
+            found = json.loads(self.metadata.get("glue", "{}"))
+        except json.JSONDecodeError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(entry.n_bytes for entry in self.entries.values())
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the header of a `.safetensors` file, of an index's shards, or of a Hugging Face model folder.
+
+    Raises:
+        UsageError: there is nothing at `path`.
+        CheckpointError: it is no checkpoint, or a damaged one.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise UsageError(f"no checkpoint at '{path}'", hint="check the path")
+    if path.name.endswith(".index.json"):
+        return _read_index(path, path)
+    entries, metadata = _read_header(path, 0)
+    return Checkpoint(path, (path,), entries, metadata)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.exists():
+        return _read_index(folder, index)
+    if single.exists():
+        entries, metadata = _read_header(single, 0)
+        return Checkpoint(folder, (single,), entries, metadata)
+    raise CheckpointError(
+        f"the folder '{folder}' holds no model.safetensors and no model.safetensors.index.json",
+        hint="name a .safetensors file, an index, or a Hugging Face model folder",
+    )
+
+
+def _read_index(path: Path, index: Path) -> Checkpoint:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"'{index}' is no index of shards: {error!r}", hint=_WRONG_FILE) from None
+    files = tuple(index.parent / name for name in names)
+    missing = [str(file) for file in files if not file.exists()]
+    if missing:
+        raise CheckpointError(f"'{index}' names shards that are not there", items=missing, hint="copy them beside it")
+    entries: dict[str, TensorEntry] = {}
+    metadata: dict[str, str] = {}
+    for number, file in enumerate(files):
+        shard_entries, shard_metadata = _read_header(file, number)
+        entries |= shard_entries
+        metadata |= shard_metadata
+    lacking = sorted(set(weight_map) - set(entries))
+    if lacking:
+        raise CheckpointError(f"'{index}' names tensors that its shards lack", items=lacking, hint=_WRONG_FILE)
+    return Checkpoint(path, files, {name: entries[name] for name in sorted(weight_map)}, metadata)
+
+
+def _read_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    try:
+        with open(path, "rb") as file:
+            file_bytes = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if file_bytes < 8 or length > file_bytes - 8:
+                what = "is cut short" if length <= MAX_HEADER_BYTES else "is not a safetensors file"
+                raise CheckpointError(
+                    f"'{path}' {what}: its header claims {length:,} bytes, the file has {file_bytes:,}",
+                    hint=_WRONG_FILE,
+                )
+            if length > MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"'{path}' has a header of {length:,} bytes, more than the {MAX_HEADER_BYTES:,} that are allowed",
+                    hint=_WRONG_FILE,
+                )
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise CheckpointError(f"'{path}' is not a safetensors file: its header is no JSON", hint=_WRONG_FILE) from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"'{path}' is not a safetensors file: its header is no object", hint=_WRONG_FILE)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        metadata = {}
+    entries = {name: _entry(path, number, name, info, 8 + length) for name, info in header.items()}
+    _check_coverage(path, list(entries.values()), 8 + length, file_bytes)
+    return entries, metadata
+
+
+def _entry(path: Path, number: int, name: str, info: Any, data_start: int) -> TensorEntry:
+    try:
+        dtype, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"'{path}': the header's entry of '{name}' is wrong: {info}", hint=_WRONG_FILE) from None
+    if dtype not in DTYPE_BYTES:
+        raise CheckpointError(f"'{path}': '{name}' has the dtype '{dtype}', which glue does not know")
+    entry = TensorEntry(name, dtype, shape, number, data_start + begin)
+    if entry.n_bytes != end - begin:
+        raise CheckpointError(
+            f"'{path}': '{name}' is {dtype} {list(shape)}, {entry.n_bytes:,} bytes, but has {end - begin:,}",
+            hint=_WRONG_FILE,
+        )
+    return entry
+
+
+def _check_coverage(path: Path, entries: list[TensorEntry], data_start: int, file_bytes: int) -> None:
+    """Check that the tensors follow each other without holes or overlaps and end where the file ends."""
+    position, previous = data_start, "the header"
+    for entry in sorted(entries, key=lambda entry: (entry.offset, entry.n_bytes)):
+        if entry.offset != position:
+            what = "overlaps" if entry.offset < position else "leaves a hole after"
+            raise CheckpointError(f"'{path}': '{entry.name}' {what} {previous}", hint=_WRONG_FILE)
+        position, previous = entry.offset + entry.n_bytes, f"'{entry.name}'"
+    if position != file_bytes:
+        what = "is cut short" if file_bytes < position else "has bytes behind its last tensor"
+        raise CheckpointError(
+            f"'{path}' {what}: its header asks for {position:,} bytes, the file has {file_bytes:,}", hint=_WRONG_FILE
+        )

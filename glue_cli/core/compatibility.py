@@ -1,0 +1,61 @@
+"""What differs between experts that are to be blended. Needs no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from glue_cli.core.checkpoint import Checkpoint
+from glue_cli.core.errors import CheckpointError
+
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor in which an expert differs from the first."""
+
+    kind: Literal["missing", "unexpected", "shape", "dtype"]
+    name: str
+    text: str
+
+
+def find_differences(experts: Sequence[Checkpoint]) -> list[Difference]:
+    """Return every tensor in which an expert differs from the first one by name, shape or dtype."""
+    first, *others = experts
+    found = []
+    for expert in others:
+        for name, wanted in first.entries.items():
+            entry = expert.entries.get(name)
+            if entry is None:
+                found.append(Difference("missing", name, f"{expert.path}: '{name}' is missing"))
+            elif entry.shape != wanted.shape:
+                text = f"{expert.path}: '{name}' is {list(entry.shape)}, in {first.path} it is {list(wanted.shape)}"
+                found.append(Difference("shape", name, text))
+            elif entry.dtype != wanted.dtype:
+                text = f"{expert.path}: '{name}' is {entry.dtype}, in {first.path} it is {wanted.dtype}"
+                found.append(Difference("dtype", name, text))
+        for name in sorted(expert.entries.keys() - first.entries.keys()):
+            found.append(Difference("unexpected", name, f"{expert.path}: '{name}' is not in {first.path}"))
+    return found
+
+
+def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool) -> None:
+    """Check that the experts can be blended; float dtypes may differ when the user says what to blend to.
+
+    Raises:
+        CheckpointError: with every tensor that differs.
+    """
+    found = find_differences(experts)
+    if dtype_given:
+        found = [d for d in found if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]
+    if not found:
+        return
+    if all(difference.kind == "dtype" for difference in found):
+        message, hint = "the experts differ in dtype", "say what to blend to: --dtype float32"
+    else:
+        message, hint = "the experts are not of one architecture", "blend checkpoints of one architecture only"
+    raise CheckpointError(message, items=[difference.text for difference in found], hint=hint)
+
+
+def _float_everywhere(name: str, experts: Sequence[Checkpoint]) -> bool:
+    return all(expert.entries[name].dtype in FLOAT_DTYPES for expert in experts)

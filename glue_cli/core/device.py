@@ -1,0 +1,141 @@
+"""Where and in which precision a model computes."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from glue_cli.core.errors import ResourceError
+from glue_cli.core.output import writing
+from glue_cli.core.progress import Noted, Progress
+from glue_cli.core.tensors import write_all
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+_TIMED_STEPS = 5
+# bfloat16 has to earn its digits: it is taken when it saves a tenth of the time or more
+_WORTHWHILE = 0.9
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device, precision and memory format of one run."""
+
+    device: torch.device
+    precision: Precision = "fp32"
+    channels_last: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Run matrix products and convolutions in bfloat16 where that is the precision; parameters stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, in the memory format."""
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.to(self.device)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called `auto`, `cpu`, `cuda` or `cuda:I`; auto is the first GPU, else the CPU.
+
+    Raises:
+        ResourceError: that GPU is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= n_devices:
+            raise ResourceError(f"no device '{name}': torch sees {n_devices} CUDA devices", hint="use --device cpu")
+        device = torch.device("cuda", device.index or 0)
+    return device
+
+
+def likes_channels_last(model: nn.Module) -> bool:
+    """Tell whether a model convolves, for which channels_last is the faster memory format on CPUs and GPUs.
+
+    A single convolution is a transformer's patch embedding: there, the format costs more than it gives.
+    """
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+
+
+def choose_precision(
+    wanted: Literal["auto", "fp32", "bf16"],
+    make_step: Callable[[Precision], Callable[[], object]],
+    *,
+    work: Mapping[str, object],
+    device: torch.device,
+    cache: Path | None,
+    progress: Progress,
+) -> Precision:
+    """Return the precision to compute in; `auto` times a few steps of each on this machine.
+
+    A choice by timing is kept in `cache`, so that whatever continues or repeats the run on this machine makes the
+    same one.
+
+    Args:
+        make_step: returns a step of the work in a given precision, on throwaway copies.
+        work: what the timing depends on, such as model and batch size.
+    """
+    if wanted != "auto":
+        return wanted
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    key = json.dumps({**work, "machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__})
+    known = _read_cache(cache)
+    if known.get(key) in PRECISIONS:
+        choice: Precision = known[key]
+        progress(Noted(f"precision {choice}, as timed before on this machine"))
+        return choice
+    seconds = {precision: _time(make_step(precision), device) for precision in PRECISIONS}
+    choice = "bf16" if seconds["bf16"] < _WORTHWHILE * seconds["fp32"] else "fp32"
+    timings = ", ".join(f"{precision} {1000 * s:.1f} ms" for precision, s in seconds.items())
+    progress(Noted(f"precision {choice}: a step takes {timings}"))
+    if cache is not None:
+        _write_cache(cache, {**_read_cache(cache), key: choice})
+    return choice
+
+
+def _time(step: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(2 + _TIMED_STEPS):
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:])
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _read_cache(cache: Path | None) -> dict[str, Any]:
+    try:
+        known = json.loads((cache / "precision.json").read_text()) if cache else {}
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_cache(cache: Path, known: Mapping[str, str]) -> None:
+    try:
+        with writing(cache / "precision.json") as descriptor:
+            write_all(descriptor, json.dumps(known, indent=1, sort_keys=True).encode(), 0)
+    except ResourceError:  # a cache that cannot be written costs a few seconds next time
+        return

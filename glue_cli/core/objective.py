@@ -1,0 +1,153 @@
+"""The target loss of a blend as a function of alpha, eq. (2), with every pass charged to one account."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glue_cli.core.bank import ExpertBank
+from glue_cli.core.batchnorm import differentiate_statistics
+from glue_cli.core.device import Compute
+from glue_cli.core.losses import Loss, example_losses
+from glue_cli.core.seeds import derive_seed
+
+Batch = tuple[Tensor, Tensor]  # inputs [N, ...] and targets [N, ...], on the device
+
+
+@dataclass
+class Cost:
+    """What a search has spent, in passes over a minibatch; `forwards` includes those for validation."""
+
+    forwards: int = 0
+    validation_forwards: int = 0
+    backwards: int = 0
+    examples: int = 0
+
+
+class BlendObjective:
+    """L(alpha) on minibatches of the target's training data, and on its validation data.
+
+    The blends of a step live in one matrix [m, d], and the parameters of m copies of the model are views into its
+    rows: a step is one pass over the experts, then bare forward passes.
+
+    Args:
+        model: the architecture, on the device; its weights do not matter.
+        train_batch: the minibatch of a step, the same for every method.
+        validation_batches: the whole validation set.
+        bn_gradient: whether `gradient` passes through the blended BatchNorm statistics.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: ExpertBank,
+        *,
+        loss: Loss,
+        train_batch: Callable[[int], Batch],
+        validation_batches: Callable[[], Iterable[Batch]],
+        compute: Compute,
+        seed: int,
+        bn_gradient: bool = True,
+    ) -> None:
+        self.n_experts = bank.n_experts
+        self.cost = Cost()
+        self._model, self._bank, self._loss, self._compute = model.eval(), bank, loss, compute
+        self._train_batch, self._validation_batches = train_batch, validation_batches
+        self._seed, self._bn_gradient = seed, bn_gradient
+        self._blends = torch.empty(0, bank.n_columns, device=bank.device)
+        self._copies: list[nn.Module] = []
+        self._differentiable: tuple[nn.Module, Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def probe_losses(self, alphas: Tensor, step: int) -> Tensor:
+        """Return the loss of each blend on the minibatch of `step`, [m], float64, eq. (3).
+
+        All blends see the same examples and the same random state; BatchNorm is in eval mode.
+
+        Args:
+            alphas: [m, K], on the simplex.
+        Cost: one pass over the experts and m forwards.
+        """
+        batch = self._train_batch(step)
+        self._load(alphas)
+        losses = [self._forward(copied, batch, step) for copied in self._copies[: len(alphas)]]
+        return torch.stack([example.mean(dtype=torch.float64) for example in losses]).cpu()
+
+    def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
+        """Return the loss on the minibatch of `step`, and dL/dalpha up to a constant, [K], float64.
+
+        The constant is the mean over alpha: the products are taken with the experts' differences from the blend.
+
+        Cost: one pass over the experts for the blend and one for the products, a forward and a backward.
+        """
+        model, theta, gradient = self._differentiable_model()
+        self._bank.blend(alpha[None], theta)
+        gradient.zero_()
+        with torch.enable_grad():
+            loss = self._forward(model, self._train_batch(step), step).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.cost.backwards += 1
+        return loss.item(), self._bank.inner_products(gradient[0], theta[0]).cpu()
+
+    @torch.no_grad()
+    def validation_loss(self, alpha: Tensor) -> float:
+        """Return the loss of the blend on the whole validation set."""
+        self._load(alpha[None])
+        total, n_examples, forwards = 0.0, 0, self.cost.forwards
+        for batch in self._validation_batches():
+            total += self._forward(self._copies[0], batch, 0).sum(dtype=torch.float64).item()
+            n_examples += len(batch[1])
+        self.cost.validation_forwards += self.cost.forwards - forwards
+        return total / n_examples
+
+    def _forward(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        inputs, targets = batch
+        self.cost.forwards += 1
+        self.cost.examples += len(targets)
+        devices: Sequence[torch.device] = [inputs.device] if inputs.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(derive_seed(self._seed, "probe", step))
+            with self._compute.autocast():
+                outputs = model(inputs)
+            return example_losses(self._loss, outputs, targets)
+
+    def _load(self, alphas: Tensor) -> None:
+        """Blend into the rows of the copies, of which more are made when there are not enough."""
+        m = len(alphas)
+        if m > len(self._copies):
+            self._copies = []
+            self._blends = torch.empty(m, self._bank.n_columns, device=self._bank.device)
+            self._copies = [_bind(self._model, self._bank, row) for row in self._blends]
+        self._bank.blend(alphas, self._blends[:m])
+
+    def _differentiable_model(self) -> tuple[nn.Module, Tensor, Tensor]:
+        """Return a copy of the model whose tensors are views of theta [1, d], and whose gradients gather in [1, d]."""
+        if self._differentiable is None:
+            theta = torch.empty(1, self._bank.n_columns, device=self._bank.device)
+            gradient = torch.zeros_like(theta)
+            model = _bind(self._model, self._bank, theta[0])
+            leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+            if self._bn_gradient:
+                differentiate_statistics(model)
+                leaves |= dict(model.named_buffers(remove_duplicate=False))
+            for name, place in self._bank.places.items():
+                if name in leaves:
+                    leaves[name].requires_grad_()
+                    leaves[name].grad = place.view(gradient[0])
+            self._differentiable = model, theta, gradient
+        return self._differentiable
+
+
+def _bind(model: nn.Module, bank: ExpertBank, row: Tensor) -> nn.Module:
+    """Return a copy of the model whose floating-point tensors are views of `row` [d]."""
+    copied = copy.deepcopy(model)
+    for name, place in bank.places.items():
+        path, _, leaf = name.rpartition(".")
+        module = copied.get_submodule(path)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(place.view(row), requires_grad=False)
+        else:
+            module._buffers[leaf] = place.view(row).detach()
+    return copied

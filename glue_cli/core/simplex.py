@@ -1,0 +1,38 @@
+"""Coefficients on the simplex. Needs no torch."""
+
+import math
+from collections.abc import Sequence
+
+from glue_cli.core.errors import UsageError
+
+SUM_TOLERANCE = 1e-6
+
+
+def check_alpha(alpha: Sequence[float], n_experts: int) -> None:
+    """Check that given coefficients are K numbers, none negative, with sum 1 within 1e-6.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if len(alpha) != n_experts:
+        raise UsageError(
+            f"--alpha has {len(alpha)} coefficients, but there are {n_experts} experts",
+            hint="give one coefficient an expert, in the experts' order",
+        )
+    wrong = [str(a) for a in alpha if not math.isfinite(a) or a < 0]
+    if wrong:
+        raise UsageError(f"--alpha: {wrong[0]} is not a coefficient", hint="coefficients are 0 or more")
+    total = math.fsum(alpha)
+    if abs(total - 1) > SUM_TOLERANCE:
+        hint = None
+        if total > 0:
+            hint = "these do: --alpha " + ",".join(f"{a / total:.6g}" for a in alpha)
+        raise UsageError(f"--alpha sums to {total:g}, not to 1", hint=hint)
+
+
+def proportional(weights: Sequence[float]) -> list[float]:
+    """Return alpha_k = w_k / sum_j w_j; uniform when all weights are 0."""
+    total = math.fsum(weights)
+    if total == 0:
+        return [1 / len(weights)] * len(weights)
+    return [weight / total for weight in weights]

@@ -1,0 +1,174 @@
+"""The spec's schema: what `glue.yaml` may say, with every default. `spec_file` reads the file itself."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+# Section 5 of the paper as far as it is stated, then what it leaves open.
+_PAPER: dict[str, Any] = {
+    "optimizer": "adam",
+    "lr": 0.01,
+    "betas": [0.9, 0.99],
+    "n_directions": 1,
+    # our choices
+    "momentum": 0.9,
+    "directions": "gaussian",
+    "zero_sum": False,
+    "mu": 0.01,
+    "batch_size": 64,
+    "steps": 1000,
+    "validate_every": 50,
+    "patience": 4,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": _PAPER,
+    # Zero-sum directions waste no variance on the softmax's null direction; this lr and mu work within 100 steps.
+    "default": {**_PAPER, "zero_sum": True, "lr": 0.1, "mu": 0.1, "steps": 300, "validate_every": 20},
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ModelSpec(_Section):
+    """The architecture: a name of `glue_cli.models.ARCHITECTURES` and its arguments."""
+
+    arch: str
+    args: dict[str, Any] = {}
+
+
+class TargetSpec(_Section):
+    """How many training and validation examples of the target domain there are, drawn IID from the train split."""
+
+    train: Count | None = None
+    val: Count | None = None
+
+
+class DataSpec(_Section):
+    """A data set on disk: a name of `glue_cli.data.FORMATS` and where it lies."""
+
+    format: str
+    root: str
+    target: TargetSpec = TargetSpec()
+    mean: list[float] | None = None
+    std: list[Rate] | None = None
+    image_size: Count | None = None
+    splits: dict[Literal["train", "val", "test"], str] = {}
+
+
+class MemberSpec(_Section):
+    """An expert with a data set of its own."""
+
+    name: str
+    data: DataSpec
+
+
+class ExpertsSpec(_Section):
+    """The experts: `count` Dirichlet shares of the data's train split, or `members` with data of their own."""
+
+    count: Count | None = None
+    size: Count | None = None
+    dirichlet: Rate = 1.0
+    init: str = "shared"
+    members: list[MemberSpec] = []
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ExpertsSpec":
+        if self.members and (self.count or self.size):
+            raise ValueError("'members' excludes 'count' and 'size': an expert has a data set of its own or a share")
+        if not self.members and not (self.count and self.size):
+            raise ValueError("wanted 'count' and 'size', or 'members'")
+        return self
+
+    @property
+    def n_experts(self) -> int:
+        return len(self.members) or self.count or 0
+
+
+class AugmentSpec(_Section):
+    """Random crop after padding by `crop` pixels, and a random horizontal flip."""
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+
+
+class TrainSpec(_Section):
+    """How an expert is trained: Adam on all parameters."""
+
+    epochs: Count = 40
+    batch_size: Count = 64
+    lr: Rate = 0.001
+    augment: AugmentSpec = AugmentSpec()
+
+
+class FinetuneSpec(_Section):
+    """How the prior is finetuned: Adam on all parameters; `keep` the last epoch or the best on validation."""
+
+    epochs: Count = 20
+    batch_size: Count = 64
+    lr: Rate = 0.001
+    augment: AugmentSpec = AugmentSpec()
+    keep: Literal["last", "best"] = "last"
+
+
+class MixSpec(_Section):
+    """How alpha is learned; what is not given comes from the preset.
+
+    The search runs for `steps`, or until the validation loss, taken every `validate_every` steps, has not improved
+    `patience` times running; the alpha with the lowest validation loss is kept.
+    """
+
+    preset: Literal["default", "paper"] = "default"
+    optimizer: Literal["adam", "momentum"]
+    lr: Rate
+    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)]
+    momentum: Decay
+    directions: Literal["gaussian", "rademacher"]
+    zero_sum: bool
+    n_directions: Count
+    mu: Rate
+    batch_size: Count
+    steps: Count
+    validate_every: Count
+    patience: Count
+    bn_gradient: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = given.get("preset", "default")
+        return {**PRESETS.get(preset if isinstance(preset, str) else "default", _PAPER), **given}
+
+
+class Spec(_Section):
+    """The whole of `glue.yaml`."""
+
+    model: ModelSpec
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    data: DataSpec
+    experts: ExpertsSpec | None = None
+    train: TrainSpec = TrainSpec()
+    mix: MixSpec = Field(default_factory=lambda: MixSpec.model_validate({}))
+    finetune: FinetuneSpec = FinetuneSpec()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    _folder: Path = PrivateAttr(default=Path("."))
+
+    def path(self, written: str) -> Path:
+        """Return a path as written in the spec, looked up from the spec's own folder."""
+        return self._folder / Path(written).expanduser()
+
+    def located_in(self, folder: Path) -> "Spec":
+        """Return this spec with its paths looked up from `folder`."""
+        located = self.model_copy()
+        located._folder = folder
+        return located

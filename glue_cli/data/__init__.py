@@ -1,0 +1,117 @@
+"""Data sets: a reader for each format, the target's and the experts' parts, and batches."""
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glue_cli.core.errors import DataError, SpecError
+from glue_cli.core.progress import Progress, silent
+from glue_cli.core.spec import DataSpec
+
+if TYPE_CHECKING:  # `glue --help` reads the names below and must not import torch
+    from glue_cli.data.dataset import Dataset
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a data set lies on disk.
+
+    Attributes:
+        reader: "module:function" of this package; takes and returns what `read_dataset` does.
+        mean, std: what normalises its images, a number a channel, or one for all channels; in units of white = 1.
+        takes: the optional fields of `DataSpec` that the reader heeds.
+    """
+
+    reader: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    takes: tuple[str, ...] = ()
+
+
+FORMATS: dict[str, Format] = {
+    "cifar10": Format("cifar10:read_cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "svhn": Format("svhn:read_svhn", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "image-folder": Format(
+        "image_folder:read_image_folder", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), takes=("image_size", "splits")
+    ),
+    "safetensors": Format("safetensors_folder:read_safetensors_folder", (0.5,), (0.5,), takes=("splits",)),
+}
+
+
+def check_format(name: str) -> Format:
+    """Return the format called `name`.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    near = difflib.get_close_matches(name, FORMATS, n=1)
+    known = "one of " + ", ".join(FORMATS)
+    raise SpecError(
+        f"data.format: there is no format '{name}'; wanted {known}",
+        hint=f"did you mean '{near[0]}'?" if near else f"set data.format to {known}",
+    )
+
+
+def read_dataset(
+    data: DataSpec, split: str, *, root: Path, cache: Path | None = None, progress: Progress = silent
+) -> "Dataset | None":
+    """Read one split of a data set into memory.
+
+    Args:
+        data: the data section of the spec.
+        split: train, val or test.
+        root: `data.root`, looked up from the spec's folder.
+        cache: a folder for what is slow to read; made when missing; None caches nothing.
+        progress: hears of a reading that takes long.
+    Returns:
+        the split, or None for a val split that the data set does not have.
+    Raises:
+        SpecError: the data section does not fit the format or the images.
+        DataError: the folder, the train or the test split is missing, or a file is damaged.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, wanted one of {SPLITS}")
+    form = check_format(data.format)
+    for field in ("image_size", "splits"):
+        if getattr(data, field) and field not in form.takes:
+            users = " and ".join(f"'{name}'" for name, other in FORMATS.items() if field in other.takes)
+            raise SpecError(
+                f"data.{field} means nothing to format '{data.format}': it is for {users}",
+                hint=f"remove data.{field} from the spec",
+            )
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data.root: '{root}' {found}; wanted a folder", hint="check data.root in the spec")
+    module, function = form.reader.split(":")
+    reader = getattr(importlib.import_module(f".{module}", __name__), function)
+    dataset: Dataset | None = reader(data, split, root=root, cache=cache, progress=progress)
+    if dataset is not None:
+        normalisation(data, dataset)
+    assert dataset is not None or split == "val"
+    return dataset
+
+
+def normalisation(data: DataSpec, dataset: "Dataset") -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return the mean and std to normalise `dataset` with: the spec's, else the format's for images, else None.
+
+    Raises:
+        SpecError: their number is neither 1 nor that of the channels.
+    """
+    form = check_format(data.format)
+    mean = tuple(data.mean) if data.mean is not None else form.mean if dataset.has_images else None
+    std = tuple(data.std) if data.std is not None else form.std if dataset.has_images else None
+    n_channels = dataset.inputs.shape[1] if dataset.inputs.dim() > 1 else 1
+    for field, numbers in (("mean", mean), ("std", std)):
+        if numbers is not None and len(numbers) not in (1, n_channels):
+            wanted = "1" if n_channels == 1 else f"1 or {n_channels}, a number a channel"
+            raise SpecError(
+                f"data.{field}: found {len(numbers)} numbers, wanted {wanted}",
+                hint=f"set data.{field} to {'one number' if n_channels == 1 else f'{n_channels} numbers'}",
+            )
+    return mean, std

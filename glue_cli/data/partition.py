@@ -1,0 +1,131 @@
+"""Who gets which examples: the target's training and validation sets, and the experts' non-IID shares."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glue_cli.core.errors import SpecError
+from glue_cli.core.seeds import generator
+from glue_cli.core.spec import TargetSpec
+
+
+def target_split(n_train: int, target: TargetSpec, *, seed: int, has_val: bool) -> tuple[Tensor, Tensor]:
+    """Draw the target's training and validation examples, IID without replacement from the train split.
+
+    Args:
+        n_train: examples of the train split.
+        target: how many to draw; all that is left for training and a tenth of the split for validation by default.
+        seed: the run's seed; the draw is a pure function of the arguments. A smaller training set lies inside a larger
+            one, and the validation set does not depend on its size.
+        has_val: the data set has a val split of its own, so none is drawn.
+    Returns:
+        sorted int64 indices of the training and of the validation examples, without overlap.
+    Raises:
+        SpecError: more is asked for than there is.
+    """
+    n_val = 0 if has_val else target.val if target.val is not None else max(1, n_train // 10)
+    wanted = target.train if target.train is not None else max(1, n_train - n_val)
+    if wanted + n_val > n_train:
+        asked = f"{wanted:,} training" + (f" and {n_val:,} validation" if n_val else "")
+        raise SpecError(
+            f"data.target asks for {asked} examples, but the train split has {n_train:,}",
+            hint="lower data.target.train" + (" or data.target.val" if n_val else ""),
+        )
+    order = torch.randperm(n_train, generator=generator(seed, "target"))
+    return order[n_val : n_val + wanted].sort().values, order[:n_val].sort().values
+
+
+def free_indices(n_train: int, *taken: Tensor) -> Tensor:
+    """Return the sorted indices of the train split, int64 [n], that are in none of `taken`."""
+    free = torch.ones(n_train, dtype=torch.bool)
+    for indices in taken:
+        free[indices] = False
+    return free.nonzero().squeeze(1)
+
+
+@dataclass(frozen=True)
+class Share:
+    """An expert's share of the train split.
+
+    Attributes:
+        indices: sorted int64 [size].
+        class_counts: examples of each class.
+        shortfall: how many examples each class was short of its drawn proportion and left to the other classes.
+    """
+
+    indices: Tensor
+    class_counts: tuple[int, ...]
+    shortfall: tuple[int, ...]
+
+
+def dirichlet_share(
+    labels: Tensor, free_idx: Tensor, *, size: int, concentration: float, n_classes: int, seed: int, expert: int
+) -> Share:
+    """Draw an expert's share, whose class proportions are Dirichlet(concentration), without replacement.
+
+    Args:
+        labels: of the whole train split, int64 [N].
+        free_idx: the examples that may be drawn, int64 [n]: not the target's. Their order does not matter.
+        size: examples to draw.
+        concentration: of the symmetric Dirichlet distribution; towards 0 a single class, towards infinity equal parts.
+        n_classes: above every label.
+        seed, expert: the draw is a pure function of these and the other arguments, whatever the other experts draw.
+    Raises:
+        SpecError: there are no labels, or fewer free examples than `size`.
+    """
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise SpecError(
+            "experts.dirichlet shares the data by class, but this data set has no labels",
+            hint="give each expert data of its own in experts.members",
+        )
+    if size > len(free_idx):
+        raise SpecError(
+            f"experts.size is {size:,}, but data.target leaves {len(free_idx):,} of {len(labels):,} training examples",
+            hint="lower experts.size, data.target.train or data.target.val",
+        )
+    draws = generator(seed, "share", expert)
+    proportions = _dirichlet(concentration, n_classes, draws)
+    shuffled = free_idx.sort().values[torch.randperm(len(free_idx), generator=draws)]
+    classes, order = labels[shuffled].sort(stable=True)
+    available = classes.bincount(minlength=n_classes)
+    wanted = _apportion(proportions, size)
+    counts = _fill(proportions, available, size)
+    ranks = torch.arange(len(classes)) - (available.cumsum(0) - available)[classes]  # by class, in random order
+    drawn = shuffled[order[ranks < counts[classes]]]
+    shortfall = (wanted - available).clamp(min=0)
+    return Share(drawn.sort().values, tuple(counts.tolist()), tuple(shortfall.tolist()))
+
+
+def _dirichlet(concentration: float, n_classes: int, draws: torch.Generator) -> Tensor:
+    """Draw from a symmetric Dirichlet distribution, float64 [n_classes], sum 1.
+
+    Normalised Gamma(a) variates, by their logarithms: Gamma(a) = Gamma(a + 1) U^(1/a) underflows to nothing but zeros
+    for a small a, while log Gamma(a + 1) + log(U)/a keeps the winner.
+    """
+    shape = torch.full((n_classes,), concentration + 1.0, dtype=torch.float64)
+    gamma = torch._standard_gamma(shape, generator=draws)
+    uniform = torch.rand(n_classes, dtype=torch.float64, generator=draws)  # [0, 1)
+    return torch.softmax(gamma.log() + torch.log1p(-uniform) / concentration, 0)
+
+
+def _apportion(weights: Tensor, total: int) -> Tensor:
+    """Split `total` in proportion to `weights` by the largest remainder: int64, exactly `total` in sum."""
+    quotas = weights / weights.sum() * total
+    counts = quotas.long()
+    remainders = torch.where(weights > 0, quotas - counts, -1.0)
+    n_left = total - int(counts.sum())
+    counts[remainders.sort(descending=True, stable=True).indices[:n_left]] += 1
+    return counts
+
+
+def _fill(proportions: Tensor, available: Tensor, size: int) -> Tensor:
+    """Return class counts near `proportions`, none above `available`; what a class lacks, the others take over."""
+    counts = torch.zeros_like(available)
+    while (n_left := size - int(counts.sum())) > 0:  # a round gives all that is left, or closes a class
+        is_open = counts < available
+        weights = torch.where(is_open, proportions, 0.0)
+        if weights.sum() == 0:  # what is open has no proportion at all: spread by what there is
+            weights = (available - counts).double()
+        counts = torch.minimum(counts + _apportion(weights, n_left), available)
+    return counts

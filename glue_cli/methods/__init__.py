@@ -1,0 +1,28 @@
+"""The ways of choosing alpha: a file each, and this registry. Needs no torch until a method is loaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where a method is, and what it chooses alpha from."""
+
+    location: str
+    needs: Literal["count", "sizes", "accuracies", "objective"]
+
+    def load(self) -> Callable[..., Any]:
+        """Return the method's function."""
+        module, _, function = self.location.partition(":")
+        return getattr(import_module(f"glue_cli.methods.{module}"), function)  # type: ignore[no-any-return]
+
+
+METHODS = {
+    "uniform": Method("uniform:uniform", needs="count"),
+    "data-size": Method("data_size:data_size", needs="sizes"),
+    "proxy": Method("proxy:proxy", needs="accuracies"),
+    "fullgrad": Method("fullgrad:fullgrad", needs="objective"),
+    "spsa": Method("spsa:spsa", needs="objective"),
+}

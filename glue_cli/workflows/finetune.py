@@ -1,0 +1,96 @@
+"""Finetune all parameters on the target data, from a checkpoint or from scratch."""
+
+import time
+from typing import Any
+
+import torch
+
+from glue_cli import __version__
+from glue_cli.core.device import find_device
+from glue_cli.core.tensors import write_checkpoint
+from glue_cli.workflows.compute import training_compute
+from glue_cli.workflows.examples import Batches, read_target
+from glue_cli.workflows.history import writing_history
+from glue_cli.workflows.plan import FinetunePlan, Run
+from glue_cli.workflows.training import evaluate_model, train
+from glue_cli.workflows.weights import check_fits_data, initial_model, load_model
+
+
+def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
+    """Train on the target's training data, write the checkpoint, return what `--json` prints.
+
+    Epoch 0 of the history is the start itself. The test figures, where tracked, select nothing.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the spec's model.
+        SpecError, DataError: the spec, the model and the data do not fit each other.
+        NumericalError: the loss diverges.
+        ResourceError: the output cannot be written, or the device is not there.
+    """
+    began = time.perf_counter()
+    find_device(run.device)  # a missing GPU shows before the data are read
+    spec = plan.spec
+    model = load_model(spec, plan.checkpoint) if plan.checkpoint else initial_model(spec)
+    watched_splits = ["val", "test"] if plan.track_test else ["val"]
+    target = read_target(spec, ["train", *watched_splits], run)
+    for examples in target.values():
+        check_fits_data(model, examples, spec.loss, spec.data.root)
+    compute = training_compute(spec, model, target["train"], spec.finetune, run)
+    model = compute.place(model)
+    watched: dict[str, Batches] = {split: target[split].on(compute) for split in watched_splits}
+    history: list[dict[str, Any]] = []
+    best: tuple[float, dict[str, torch.Tensor]] | None = None
+
+    with writing_history(run.history, command="finetune", start=_start(plan)) as write:
+
+        def on_epoch(epoch: int, train_loss: float | None) -> None:
+            nonlocal best
+            line: dict[str, Any] = {"epoch": epoch, "train_loss": train_loss}
+            for split, batches in watched.items():
+                figures = evaluate_model(model, batches, loss=spec.loss, compute=compute)
+                line |= {f"{split}_{name}": value for name, value in figures.items()}
+            history.append(line)
+            write(line)
+            if spec.finetune.keep == "best" and epoch > 0 and (best is None or line["val_loss"] < best[0]):
+                best = line["val_loss"], {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+        on_epoch(0, None)
+        train(
+            model,
+            target["train"].on(compute),
+            spec.finetune,
+            loss=spec.loss,
+            compute=compute,
+            seed=spec.seed,
+            task="finetune",
+            run=run,
+            on_epoch=on_epoch,
+        )
+    write_checkpoint(
+        plan.output,
+        best[1] if best else model.state_dict(),
+        {
+            "glue": __version__,
+            "kind": "finetuned",
+            "model": spec.model.model_dump(),
+            "start": _start(plan),
+            "examples": len(target["train"]),
+            "class_names": target["train"].class_names,
+            "seed": spec.seed,
+            "precision": compute.precision,
+            "settings": {"loss": spec.loss, "finetune": spec.finetune.model_dump()},
+        },
+    )
+    return {
+        "schema": "glue.finetune/1",
+        "output": str(plan.output),
+        "start": _start(plan),
+        "examples": len(target["train"]),
+        "history": history,
+        "precision": compute.precision,
+        "wall_s": time.perf_counter() - began,
+    }
+
+
+def _start(plan: FinetunePlan) -> str:
+    return str(plan.checkpoint.path) if plan.checkpoint else "scratch"

@@ -1,0 +1,86 @@
+"""Train one expert on its own data."""
+
+import time
+from typing import Any
+
+from glue_cli import __version__
+from glue_cli.core.device import find_device
+from glue_cli.core.tensors import write_checkpoint
+from glue_cli.workflows.compute import training_compute
+from glue_cli.workflows.examples import read_expert
+from glue_cli.workflows.history import writing_history
+from glue_cli.workflows.plan import Run, TrainExpertPlan
+from glue_cli.workflows.training import train
+from glue_cli.workflows.weights import check_fits_data, initial_model
+
+
+def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
+    """Train expert `plan.expert` of the spec and write its checkpoint; return what `--json` prints.
+
+    Raises:
+        SpecError, DataError: the spec, the model and the data do not fit each other.
+        NumericalError: the loss diverges.
+        ResourceError: the output cannot be written, or the device is not there.
+    """
+    began = time.perf_counter()
+    find_device(run.device)  # a missing GPU shows before the data are read
+    spec = plan.spec
+    model = initial_model(spec, plan.expert)
+    examples = read_expert(spec, plan.expert, run)
+    check_fits_data(model, examples, spec.loss, spec.data.root)
+    compute = training_compute(spec, model, examples, spec.train, run)
+    model = compute.place(model)
+    history: list[float] = []
+    with writing_history(run.history, command="train-expert", expert=plan.expert) as write:
+
+        def on_epoch(epoch: int, train_loss: float) -> None:
+            history.append(train_loss)
+            write({"epoch": epoch, "train_loss": train_loss})
+
+        train(
+            model,
+            examples.on(compute),
+            spec.train,
+            loss=spec.loss,
+            compute=compute,
+            seed=spec.seed,
+            task=f"train {plan.name}",
+            run=run,
+            on_epoch=on_epoch,
+        )
+    result = {
+        "schema": "glue.train-expert/1",
+        "output": str(plan.output),
+        "expert": plan.expert,
+        "name": plan.name,
+        "examples": len(examples),
+        "epochs": spec.train.epochs,
+        "loss": history[-1],
+        "precision": compute.precision,
+        "wall_s": time.perf_counter() - began,
+    }
+    if spec.loss == "cross_entropy":
+        names = examples.class_names or []
+        counts = examples.dataset.targets.bincount(minlength=len(names)).tolist()
+        result["class_counts"] = counts
+    assert spec.experts is not None
+    write_checkpoint(
+        plan.output,
+        model.state_dict(),
+        {
+            "glue": __version__,
+            "kind": "expert",
+            "model": spec.model.model_dump(),
+            "name": plan.name,
+            "examples": len(examples),
+            "class_names": examples.class_names,
+            "seed": spec.seed,
+            "precision": compute.precision,
+            "settings": {
+                "loss": spec.loss,
+                "train": spec.train.model_dump(),
+                "experts": spec.experts.model_dump(include={"count", "size", "dirichlet", "init"}),
+            },
+        },
+    )
+    return result

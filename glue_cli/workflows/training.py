@@ -1,0 +1,105 @@
+"""The training loop that experts and finetuning share, and evaluation."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from glue_cli.core.device import Compute
+from glue_cli.core.errors import NumericalError
+from glue_cli.core.losses import Evaluation, Loss, example_losses
+from glue_cli.core.progress import Advanced, Finished, Started
+from glue_cli.core.seeds import derive_seed
+from glue_cli.core.spec import FinetuneSpec, TrainSpec
+from glue_cli.workflows.examples import Batches
+from glue_cli.workflows.plan import Run
+
+Settings = TrainSpec | FinetuneSpec
+
+_STEPS_A_REPORT = 10
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    settings: Settings,
+    *,
+    loss: Loss,
+    compute: Compute,
+    seed: int,
+    task: str,
+    run: Run,
+    on_epoch: Callable[[int, float], None],
+) -> None:
+    """Train all parameters with Adam.
+
+    Epoch e is a pure function of the weights, the optimiser's state, the seed and e.
+
+    Args:
+        model: on the device; changed in place.
+        on_epoch: called with the epoch, from 1, and its mean training loss.
+    Raises:
+        NumericalError: the loss is not finite.
+    """
+    optimizer = make_optimizer(model, settings)
+    run.progress(Started(task, settings.epochs * len(batches), "examples"))
+    n_done = 0
+    for epoch in range(1, settings.epochs + 1):
+        torch.manual_seed(derive_seed(seed, task, epoch))  # dropout
+        model.train()
+        total = torch.zeros((), dtype=torch.float64, device=compute.device)
+        n_seen = 0
+        for step, (inputs, targets) in enumerate(batches.epoch(settings.batch_size, seed, epoch, settings.augment)):
+            losses = training_step(model, optimizer, inputs, targets, loss, compute)
+            total += losses.sum(dtype=torch.float64)
+            n_seen += len(targets)
+            if step % _STEPS_A_REPORT == 0:
+                mean = total.item() / n_seen
+                _check_finite(mean, task, epoch)
+                run.progress(Advanced(n_done + n_seen, {"epoch": epoch, "loss": mean}))
+        _check_finite(total.item(), task, epoch)
+        n_done += len(batches)
+        run.progress(Advanced(n_done, {"epoch": epoch, "loss": total.item() / n_seen}))
+        on_epoch(epoch, total.item() / n_seen)
+    run.progress(Finished())
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    loss: Loss,
+    compute: Compute,
+) -> torch.Tensor:
+    """Make one step on a batch; return the loss of each example, [N]."""
+    with compute.autocast():
+        outputs = model(inputs)
+    losses = example_losses(loss, outputs, targets)
+    optimizer.zero_grad()
+    losses.mean().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return losses.detach()
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Return Adam with torch's defaults and the settings' lr."""
+    return torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+
+
+def _check_finite(loss: float, task: str, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise NumericalError(f"the training loss is {loss} in epoch {epoch} of '{task}'", hint="lower the lr")
+
+
+@torch.no_grad()
+def evaluate_model(model: nn.Module, batches: Batches, *, loss: Loss, compute: Compute) -> dict[str, float]:
+    """Return the loss and the figures of merit on all examples, in eval mode."""
+    model.eval()
+    evaluation = Evaluation(loss)
+    for inputs, targets in batches.in_order():
+        with compute.autocast():
+            outputs = model(inputs)
+        evaluation.add(outputs, targets)
+    return evaluation.figures()
