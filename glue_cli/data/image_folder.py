@@ -4,22 +4,21 @@ import hashlib
 import json
 import os
 import struct
-import uuid
 import zlib
-from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glue_cli.core.errors import DataError
+from glue_cli.core.errors import DataError, ResourceError
 from glue_cli.core.progress import Advanced, Finished, Noted, Progress, Started
 from glue_cli.core.spec import DataSpec
+from glue_cli.core.tensors import write_checkpoint
 from glue_cli.data.dataset import Dataset, split_name
 
 if TYPE_CHECKING:
@@ -58,15 +57,15 @@ def read_image_folder(
     class_names = _list_classes(train)
     files = _list_images(folder, class_names, is_train=folder == train)
     if cache is None:
-        return _decode_all(files, class_names, data.image_size, progress)[0]
+        return _decode_all(files, class_names, data.image_size, progress)
     cached = cache / f"images-{_cache_key(folder, files, class_names, data.image_size)}.safetensors"
     dataset = _read_cache(cached, len(files), class_names)
     if dataset is None:
-        dataset, pixels = _decode_all(files, class_names, data.image_size, progress)
+        dataset = _decode_all(files, class_names, data.image_size, progress)
         try:
-            _write_cache(cached, dataset, pixels)
-        except OSError as error:
-            progress(Noted(f"the decoded images are not cached: '{cached}': {error.strerror}", warning=True))
+            write_checkpoint(cached, {"images": dataset.inputs, "labels": dataset.targets}, {"kind": "decoded images"})
+        except ResourceError as error:
+            progress(Noted(f"the decoded images are not cached: {error.message}", warning=True))
     return dataset
 
 
@@ -129,8 +128,7 @@ def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) ->
 
 def _decode_all(
     files: Sequence[_Image], class_names: tuple[str, ...], image_size: int | None, progress: Progress
-) -> tuple[Dataset, bytearray]:
-    """Return the data set, and the memory that its images lie in."""
+) -> Dataset:
     first = _decode(files[0].path, image_size)
     width, height = first.size
     n_bytes = 3 * height * width  # of an image
@@ -157,7 +155,7 @@ def _decode_all(
             progress(Advanced(done))
     progress(Finished())
     images = torch.frombuffer(buffer, dtype=torch.uint8).view(len(files), 3, height, width)
-    return Dataset(images, torch.tensor([file.label for file in files]), class_names), buffer
+    return Dataset(images, torch.tensor([file.label for file in files]), class_names)
 
 
 def _decode(path: Path, image_size: int | None) -> "PillowImage":
@@ -205,30 +203,3 @@ def _read_cache(path: Path, n_images: int, class_names: tuple[str, ...]) -> Data
     if labels.shape != (n_images,) or labels.dtype != torch.int64:
         return None
     return Dataset(images, labels, class_names)
-
-
-def _write_cache(path: Path, dataset: Dataset, pixels: bytearray) -> None:
-    """Write a safetensors file whole or not at all; several processes may do so at once."""
-    labels = array("q", dataset.targets.tolist()).tobytes()  # first, so that their 8 bytes are aligned
-    n_labels, n_pixels = len(labels), len(pixels)
-    header: dict[str, Any] = {
-        "labels": {"dtype": "I64", "shape": list(dataset.targets.shape), "data_offsets": [0, n_labels]},
-        "images": {
-            "dtype": "U8",
-            "shape": list(dataset.inputs.shape),
-            "data_offsets": [n_labels, n_labels + n_pixels],
-        },
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text + labels)
-            file.write(pixels)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
