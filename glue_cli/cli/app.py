@@ -1,10 +1,13 @@
 """The program: its commands, and the one place where an error becomes text and an exit code."""
 
+import io
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated
 
@@ -21,7 +24,6 @@ from glue_cli.core.errors import GlueError, ResourceError, UsageError
 app = typer.Typer(
     name="glue",
     help="Blend expert checkpoints into one model for a new domain; learn the coefficients by forward passes alone.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -31,19 +33,28 @@ app.command("finetune")(finetune)
 app.command("evaluate")(evaluate)
 
 
+_INTERRUPTED = 130
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"glue {__version__}")
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, metavar="", help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+        raise UsageError("no command given", hint="glue COMMAND --help says more")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="glue", standalone_mode=False)
         sys.stdout.flush()
-        if result == 130:  # typer's own answer to Ctrl-C
-            print_error(GlueError("interrupted; nothing half-written is left behind"))
-        return result if isinstance(result, int) else 0
+        return _report_interrupt() if result == _INTERRUPTED else 0  # typer's own answer to Ctrl-C
     except KeyboardInterrupt:
-        print_error(GlueError("interrupted; nothing half-written is left behind"))
-        return 130
+        return _report_interrupt()
     except BrokenPipeError:  # whoever read our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _leave_pipe()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer's and rich's answer to the same
+            return _leave_pipe()
+        raise
     except typer.TyperException as error:
         return _report(_as_usage_error(error))
     except GlueError as error:
@@ -69,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return 1
         return _report(ResourceError("out of memory", hint="use a smaller batch_size, or a machine with more memory"))
+    except OSError as error:
+        return _report(_as_resource_error(error))
     except Exception:
         traceback.print_exc()
         return 1
@@ -77,11 +90,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Entry point of the command `glue`."""
     signal.signal(signal.SIGTERM, _terminate)
+    _set_up_torch()
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by the caller
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text, and is printed all the same
     sys.exit(main())
+
+
+def _set_up_torch() -> None:
+    """Say what torch has to know before it is imported."""
+    # Threads that spin while they wait stand in each other's way as soon as anything else runs: training the digits'
+    # CNN beside another job on two cores took 40 s, and 8 s with threads that sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # which glue does not use
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)  # unwinds, so that temporary files are removed
+
+
+def _leave_pipe() -> int:
+    _drop_output()
+    return 128 + signal.SIGPIPE
+
+
+def _drop_output() -> None:
+    """Send what is still buffered for stdout nowhere, so that Python does not trip over it again as it exits."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_interrupt() -> int:
+    print_error(GlueError("interrupted; nothing half-written is left behind"))
+    return _INTERRUPTED
 
 
 def _report(error: GlueError) -> int:
@@ -92,14 +133,28 @@ def _report(error: GlueError) -> int:
 
 
 def _as_usage_error(error: typer.TyperException) -> GlueError:
-    message = error.format_message().rstrip(".")
-    if "Usage:" in message:  # no arguments: help is the answer
-        print(message)
-        return UsageError("no command given", hint="glue --help lists the commands")
+    from pydantic import ValidationError  # here, for the sake of --version and --help
+
+    message = error.format_message().rstrip(".").replace(". Did you mean", "; did you mean")
+    if isinstance(error.__cause__, ValidationError):  # of a value's type: "Input should be a valid integer, ..."
+        found = error.__cause__.errors()[0]["input"]
+        message = message.replace("Input should be", "wanted").partition(", unable to")[0] + f", found '{found}'"
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "glue"
-    return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help lists the options")
+    what = "commands" if command == "glue" else "options"
+    return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help lists the {what}")
+
+
+def _as_resource_error(error: OSError) -> GlueError:
+    if error.filename:
+        return ResourceError(f"'{error.filename}' cannot be read or written: {error.strerror}")
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return ResourceError(f"the output cannot be written: {error.strerror}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
+    said = str(error)
+    return isinstance(error, MemoryError) or "allocate" in said or "out of memory" in said or "ALLOC_FAILED" in said

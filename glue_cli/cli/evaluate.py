@@ -1,5 +1,6 @@
 """glue evaluate"""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -12,7 +13,7 @@ from glue_cli.core.errors import GateMissedError, UsageError
 
 
 def evaluate(
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="The models to evaluate.")],
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="The models to evaluate.")],
     split: Annotated[
         str, typer.Option("--split", metavar="train|val|test", help="Which of the target's examples.")
     ] = "test",
@@ -21,7 +22,7 @@ def evaluate(
         typer.Option("--fail-under", metavar="FIGURE=BAR", help="Exit with 6 when a checkpoint is under the bar."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the result there, as JSON.")
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Also write the result there, as JSON.")
     ] = None,
     spec: options.SpecOption = None,
     set_: options.SetOption = None,
@@ -40,7 +41,7 @@ def evaluate(
     check_name("--split", split, ["train", "val", "test"])
     bars = dict(_bar(text) for text in fail_under or ())
     known_split = cast(Literal["train", "val", "test"], split)
-    plan = plan_evaluate(session.read_spec(), checkpoints, known_split, bars, output, force=force)
+    plan = plan_evaluate(session.read_spec(), checkpoints, known_split, bars, session.outputs(output))
     if dry_run:
         planned = {
             "checkpoints": len(plan.checkpoints),
@@ -49,9 +50,9 @@ def evaluate(
         }
         session.finish_dry_run("evaluate", planned)
         return
-    from glue_cli.workflows.evaluate import evaluate as work
-
     with session.running() as run:
+        from glue_cli.workflows.evaluate import evaluate as work
+
         result = work(plan, run)
     session.finish(result, _show)
     if result["missed"]:
@@ -61,9 +62,12 @@ def evaluate(
 def _bar(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        return name, float(value)
+        bar = float(value)
     except ValueError:
-        raise UsageError(f"--fail-under {text}: wanted FIGURE=BAR", hint="for example accuracy=0.9") from None
+        bar = math.nan
+    if math.isnan(bar):
+        raise UsageError(f"--fail-under {text}: wanted FIGURE=BAR", hint="for example accuracy=0.9")
+    return name, bar
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """glue finetune"""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +15,14 @@ from glue_cli.core.errors import UsageError
 def finetune(
     checkpoint: Annotated[Path | None, typer.Argument(metavar="CHECKPOINT", help="Where to start from.")] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Start from the spec's initialisation, in place of a checkpoint.")
+        bool,
+        typer.Option("--from-scratch", metavar="", help="Start from the spec's initialisation, without a checkpoint."),
     ] = False,
     track: Annotated[
         str | None,
         typer.Option("--track", metavar="test", help="Also record test figures by epoch; they select nothing."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The finetuned model.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The finetuned model.")] = Path(
         "finetuned.safetensors"
     ),
     spec: options.SpecOption = None,
@@ -41,8 +43,8 @@ def finetune(
     if (checkpoint is None) != from_scratch:
         raise UsageError("wanted either a checkpoint or --from-scratch", hint="glue finetune prior.safetensors")
     if track not in (None, "test"):
-        raise UsageError(f"--track {track}: wanted test")
-    plan = plan_finetune(session.read_spec(), checkpoint, output, track_test=track == "test", force=force)
+        raise UsageError(f"--track {track}: not known", hint="--track test; val is always recorded")
+    plan = plan_finetune(session.read_spec(), checkpoint, session.outputs(output), track_test=track == "test")
     if dry_run:
         planned = {
             "start": str(checkpoint) if checkpoint else "scratch",
@@ -52,11 +54,11 @@ def finetune(
         }
         session.finish_dry_run("finetune", planned)
         return
-    from glue_cli.workflows.finetune import finetune as work
-
     with session.running() as run:
+        from glue_cli.workflows.finetune import finetune as work
+
         result = work(plan, run)
-    session.finish(result, _show, f"glue evaluate {output}")
+    session.finish(result, _show, f"glue evaluate {shlex.quote(str(output))}")
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -67,4 +69,4 @@ def _show(result: dict[str, Any]) -> None:
         cells = [percent(line[name]) if name.endswith("accuracy") else number(line[name]) for name in names]
         rows.append([str(line["epoch"]), number(line["train_loss"]), *cells])
     print_table(["epoch", "training loss", *(name.replace("_", " ") for name in names)], rows)
-    print(f"from {result['start']} in {duration(result['wall_s'])}, written to {result['output']}")
+    print(f"\nfrom {result['start']} in {duration(result['wall_s'])}, written to {result['output']}")

@@ -1,12 +1,13 @@
 """glue mix"""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from glue_cli.cli import options
-from glue_cli.cli.output import duration, number, print_table, size
+from glue_cli.cli.output import duration, number, percent, print_table, size
 from glue_cli.cli.session import Session, check_name
 from glue_cli.core.errors import UsageError
 from glue_cli.methods import METHODS
@@ -18,11 +19,11 @@ def mix(
     experts: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="EXPERT...", help="Checkpoints: .safetensors files, .index.json files, Hugging Face folders."
+            metavar="EXPERT", help="Checkpoints: .safetensors files, .index.json files, Hugging Face folders."
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", "-m", metavar="|".join(METHODS), help="How alpha is chosen.")
+        str | None, typer.Option("--method", "-m", metavar="NAME", help=f"How alpha is chosen: {', '.join(METHODS)}.")
     ] = None,
     alpha: Annotated[
         str | None, typer.Option("--alpha", metavar="A,B,...", help="Given coefficients, in place of a method.")
@@ -32,9 +33,12 @@ def mix(
         typer.Option("--sizes", metavar="N,M,...", help="Training examples of each expert, for data-size."),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="same|float32|bfloat16|float16|float64", help="Dtype of the blend.")
+        str,
+        typer.Option("--dtype", metavar="NAME", help="Dtype of the blend: same, float32, bfloat16, float16, float64."),
     ] = "same",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The blended model.")] = Path("prior.safetensors"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The blended model.")] = Path(
+        "prior.safetensors"
+    ),
     spec: options.SpecOption = None,
     set_: options.SetOption = None,
     device: options.DeviceOption = "auto",
@@ -58,20 +62,19 @@ def mix(
     if method is not None:
         check_name("--method", method, list(METHODS))
     if sizes is not None and method != "data-size":
-        raise UsageError("--sizes is for --method data-size only")
+        raise UsageError("--sizes is for --method data-size only", hint="leave --sizes out")
     check_name("--dtype", dtype, ["same", *FILE_DTYPES])
     needs_spec = method is not None and METHODS[method].needs in ("accuracies", "objective")
     read = session.read_spec() if needs_spec else None
     plan = plan_mix(
         experts or [],
-        output,
+        session.outputs(output),
         method=method,
         alpha=_numbers("--alpha", alpha, float) if alpha is not None else None,
         sizes=_numbers("--sizes", sizes, int) if sizes is not None else None,
         dtype=None if dtype == "same" else dtype,
         spec=read,
         seed=read.seed if read else seed or 0,
-        force=force,
     )
     if dry_run:
         first = plan.experts[0]
@@ -90,19 +93,22 @@ def mix(
             }
         session.finish_dry_run("mix", planned)
         return
-    from glue_cli.workflows.mix import mix as work
-
     with session.running() as run:
+        from glue_cli.workflows.mix import mix as work
+
         result = work(plan, run)
-    session.finish(result, _show, f"glue finetune {output}, or glue evaluate {output}")
+    prior = shlex.quote(str(output))
+    session.finish(result, _show, f"glue finetune {prior}, or glue evaluate {prior}")
 
 
 def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        wanted = "whole numbers" if kind is int else "numbers"
-        raise UsageError(f"{option} {text}: wanted {wanted} with commas between") from None
+        wanted, example = ("whole numbers", "2000,500") if kind is int else ("numbers", "0.2,0.8")
+        raise UsageError(
+            f"{option} '{text}': wanted {wanted} with commas between", hint=f"for example {option} {example}"
+        ) from None
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -111,13 +117,13 @@ def _show(result: dict[str, Any]) -> None:
     if "val_accuracies" in result:
         columns.append("validation accuracy")
         for row, accuracy in zip(rows, result["val_accuracies"], strict=True):
-            row.append(f"{100 * accuracy:.2f} %")
+            row.append(percent(accuracy))
     print_table(columns, rows)
     loss, cost = result["loss"], result["cost"]
     lines = []
-    if loss:
+    if loss.get("val") is not None:
         lines.append(f"validation loss {number(loss['val'])}, uniform blend {number(loss['val_uniform'])}")
-    if "steps" in result:
+    if result.get("steps"):
         ended = "at a plateau" if result["stopped"] == "plateau" else "at the last step"
         lines.append(f"{result['steps']} steps, ended {ended}")
     if cost["forwards"]:
@@ -126,5 +132,5 @@ def _show(result: dict[str, Any]) -> None:
             f"{cost['backwards']:,} backwards, {cost['examples']:,} examples"
         )
     lines.append(f"{duration(cost['wall_s'])}, peak memory {size(cost['peak_bytes'])}")
-    lines.append(f"{result['method']} blend written to {result['output']}")
-    print("\n".join(lines))
+    lines.append(f"written to {result['output']}")
+    print("", *lines, sep="\n")

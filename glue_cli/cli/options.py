@@ -9,7 +9,13 @@ _SHARED = "Shared options"
 
 SpecOption = Annotated[
     Path | None,
-    typer.Option("--spec", envvar="GLUE_SPEC", help="The spec [default: ./glue.yaml].", rich_help_panel=_SHARED),
+    typer.Option(
+        "--spec",
+        envvar="GLUE_SPEC",
+        metavar="PATH",
+        help="The spec; ./glue.yaml by default.",
+        rich_help_panel=_SHARED,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -30,14 +36,18 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         metavar="auto|fp32|bf16",
-        help="Precision of the passes; auto times both [default: the spec's, else auto].",
+        help="Precision of the passes, in place of the spec's; auto times both.",
         rich_help_panel=_SHARED,
     ),
 ]
 SeedOption = Annotated[
     int | None,
     typer.Option(
-        "--seed", envvar="GLUE_SEED", min=0, help="Random seed [default: the spec's, else 0].", rich_help_panel=_SHARED
+        "--seed",
+        envvar="GLUE_SEED",
+        metavar="N",
+        help="Random seed, in place of the spec's; 0 where nobody says one.",
+        rich_help_panel=_SHARED,
     ),
 ]
 HistoryOption = Annotated[
@@ -47,12 +57,17 @@ HistoryOption = Annotated[
     ),
 ]
 ForceOption = Annotated[
-    bool, typer.Option("--force", "-f", help="Replace outputs that exist.", rich_help_panel=_SHARED)
+    bool, typer.Option("--force", "-f", metavar="", help="Replace outputs that exist.", rich_help_panel=_SHARED)
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", "-n", help="Check everything, say what would be done.", rich_help_panel=_SHARED)
+    bool,
+    typer.Option(
+        "--dry-run", "-n", metavar="", help="Check everything, say what would be done.", rich_help_panel=_SHARED
+    ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no hints.", rich_help_panel=_SHARED)]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar="", help="No progress and no hints.", rich_help_panel=_SHARED)
+]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=_SHARED)
+    bool, typer.Option("--json", metavar="", help="Print the result as one JSON object.", rich_help_panel=_SHARED)
 ]

@@ -15,7 +15,7 @@ MAX_ITEMS = 5
 
 def stderr_console() -> Console:
     """Return the console for everything that is not the result; paths in it stay whole."""
-    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_error(error: GlueError) -> None:
@@ -34,15 +34,18 @@ def print_hint(hint: str) -> None:
     stderr_console().print(Text("hint: ", style="bold cyan"), Text(hint), sep="")
 
 
-def print_warning(text: str) -> None:
-    stderr_console().print(Text("warning: ", style="bold yellow"), Text(text), sep="")
+def print_warning(text: str, console: Console | None = None) -> None:
+    (console or stderr_console()).print(Text("warning: ", style="bold yellow"), Text(text), sep="")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-    """Print a table on stdout: the first column to the left, the others to the right; off a terminal no line wraps."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True, overflow="fold")
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout: the first column to the left, the others to the right.
+
+    On a narrow terminal the first column, with the paths, is folded; off a terminal no line wraps.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", no_wrap=position > 0, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(highlight=False)
@@ -52,8 +55,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a figure with fixed digits, or a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """Return a figure with fixed digits, or few of a huge one; a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
 def percent(value: float | None) -> str:
@@ -62,8 +67,8 @@ def percent(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time such as 0.8 s, 42 s, 3:05 or 1:02:03."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.1f} s" if round(seconds, 1) < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -71,8 +76,10 @@ def duration(seconds: float) -> str:
 
 def size(n_bytes: float) -> str:
     """Return a number of bytes such as 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+    if round(n_bytes) < 1000:
+        return f"{n_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
+        if round(n_bytes, 1) < 1000:
+            return f"{n_bytes:.1f} {unit}"
+    return f"{n_bytes / 1000:.1f} TB"

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from glue_cli.cli.output import duration, print_warning, size, stderr_console
+from glue_cli.cli.output import duration, number, print_warning, size, stderr_console
 from glue_cli.core.progress import Advanced, Event, Finished, Noted, Progress, Started, silent
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _N_SPARKS = 40
 _MAX_EXPERTS = 16
 _LINE_EVERY_S = 30.0
-_LINE_EVERY_SHARE = 0.1
 
 
 @contextmanager
@@ -76,23 +76,23 @@ class _Task:
         return duration(time.monotonic() - self._began)
 
     def figures(self) -> str:
-        shown = ((name, f"{x:.0f}" if name == "epoch" else f"{x:.4f}") for name, x in self.latest.figures.items())
+        shown = ((name, f"{x:.0f}" if name == "epoch" else number(x)) for name, x in self.latest.figures.items())
         return ", ".join(f"{name} {value}" for name, value in shown)
 
 
 class _PlainLines:
-    """A line when a task begins to take long: every tenth of the work or every 30 s, whichever is rarer at first."""
+    """A line for every tenth of the work, and one when 30 s have passed without."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._task: _Task | None = None
-        self._shown_share, self._shown_at = 0.0, 0.0
+        self._shown_tenths, self._shown_at = 0, 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
             case Started():
                 self._task = _Task(event)
-                self._shown_share, self._shown_at = 0.0, time.monotonic()
+                self._shown_tenths, self._shown_at = 0, time.monotonic()
             case Advanced() if self._task:
                 self._task.advance(event)
                 self._maybe_show(self._task)
@@ -104,51 +104,60 @@ class _PlainLines:
                 self._console.print(text)
 
     def _maybe_show(self, task: _Task) -> None:
-        share, now = task.share or 0.0, time.monotonic()
-        if share - self._shown_share < _LINE_EVERY_SHARE and now - self._shown_at < _LINE_EVERY_S:
+        share, now = task.share, time.monotonic()
+        tenths = int(10 * (share or 0))
+        if tenths <= self._shown_tenths and now - self._shown_at < _LINE_EVERY_S:
             return
-        self._shown_share, self._shown_at = share, now
-        parts = [f"{100 * share:.0f} %" if task.share is not None else "", task.counts(), task.pace(), task.figures()]
+        self._shown_tenths, self._shown_at = tenths, now
+        parts = [f"{100 * share:.0f} %" if share is not None else "", task.counts(), task.pace(), task.figures()]
         self._console.print(f"{task.started.task}: " + ", ".join(part for part in parts if part))
 
 
 class _LiveView:
-    """The running task's bar, rate and time left; while mixing, the loss and every expert's coefficient."""
+    """The running task's bar, rate and time left; while mixing, the loss and every expert's coefficient.
+
+    Until the first task there is a spinner: importing torch alone takes seconds.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._task: _Task | None = None
+        self._spinner = Spinner("dots", "getting ready")
         self._live: Live | None = None
+        self._start()
 
     def __call__(self, event: Event) -> None:
         match event:
             case Started():
                 self.close()
                 self._task = _Task(event)
-                self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=8)
-                self._live.start()
+                self._start()
             case Advanced() if self._task:
                 self._task.advance(event)
             case Finished() if self._task:
                 task = self._task
-                self.close(transient=True)
+                self.close(finished=True)
                 parts = [task.counts(), f"in {task.elapsed()}", task.figures()]
                 self._console.print(f"{task.started.task}: " + ", ".join(part for part in parts if part))
             case Noted(text=text, warning=True):
-                print_warning(text)
+                print_warning(text, self._console)
             case Noted(text=text):
                 self._console.print(text)
 
-    def close(self, *, transient: bool = False) -> None:
+    def _start(self) -> None:
+        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=8)
+        self._live.start(refresh=True)
+
+    def close(self, *, finished: bool = False) -> None:
         if self._live:
-            self._live.transient = transient
+            self._live.transient = finished or self._task is None  # the bar stays where a task broke off
             self._live.stop()
         self._live, self._task = None, None
 
     def _render(self) -> RenderableType:
         task = self._task
         if task is None:
-            return Text("")
+            return self._spinner
         line = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=task.started.total, completed=task.latest.done, width=28, pulse=task.share is None)
         line.add_row(Text(task.started.task, style="bold"), bar, task.counts(), Text(task.pace(), style="cyan"))

@@ -1,23 +1,20 @@
 """What every command does before and after its work: read the spec, listen to progress, print the result."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glue_cli.cli.output import print_hint, print_table
 from glue_cli.cli.progress import listening
 from glue_cli.core.errors import UsageError
-from glue_cli.core.output import check_output
-from glue_cli.core.spec import Spec
-from glue_cli.core.spec_file import nearest, read_spec
-from glue_cli.data import FORMATS
-from glue_cli.models import ARCHITECTURES
-from glue_cli.workflows.plan import Run
+
+if TYPE_CHECKING:  # the spec's schema alone takes as long to import as all the rest
+    from glue_cli.core.spec import Spec
+    from glue_cli.workflows.plan import Outputs, Run
 
 
 @dataclass(frozen=True)
@@ -36,32 +33,49 @@ class Session:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UsageError(f"--device {self.device}: wanted auto, cpu, cuda or cuda:I")
-        if self.precision not in (None, "auto", "fp32", "bf16"):
-            raise UsageError(f"--precision {self.precision}: wanted auto, fp32 or bf16")
-        if self.history:
-            check_output(self.history, [], force=self.force)
+            raise UsageError(f"--device {self.device}: not known", hint="known: auto, cpu, cuda, cuda:I")
+        if self.precision is not None:
+            check_name("--precision", self.precision, ["auto", "fp32", "bf16"])
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed {self.seed}: out of range", hint="give a whole number from 0 to 2^63 - 1")
 
-    def read_spec(self) -> Spec:
+    def outputs(self, result: Path | None) -> "Outputs":
+        """Return where this call writes."""
+        from glue_cli.workflows.plan import Outputs
+
+        return Outputs(result, self.history, self._spec_file, self.force)
+
+    @property
+    def _spec_file(self) -> Path:
+        return self.spec_path or Path("glue.yaml")
+
+    def read_spec(self) -> "Spec":
         """Read the spec and lay the flags over it."""
+        from glue_cli.core.spec_file import read_spec
+        from glue_cli.data import FORMATS
+        from glue_cli.models import ARCHITECTURES
+
         overrides = [*self.overrides]
         if self.seed is not None:
             overrides.append(f"seed={self.seed}")
         if self.precision is not None:
             overrides.append(f"precision={self.precision}")
-        path = self.spec_path or Path("glue.yaml")
-        return read_spec(path, overrides, known_names={"arch": ARCHITECTURES, "format": FORMATS})
+        return read_spec(self._spec_file, overrides, known_names={"arch": ARCHITECTURES, "format": FORMATS})
 
     @contextmanager
-    def running(self) -> Iterator[Run]:
+    def running(self) -> Iterator["Run"]:
         """Give the work its surroundings, and show its progress while it lasts."""
+        from glue_cli.workflows.plan import Run
+
         with listening(quiet=self.quiet) as progress:
             yield Run(self.device, _cache_folder(), self.history, progress)
 
     def finish(self, result: dict[str, Any], show: Callable[[dict[str, Any]], None], hint: str | None = None) -> None:
         """Print the result on stdout, as JSON or for people, and the next command to try on stderr."""
         if self.json:
-            print(json.dumps(result))
+            from glue_cli.workflows.as_json import as_json
+
+            print(as_json(result))
             return
         show(result)
         if hint and not self.quiet:
@@ -84,8 +98,11 @@ def check_name(option: str, name: str, known: Sequence[str]) -> None:
         UsageError: it is none of them.
     """
     if name not in known:
-        raise UsageError(f"{option} {name}: not known{nearest(name, known)}")
+        from glue_cli.core.spec_file import nearest
+
+        raise UsageError(f"{option} {name}: not known", hint=nearest(name, known).removeprefix("; "))
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glue"
+def _cache_folder() -> Path | None:
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(folder) / "glue" if os.path.isabs(folder) else None  # a user without a home keeps nothing

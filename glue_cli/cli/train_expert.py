@@ -1,5 +1,6 @@
 """glue train-expert"""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,12 @@ from glue_cli.cli.session import Session
 
 
 def train_expert(
-    expert: Annotated[int, typer.Option("--expert", min=0, help="Number of the expert, from 0.")],
+    expert: Annotated[int, typer.Option("--expert", metavar="I", help="Number of the expert, from 0.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The checkpoint [default: experts/expert-00I.safetensors].")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="The checkpoint; experts/expert-00I.safetensors by default."
+        ),
     ] = None,
     spec: options.SpecOption = None,
     set_: options.SetOption = None,
@@ -30,7 +34,7 @@ def train_expert(
     session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
     from glue_cli.workflows.plan import plan_train_expert
 
-    plan = plan_train_expert(session.read_spec(), expert, output, force=force)
+    plan = plan_train_expert(session.read_spec(), expert, session.outputs(output))
     if dry_run:
         planned = {
             "expert": plan.expert,
@@ -41,16 +45,15 @@ def train_expert(
         }
         session.finish_dry_run("train-expert", planned)
         return
-    from glue_cli.workflows.train_expert import train_expert as work
-
     with session.running() as run:
+        from glue_cli.workflows.train_expert import train_expert as work
+
         result = work(plan, run)
-    session.finish(
-        result, _show, f"when all experts are there: glue mix --method spsa {plan.output.parent}/*.safetensors"
-    )
+    folder = shlex.quote(str(plan.output.parent))
+    session.finish(result, _show, f"when all experts are there: glue mix --method spsa {folder}/*.safetensors")
 
 
 def _show(result: dict[str, Any]) -> None:
-    rows = [(result["name"], str(result["examples"]), str(result["epochs"]), number(result["loss"]))]
-    cells = (*rows[0], duration(result["wall_s"]), result["output"])
-    print_table(("expert", "examples", "epochs", "training loss", "time", "checkpoint"), [cells])
+    cells = (result["name"], f"{result['examples']:,}", str(result["epochs"]), number(result["loss"]))
+    print_table(("expert", "examples", "epochs", "training loss"), [cells])
+    print(f"\nin {duration(result['wall_s'])}, written to {result['output']}")

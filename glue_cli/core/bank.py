@@ -1,8 +1,6 @@
 """The experts in memory during the search: rows of one matrix, so that all blends of a step are one product."""
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor
 from glue_cli.core.checkpoint import Checkpoint
 from glue_cli.core.compatibility import FLOAT_DTYPES
 from glue_cli.core.errors import CheckpointError
-from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, read_into
+from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, open_files, read_into
 
 # Elements between the starts of two tensors are a multiple of this: 64 bytes, for aligned loads.
 _ALIGN = 16
@@ -141,10 +139,7 @@ def _place(names: Sequence[str], expert: Checkpoint, channels_last: bool) -> tup
 
 
 def _read_row(expert: Checkpoint, places: Mapping[str, Place], row: Tensor) -> None:
-    with ExitStack() as stack:
-        descriptors = [os.open(file, os.O_RDONLY) for file in expert.files]
-        for descriptor in descriptors:
-            stack.callback(os.close, descriptor)
+    with open_files(expert) as descriptors:
         for name, place in places.items():
             entry = expert.entries[name]
             tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])

@@ -4,7 +4,6 @@ A few threads each read, hash, blend and write a block of the output at a time. 
 boundaries follow from the output's layout alone, so the bytes depend neither on the threads nor on the memory.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.layout import metadata_of
 from glue_cli.core.output import reserve, writing
 from glue_cli.core.progress import Advanced, Finished, Progress, Started, silent
-from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, read_into, write_all
+from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, check_unchanged, open_files, read_into, write_all
 
 MEMORY_BYTES = 192 << 20
 N_THREADS = 4  # reading overlaps blending and writing on two cores already; more threads add buffers, no speed
@@ -72,7 +71,7 @@ def blend_files(
         with ThreadPoolExecutor(n_threads) as pool:
             hashes = list(pool.map(lambda reader: reader.hash.finish(), readers))
         for reader in readers:
-            reader.check_unchanged()
+            check_unchanged(reader.expert, reader.descriptors)
         header, _ = plan_blend(experts, alpha, dtype, metadata_of(describe(hashes)))
         write_all(out, header, 0)
     progress(Finished())
@@ -84,22 +83,11 @@ class _Reader:
 
     def __init__(self, stack: ExitStack, expert: Checkpoint) -> None:
         self.expert = expert
-        self.descriptors = []
-        for file in expert.files:
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)
-            self.descriptors.append(descriptor)
-        self._stats = [os.fstat(descriptor) for descriptor in self.descriptors]
+        self.descriptors = stack.enter_context(open_files(expert))
         self.hash = StreamedHash(expert.files, self.descriptors)
 
     def read(self, file: int, offset: int, buffer: memoryview) -> None:
         read_into(self.descriptors[file], buffer, offset, self.expert.files[file])
-
-    def check_unchanged(self) -> None:
-        for file, descriptor, was in zip(self.expert.files, self.descriptors, self._stats, strict=True):
-            now = os.fstat(descriptor)
-            if (now.st_size, now.st_mtime_ns) != (was.st_size, was.st_mtime_ns):
-                raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
 
 
 class _Blending:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.core.compatibility import FLOAT_DTYPES
-from glue_cli.core.errors import CheckpointError
 from glue_cli.core.layout import lay_out
 
 
@@ -89,15 +88,10 @@ def plan_blend(
 
     Returns:
         the output's header, and the plan.
-    Raises:
-        CheckpointError: a tensor is of a floating-point dtype that cannot be blended.
     """
     first = experts[0]
     described = []
     for entry in first.entries.values():
-        if entry.dtype.startswith(("F8", "C")):
-            message = f"'{entry.name}' is {entry.dtype}, which glue cannot blend"
-            raise CheckpointError(message, hint="convert the experts to float32, float16 or bfloat16")
         out_dtype = dtype if dtype and entry.dtype in FLOAT_DTYPES else entry.dtype
         described.append((entry.name, out_dtype, entry.shape))
     header, entries = lay_out(described, metadata)
@@ -130,8 +124,10 @@ def _segment(entry: TensorEntry, experts: Sequence[Checkpoint], alpha: Sequence[
 
 
 def _follows(left: Segment, right: Segment) -> bool:
-    """Tell whether each expert holds `right` next to `left`, as the output does."""
+    """Tell whether `right` lies next to `left` in the output and in each expert."""
     if left.dtype != right.dtype or left.copied != right.copied:
+        return False
+    if left.offset + left.n_elements * DTYPE_BYTES[left.dtype] != right.offset:  # a counter lies between
         return False
     return all(
         a.dtype == b.dtype and a.file == b.file and a.offset + left.n_elements * DTYPE_BYTES[a.dtype] == b.offset

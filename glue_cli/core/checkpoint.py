@@ -62,19 +62,21 @@ class Checkpoint:
         files: the safetensors files, absolute positions of `TensorEntry.file`.
         entries: every tensor, by name.
         metadata: the files' `__metadata__` together.
+        stamps: each file's size and time of change when its header was read; see `stamp_of`.
     """
 
     path: Path
     files: tuple[Path, ...]
     entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
+    stamps: tuple[tuple[int, int], ...]
 
     @property
     def glue(self) -> dict[str, Any]:
         """What glue wrote about this checkpoint; empty for one that glue did not write."""
         try:
             found = json.loads(self.metadata.get("glue", "{}"))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -96,8 +98,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UsageError(f"no checkpoint at '{path}'", hint="check the path")
     if path.name.endswith(".index.json"):
         return _read_index(path, path)
-    entries, metadata = _read_header(path, 0)
-    return Checkpoint(path, (path,), entries, metadata)
+    return _read_single(path, path)
+
+
+def stamp_of(descriptor: int) -> tuple[int, int]:
+    """Return what changes when somebody writes to an open file: its size and time of change."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 def _read_folder(folder: Path) -> Checkpoint:
@@ -105,40 +112,51 @@ def _read_folder(folder: Path) -> Checkpoint:
     if index.exists():
         return _read_index(folder, index)
     if single.exists():
-        entries, metadata = _read_header(single, 0)
-        return Checkpoint(folder, (single,), entries, metadata)
+        return _read_single(folder, single)
     raise CheckpointError(
         f"the folder '{folder}' holds no model.safetensors and no model.safetensors.index.json",
         hint="name a .safetensors file, an index, or a Hugging Face model folder",
     )
 
 
+def _read_single(path: Path, file: Path) -> Checkpoint:
+    entries, metadata, stamp = _read_header(file, 0)
+    return Checkpoint(path, (file,), entries, metadata, (stamp,))
+
+
 def _read_index(path: Path, index: Path) -> Checkpoint:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files = tuple(index.parent / name for name in names)
+    except OSError as error:
+        raise CheckpointError(f"'{index}' cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"'{index}' is no index of shards: {error!r}", hint=_WRONG_FILE) from None
-    files = tuple(index.parent / name for name in names)
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise CheckpointError(f"'{index}' names shards outside its own folder", items=outside, hint=_WRONG_FILE)
     missing = [str(file) for file in files if not file.exists()]
     if missing:
         raise CheckpointError(f"'{index}' names shards that are not there", items=missing, hint="copy them beside it")
     entries: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
-    for number, file in enumerate(files):
-        shard_entries, shard_metadata = _read_header(file, number)
-        entries |= shard_entries
+    stamps = []
+    for number, (name, file) in enumerate(zip(names, files, strict=True)):
+        shard_entries, shard_metadata, stamp = _read_header(file, number)
+        entries |= {tensor: entry for tensor, entry in shard_entries.items() if weight_map.get(tensor) == name}
         metadata |= shard_metadata
+        stamps.append(stamp)
     lacking = sorted(set(weight_map) - set(entries))
     if lacking:
         raise CheckpointError(f"'{index}' names tensors that its shards lack", items=lacking, hint=_WRONG_FILE)
-    return Checkpoint(path, files, {name: entries[name] for name in sorted(weight_map)}, metadata)
+    return Checkpoint(path, files, {name: entries[name] for name in sorted(weight_map)}, metadata, tuple(stamps))
 
 
-def _read_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+def _read_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], tuple[int, int]]:
     try:
         with open(path, "rb") as file:
-            file_bytes = os.fstat(file.fileno()).st_size
+            file_bytes, _ = stamp = stamp_of(file.fileno())
             length = int.from_bytes(file.read(8), "little")
             if file_bytes < 8 or length > file_bytes - 8:
                 what = "is cut short" if length <= MAX_HEADER_BYTES else "is not a safetensors file"
@@ -151,35 +169,37 @@ def _read_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[
                     f"'{path}' has a header of {length:,} bytes, more than the {MAX_HEADER_BYTES:,} that are allowed",
                     hint=_WRONG_FILE,
                 )
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length).decode())
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise CheckpointError(f"'{path}' is not a safetensors file: its header is no JSON", hint=_WRONG_FILE) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"'{path}' is not a safetensors file: its header is no object", hint=_WRONG_FILE)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        metadata = {}
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CheckpointError(f"'{path}' is not a safetensors file: its metadata are no texts", hint=_WRONG_FILE)
     entries = {name: _entry(path, number, name, info, 8 + length) for name, info in header.items()}
     _check_coverage(path, list(entries.values()), 8 + length, file_bytes)
-    return entries, metadata
+    return entries, metadata, stamp
 
 
 def _entry(path: Path, number: int, name: str, info: Any, data_start: int) -> TensorEntry:
     try:
-        dtype, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        name.encode()  # JSON can write half a character, which is no name
+        dtype, shape, (begin, end) = info["dtype"], info["shape"], info["data_offsets"]
+        if not isinstance(dtype, str) or not isinstance(shape, list):
+            raise ValueError
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"'{path}': the header's entry of '{name}' is wrong: {info}", hint=_WRONG_FILE) from None
     if dtype not in DTYPE_BYTES:
         raise CheckpointError(f"'{path}': '{name}' has the dtype '{dtype}', which glue does not know")
-    entry = TensorEntry(name, dtype, shape, number, data_start + begin)
+    entry = TensorEntry(name, dtype, tuple(shape), number, data_start + begin)
     if entry.n_bytes != end - begin:
         raise CheckpointError(
-            f"'{path}': '{name}' is {dtype} {list(shape)}, {entry.n_bytes:,} bytes, but has {end - begin:,}",
-            hint=_WRONG_FILE,
+            f"'{path}': '{name}' is {dtype} {shape}, but has {end - begin:,} bytes", hint=_WRONG_FILE
         )
     return entry
 

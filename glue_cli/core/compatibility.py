@@ -43,14 +43,19 @@ def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool) -> Non
     """Check that the experts can be blended; float dtypes may differ when the user says what to blend to.
 
     Raises:
-        CheckpointError: with every tensor that differs.
+        CheckpointError: with every tensor that differs, or is of a floating-point dtype that glue cannot blend.
     """
+    odd = [entry for entry in experts[0].entries.values() if entry.dtype.startswith(("F8", "C"))]
+    if odd:
+        items = [f"{experts[0].path}: '{entry.name}' is {entry.dtype}" for entry in odd]
+        hint = "convert the experts to float32, float16 or bfloat16"
+        raise CheckpointError("glue cannot blend tensors of these dtypes", items=items, hint=hint)
     found = find_differences(experts)
     if dtype_given:
         found = [d for d in found if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]
     if not found:
         return
-    if all(difference.kind == "dtype" for difference in found):
+    if all(d.kind == "dtype" and _float_everywhere(d.name, experts) for d in found):
         message, hint = "the experts differ in dtype", "say what to blend to: --dtype float32"
     else:
         message, hint = "the experts are not of one architecture", "blend checkpoints of one architecture only"
@@ -58,4 +63,4 @@ def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool) -> Non
 
 
 def _float_everywhere(name: str, experts: Sequence[Checkpoint]) -> bool:
-    return all(expert.entries[name].dtype in FLOAT_DTYPES for expert in experts)
+    return all(name in expert.entries and expert.entries[name].dtype in FLOAT_DTYPES for expert in experts)

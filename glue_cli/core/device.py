@@ -128,7 +128,7 @@ def _cpu_name() -> str:
 def _read_cache(cache: Path | None) -> dict[str, Any]:
     try:
         known = json.loads((cache / "precision.json").read_text()) if cache else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

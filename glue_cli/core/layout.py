@@ -10,8 +10,11 @@ _DTYPE_ORDER = {dtype: rank for rank, dtype in enumerate(DTYPE_BYTES)}
 
 
 def metadata_of(glue: Mapping[str, Any]) -> dict[str, str]:
-    """Return the two metadata keys of a checkpoint that glue writes; both sorted, for equal bytes."""
-    return {"format": "pt", "glue": json.dumps(glue, sort_keys=True, ensure_ascii=False)}
+    """Return the two metadata keys of a checkpoint that glue writes; both sorted, for equal bytes.
+
+    In ASCII, since a file's name need not be text that the header could hold otherwise.
+    """
+    return {"format": "pt", "glue": json.dumps(glue, sort_keys=True)}
 
 
 def lay_out(

@@ -18,7 +18,8 @@ def example_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """
     if loss == "cross_entropy":
         return F.cross_entropy(outputs.float(), targets, reduction="none")
-    return (outputs.float().view_as(targets) - targets).square().flatten(1).mean(1)
+    errors = outputs.float().view_as(targets) - targets
+    return errors.square().unsqueeze(-1).flatten(1).mean(1)  # targets [N] have no second dimension to flatten
 
 
 def n_correct(outputs: Tensor, targets: Tensor) -> int:

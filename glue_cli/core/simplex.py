@@ -22,12 +22,12 @@ def check_alpha(alpha: Sequence[float], n_experts: int) -> None:
     wrong = [str(a) for a in alpha if not math.isfinite(a) or a < 0]
     if wrong:
         raise UsageError(f"--alpha: {wrong[0]} is not a coefficient", hint="coefficients are 0 or more")
-    total = math.fsum(alpha)
+    total = sum(alpha)
     if abs(total - 1) > SUM_TOLERANCE:
         hint = None
-        if total > 0:
-            hint = "these do: --alpha " + ",".join(f"{a / total:.6g}" for a in alpha)
-        raise UsageError(f"--alpha sums to {total:g}, not to 1", hint=hint)
+        if 0 < total < math.inf:
+            hint = "these do: --alpha " + ",".join(f"{a / total:.9g}" for a in alpha)
+        raise UsageError(f"--alpha sums to {total:.9g}, not to 1", hint=hint)
 
 
 def proportional(weights: Sequence[float]) -> list[float]:

@@ -1,5 +1,6 @@
 """The spec's schema: what `glue.yaml` may say, with every default. `spec_file` reads the file itself."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -165,7 +166,7 @@ class Spec(_Section):
 
     def path(self, written: str) -> Path:
         """Return a path as written in the spec, looked up from the spec's own folder."""
-        return self._folder / Path(written).expanduser()
+        return self._folder / os.path.expanduser(written)
 
     def located_in(self, folder: Path) -> "Spec":
         """Return this spec with its paths looked up from `folder`."""

@@ -97,21 +97,30 @@ def read_spec(
 
 
 def _parse(text: str, path: Path, lines: dict[KeyPath, int], faults: list[str]) -> dict[str, Any]:
-    loader = _Loader(text)
     try:
-        root = loader.get_single_node()
-        value = {} if root is None else _construct(loader, root, (), lines, faults, path)
+        value = _load(text, lines, faults, path)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise SpecError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a control character, or a date that is none
+    except yaml.YAMLError as error:  # a control character
         raise SpecError(f"{path}: not YAML: {error}") from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise SpecError(f"{path}: nested too deep", hint="look for an alias inside its own anchor") from None
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise SpecError(f"{path}:1: wanted keys such as 'model:' and 'data:', found a {type(value).__name__}")
     return value
+
+
+def _load(text: str, lines: dict[KeyPath, int], faults: list[str], path: Path) -> Any:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        return None if root is None else _construct(loader, root, (), lines, faults, path)
+    finally:
+        loader.dispose()
 
 
 def _construct(
@@ -121,7 +130,9 @@ def _construct(
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="wanted a word as key", problem_mark=key_node.start_mark)
+            key = key_node.value
             line = key_node.start_mark.line + 1
             if key in result:
                 faults.append(f"{path}:{line}: {_dotted((*at, key))}: given twice, first on line {lines[(*at, key)]}")
@@ -131,7 +142,11 @@ def _construct(
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*at, i), lines, faults, path) for i, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    try:
+        return loader.construct_object(node)
+    except (ValueError, LookupError, AttributeError):  # PyYAML's own, on a date that is none, `!!int x`, `!!bool x`
+        problem = f"'{node.value}' is no {node.tag.rpartition(':')[2]}"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 def _apply(override: str, value: dict[str, Any]) -> KeyPath:
@@ -147,10 +162,13 @@ def _apply(override: str, value: dict[str, Any]) -> KeyPath:
             at = at[part]
         else:
             raise UsageError(f"--set {key}: '{part}' has no keys below it")
+    faults: list[str] = []
     try:
-        parsed = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+        parsed = _load(text, {}, faults, Path("--set"))
+    except (yaml.YAMLError, RecursionError):
         raise UsageError(f"--set {override}: '{text}' is not a YAML value") from None
+    if faults:
+        raise UsageError(f"--set {override}: a key is given twice")
     if not isinstance(at, dict):
         raise UsageError(f"--set {key}: a list has no key '{parts[-1]}'")
     at[parts[-1]] = parsed
@@ -159,7 +177,7 @@ def _apply(override: str, value: dict[str, Any]) -> KeyPath:
 
 def _where(at: KeyPath, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, int], path: Path) -> str:
     for key in set_keys:
-        if at[: len(key)] == key:
+        if at[: len(key)] == key or (key[: len(at)] == at and at not in lines):  # below it, or a section that it made
             return "--set"
     while at not in lines and at:  # a missing key is reported where its section stands
         at = at[:-1]

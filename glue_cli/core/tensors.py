@@ -2,14 +2,15 @@
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from glue_cli.core.checkpoint import Checkpoint
+from glue_cli.core.checkpoint import Checkpoint, stamp_of
 from glue_cli.core.errors import CheckpointError
 from glue_cli.core.layout import lay_out, metadata_of
 from glue_cli.core.output import reserve, writing
@@ -44,6 +45,36 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview((ctypes.c_char * n_bytes).from_address(tensor.data_ptr())).cast("B")
 
 
+@contextmanager
+def open_files(checkpoint: Checkpoint) -> Iterator[list[int]]:
+    """Open a checkpoint's files for reading; yields their descriptors.
+
+    Raises:
+        CheckpointError: a file cannot be opened, or changed since its header was read.
+    """
+    with ExitStack() as stack:
+        descriptors = []
+        for file in checkpoint.files:
+            try:
+                descriptors.append(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError as error:
+                raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
+            stack.callback(os.close, descriptors[-1])
+        check_unchanged(checkpoint, descriptors)
+        yield descriptors
+
+
+def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
+    """Check that nobody wrote to a checkpoint's open files since its header was read.
+
+    Raises:
+        CheckpointError: somebody did.
+    """
+    for file, descriptor, stamp in zip(checkpoint.files, descriptors, checkpoint.stamps, strict=True):
+        if stamp_of(descriptor) != stamp:
+            raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
+
+
 def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
     """Fill `buffer` from the file at `offset`.
 
@@ -72,18 +103,14 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Read every tensor of a checkpoint into memory, with its own dtype.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read, or changed since its header was read.
     """
     tensors = {}
-    descriptors = [os.open(file, os.O_RDONLY) for file in checkpoint.files]
-    try:
+    with open_files(checkpoint) as descriptors:
         for entry in checkpoint.entries.values():
             tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
             read_into(descriptors[entry.file], bytes_of(tensor), entry.offset, checkpoint.files[entry.file])
             tensors[entry.name] = tensor
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
     return tensors
 
 

@@ -163,9 +163,7 @@ def _decode(path: Path, image_size: int | None) -> "PillowImage":
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(
-            f"reading '{path}' needs Pillow, which is not installed", hint="pip install 'glue-cli[vision]'"
-        ) from error
+        raise DataError(f"reading '{path}' needs Pillow, which is not installed", hint="pip install Pillow") from error
     try:
         with Image.open(path) as file:
             mode = file.mode

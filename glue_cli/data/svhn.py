@@ -49,9 +49,7 @@ def _load_mat(path: Path) -> dict[str, Any]:
     try:
         import scipy.io
     except ImportError as error:
-        raise DataError(
-            f"reading '{path}' needs scipy, which is not installed", hint="pip install 'glue-cli[vision]'"
-        ) from error
+        raise DataError(f"reading '{path}' needs scipy, which is not installed", hint="pip install scipy") from error
     try:
         arrays: dict[str, Any] = scipy.io.loadmat(path, variable_names=["X", "y"])
     except MemoryError:

@@ -1,12 +1,12 @@
 """Loss and figures of merit of checkpoints on one split of the target's data."""
 
-import json
 from typing import Any
 
 from glue_cli.core.device import find_device
 from glue_cli.core.output import writing
 from glue_cli.core.progress import Advanced, Finished, Started
 from glue_cli.core.tensors import write_all
+from glue_cli.workflows.as_json import as_json
 from glue_cli.workflows.compute import forward_compute
 from glue_cli.workflows.examples import read_target
 from glue_cli.workflows.plan import EvaluatePlan, Run
@@ -44,5 +44,5 @@ def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
     result = {"schema": "glue.evaluate/1", "results": results, "precision": compute.precision, "missed": missed}
     if plan.output:
         with writing(plan.output) as descriptor:
-            write_all(descriptor, (json.dumps(result) + "\n").encode(), 0)
+            write_all(descriptor, f"{as_json(result)}\n".encode(), 0)
     return result

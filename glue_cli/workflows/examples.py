@@ -132,9 +132,10 @@ def read_expert(spec: Spec, expert: int, run: Run) -> Examples:
         expert=expert,
     )
     if any(share.shortfall):
-        classes = sum(1 for n in share.shortfall if n)
-        text = f"{classes} classes are {sum(share.shortfall)} examples short of their share; the others make up for it"
-        run.progress(Noted(text, warning=True))
+        short = [label for label, n in enumerate(share.shortfall) if n]
+        which = f"class {short[0]} has" if len(short) == 1 else f"{len(short)} classes have"
+        lack = f"{sum(share.shortfall)} examples too few for this expert's share"
+        run.progress(Noted(f"{which} {lack}; other classes make up for them", warning=True))
     return whole.subset(share.indices)
 
 

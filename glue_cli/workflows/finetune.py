@@ -73,7 +73,7 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
             "glue": __version__,
             "kind": "finetuned",
             "model": spec.model.model_dump(),
-            "start": _start(plan),
+            "start": plan.checkpoint.path.name if plan.checkpoint else "scratch",
             "examples": len(target["train"]),
             "class_names": target["train"].class_names,
             "seed": spec.seed,

@@ -23,7 +23,7 @@ from glue_cli.methods.descent import Learned, StepRecord
 from glue_cli.models import build_model
 from glue_cli.workflows.compute import forward_compute
 from glue_cli.workflows.examples import read_target
-from glue_cli.workflows.history import writing_history
+from glue_cli.workflows.history import Write, writing_history
 from glue_cli.workflows.plan import MixPlan, Run
 from glue_cli.workflows.training import evaluate_model
 from glue_cli.workflows.weights import check_fits_data, check_fits_model, load_model
@@ -40,7 +40,8 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     """
     began = time.perf_counter()
     find_device(run.device)  # a missing GPU shows before the data are read
-    account = _choose(plan, run)
+    with writing_history(run.history, command="mix", method=plan.method) as write:
+        account = _choose(plan, run, write)
     alpha: list[float] = account["alpha"]
 
     def describe(hashes: Sequence[str]) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     }
 
 
-def _choose(plan: MixPlan, run: Run) -> dict[str, Any]:
+def _choose(plan: MixPlan, run: Run, write: Write) -> dict[str, Any]:
     """Return alpha with its account: settings, cost, and where there is a search, losses and how it ended."""
     nothing = {"settings": {}, "cost": asdict(Cost())}
     if plan.alpha is not None:
@@ -87,13 +88,15 @@ def _choose(plan: MixPlan, run: Run) -> dict[str, Any]:
         return {"alpha": method.load()(plan.sizes), **nothing}
     assert plan.spec is not None
     if method.needs == "accuracies":
-        return _choose_by_accuracy(plan, plan.spec, run)
-    return _search(plan, plan.spec, run)
+        return _choose_by_accuracy(plan, plan.spec, run, write)
+    return _search(plan, plan.spec, run, write)
 
 
-def _choose_by_accuracy(plan: MixPlan, spec: Spec, run: Run) -> dict[str, Any]:
+def _choose_by_accuracy(plan: MixPlan, spec: Spec, run: Run, write: Write) -> dict[str, Any]:
     if spec.loss != "cross_entropy":
-        raise SpecError(f"--method {plan.method} needs accuracies, which loss: {spec.loss} does not have")
+        raise SpecError(
+            f"--method {plan.method} needs accuracies, which loss: {spec.loss} does not have", hint="use --method spsa"
+        )
     val = read_target(spec, ["val"], run)["val"]
     accuracies: list[float] = []
     n_forwards = 0
@@ -104,7 +107,9 @@ def _choose_by_accuracy(plan: MixPlan, spec: Spec, run: Run) -> dict[str, Any]:
             check_fits_data(model, val, spec.loss, spec.data.root)
             compute = forward_compute(spec, model, val, run)
             batches = val.on(compute)
-        accuracies.append(evaluate_model(compute.place(model), batches, loss=spec.loss, compute=compute)["accuracy"])
+        figures = evaluate_model(compute.place(model), batches, loss=spec.loss, compute=compute)
+        accuracies.append(figures["accuracy"])
+        write({"expert": len(accuracies) - 1, **{f"val_{name}": value for name, value in figures.items()}})
         n_forwards += batches.n_in_order
         run.progress(Advanced(len(accuracies)))
     run.progress(Finished())
@@ -117,7 +122,7 @@ def _choose_by_accuracy(plan: MixPlan, spec: Spec, run: Run) -> dict[str, Any]:
     }
 
 
-def _search(plan: MixPlan, spec: Spec, run: Run) -> dict[str, Any]:
+def _search(plan: MixPlan, spec: Spec, run: Run, write: Write) -> dict[str, Any]:
     settings = spec.mix
     model = build_model(spec.model.arch, spec.model.args, seed=0)
     for expert in plan.experts:
@@ -137,19 +142,18 @@ def _search(plan: MixPlan, spec: Spec, run: Run) -> dict[str, Any]:
         seed=plan.seed,
         bn_gradient=settings.bn_gradient,
     )
-    with writing_history(run.history, command="mix", method=plan.method) as write:
-        run.progress(Started(f"mix by {plan.method}", settings.steps, "steps"))
-        val_loss = None
+    run.progress(Started(f"mix by {plan.method}", settings.steps, "steps"))
+    val_loss = None
 
-        def observe(record: StepRecord) -> None:
-            nonlocal val_loss
-            val_loss = record.val_loss if record.val_loss is not None else val_loss
-            write({**asdict(record), "forwards": objective.cost.forwards})
-            figures = {name: x for name, x in (("loss", record.loss), ("val loss", val_loss)) if x is not None}
-            run.progress(Advanced(record.step, figures, tuple(record.alpha)))
+    def observe(record: StepRecord) -> None:
+        nonlocal val_loss
+        val_loss = record.val_loss if record.val_loss is not None else val_loss
+        write({**asdict(record), "forwards": objective.cost.forwards})
+        figures = {name: x for name, x in (("loss", record.loss), ("val loss", val_loss)) if x is not None}
+        run.progress(Advanced(record.step, figures, tuple(record.alpha)))
 
-        learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
-        run.progress(Finished())
+    learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
+    run.progress(Finished())
     return {
         "alpha": learned.alpha,
         "settings": {"mix": settings.model_dump(), "loss": spec.loss, "precision": compute.precision},

@@ -1,7 +1,8 @@
 """What a command is asked to do, checked as far as that is cheap: before torch is imported and any data is read."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,49 @@ class Run:
     cache: Path | None = None
     history: Path | None = None
     progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a command writes, and what it may not write over.
+
+    Attributes:
+        result: the checkpoint or the report; None where there is none.
+        history: see `Run`.
+        spec_file: where the spec is, or would be.
+        force: whether files that exist may be replaced; inputs never are.
+    """
+
+    result: Path | None
+    history: Path | None = None
+    spec_file: Path = Path("glue.yaml")
+    force: bool = False
+
+    def check(self, checkpoints: Sequence[Checkpoint], spec: Spec | None) -> None:
+        """Check the outputs against each other and against all that the command reads.
+
+        Raises:
+            UsageError: an output is an input or another output, is a folder, or exists without `force`.
+            ResourceError: it cannot be written.
+        """
+        inputs = [self.spec_file, *(file for checkpoint in checkpoints for file in checkpoint.files)]
+        if spec:
+            inputs += _data_files(spec)
+        outputs = [path for path in (self.result, self.history) if path]
+        if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+            raise UsageError(f"'{self.result}' is both the output and the history", hint="name another --history")
+        for path in outputs:
+            check_output(path, inputs, force=self.force)
+
+
+def _data_files(spec: Spec) -> list[Path]:
+    """Return the files of the spec's data sets that an output could be taken for: those that are safetensors."""
+    members = spec.experts.members if spec.experts else []
+    return [
+        spec.path(data.root) / f"{name}.safetensors"
+        for data in (spec.data, *(member.data for member in members))
+        for name in ("train", "val", "test", *data.splits.values())
+    ]
 
 
 @dataclass(frozen=True)
@@ -87,28 +131,35 @@ class EvaluatePlan:
     output: Path | None
 
 
-def plan_train_expert(spec: Spec, expert: int, output: Path | None, *, force: bool) -> TrainExpertPlan:
-    """Check that the spec has the expert, and where it goes.
+def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertPlan:
+    """Check that the spec has the expert, what it starts from, and where it goes: by default, to its own name.
 
     Raises:
         UsageError: there is no such expert, or the output cannot be.
         SpecError: the spec has no experts.
+        CheckpointError: the checkpoint to start from is damaged.
     """
     if spec.experts is None:
         raise SpecError("the spec has no section 'experts'", hint="add experts: {count: 5, size: 2000}, or members")
     n_experts = spec.experts.n_experts
     if not 0 <= expert < n_experts:
-        raise UsageError(f"--expert {expert}: the spec has {n_experts} experts, 0 to {n_experts - 1}")
+        known = "one expert, number 0" if n_experts == 1 else f"{n_experts} experts, 0 to {n_experts - 1}"
+        raise UsageError(f"--expert {expert}: not in the spec", hint=f"the spec has {known}")
     name = spec.experts.members[expert].name if spec.experts.members else f"expert-{expert:03d}"
-    output = output or Path("experts") / f"expert-{expert:03d}.safetensors"
-    inputs = [] if spec.experts.init in ("shared", "independent") else [spec.path(spec.experts.init)]
-    check_output(output, inputs, force=force)
+    output = outputs.result or Path("experts") / f"expert-{expert:03d}.safetensors"
+    replace(outputs, result=output).check(_initial_checkpoint(spec), spec)
     return TrainExpertPlan(spec, expert, name, output)
+
+
+def _initial_checkpoint(spec: Spec) -> list[Checkpoint]:
+    """Return the pretrained checkpoint that `experts.init` names, if it names one."""
+    init = spec.experts.init if spec.experts else "shared"
+    return [] if init in ("shared", "independent") else [read_checkpoint(spec.path(init))]
 
 
 def plan_mix(
     paths: Sequence[Path],
-    output: Path,
+    outputs: Outputs,
     *,
     method: str | None,
     alpha: Sequence[float] | None,
@@ -116,7 +167,6 @@ def plan_mix(
     dtype: str | None,
     spec: Spec | None,
     seed: int,
-    force: bool,
 ) -> MixPlan:
     """Check coefficients, experts and output against each other, from the headers alone.
 
@@ -129,12 +179,19 @@ def plan_mix(
     if alpha is not None:
         check_alpha(alpha, len(paths))
     if sizes is not None and len(sizes) != len(paths):
-        raise UsageError(f"--sizes has {len(sizes)} numbers, but there are {len(paths)} experts")
+        raise UsageError(
+            f"--sizes has {len(sizes)} numbers, but there are {len(paths)} experts",
+            hint="give one number an expert, in the experts' order",
+        )
     if sizes is not None and (min(sizes) < 0 or not any(sizes)):
-        raise UsageError("--sizes: wanted numbers of examples, 0 or more and not all 0")
+        raise UsageError(
+            f"--sizes {','.join(map(str, sizes))}: these are no sizes",
+            hint="give numbers of examples, 0 or more and not all 0",
+        )
     experts = tuple(read_checkpoint(path) for path in paths)
-    check_output(output, [file for expert in experts for file in expert.files], force=force)
+    outputs.check(experts, spec)
     check_compatible(experts, dtype_given=dtype is not None)
+    assert outputs.result
     if method is not None and METHODS[method].needs == "sizes":
         sizes = sizes if sizes is not None else _recorded_sizes(experts)
     return MixPlan(
@@ -145,33 +202,38 @@ def plan_mix(
         FILE_DTYPES[dtype] if dtype else None,
         spec,
         seed,
-        output,
+        outputs.result,
     )
 
 
 def _recorded_sizes(experts: Sequence[Checkpoint]) -> list[int]:
-    sizes = [expert.glue.get("examples") for expert in experts]
-    known = [size for size in sizes if isinstance(size, int) and size >= 0]
-    lacking = [str(expert.path) for expert, size in zip(experts, sizes, strict=True) if size not in known]
+    sizes, lacking = [], []
+    for expert in experts:
+        size = expert.glue.get("examples")
+        if type(size) is int and size >= 0:
+            sizes.append(size)
+        else:
+            lacking.append(str(expert.path))
     if lacking:
         raise UsageError(
             "these experts do not say how many examples they were trained on",
             items=lacking,
             hint="give all the numbers, in the experts' order: --sizes 2000,500",
         )
-    return known
+    return sizes
 
 
-def plan_finetune(spec: Spec, checkpoint: Path | None, output: Path, *, track_test: bool, force: bool) -> FinetunePlan:
-    """Check the checkpoint's header and the output.
+def plan_finetune(spec: Spec, checkpoint: Path | None, outputs: Outputs, *, track_test: bool) -> FinetunePlan:
+    """Check the header of the checkpoint to start from, and the output.
 
     Raises:
         UsageError: the checkpoint is not there, or the output cannot be.
         CheckpointError: the checkpoint is damaged.
     """
     found = read_checkpoint(checkpoint) if checkpoint else None
-    check_output(output, found.files if found else [], force=force)
-    return FinetunePlan(spec, found, track_test, output)
+    outputs.check([found] if found else _initial_checkpoint(spec), spec)
+    assert outputs.result
+    return FinetunePlan(spec, found, track_test, outputs.result)
 
 
 def plan_evaluate(
@@ -179,9 +241,7 @@ def plan_evaluate(
     checkpoints: Sequence[Path],
     split: Literal["train", "val", "test"],
     bars: dict[str, float],
-    output: Path | None,
-    *,
-    force: bool,
+    outputs: Outputs,
 ) -> EvaluatePlan:
     """Check the checkpoints' headers, the bars and the output.
 
@@ -192,8 +252,10 @@ def plan_evaluate(
     figure = "accuracy" if spec.loss == "cross_entropy" else "r2"
     for name in bars:
         if name != figure:
-            raise UsageError(f"--fail-under {name}: with the loss {spec.loss} there is a bar for '{figure}' only")
+            raise UsageError(
+                f"--fail-under {name}: not a figure with a bar",
+                hint=f"with the loss {spec.loss}: --fail-under {figure}=...",
+            )
     found = tuple(read_checkpoint(path) for path in checkpoints)
-    if output:
-        check_output(output, [file for checkpoint in found for file in checkpoint.files], force=force)
-    return EvaluatePlan(spec, found, split, bars, output)
+    outputs.check(found, spec)
+    return EvaluatePlan(spec, found, split, bars, outputs.result)

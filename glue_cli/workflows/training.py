@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from glue_cli.core.device import Compute
-from glue_cli.core.errors import NumericalError
+from glue_cli.core.errors import NumericalError, SpecError
 from glue_cli.core.losses import Evaluation, Loss, example_losses
 from glue_cli.core.progress import Advanced, Finished, Started
 from glue_cli.core.seeds import derive_seed
@@ -40,7 +40,7 @@ def train(
         model: on the device; changed in place.
         on_epoch: called with the epoch, from 1, and its mean training loss.
     Raises:
-        NumericalError: the loss is not finite.
+        NumericalError: the loss is not finite, or the weights at the end.
     """
     optimizer = make_optimizer(model, settings)
     run.progress(Started(task, settings.epochs * len(batches), "examples"))
@@ -62,6 +62,7 @@ def train(
         n_done += len(batches)
         run.progress(Advanced(n_done, {"epoch": epoch, "loss": total.item() / n_seen}))
         on_epoch(epoch, total.item() / n_seen)
+    _check_weights(model, task)
     run.progress(Finished())
 
 
@@ -73,9 +74,19 @@ def training_step(
     loss: Loss,
     compute: Compute,
 ) -> torch.Tensor:
-    """Make one step on a batch; return the loss of each example, [N]."""
-    with compute.autocast():
-        outputs = model(inputs)
+    """Make one step on a batch; return the loss of each example, [N].
+
+    Raises:
+        SpecError: the batch is too small for the model's BatchNorm.
+    """
+    try:
+        with compute.autocast():
+            outputs = model(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        message = f"the model has BatchNorm, which cannot train on a batch of {len(targets)} of these examples"
+        raise SpecError(message, hint="raise batch_size, or the number of training examples") from error
     losses = example_losses(loss, outputs, targets)
     optimizer.zero_grad()
     losses.mean().backward()  # type: ignore[no-untyped-call]
@@ -91,6 +102,13 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
 def _check_finite(loss: float, task: str, epoch: int) -> None:
     if not math.isfinite(loss):
         raise NumericalError(f"the training loss is {loss} in epoch {epoch} of '{task}'", hint="lower the lr")
+
+
+def _check_weights(model: nn.Module, task: str) -> None:
+    """Check the weights after the last step, which no loss has seen."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NumericalError(f"'{name}' is not finite at the end of '{task}'", hint="lower the lr")
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from glue_cli.core.checkpoint import Checkpoint, read_checkpoint
+from glue_cli.core.compatibility import FLOAT_DTYPES
 from glue_cli.core.device import Compute
 from glue_cli.core.errors import CheckpointError, DataError, GlueError, SpecError
 from glue_cli.core.losses import Loss
@@ -59,7 +60,7 @@ def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> No
             items.append(f"'{name}' is missing")
         elif entry.shape != tuple(tensor.shape):
             items.append(f"'{name}' is {list(entry.shape)}, the model has {list(tensor.shape)}")
-        elif (entry.dtype == "I64") != (FILE_DTYPES[tensor.dtype] == "I64"):
+        elif entry.dtype not in (FLOAT_DTYPES if tensor.is_floating_point() else (FILE_DTYPES[tensor.dtype],)):
             items.append(f"'{name}' is {entry.dtype}, the model has {FILE_DTYPES[tensor.dtype]}")
     items += [f"'{name}' is not in the model" for name in checkpoint.entries if name not in wanted]
     if items:
@@ -87,12 +88,18 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         message = str(error).strip().splitlines()[0]
-        raise SpecError(f"the model does not take the data's inputs {list(inputs.shape)}: {message}") from error
+        raise SpecError(
+            f"the model does not take the data's inputs {list(inputs.shape)}: {message}",
+            hint="set model.args to fit the data",
+        ) from error
     finally:
         model.train(was_training)
     if loss == "mse":
         if outputs.shape[1:].numel() != targets.shape[1:].numel():
-            raise SpecError(f"the model's outputs are {list(outputs.shape)}, the targets {list(targets.shape)}")
+            raise SpecError(
+                f"the model's outputs are {list(outputs.shape)}, the targets {list(targets.shape)}",
+                hint="set model.args.num_classes to the numbers that an example's target has",
+            )
         return
     labels = examples.dataset.targets
     lowest, highest = int(labels.min()), int(labels.max())

@@ -243,7 +243,7 @@ def test_missing_pillow_says_how_to_install_it(root, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(DataError, match="needs Pillow") as caught:
         read_dataset(DATA, "train", root=root)
-    assert caught.value.hint == "pip install 'glue-cli[vision]'"
+    assert caught.value.hint == "pip install Pillow"
 
 
 def test_real_imagenette(find_real, tmp_path):

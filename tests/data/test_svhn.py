@@ -76,4 +76,4 @@ def test_missing_scipy_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(DataError, match="needs scipy") as caught:
         read_dataset(DATA, "train", root=tmp_path)
-    assert caught.value.hint == "pip install 'glue-cli[vision]'"
+    assert caught.value.hint == "pip install scipy"

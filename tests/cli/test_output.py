@@ -1,0 +1,215 @@
+"""What people see: figures, tables, error blocks and progress."""
+
+import io
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from glue_cli.cli import output, progress
+from glue_cli.cli.output import duration, number, percent, print_error, print_hint, print_table, print_warning, size
+from glue_cli.cli.progress import listening
+from glue_cli.core.errors import GlueError
+from glue_cli.core.progress import Advanced, Finished, Noted, Started
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (0.84, "0.8 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (42.4, "42 s"),
+        (59.4, "59 s"),
+        (59.7, "1:00"),
+        (185, "3:05"),
+        (3599.6, "1:00:00"),
+        (3723, "1:02:03"),
+        (360_000, "100:00:00"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.7, "1.0 kB"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_951, "1.0 MB"),
+        (1.24e9, "1.2 GB"),
+        (999.96e9, "1.0 TB"),
+        (5e15, "5000.0 TB"),
+    ],
+)
+def test_size(n_bytes, text):
+    assert size(n_bytes) == text
+
+
+def test_number_and_percent():
+    assert [number(x) for x in (None, 0.0, 1.23456, -2, 999_999)] == [
+        "-",
+        "0.0000",
+        "1.2346",
+        "-2.0000",
+        "999999.0000",
+    ]
+    assert [number(x) for x in (1.2345678e12, math.nan, math.inf)] == ["1.235e+12", "nan", "inf"]
+    assert [percent(x) for x in (None, 0.5, 1)] == ["-", "50.00 %", "100.00 %"]
+
+
+def test_a_table_off_a_terminal_is_neither_wrapped_nor_padded(capsys):
+    long = "x" * 3000
+    print_table(["path", "alpha"], [[long, "0.5"], ["[red]a[/red] :smile:", "12.25"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("path ") and lines[0].endswith("  alpha")
+    assert lines[2] == f"{long}     0.5"
+    assert lines[3].startswith("[red]a[/red] :smile: ") and lines[3].endswith("   12.25")
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_table_on_a_narrow_terminal_folds_the_path_and_keeps_the_figures(monkeypatch, capsys):
+    monkeypatch.setattr(output, "Console", lambda **options: Console(force_terminal=True, width=40, color_system=None))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_table(["checkpoint", "examples", "accuracy"], [["a/very/long/path/" * 3, "1,000", "98.76 %"]])
+    out = capsys.readouterr().out
+    assert "1,000" in out and "98.76 %" in out and "examples" in out and "accuracy" in out
+    assert all(len(line) <= 40 for line in out.splitlines())
+    folded = "".join(re.split(r"\s{2}", line)[0].strip() for line in out.splitlines()[2:])
+    assert folded == "a/very/long/path/" * 3
+
+
+def test_an_error_is_one_block_with_five_items_at_most(capsys):
+    print_error(GlueError("it is wrong [red] :smile:", items=[f"[b]item {i}[/b]" for i in range(8)], hint="mend it"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "error: it is wrong [red] :smile:",
+        *(f"  [b]item {i}[/b]" for i in range(5)),
+        "  and 3 more",
+        "hint: mend it",
+    ]
+    print_error(GlueError("a", items=list("12345")))
+    assert capsys.readouterr().err.splitlines() == ["error: a", "  1", "  2", "  3", "  4", "  5"]
+
+
+def test_long_messages_are_not_wrapped(capsys):
+    long = "/a b/" + "c" * 500
+    print_error(GlueError(f"nothing at '{long}'", items=[long], hint=long))
+    print_warning(long)
+    print_hint(long)
+    wanted = [f"error: nothing at '{long}'", f"  {long}", f"hint: {long}", f"warning: {long}", f"hint: {long}"]
+    assert capsys.readouterr().err.splitlines() == wanted
+
+
+# ---- progress off a terminal
+
+
+def test_a_line_for_every_tenth(capsys):
+    with listening(quiet=False) as tell:
+        tell(Started("train", 1000, "examples"))
+        for done in range(10, 1001, 10):
+            tell(Advanced(done, {"epoch": 3.0, "loss": 0.5}))
+        tell(Finished())
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" %")[0] for line in lines] == [f"train: {n}" for n in range(10, 101, 10)]
+    assert "100 of 1,000 examples" in lines[0] and lines[0].endswith("epoch 3, loss 0.5000")
+    assert "left" in lines[0] and "left" not in lines[-1]
+
+
+def test_a_line_when_half_a_minute_has_passed(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with listening(quiet=False) as tell:
+        tell(Started("read", None, "B"))
+        for second in range(1, 70):
+            now[0] = second
+            tell(Advanced(second * 10**6))
+        tell(Finished())
+    assert capsys.readouterr().err.splitlines() == ["read: 30.0 MB, 1.0 MB/s", "read: 60.0 MB, 1.0 MB/s"]
+
+
+def test_notes_and_warnings(capsys):
+    with listening(quiet=False) as tell:
+        tell(Noted("precision fp32 [red] :smile:"))
+        tell(Noted("few examples [red]", warning=True))
+        tell(Advanced(3))  # of no task
+        tell(Finished())
+    assert capsys.readouterr().err.splitlines() == ["precision fp32 [red] :smile:", "warning: few examples [red]"]
+
+
+def test_quiet_says_nothing(capsys):
+    with listening(quiet=True) as tell:
+        tell(Started("train", 10, "steps"))
+        tell(Advanced(10, {"loss": 1.0}))
+        tell(Noted("a note"))
+    assert capsys.readouterr() == ("", "")
+
+
+# ---- progress on a terminal
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Give the live view a terminal of 90 columns; return what is on it, without the control codes."""
+    text = io.StringIO()
+    console = Console(
+        file=text, force_terminal=True, width=90, color_system=None, emoji=False, markup=False, soft_wrap=True
+    )
+    monkeypatch.setattr(progress, "stderr_console", lambda: console)
+    return lambda: re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
+
+
+def test_the_live_view(terminal):
+    with listening(quiet=False) as tell:
+        assert "getting ready" in terminal()
+        tell(Noted("a note"))
+        tell(Noted("a warning", warning=True))
+        tell(Started("mix by spsa", 4, "steps"))
+        for step in range(1, 5):
+            tell(Advanced(step, {"loss": 1 / step, "val loss": 2.0}, (0.25, 0.75)))
+        tell(Finished())
+        tell(Started("blend", 10, "B"))
+        tell(Advanced(10))
+        tell(Finished())
+    shown = terminal()
+    assert "a note\n" in shown and "warning: a warning\n" in shown
+    assert "4 of 4 steps" in shown and "loss 0.2500, val loss 2.0000" in shown
+    assert "alpha[0] 0.250 ━" in shown and "alpha[1] 0.750 ━" in shown
+    assert re.search(r"mix by spsa: 4 of 4 steps, in \S+ s, loss 0.2500", shown)
+    assert shown.rstrip().splitlines()[-1].startswith("blend: 10 B of 10 B, in ")
+
+
+def test_the_live_view_ends_with_the_block_that_failed(terminal):
+    with pytest.raises(ZeroDivisionError), listening(quiet=False) as tell:
+        tell(Started("train", 10, "steps"))
+        tell(Advanced(3, {"loss": 0.5}))
+        raise ZeroDivisionError
+    assert "3 of 10 steps" in terminal()
+
+
+def test_the_variable_that_turns_the_live_view_off(terminal, monkeypatch):
+    monkeypatch.setenv("GLUE_NO_PROGRESS", "1")
+    with listening(quiet=False) as tell:
+        tell(Started("train", 2, "steps"))
+        tell(Advanced(2))
+        tell(Finished())
+    assert terminal().startswith("train: 100 %, 2 of 2 steps")
+
+
+def test_many_experts_and_steps_stay_readable(terminal):
+    n = 40
+    with listening(quiet=False) as tell:
+        tell(Started("mix by spsa", 1000, "steps"))
+        for step in range(1000):
+            tell(Advanced(step, {"loss": math.sin(step)}, tuple((k + 1) / 820 for k in range(n))))
+    shown = terminal()
+    assert "and 24 smaller ones" in shown and "alpha[39]" in shown and "alpha[0]" not in shown
+    assert max(len(line) for line in shown.replace("\r", "\n").splitlines()) <= 90

@@ -1,0 +1,165 @@
+"""What only a process of its own shows: start-up, signals, pipes, and a stdout that is closed or full."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EXPERT_0 = "experts/expert-000.safetensors"
+GLUE = [sys.executable, "-m", "glue_cli"]
+TIMEOUT_S = 200  # generous: the machine may be busy
+
+
+def run(*arguments, **options):
+    return subprocess.run([*GLUE, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, **options)
+
+
+def wait_until(condition, process):
+    end = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_torch_is_not_imported_where_it_is_not_needed(here):
+    calls = [
+        (["--help"], 0),
+        (["-h"], 0),
+        (["--version"], 0),
+        ([], 2),
+        (["mix", "--help"], 0),
+        (["evaluate", "-h"], 0),
+        (["mxi"], 2),
+        (["mix", "--fast"], 2),
+        (["mix", "--method", "spas", EXPERT_0], 2),
+        (["mix", "--method", "spsa", "nope.safetensors"], 2),
+        (["evaluate", EXPERT_0, "--set", "train.epoch=3"], 2),
+        (["mix", "--alpha", "0.5,0.6", EXPERT_0, EXPERT_0], 2),
+        (["mix", "--alpha", "1", "glue.yaml"], 3),
+        (["train-expert", "--expert", "0", "-n", "-o", "x.safetensors"], 0),
+        (["mix", "--method", "spsa", EXPERT_0, "-n"], 0),
+        (["finetune", EXPERT_0, "-n"], 0),
+        (["evaluate", EXPERT_0, "-n"], 0),
+    ]
+    program = f"""
+import sys
+from glue_cli.cli.app import main
+for arguments, code in {calls!r}:
+    assert main(arguments) == code, arguments
+    heavy = {{"torch", "numpy", "safetensors"}} & set(sys.modules)
+    assert not heavy, (arguments, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_does_not_wait_for_the_schema_of_the_spec(here):
+    program = "import sys, glue_cli.cli.app; assert not {'pydantic', 'yaml', 'torch'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=TIMEOUT_S).returncode == 0
+
+
+def test_module_and_command_are_one_program():
+    from glue_cli import __version__
+
+    command = Path(sys.executable).with_name("glue")
+    for line in [GLUE, *([[str(command)]] if command.exists() else [])]:
+        done = subprocess.run([*line, "--version"], capture_output=True, text=True, timeout=TIMEOUT_S)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"glue {__version__}\n", "")
+
+
+def test_ctrl_c_while_training(here):
+    files = set(here.rglob("*"))
+    command = [*GLUE, "train-expert", "--expert", "0", "-o", "e.safetensors", "--history", "h.jsonl"]
+    command += ["--set", "train.epochs=1000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        history = here / "h.jsonl"
+        wait_until(lambda: history.exists() and history.read_text().count("\n") > 1, process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert "error: interrupted" in err and "Traceback" not in err
+    assert set(here.rglob("*")) - files == {history}
+    assert all(json.loads(line) for line in history.read_text().splitlines())
+
+
+def test_the_batch_system_says_stop_while_writing(here):
+    files = set(here.rglob("*"))
+    program = """
+import os, time
+os.fsync = lambda descriptor: time.sleep(1000)  # a disk that takes its time
+from glue_cli.cli.app import run
+run()
+"""
+    command = [sys.executable, "-c", program, "mix", "--alpha", "1", EXPERT_0]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: set(here.rglob("*")) - files, process)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    assert "Traceback" not in err
+    assert set(here.rglob("*")) == files
+
+
+def shell(line):
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    glue = " ".join(GLUE)
+    done = subprocess.run(
+        [bash, "-o", "pipefail", "-c", line.replace("GLUE", glue)], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("arguments", ["--help", f"evaluate {EXPERT_0} -n", f"evaluate {EXPERT_0} -n --json"])
+def test_a_reader_who_has_enough(here, arguments):
+    done = shell(f"GLUE {arguments} | sleep 0")
+    assert done.stderr == "" and done.returncode == 141
+
+
+def test_nobody_reads_the_progress(here):
+    shell(f"GLUE mix --alpha 1 {EXPERT_0} 2>&1 >/dev/null | sleep 0")
+    assert not list(here.glob(".*.tmp"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", ["--version", f"evaluate {EXPERT_0} -n", f"evaluate {EXPERT_0} -n --json"])
+def test_a_full_disk_behind_stdout(here, arguments):
+    done = shell(f"GLUE {arguments} > /dev/full")
+    assert done.returncode == 5 and done.stderr.startswith("error: the output cannot be written: No space left")
+
+
+def test_a_closed_stdout(here):
+    done = shell(f"GLUE evaluate {EXPERT_0} -n >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_name_that_is_no_text(here):
+    shutil.copy(EXPERT_0, b"\xff.safetensors")
+    done = subprocess.run(
+        [*GLUE, "mix", "--alpha", "1", b"\xff.safetensors", "-q"], capture_output=True, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"safetensors" in done.stdout
+
+
+def test_without_a_home_and_off_a_terminal(here):
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    done = run("evaluate", EXPERT_0, "--precision", "auto", env={**environment, "HOME": "/nonexistent"})
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr

@@ -1,0 +1,94 @@
+"""Small experts on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glue_cli.core.blend import blend_files
+from glue_cli.core.checkpoint import read_checkpoint
+from glue_cli.core.tensors import FILE_DTYPES
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save tensors with safetensors' own writer, and read the header back."""
+
+    def save(name, tensors, metadata=None):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata)
+        return read_checkpoint(path)
+
+    return save
+
+
+@pytest.fixture
+def save_in_order(tmp_path):
+    """Save tensors in the very order given, which another tool may choose otherwise than safetensors does."""
+
+    def save_in_order(name, tensors):
+        header, data = {}, b""
+        for key, tensor in tensors.items():
+            raw = bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+            offsets = [len(data), len(data) + len(raw)]
+            header[key] = {"dtype": FILE_DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+            data += raw
+        text = json.dumps(header).encode()
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        return read_checkpoint(path)
+
+    return save_in_order
+
+
+@pytest.fixture
+def save_shards(tmp_path):
+    """Save tensors as a Hugging Face folder of two shards with an index; the names' order decides who goes where."""
+
+    def save_shards(name, tensors):
+        folder = tmp_path / name
+        folder.mkdir()
+        names = list(tensors)
+        parts = [names[: len(names) // 2], names[len(names) // 2 :]]
+        weight_map = {}
+        for number, part in enumerate(parts, 1):
+            shard = f"model-{number:05d}-of-00002.safetensors"
+            save_file({key: tensors[key] for key in part}, folder / shard)
+            weight_map |= dict.fromkeys(part, shard)
+        index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        return read_checkpoint(folder)
+
+    return save_shards
+
+
+@pytest.fixture
+def blend(tmp_path):
+    """Blend experts into a file of constant metadata; return its tensors as safetensors reads them."""
+
+    def blend(experts, alpha, name="blend", **options):
+        path = blend.path = tmp_path / f"{name}.safetensors"
+        blend.hashes = blend_files(experts, alpha, path, lambda hashes: {}, **options)
+        return load_file(path)
+
+    return blend
+
+
+@pytest.fixture
+def golden():
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def cuda():
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    return torch.device("cuda:0")

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import safe_open, save
+
+from glue_cli.core.checkpoint import DTYPE_BYTES
+from glue_cli.core.layout import lay_out, metadata_of
+from glue_cli.core.tensors import FILE_DTYPES, TORCH_DTYPES
+
+
+def header_of(content):
+    return content[: 8 + int.from_bytes(content[:8], "little")]
+
+
+def described(tensors):
+    return [(name, FILE_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"glue": 'a "quoted" \\ and\nbroken\ttext\x01\x7f, ü😀'}])
+def test_header_equals_safetensors_own(metadata):
+    tensors = {name: torch.zeros(2, 3).to(dtype) for name, dtype in TORCH_DTYPES.items()}
+    tensors |= {
+        "scalar": torch.tensor(1.0),
+        "empty": torch.zeros(0, 4),
+        "Zoë.weight": torch.zeros(1),
+        "a/b\n": torch.ones(7),
+    }
+    header, _ = lay_out(described(tensors), metadata)
+    assert header == header_of(save(tensors, metadata or None))
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(lambda n: n != "__metadata__")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(names, st.tuples(st.sampled_from(sorted(DTYPE_BYTES)), st.lists(st.integers(0, 3), max_size=3)))
+)
+def test_header_equals_safetensors_own_whatever_the_tensors(found):
+    tensors = {name: torch.zeros(shape).to(TORCH_DTYPES[dtype]) for name, (dtype, shape) in found.items()}
+    header, entries = lay_out(described(tensors), {})
+    assert header == header_of(save(tensors))
+    assert len(header) % 8 == 0
+    position = len(header)
+    for entry in entries:
+        assert entry.offset == position
+        position += entry.n_bytes
+
+
+def test_the_order_of_tensors_and_keys_does_not_matter():
+    tensors = [("b", "F32", (2,)), ("a", "F32", (1,)), ("n", "I64", ()), ("h", "BF16", (4,))]
+    metadata = {"glue": "{}", "format": "pt"}
+    there = lay_out(tensors, metadata)
+    assert there == lay_out(tensors[::-1], dict(reversed(metadata.items())))
+    assert [entry.name for entry in there[1]] == ["n", "a", "b", "h"]
+
+
+def test_metadata_is_sorted_and_survives_any_name(tmp_path):
+    odd = "caf\udce9.safetensors"  # how Python reads a file name that is no UTF-8
+    metadata = metadata_of({"z": 1, "a": ["ü", odd]})
+    header, _ = lay_out([], metadata)
+    (tmp_path / "x.safetensors").write_bytes(header)
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == metadata and json.loads(metadata["glue"]) == {"a": ["ü", odd], "z": 1}
+    assert metadata["glue"].index('"a"') < metadata["glue"].index('"z"')

@@ -1,0 +1,298 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from glue_cli.core.bank import load_bank
+from glue_cli.core.checkpoint import read_checkpoint
+from glue_cli.core.device import Compute
+from glue_cli.core.objective import BlendObjective, Cost
+from glue_cli.core.tensors import write_checkpoint
+
+CPU = torch.device("cpu")
+ON_CPU = Compute(CPU)
+N, N_CLASSES = 12, 3
+
+
+def conv_net():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3, bias=False),
+        nn.BatchNorm2d(6, affine=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(24, N_CLASSES),
+        nn.BatchNorm1d(N_CLASSES),
+    )
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 5, batch_first=True)
+        self.head = nn.Linear(5, N_CLASSES)
+
+    def forward(self, images):
+        return self.head(self.lstm(images.flatten(2).transpose(1, 2)[..., [0, 1] * 4])[0][:, -1])
+
+
+class Attentive(nn.Module):
+    """A transformer's layer, a position embedding of its own, and a head that is tied to a weight below it."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(16, 2))
+        self.layer = nn.TransformerEncoderLayer(2, 1, 8, batch_first=True)
+        self.body, self.head = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.head.weight = self.body.weight
+
+    def forward(self, images):
+        tokens = self.layer(images.flatten(2).transpose(1, 2) + self.position)
+        return self.head(self.body(tokens.flatten(1)).relu())[:, :N_CLASSES]
+
+
+def normed():
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(32, N_CLASSES))
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = conv_net()
+
+    def forward(self, images):
+        return F.dropout(self.inner(images), 0.5, training=True)
+
+
+def make_experts(make, n_experts=3):
+    """Return the model, and experts near each other as state dicts, running statistics included."""
+    torch.manual_seed(0)
+    model = make()
+    experts = []
+    for _ in range(n_experts):
+        expert = {}
+        for name, tensor in model.state_dict().items():
+            noise = 0.3 * torch.randn_like(tensor) if tensor.is_floating_point() else 0
+            expert[name] = (tensor + noise).abs() + 0.2 if name.endswith("running_var") else tensor + noise
+        for name, tensor in model.named_parameters(remove_duplicate=False):
+            same = [other for other, t in model.named_parameters(remove_duplicate=False) if t is tensor]
+            expert[name] = expert[same[0]]
+        experts.append(expert)
+    return model, experts
+
+
+def batch_of(step, loss="cross_entropy"):
+    random = torch.Generator().manual_seed(step)
+    inputs = torch.randn(N, 2, 4, 4, generator=random)
+    if loss == "mse":
+        return inputs, torch.randn(N, N_CLASSES, generator=random)
+    return inputs, torch.randint(0, N_CLASSES, (N,), generator=random)
+
+
+@pytest.fixture
+def objective_of(tmp_path):
+    def objective_of(make, loss="cross_entropy", compute=ON_CPU, seed=0, **options):
+        model, experts = make_experts(make)
+        for k, expert in enumerate(experts):
+            write_checkpoint(tmp_path / f"{k}.safetensors", expert, {})
+        checkpoints = [read_checkpoint(tmp_path / f"{k}.safetensors") for k in range(len(experts))]
+
+        def on_device(step):
+            return tuple(tensor.to(compute.device) for tensor in batch_of(step, loss))
+
+        objective = BlendObjective(
+            compute.place(model),
+            load_bank(checkpoints, device=compute.device, channels_last=compute.channels_last),
+            loss=loss,
+            train_batch=on_device,
+            validation_batches=lambda: [on_device(100), tuple(part[:5] for part in on_device(101))],
+            compute=compute,
+            seed=seed,
+            **options,
+        )
+        return objective, model, experts
+
+    return objective_of
+
+
+def blended(experts, alpha, names=None):
+    """Return theta(alpha) in float64; whole numbers stay the first expert's."""
+    return {
+        name: sum(a * expert[name].double() for a, expert in zip(alpha, experts, strict=True))
+        for name, tensor in experts[0].items()
+        if tensor.is_floating_point() and (names is None or name in names)
+    }
+
+
+def wide_loss(model, theta, batch, loss="cross_entropy"):
+    """Return the loss in float64, by torch's own eval mode."""
+    wide = copy.deepcopy(model).double().eval()
+    inputs, targets = batch
+    outputs = torch.func.functional_call(wide, theta, (inputs.double(),), tie_weights=False)
+    return F.cross_entropy(outputs, targets) if loss == "cross_entropy" else F.mse_loss(outputs, targets.double())
+
+
+def slopes_by_beta(loss_at, alpha, radius=1e-4):
+    """Return dL/dbeta at alpha = softmax(beta) by central differences in float64."""
+    beta, slopes = alpha.log(), []
+    for k in range(len(beta)):
+        step = torch.zeros_like(beta)
+        step[k] = radius
+        there, back = (loss_at(torch.softmax(beta + sign * step, 0)) for sign in (1, -1))
+        slopes.append((there - back) / (2 * radius))
+    return torch.stack(slopes)
+
+
+ALPHA = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+ALPHAS = torch.stack([ALPHA, torch.eye(3, dtype=torch.float64)[1], torch.full((3,), 1 / 3, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive, normed])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_probes_are_losses_of_the_blended_model(objective_of, make, channels_last):
+    objective, model, experts = objective_of(make, compute=Compute(CPU, channels_last=channels_last))
+    for m in (1, 3, 2):  # the copies grow, then serve again
+        found = objective.probe_losses(ALPHAS[:m], step=4)
+        wanted = [wide_loss(model, blended(experts, alpha), batch_of(4)) for alpha in ALPHAS[:m]]
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, torch.stack(wanted).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive, normed])
+def test_gradient_equals_finite_differences(objective_of, make, loss):
+    objective, model, experts = objective_of(make, loss)
+    for step in (1, 2):  # the second call must not add to the first one's
+        found_loss, by_alpha = objective.gradient(ALPHA, step)
+
+        def loss_at(alpha, step=step):
+            return wide_loss(model, blended(experts, alpha), batch_of(step, loss), loss).detach()
+
+        wanted = slopes_by_beta(loss_at, ALPHA)
+        assert found_loss == pytest.approx(loss_at(ALPHA).item(), rel=1e-5)
+        assert (ALPHA * by_alpha - wanted).norm() < 1e-4 * wanted.norm()
+        assert abs(ALPHA @ by_alpha) < 1e-5 * by_alpha.norm()  # the constant is the mean over alpha
+
+
+def test_gradient_without_the_statistics_is_that_of_frozen_statistics(objective_of):
+    objective, model, experts = objective_of(conv_net, bn_gradient=False)
+    _, by_alpha = objective.gradient(ALPHA, 1)
+    parameters = {name for name, _ in model.named_parameters()}
+    frozen = {name: tensor for name, tensor in blended(experts, ALPHA).items() if name not in parameters}
+
+    def loss_at(alpha, frozen):
+        return wide_loss(model, blended(experts, alpha) | frozen, batch_of(1)).detach()
+
+    wanted = slopes_by_beta(lambda alpha: loss_at(alpha, frozen), ALPHA)
+    whole = slopes_by_beta(lambda alpha: loss_at(alpha, {}), ALPHA)
+    assert (ALPHA * by_alpha - wanted).norm() < 1e-4 * wanted.norm()
+    assert (wanted - whole).norm() > 0.1 * whole.norm()
+
+
+def test_gradient_points_the_way_the_probes_go(objective_of):
+    objective, _, _ = objective_of(conv_net)
+    _, by_alpha = objective.gradient(ALPHA, 3)
+    step = 2e-3 * torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
+    there, back = objective.probe_losses(torch.stack([ALPHA + step, ALPHA - step]), 3)
+    assert ((there - back) / 2).item() == pytest.approx((by_alpha @ step).item(), rel=1e-2)
+
+
+# ---- what two probes share
+
+
+def test_probes_of_a_step_see_the_same_examples_and_draws(objective_of):
+    objective, _, _ = objective_of(Noisy)
+    before = torch.get_rng_state()
+    first = objective.probe_losses(ALPHA.repeat(3, 1), step=1)
+    assert first[0] == first[1] == first[2] == objective.probe_losses(ALPHA[None], step=1)[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    loss, _ = objective.gradient(ALPHA, 1)
+    assert loss == pytest.approx(first[0].item(), rel=1e-5)
+
+
+def test_steps_and_seeds_draw_anew(objective_of, monkeypatch):
+    objective, _, _ = objective_of(Noisy)
+    monkeypatch.setattr(objective, "_train_batch", lambda step: batch_of(0))  # so that only the draws differ
+    other, _, _ = objective_of(Noisy, seed=1)
+    losses = {objective.probe_losses(ALPHA[None], step).item() for step in range(5)}
+    assert len(losses) == 5 and other.probe_losses(ALPHA[None], 0).item() not in losses
+
+
+@pytest.mark.parametrize("make", [conv_net, Noisy])
+def test_validation_is_the_mean_over_all_examples(objective_of, make):
+    objective, model, experts = objective_of(make)
+    found = objective.validation_loss(ALPHA)
+    objective.probe_losses(ALPHAS, 1)
+    assert objective.validation_loss(ALPHA) == found
+    if make is conv_net:
+        batches = [batch_of(100), tuple(part[:5] for part in batch_of(101))]
+        sums = [len(batch[1]) * wide_loss(model, blended(experts, ALPHA), batch).item() for batch in batches]
+        assert found == pytest.approx(sum(sums) / 17, rel=1e-5)
+
+
+class Watched(nn.Module):
+    """Notes in which mode it is called."""
+
+    modes = []
+
+    def __init__(self):
+        super().__init__()
+        self.inner = conv_net()
+
+    def forward(self, images):
+        self.modes.append(any(module.training for module in self.modules()))
+        return self.inner(images)
+
+
+def test_models_are_in_eval_mode_and_nothing_is_changed(objective_of):
+    objective, model, _ = objective_of(Watched)
+    Watched.modes.clear()
+    before = copy.deepcopy(model.state_dict())
+    losses = objective.probe_losses(ALPHAS, 1)
+    for _ in range(2):
+        objective.gradient(ALPHA, 1)
+        objective.validation_loss(ALPHA)
+    assert torch.equal(objective.probe_losses(ALPHAS, 1), losses)
+    assert len(Watched.modes) == 12 and not any(Watched.modes)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_every_pass_is_charged(objective_of):
+    objective, _, _ = objective_of(conv_net)
+    assert objective.cost == Cost()
+    objective.probe_losses(ALPHAS, 0)
+    assert objective.cost == Cost(forwards=3, examples=3 * N)
+    objective.gradient(ALPHA, 0)
+    assert objective.cost == Cost(forwards=4, backwards=1, examples=4 * N)
+    objective.validation_loss(ALPHA)
+    assert objective.cost == Cost(forwards=6, validation_forwards=2, backwards=1, examples=5 * N + 5)
+
+
+def test_bfloat16_probes_are_near_the_wide_ones(objective_of):
+    objective, model, experts = objective_of(conv_net, compute=Compute(CPU, "bf16", channels_last=True))
+    wanted = wide_loss(model, blended(experts, ALPHA), batch_of(1)).item()
+    assert objective.probe_losses(ALPHA[None], 1).item() == pytest.approx(wanted, rel=2e-2)
+    loss, by_alpha = objective.gradient(ALPHA, 1)
+    slopes = slopes_by_beta(lambda alpha: wide_loss(model, blended(experts, alpha), batch_of(1)).detach(), ALPHA)
+    assert loss == pytest.approx(wanted, rel=2e-2) and (ALPHA * by_alpha - slopes).norm() < 0.2 * slopes.norm()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive])
+def test_cuda_equals_the_cpu(objective_of, cuda, make):
+    (here, _, _), (there, _, _) = (
+        objective_of(make, compute=Compute(device, channels_last=True)) for device in (CPU, cuda)
+    )
+    torch.testing.assert_close(there.probe_losses(ALPHAS, 1), here.probe_losses(ALPHAS, 1), rtol=1e-3, atol=1e-4)
+    (loss, by_alpha), (cuda_loss, cuda_by_alpha) = here.gradient(ALPHA, 1), there.gradient(ALPHA, 1)
+    assert cuda_loss == pytest.approx(loss, rel=1e-3)
+    assert cuda_by_alpha.device == CPU and (cuda_by_alpha - by_alpha).norm() < 1e-2 * by_alpha.norm()
+    assert there.validation_loss(ALPHA) == pytest.approx(here.validation_loss(ALPHA), rel=1e-3)

@@ -1,0 +1,84 @@
+"""What every method keeps, whatever it does."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glue_cli.core.spec import MixSpec
+from glue_cli.methods import METHODS
+
+
+@pytest.fixture
+def choose(quadratic):
+    """Let a method choose alpha for K experts whose sizes, accuracies and losses differ."""
+
+    def choose(method, n_experts, seed=0, **keys):
+        run = METHODS[method].load()
+        match METHODS[method].needs:
+            case "count":
+                return run(n_experts)
+            case "sizes":
+                return run([100 * (k + 1) for k in range(n_experts)])
+            case "accuracies":
+                return run([k / n_experts for k in range(n_experts)])
+        objective = choose.objective = quadratic([(k + 1) * 2 / n_experts / (n_experts + 1) for k in range(n_experts)])
+        choose.learned = run(objective, MixSpec.model_validate({"steps": 12, "validate_every": 5} | keys), seed=seed)
+        return choose.learned.alpha
+
+    return choose
+
+
+@pytest.mark.parametrize("n_experts", [1, 2, 3, 16, 100])
+@pytest.mark.parametrize("method", METHODS)
+def test_alpha_lies_on_the_simplex(choose, method, n_experts):
+    alpha = choose(method, n_experts)
+    assert isinstance(alpha, list) and len(alpha) == n_experts and all(type(a) is float for a in alpha)
+    assert all(math.isfinite(a) and a >= 0 for a in alpha) and math.fsum(alpha) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_expert_gets_everything(choose, method):
+    assert choose(method, 1) == [1.0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_bits(choose, method):
+    assert choose(method, 5, seed=3) == choose(method, 5, seed=3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_better_experts_do_not_get_less(choose, method):
+    alpha = choose(method, 4, steps=200, lr=0.05)
+    assert alpha == sorted(alpha)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 12])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.needs == "objective"])
+def test_the_budget_is_kept(choose, method, steps):
+    choose(method, 3, steps=steps, n_directions=2)
+    objective = choose.objective
+    assert choose.learned.n_steps == steps == max(len(objective.probed), len(objective.differentiated))
+    assert len(objective.validated) == 1 + math.ceil(steps / 5)
+    assert choose.learned.val_loss <= choose.learned.val_loss_start
+
+
+def test_spsa_draws_by_its_seed(choose):
+    assert choose("spsa", 5, seed=0) != choose("spsa", 5, seed=1)
+
+
+def test_closed_forms():
+    load = {name: method.load() for name, method in METHODS.items() if method.needs != "objective"}
+    assert load["uniform"](4) == [0.25] * 4
+    assert load["data-size"]([2000, 500, 0]) == [0.8, 0.2, 0.0]
+    assert load["data-size"]([0, 0]) == [0.5, 0.5]
+    assert load["proxy"]([0.1, 0.3]) == pytest.approx([0.25, 0.75])
+    assert load["proxy"]([0.0, 0.0, 0.0, 0.0]) == [0.25] * 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=8), st.integers(1, 1000))
+def test_data_size_does_not_depend_on_the_unit(sizes, factor):
+    data_size = METHODS["data-size"].load()
+    assert data_size([size * factor for size in sizes]) == pytest.approx(data_size(sizes), rel=1e-12)

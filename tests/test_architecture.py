@@ -1,0 +1,134 @@
+"""The walls of DESIGN.md: who may import whom, who prints, and what the documents promise."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import glue_cli
+
+ROOT = Path(glue_cli.__file__).parent
+PROJECT = Path(__file__).parents[1]
+FLOORS = [{"core"}, {"methods", "models", "data"}, {"workflows"}, {"cli"}]
+FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(tree):
+    """Yield the full name of everything that a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def part_of(path):
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def test_every_part_has_a_floor():
+    assert {part_of(path) for path in MODULES} - {None} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards_only(path):
+    part = part_of(path)
+    for name in imported(parse(path)):
+        if part and name.startswith("glue_cli."):
+            other = name.split(".")[1]
+            if other != part and other in FLOOR_OF:
+                assert FLOOR_OF[other] < FLOOR_OF[part], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_command_line_knows_typer_and_rich(path):
+    foreign = {name.split(".")[0] for name in imported(parse(path))} & {"typer", "rich", "click", "argparse"}
+    assert not foreign or part_of(path) == "cli"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_command_line_prints_exits_and_reads_the_environment(path):
+    if part_of(path) in ("cli", None):
+        return
+    for node in ast.walk(parse(path)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("print", "exit", "quit")
+        ):
+            assert any(keyword.arg == "file" for keyword in node.keywords), f"{path}:{node.lineno} prints or exits"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = f"{node.value.id}.{node.attr}"
+            forbidden = ("os.environ", "os.getenv", "sys.exit", "sys.argv", "sys.stdout", "sys.stderr", "sys.stdin")
+            assert name not in forbidden, f"{path}:{node.lineno} uses {name}"
+
+
+def test_commands_do_not_import_each_other():
+    commands = {"train_expert", "mix", "finetune", "evaluate"}
+    for name in commands:
+        for folder in ("cli", "workflows"):
+            others = {f"glue_cli.{folder}.{other}" for other in commands - {name}}
+            assert not others & set(imported(parse(ROOT / folder / f"{name}.py")))
+
+
+def test_no_module_is_a_drawer_for_everything():
+    for path in MODULES:
+        assert path.stem not in ("utils", "common", "helpers", "misc")
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 600
+
+
+def test_the_version_is_that_of_the_changelog():
+    top = re.search(r"^## (\S+)", (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert top and top[1] == glue_cli.__version__
+
+
+def commands():
+    import typer
+
+    from glue_cli.cli.app import app
+
+    return typer.main.get_command(app).commands
+
+
+def test_every_command_and_option_has_help():
+    for name, command in commands().items():
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (name, parameter.name)
+
+
+def test_an_option_means_the_same_in_every_command():
+    meanings = {}
+    for command in commands().values():
+        for option in command.params:
+            if option.name not in ("output", "help"):
+                for word in option.opts:
+                    assert meanings.setdefault(word, option.help) == option.help
+
+
+def test_the_readme_mentions_every_command():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for name in commands():
+        assert f"glue {name}" in text
+
+
+def test_the_top_level_holds_what_the_design_says():
+    wanted = {"pyproject.toml", "glue_cli", "tests", "examples", "README.md", "CHANGELOG.md", "LICENSE"}
+    if not (PROJECT / ".git").exists():
+        pytest.skip("not a checkout")
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    if listed.returncode != 0:
+        pytest.skip("there is no git")
+    tops = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert {top for top in tops if not top.startswith(".")} <= wanted
