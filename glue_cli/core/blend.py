@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glue_cli.core.blend_plan import Block, Plan, Segment, plan_blend, slot_element_bytes
 from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
+from glue_cli.core.compatibility import check_copied
 from glue_cli.core.errors import CheckpointError
 from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.layout import metadata_of
@@ -58,6 +59,7 @@ def blend_files(
     Cost: every expert is read once, and a second time only where it orders its tensors otherwise than the output.
     Source: eq. (1).
     """
+    check_copied(experts)
     placeholder = ["0" * 64] * len(experts)  # a digest's length is known before its value
     header, plan = plan_blend(experts, alpha, dtype, metadata_of(describe(placeholder)))
     file_bytes = len(header) + sum(entry.n_bytes for entry in plan.entries)
@@ -161,7 +163,6 @@ class _Blending:
                 if self._streamed[source.expert]:
                     reader.hash.update(turns[source.expert], source.file, offset, bytes_of(tensor))
             if block.segment.copied:
-                self._check_equal(block, inputs)
                 out.copy_(inputs[0])
             else:
                 self._blend(block, inputs, out)
@@ -197,17 +198,6 @@ class _Blending:
                 raise CheckpointError(message, hint="leave this expert out, or mend it")
         name = segment.name_at(start + int((~torch.isfinite(chunk)).nonzero()[0]))
         raise CheckpointError(f"'{name}' is too large for {segment.dtype}", hint="choose a wider --dtype")
-
-    def _check_equal(self, block: Block, inputs: Sequence[Tensor]) -> None:
-        for source, tensor in zip(block.segment.sources[1:], inputs[1:], strict=True):
-            differs = (tensor != inputs[0]).nonzero()
-            if len(differs):
-                name = block.segment.name_at(block.start + int(differs[0]))
-                first, other = self._readers[0].expert.path, self._readers[source.expert].expert.path
-                raise CheckpointError(
-                    f"'{name}' is not floating point and differs between {first} and {other}",
-                    hint="only equal tensors of whole numbers can be kept",
-                )
 
 
 def _carve(slot: Tensor, block: Block) -> tuple[Tensor, list[Tensor]]:

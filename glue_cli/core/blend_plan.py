@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
-from glue_cli.core.compatibility import FLOAT_DTYPES
+from glue_cli.core.compatibility import FLOAT_DTYPES, is_counter
 from glue_cli.core.layout import lay_out
 
 
@@ -27,7 +27,7 @@ class Segment:
         offset: where the run begins in the output.
         sources: the experts that take part.
         names: the tensors, each with its first element within the run.
-        copied: True when all experts must agree instead of being blended.
+        copied: True when the first expert's bytes are taken, which all the others share.
     """
 
     dtype: str
@@ -95,10 +95,10 @@ def plan_blend(
         out_dtype = dtype if dtype and entry.dtype in FLOAT_DTYPES else entry.dtype
         described.append((entry.name, out_dtype, entry.shape))
     header, entries = lay_out(described, metadata)
-    counters = tuple(e for e in entries if _is_counter(e))
+    counters = tuple(e for e in entries if is_counter(e))
     runs: list[list[Segment]] = []
     for entry in entries:
-        if entry.n_elements and not _is_counter(entry):
+        if entry.n_elements and not is_counter(entry):
             segment = _segment(entry, experts, alpha)
             if runs and _follows(runs[-1][-1], segment):
                 runs[-1].append(segment)
@@ -107,15 +107,11 @@ def plan_blend(
     return header, Plan(tuple(entries), tuple(_joined(run) for run in runs), counters)
 
 
-def _is_counter(entry: TensorEntry) -> bool:
-    return entry.name.endswith("num_batches_tracked") and entry.dtype == "I64" and entry.n_elements == 1
-
-
 def _segment(entry: TensorEntry, experts: Sequence[Checkpoint], alpha: Sequence[float]) -> Segment:
     copied = entry.dtype not in FLOAT_DTYPES
     sources = []
     for k, expert in enumerate(experts):
-        if copied or alpha[k] != 0:
+        if k == 0 if copied else alpha[k] != 0:
             inner = expert.entries[entry.name]
             sources.append(Source(k, "U8" if copied else inner.dtype, inner.file, inner.offset))
     n_elements = entry.n_bytes if copied else entry.n_elements

@@ -1,13 +1,15 @@
 """What differs between experts that are to be blended. Needs no torch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from glue_cli.core.checkpoint import Checkpoint
+from glue_cli.core.checkpoint import Checkpoint, TensorEntry
 from glue_cli.core.errors import CheckpointError
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,41 @@ def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool) -> Non
     else:
         message, hint = "the experts are not of one architecture", "blend checkpoints of one architecture only"
     raise CheckpointError(message, items=[difference.text for difference in found], hint=hint)
+
+
+def is_counter(entry: TensorEntry) -> bool:
+    """Tell whether a tensor is BatchNorm's `num_batches_tracked`, whose blend is chosen and not copied."""
+    return entry.name.endswith("num_batches_tracked") and entry.dtype == "I64" and entry.n_elements == 1
+
+
+def check_copied(experts: Sequence[Checkpoint]) -> None:
+    """Check that tensors which are neither floating point nor counters are the same in all compatible experts.
+
+    Raises:
+        CheckpointError: one differs.
+    Cost: reads these tensors, which are few and small in a network.
+    """
+    first, *others = experts
+    for entry in first.entries.values():
+        if entry.dtype in FLOAT_DTYPES or is_counter(entry):
+            continue
+        for other in others:
+            if not _same_bytes(first, other, entry.name):
+                raise CheckpointError(
+                    f"'{entry.name}' is not floating point and differs between {first.path} and {other.path}",
+                    hint="only equal tensors of whole numbers can be kept",
+                )
+
+
+def _same_bytes(left: Checkpoint, right: Checkpoint, name: str) -> bool:
+    a, b = left.entries[name], right.entries[name]
+    with open(left.files[a.file], "rb") as left_file, open(right.files[b.file], "rb") as right_file:
+        for start in range(0, a.n_bytes, _READ_BYTES):
+            n_bytes = min(_READ_BYTES, a.n_bytes - start)
+            here = os.pread(left_file.fileno(), n_bytes, a.offset + start)
+            if here != os.pread(right_file.fileno(), n_bytes, b.offset + start):
+                return False
+    return True
 
 
 def _float_everywhere(name: str, experts: Sequence[Checkpoint]) -> bool:

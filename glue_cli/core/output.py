@@ -22,6 +22,8 @@ def check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
             raise UsageError(f"the output '{output}' is also an input", hint="name another file with --output")
     if output.is_dir():
         raise UsageError(f"the output '{output}' is a folder", hint="name a file with --output")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"the output '{output}' is no regular file", hint="name another file with --output")
     if output.exists() and not force:
         raise UsageError(f"the output '{output}' exists", hint="name another with --output, or give --force")
     folder = output.absolute().parent
@@ -40,9 +42,9 @@ def writing(output: Path) -> Iterator[int]:
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+    temporary = output.with_name(f".glue-{secrets.token_hex(8)}.tmp")
+    made = _make_folder(output.parent)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             yield descriptor
@@ -52,11 +54,34 @@ def writing(output: Path) -> Iterator[int]:
         os.replace(temporary, output)
         _sync_folder(output.parent)
     except OSError as error:
-        hint = "free some space, or name another place with --output" if error.errno == errno.ENOSPC else None
-        raise ResourceError(f"'{output}' cannot be written: {error.strerror}", hint=hint) from error
+        raise _cannot_write(output, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+        for folder in made:  # those that stayed empty, because the work failed
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return the new ones, the innermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    try:
+        for new in reversed(missing):
+            new.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(new, error) from error
+    return missing
+
+
+def _cannot_write(path: Path, error: OSError) -> ResourceError:
+    what = "free some space" if error.errno == errno.ENOSPC else "check the place"
+    return ResourceError(
+        f"'{path}' cannot be written: {error.strerror}", hint=f"{what}, or name another with --output"
+    )
 
 
 def reserve(descriptor: int, n_bytes: int) -> None:

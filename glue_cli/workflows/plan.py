@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glue_cli.core.checkpoint import Checkpoint, read_checkpoint
-from glue_cli.core.compatibility import check_compatible
+from glue_cli.core.compatibility import check_compatible, check_copied
 from glue_cli.core.errors import SpecError, UsageError
 from glue_cli.core.output import check_output
 from glue_cli.core.progress import Progress, silent
@@ -191,6 +191,7 @@ def plan_mix(
     experts = tuple(read_checkpoint(path) for path in paths)
     outputs.check(experts, spec)
     check_compatible(experts, dtype_given=dtype is not None)
+    check_copied(experts)
     assert outputs.result
     if method is not None and METHODS[method].needs == "sizes":
         sizes = sizes if sizes is not None else _recorded_sizes(experts)

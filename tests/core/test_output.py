@@ -117,3 +117,29 @@ def test_a_place_without_the_right_to_write(tmp_path):
         pytest.skip("this user may write everywhere")
     with pytest.raises(ResourceError, match="nothing can be written"):
         check_output(tmp_path / "locked" / "out", [], force=False)
+
+
+def test_folders_made_for_a_failed_output_are_removed(tmp_path):
+    with pytest.raises(ZeroDivisionError), writing(tmp_path / "new" / "deep" / "out.safetensors"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_were_there_stay(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ZeroDivisionError), writing(tmp_path / "old" / "out.safetensors"):
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_an_output_that_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="no regular file"):
+        check_output(tmp_path / "pipe", [], force=True)
+
+
+def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
+    output = tmp_path / ("x" * 255)
+    with writing(output) as descriptor:
+        os.write(descriptor, b"whole")
+    assert output.read_bytes() == b"whole"
