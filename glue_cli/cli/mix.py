@@ -1,5 +1,6 @@
 """glue mix"""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -36,6 +37,10 @@ def mix(
         str,
         typer.Option("--dtype", metavar="NAME", help="Dtype of the blend: same, float32, bfloat16, float16, float64."),
     ] = "same",
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="SIZE", help="What the buffers of the final blend may take.")
+    ] = "192MiB",
+    no_hash: Annotated[bool, typer.Option("--no-hash", help="Do not take the experts' sha256.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The blended model.")] = Path(
         "prior.safetensors"
     ),
@@ -73,6 +78,8 @@ def mix(
         alpha=_numbers("--alpha", alpha, float) if alpha is not None else None,
         sizes=_numbers("--sizes", sizes, int) if sizes is not None else None,
         dtype=None if dtype == "same" else dtype,
+        memory_bytes=_bytes(memory),
+        hashing=not no_hash,
         spec=read,
         seed=read.seed if read else seed or 0,
     )
@@ -109,6 +116,15 @@ def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
         raise UsageError(
             f"{option} '{text}': wanted {wanted} with commas between", hint=f"for example {option} {example}"
         ) from None
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?B|B)", text)
+    if not found or float(found[1]) == 0:
+        raise UsageError(f"--memory {text}: not a size", hint="for example --memory 192MiB, or 1GB")
+    unit = found[2]
+    power = " kMG".index(unit[0]) if len(unit) > 1 else 0
+    return int(float(found[1]) * (1024 if "i" in unit else 1000) ** power)
 
 
 def _show(result: dict[str, Any]) -> None:

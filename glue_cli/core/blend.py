@@ -34,13 +34,14 @@ def blend_files(
     experts: Sequence[Checkpoint],
     alpha: Sequence[float],
     output: Path,
-    describe: Callable[[Sequence[str]], dict[str, Any]],
+    describe: Callable[[Sequence[str | None]], dict[str, Any]],
     *,
     dtype: str | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    hashing: bool = True,
     n_threads: int = N_THREADS,
     progress: Progress = silent,
-) -> list[str]:
+) -> Sequence[str | None]:
     """Write the blend of compatible experts with coefficients `alpha` [K] as one safetensors file.
 
     Floating-point tensors are blended in float32, in float64 when an expert's is float64; experts with a coefficient
@@ -48,9 +49,10 @@ def blend_files(
     part; every other tensor is copied and has to be the same in all of them.
 
     Args:
-        describe: builds glue's metadata from the experts' sha256 [K].
+        describe: builds glue's metadata from the experts' sha256 [K], None where they are not taken.
         dtype: the output's floating-point dtype, such as "F16"; None keeps each tensor's own.
         memory_bytes: what the buffers of all threads together may take.
+        hashing: whether to take the experts' sha256 on the way.
     Returns:
         the experts' sha256 in hexadecimal [K]; of an expert in shards, that of its files one after another.
     Raises:
@@ -60,8 +62,9 @@ def blend_files(
     Source: eq. (1).
     """
     check_copied(experts)
-    placeholder = ["0" * 64] * len(experts)  # a digest's length is known before its value
-    header, plan = plan_blend(experts, alpha, dtype, metadata_of(describe(placeholder)))
+    # a digest's length is known before its value
+    hashes: Sequence[str | None] = ["0" * 64 if hashing else None] * len(experts)
+    header, plan = plan_blend(experts, alpha, dtype, metadata_of(describe(hashes)))
     file_bytes = len(header) + sum(entry.n_bytes for entry in plan.entries)
     with ExitStack() as stack:
         readers = [_Reader(stack, expert) for expert in experts]
@@ -69,9 +72,10 @@ def blend_files(
         reserve(out, file_bytes)
         for counter in plan.counters:
             write_all(out, _largest_counter(counter, readers, alpha), counter.offset)
-        _Blending(plan, readers, alpha, out, memory_bytes, n_threads, progress).run()
-        with ThreadPoolExecutor(n_threads) as pool:
-            hashes = list(pool.map(lambda reader: reader.hash.finish(), readers))
+        _Blending(plan, readers, alpha, out, memory_bytes, hashing, n_threads, progress).run()
+        if hashing:
+            with ThreadPoolExecutor(n_threads) as pool:
+                hashes = list(pool.map(lambda reader: reader.hash.finish(), readers))
         for reader in readers:
             check_unchanged(reader.expert, reader.descriptors)
         header, _ = plan_blend(experts, alpha, dtype, metadata_of(describe(hashes)))
@@ -102,13 +106,14 @@ class _Blending:
         alpha: Sequence[float],
         out: int,
         memory_bytes: int,
+        hashing: bool,
         n_threads: int,
         progress: Progress,
     ) -> None:
         self._readers, self._alpha, self._out = readers, alpha, out
         self._n_threads, self._progress = n_threads, progress
         self._blocks = list(plan.blocks(memory_bytes // n_threads, CHUNK))
-        self._streamed = self._in_file_order()
+        self._streamed = self._in_file_order() if hashing else [False] * len(readers)
         needed = max((b.n_elements * slot_element_bytes(b.segment) for b in self._blocks), default=0)
         n_slots = min(n_threads, len(self._blocks))
         self._slots: SimpleQueue[Tensor] = SimpleQueue()

@@ -44,7 +44,7 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
         account = _choose(plan, run, write)
     alpha: list[float] = account["alpha"]
 
-    def describe(hashes: Sequence[str]) -> dict[str, Any]:
+    def describe(hashes: Sequence[str | None]) -> dict[str, Any]:
         return {
             "glue": __version__,
             "kind": "prior",
@@ -59,7 +59,16 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
             "settings": account["settings"],
         }
 
-    hashes = blend_files(plan.experts, alpha, plan.output, describe, dtype=plan.dtype, progress=run.progress)
+    hashes = blend_files(
+        plan.experts,
+        alpha,
+        plan.output,
+        describe,
+        dtype=plan.dtype,
+        memory_bytes=plan.memory_bytes,
+        hashing=plan.hashing,
+        progress=run.progress,
+    )
     sizes = plan.sizes or [expert.glue.get("examples") for expert in plan.experts]
     return {
         "schema": "glue.mix/1",

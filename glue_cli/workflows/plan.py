@@ -91,6 +91,7 @@ class MixPlan:
     method: a name of `METHODS`, or "alpha" for given coefficients.
     alpha: given coefficients [K]; sizes: numbers of training examples [K]; None where the method needs none.
     dtype: the output's floating-point dtype as a file names it; None keeps each tensor's own.
+    memory_bytes: what the blend's buffers may take; hashing: whether the experts' sha256 are taken.
     spec: None where the method needs none.
     """
 
@@ -99,6 +100,8 @@ class MixPlan:
     alpha: tuple[float, ...] | None
     sizes: tuple[int, ...] | None
     dtype: str | None
+    memory_bytes: int
+    hashing: bool
     spec: Spec | None
     seed: int
     output: Path
@@ -165,6 +168,8 @@ def plan_mix(
     alpha: Sequence[float] | None,
     sizes: Sequence[int] | None,
     dtype: str | None,
+    memory_bytes: int,
+    hashing: bool,
     spec: Spec | None,
     seed: int,
 ) -> MixPlan:
@@ -201,6 +206,8 @@ def plan_mix(
         tuple(alpha) if alpha is not None else None,
         tuple(sizes) if sizes is not None else None,
         FILE_DTYPES[dtype] if dtype else None,
+        memory_bytes,
+        hashing,
         spec,
         seed,
         outputs.result,

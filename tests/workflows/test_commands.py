@@ -27,7 +27,16 @@ def experts(spec, run, tmp_path, events):
 
 def blend(experts, spec, run, output, method="spsa"):
     plan = plan_mix(
-        experts, Outputs(output), method=method, alpha=None, sizes=None, dtype=None, spec=spec, seed=spec.seed
+        experts,
+        Outputs(output),
+        method=method,
+        alpha=None,
+        sizes=None,
+        dtype=None,
+        memory_bytes=1 << 20,
+        hashing=True,
+        spec=spec,
+        seed=spec.seed,
     )
     return mix(plan, run)
 

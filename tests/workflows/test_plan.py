@@ -16,7 +16,16 @@ def experts(tmp_path):
 
 
 def plan(paths, outputs, **settings):
-    usual = {"method": "uniform", "alpha": None, "sizes": None, "dtype": None, "spec": None, "seed": 0}
+    usual = {
+        "method": "uniform",
+        "alpha": None,
+        "sizes": None,
+        "dtype": None,
+        "memory_bytes": 1 << 20,
+        "hashing": True,
+        "spec": None,
+        "seed": 0,
+    }
     return plan_mix(paths, outputs, **{**usual, **settings})
 
 
