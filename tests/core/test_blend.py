@@ -370,3 +370,13 @@ def test_metadata_is_told_the_hashes(save, tmp_path):
     hashes = blend_files(experts, [0.5, 0.5], tmp_path / "out.safetensors", lambda hashes: {"of": list(hashes)})
     assert read_checkpoint(tmp_path / "out.safetensors").glue == {"of": hashes}
     assert hashes == [hashlib.sha256(expert.files[0].read_bytes()).hexdigest() for expert in experts]
+
+
+def test_neither_depends_on_torchs_threads_nor_changes_them(save, blend):
+    experts = [save(str(k), draw(k, ((5 * CHUNK + 3,),))) for k in range(3)]
+    blends = []
+    for n_torch_threads in (1, 2):
+        torch.set_num_threads(n_torch_threads)
+        blends.append(blend(experts, [0.5, 0.3, 0.2])["t0"])
+        assert torch.get_num_threads() == n_torch_threads
+    assert torch.equal(bits(blends[0]), bits(blends[1]))
