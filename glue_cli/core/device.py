@@ -51,15 +51,16 @@ def find_device(name: str) -> torch.device:
     Raises:
         ResourceError: that GPU is not there.
     """
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if n_gpus else "cpu"
     device = torch.device(name)
-    if device.type == "cuda":
-        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= n_devices:
-            raise ResourceError(f"no device '{name}': torch sees {n_devices} CUDA devices", hint="use --device cpu")
-        device = torch.device("cuda", device.index or 0)
-    return device
+    if device.type != "cuda":
+        return device
+    if (device.index or 0) >= n_gpus:
+        raise ResourceError(f"no device '{name}': torch sees {n_gpus} CUDA devices", hint="use --device cpu")
+    torch.backends.cudnn.deterministic = True  # equal runs are to give equal bytes
+    return torch.device("cuda", device.index or 0)
 
 
 def likes_channels_last(model: nn.Module) -> bool:

@@ -375,7 +375,7 @@ def test_out_of_memory(here, refused, monkeypatch, error):
     def exhausted(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("glue_cli.workflows.mix.load_bank", exhausted)
+    monkeypatch.setattr("glue_cli.workflows.choose.load_bank", exhausted)
     refused(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"], 5, "out of memory")
 
 
@@ -383,7 +383,7 @@ def test_a_bug_keeps_its_traceback(here, capsys, monkeypatch):
     def broken(*arguments, **options):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("glue_cli.workflows.mix.load_bank", broken)
+    monkeypatch.setattr("glue_cli.workflows.choose.load_bank", broken)
     assert main(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" in err and "KeyError: 'a bug'" in err
