@@ -37,6 +37,10 @@ def mix(
         str,
         typer.Option("--dtype", metavar="NAME", help="Dtype of the blend: same, float32, bfloat16, float16, float64."),
     ] = "same",
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option("--max-shard-size", metavar="SIZE", help="Split a larger blend into files of this size."),
+    ] = None,
     memory: Annotated[
         str, typer.Option("--memory", metavar="SIZE", help="What the buffers of the final blend may take.")
     ] = "192MiB",
@@ -78,7 +82,8 @@ def mix(
         alpha=_numbers("--alpha", alpha, float) if alpha is not None else None,
         sizes=_numbers("--sizes", sizes, int) if sizes is not None else None,
         dtype=None if dtype == "same" else dtype,
-        memory_bytes=_bytes(memory),
+        max_shard_bytes=_bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
+        memory_bytes=_bytes("--memory", memory),
         hashing=not no_hash,
         spec=read,
         seed=read.seed if read else seed or 0,
@@ -90,7 +95,7 @@ def mix(
             "experts": len(plan.experts),
             "tensors": len(first.entries),
             "bytes_read": sum(expert.n_bytes for expert in plan.experts),
-            "output": str(plan.output),
+            "output": str(plan.destination.result),
         }
         if read and METHODS[plan.method].needs == "objective":
             probes = 2 * read.mix.n_directions if plan.method == "spsa" else 1
@@ -104,7 +109,7 @@ def mix(
         from glue_cli.workflows.mix import mix as work
 
         result = work(plan, run)
-    prior = shlex.quote(str(output))
+    prior = shlex.quote(result["output"])
     session.finish(result, _show, f"glue finetune {prior}, or glue evaluate {prior}")
 
 
@@ -118,10 +123,10 @@ def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
         ) from None
 
 
-def _bytes(text: str) -> int:
+def _bytes(option: str, text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?B|B)", text)
     if not found or float(found[1]) == 0:
-        raise UsageError(f"--memory {text}: not a size", hint="for example --memory 192MiB, or 1GB")
+        raise UsageError(f"{option} {text}: not a size", hint=f"for example {option} 192MiB, or 1GB")
     unit = found[2]
     power = " kMG".index(unit[0]) if len(unit) > 1 else 0
     return int(float(found[1]) * (1024 if "i" in unit else 1000) ** power)

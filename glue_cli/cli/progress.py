@@ -19,6 +19,7 @@ _SPARKS = "▁▂▃▄▅▆▇█"
 _N_SPARKS = 40
 _MAX_EXPERTS = 16
 _LINE_EVERY_S = 30.0
+_LINE_AFTER_S = 2.0
 
 
 @contextmanager
@@ -72,16 +73,18 @@ class _Task:
             text += f", {duration((total - done) / rate)} left"
         return text
 
-    def elapsed(self) -> str:
-        return duration(time.monotonic() - self._began)
-
     def figures(self) -> str:
         shown = ((name, f"{x:.0f}" if name == "epoch" else number(x)) for name, x in self.latest.figures.items())
         return ", ".join(f"{name} {value}" for name, value in shown)
 
+    def summary(self) -> str:
+        """Return what is said when the task has ended."""
+        parts = [self.counts(), f"in {duration(time.monotonic() - self._began)}", self.figures()]
+        return f"{self.started.task}: " + ", ".join(part for part in parts if part)
+
 
 class _PlainLines:
-    """A line for every tenth of the work, and one when 30 s have passed without."""
+    """A line for every tenth of the work, but none within 2 s of another; one after 30 s without; one at the end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -96,7 +99,8 @@ class _PlainLines:
             case Advanced() if self._task:
                 self._task.advance(event)
                 self._maybe_show(self._task)
-            case Finished():
+            case Finished() if self._task:
+                self._console.print(self._task.summary())
                 self._task = None
             case Noted(text=text, warning=True):
                 print_warning(text)
@@ -106,7 +110,8 @@ class _PlainLines:
     def _maybe_show(self, task: _Task) -> None:
         share, now = task.share, time.monotonic()
         tenths = int(10 * (share or 0))
-        if tenths <= self._shown_tenths and now - self._shown_at < _LINE_EVERY_S:
+        wanted_after_s = _LINE_EVERY_S if tenths <= self._shown_tenths else _LINE_AFTER_S
+        if now - self._shown_at < wanted_after_s or task.latest.done == task.started.total:
             return
         self._shown_tenths, self._shown_at = tenths, now
         parts = [f"{100 * share:.0f} %" if share is not None else "", task.counts(), task.pace(), task.figures()]
@@ -135,10 +140,9 @@ class _LiveView:
             case Advanced() if self._task:
                 self._task.advance(event)
             case Finished() if self._task:
-                task = self._task
+                summary = self._task.summary()
                 self.close(finished=True)
-                parts = [task.counts(), f"in {task.elapsed()}", task.figures()]
-                self._console.print(f"{task.started.task}: " + ", ".join(part for part in parts if part))
+                self._console.print(summary)
             case Noted(text=text, warning=True):
                 print_warning(text, self._console)
             case Noted(text=text):

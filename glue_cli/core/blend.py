@@ -4,11 +4,12 @@ A few threads each read, hash, blend and write a block of the output at a time. 
 boundaries follow from the output's layout alone, so the bytes depend neither on the threads nor on the memory.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch import Tensor
 from glue_cli.core.blend_plan import Block, Plan, Segment, plan_blend, slot_element_bytes
 from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.core.compatibility import check_copied
+from glue_cli.core.destination import Destination
 from glue_cli.core.errors import CheckpointError
 from glue_cli.core.hashing import StreamedHash
-from glue_cli.core.layout import metadata_of
+from glue_cli.core.layout import header_of, metadata_of
 from glue_cli.core.output import reserve, writing
 from glue_cli.core.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, check_unchanged, open_files, read_into, write_all
@@ -37,16 +39,15 @@ CHUNK = 131_072
 def blend_files(
     experts: Sequence[Checkpoint],
     alpha: Sequence[float],
-    output: Path,
+    destination: Destination,
     describe: Callable[[Sequence[str | None]], dict[str, Any]],
     *,
-    dtype: str | None = None,
     memory_bytes: int = MEMORY_BYTES,
     hashing: bool = True,
     n_threads: int = N_THREADS,
     progress: Progress = silent,
 ) -> Sequence[str | None]:
-    """Write the blend of compatible experts with coefficients `alpha` [K] as one safetensors file.
+    """Write the blend of compatible experts with coefficients `alpha` [K] to the files of a destination.
 
     Floating-point tensors are blended in float32, in float64 when an expert's is float64; experts with a coefficient
     of 0 are skipped, so a one-hot alpha copies bits. `num_batches_tracked` is the largest among the experts that take
@@ -54,7 +55,6 @@ def blend_files(
 
     Args:
         describe: builds glue's metadata from the experts' sha256 [K], None where they are not taken.
-        dtype: the output's floating-point dtype, such as "F16"; None keeps each tensor's own.
         memory_bytes: what the buffers of all threads together may take.
         hashing: whether to take the experts' sha256 on the way.
     Returns:
@@ -66,26 +66,66 @@ def blend_files(
     Source: eq. (1).
     """
     check_copied(experts)
-    # a digest's length is known before its value
+    plan = plan_blend(experts, alpha, destination)
+    # a digest's length is known before its value, and so is the headers'
     hashes: Sequence[str | None] = ["0" * 64 if hashing else None] * len(experts)
-    header, plan = plan_blend(experts, alpha, dtype, metadata_of(describe(hashes)))
-    file_bytes = len(header) + sum(entry.n_bytes for entry in plan.entries)
+    starts = [len(header) for header in _headers(plan, describe(hashes))]
     with ExitStack() as stack:
         readers = [_Reader(stack, expert) for expert in experts]
-        out = stack.enter_context(writing(output))
-        reserve(out, file_bytes)
+        outputs = _open_outputs(stack, destination, plan, starts)
         for counter in plan.counters:
-            write_all(out, _largest_counter(counter, readers, alpha), counter.offset)
-        _Blending(plan, readers, alpha, out, memory_bytes, hashing, n_threads, progress).run()
+            outputs[counter.file].write(_largest_counter(counter, readers, alpha), counter.offset)
+        _Blending(plan, readers, alpha, outputs, memory_bytes, hashing, n_threads, progress).run()
         if hashing:
             with ThreadPoolExecutor(n_threads) as pool:
                 hashes = list(pool.map(lambda reader: reader.hash.finish(), readers))
         for reader in readers:
             check_unchanged(reader.expert, reader.descriptors)
-        header, _ = plan_blend(experts, alpha, dtype, metadata_of(describe(hashes)))
-        write_all(out, header, 0)
+        for output, header in zip(outputs, _headers(plan, describe(hashes)), strict=True):
+            write_all(output.descriptor, header, 0)
+    for stale in destination.stale_files():
+        stale.unlink()
     progress(Finished())
     return hashes
+
+
+def _headers(plan: Plan, glue: dict[str, Any]) -> list[bytes]:
+    return [header_of(entries, metadata_of(glue)) for entries in plan.entries_by_file()]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """An open file of the output, and where its tensors start."""
+
+    descriptor: int
+    start: int
+
+    def write(self, data: memoryview | bytes, offset: int) -> None:
+        write_all(self.descriptor, data, self.start + offset)
+
+
+def _open_outputs(stack: ExitStack, destination: Destination, plan: Plan, starts: Sequence[int]) -> list[_Output]:
+    """Open the weights files for writing, and write what goes along with them.
+
+    Files get their names in the reverse order: the weights first, then the index, at last the configuration.
+    """
+    for source, copy in destination.companions:
+        write_all(stack.enter_context(writing(copy)), source.read_bytes(), 0)
+    by_file = plan.entries_by_file()
+    if destination.index:
+        text = _index_text(destination, by_file)
+        write_all(stack.enter_context(writing(destination.index)), text.encode(), 0)
+    outputs = [_Output(stack.enter_context(writing(f)), s) for f, s in zip(destination.files, starts, strict=True)]
+    for output, entries in zip(outputs, by_file, strict=True):
+        reserve(output.descriptor, output.start + sum(entry.n_bytes for entry in entries))
+    return outputs
+
+
+def _index_text(destination: Destination, by_file: Sequence[Sequence[TensorEntry]]) -> str:
+    weight_map = {e.name: f.name for f, entries in zip(destination.files, by_file, strict=True) for e in entries}
+    total_size = sum(entry.n_bytes for entries in by_file for entry in entries)
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(index, indent=2) + "\n"
 
 
 class _Reader:
@@ -108,13 +148,13 @@ class _Blending:
         plan: Plan,
         readers: Sequence[_Reader],
         alpha: Sequence[float],
-        out: int,
+        outputs: Sequence[_Output],
         memory_bytes: int,
         hashing: bool,
         n_threads: int,
         progress: Progress,
     ) -> None:
-        self._readers, self._alpha, self._out = readers, alpha, out
+        self._readers, self._alpha, self._outputs = readers, alpha, outputs
         self._n_threads, self._progress = n_threads, progress
         self._blocks = list(plan.blocks(min(memory_bytes // n_threads, SLOT_BYTES), CHUNK))
         self._streamed = self._in_file_order() if hashing else [False] * len(readers)
@@ -179,7 +219,7 @@ class _Blending:
             else:
                 self._blend(block, inputs, out)
             offset = block.segment.offset + block.start * DTYPE_BYTES[block.segment.dtype]
-            write_all(self._out, bytes_of(out), offset)
+            self._outputs[block.segment.file].write(bytes_of(out), offset)
         except BaseException:
             for reader in self._readers:
                 reader.hash.stop()

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.core.compatibility import FLOAT_DTYPES, is_counter
-from glue_cli.core.layout import lay_out
+from glue_cli.core.destination import Destination
+from glue_cli.core.layout import place
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,14 @@ class Segment:
 
     Attributes:
         dtype: the output's; "U8" for a run that is copied byte by byte.
-        offset: where the run begins in the output.
+        file, offset: where the run begins: which of the output's files, and where in it.
         sources: the experts that take part.
         names: the tensors, each with its first element within the run.
         copied: True when the first expert's bytes are taken, which all the others share.
     """
 
     dtype: str
+    file: int
     offset: int
     n_elements: int
     sources: tuple[Source, ...]
@@ -58,7 +60,7 @@ class Block:
 @dataclass(frozen=True)
 class Plan:
     """Attributes:
-    entries: the output's tensors in file order.
+    entries: the output's tensors in the order of its files.
     segments: runs of tensors to blend or copy, in the output's order.
     counters: entries of `num_batches_tracked`, whose value is chosen, not blended.
     """
@@ -66,6 +68,15 @@ class Plan:
     entries: tuple[TensorEntry, ...]
     segments: tuple[Segment, ...]
     counters: tuple[TensorEntry, ...]
+
+    def entries_by_file(self) -> list[list[TensorEntry]]:
+        """Return the output's tensors, file by file."""
+        files: list[list[TensorEntry]] = [[]]
+        for entry in self.entries:
+            if entry.file == len(files):
+                files.append([])
+            files[entry.file].append(entry)
+        return files
 
     def blocks(self, slot_bytes: int, chunk: int) -> Iterator[Block]:
         """Cut the segments into blocks whose inputs and output fit `slot_bytes`, at multiples of `chunk` elements."""
@@ -81,20 +92,12 @@ def slot_element_bytes(segment: Segment) -> int:
     return DTYPE_BYTES[segment.dtype] + sum(DTYPE_BYTES[source.dtype] for source in segment.sources)
 
 
-def plan_blend(
-    experts: Sequence[Checkpoint], alpha: Sequence[float], dtype: str | None, metadata: dict[str, str]
-) -> tuple[bytes, Plan]:
-    """Plan the blend of compatible experts; reads nothing.
+def plan_blend(experts: Sequence[Checkpoint], alpha: Sequence[float], destination: Destination) -> Plan:
+    """Plan the blend of compatible experts with coefficients `alpha` [K]; reads nothing.
 
-    Returns:
-        the output's header, and the plan.
+    The output's offsets count from the end of each file's header.
     """
-    first = experts[0]
-    described = []
-    for entry in first.entries.values():
-        out_dtype = dtype if dtype and entry.dtype in FLOAT_DTYPES else entry.dtype
-        described.append((entry.name, out_dtype, entry.shape))
-    header, entries = lay_out(described, metadata)
+    entries = [entry for file, shard in enumerate(destination.shards) for entry in place(shard, file)]
     counters = tuple(e for e in entries if is_counter(e))
     runs: list[list[Segment]] = []
     for entry in entries:
@@ -104,7 +107,7 @@ def plan_blend(
                 runs[-1].append(segment)
             else:
                 runs.append([segment])
-    return header, Plan(tuple(entries), tuple(_joined(run) for run in runs), counters)
+    return Plan(tuple(entries), tuple(_joined(run) for run in runs), counters)
 
 
 def _segment(entry: TensorEntry, experts: Sequence[Checkpoint], alpha: Sequence[float]) -> Segment:
@@ -116,14 +119,16 @@ def _segment(entry: TensorEntry, experts: Sequence[Checkpoint], alpha: Sequence[
             sources.append(Source(k, "U8" if copied else inner.dtype, inner.file, inner.offset))
     n_elements = entry.n_bytes if copied else entry.n_elements
     dtype = "U8" if copied else entry.dtype
-    return Segment(dtype, entry.offset, n_elements, tuple(sources), ((0, entry.name),), copied)
+    return Segment(dtype, entry.file, entry.offset, n_elements, tuple(sources), ((0, entry.name),), copied)
 
 
 def _follows(left: Segment, right: Segment) -> bool:
     """Tell whether `right` lies next to `left` in the output and in each expert."""
     if left.dtype != right.dtype or left.copied != right.copied:
         return False
-    if left.offset + left.n_elements * DTYPE_BYTES[left.dtype] != right.offset:  # a counter lies between
+    if (
+        left.file != right.file or left.offset + left.n_elements * DTYPE_BYTES[left.dtype] != right.offset
+    ):  # a counter lies between
         return False
     return all(
         a.dtype == b.dtype and a.file == b.file and a.offset + left.n_elements * DTYPE_BYTES[a.dtype] == b.offset
@@ -137,4 +142,4 @@ def _joined(run: Sequence[Segment]) -> Segment:
         names.append((n_elements, segment.names[0][1]))
         n_elements += segment.n_elements
     first = run[0]
-    return Segment(first.dtype, first.offset, n_elements, first.sources, tuple(names), first.copied)
+    return Segment(first.dtype, first.file, first.offset, n_elements, first.sources, tuple(names), first.copied)

@@ -17,27 +17,26 @@ def metadata_of(glue: Mapping[str, Any]) -> dict[str, str]:
     return {"format": "pt", "glue": json.dumps(glue, sort_keys=True)}
 
 
-def lay_out(
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[bytes, list[TensorEntry]]:
+def place(tensors: Iterable[tuple[str, str, tuple[int, ...]]], file: int = 0) -> list[TensorEntry]:
     """Place tensors (name, dtype, shape) as safetensors does: wide dtypes first, then by name, without holes.
 
     Returns:
-        the header with its length in front, padded to 8 bytes; and the entries in file order, offsets from the
-        file's start.
+        the entries in file order, of file number `file`; offsets count from the end of the header.
     """
-    ordered = sorted(tensors, key=lambda tensor: (-_DTYPE_ORDER[tensor[1]], tensor[0].encode()))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    relative: list[TensorEntry] = []
+    entries: list[TensorEntry] = []
     position = 0
-    for name, dtype, shape in ordered:
-        entry = TensorEntry(name, dtype, shape, 0, position)
-        end = position + entry.n_bytes
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
-        relative.append(entry)
-        position = end
+    for name, dtype, shape in sorted(tensors, key=lambda tensor: (-_DTYPE_ORDER[tensor[1]], tensor[0].encode())):
+        entries.append(TensorEntry(name, dtype, shape, file, position))
+        position += entries[-1].n_bytes
+    return entries
+
+
+def header_of(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
+    """Return a file's header for placed tensors, its length in front, padded to 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    for entry in entries:
+        offsets = [entry.offset, entry.offset + entry.n_bytes]
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    entries = [TensorEntry(e.name, e.dtype, e.shape, 0, start + e.offset) for e in relative]
-    return len(text).to_bytes(8, "little") + text, entries
+    return len(text).to_bytes(8, "little") + text

@@ -33,6 +33,22 @@ def check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
         raise ResourceError(f"nothing can be written in '{folder}'", hint="name another place with --output")
 
 
+def check_output_folder(folder: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse an output folder that is an input, is a file, or holds something without `force`.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"the output '{folder}' is a file", hint="name a folder with --output")
+    if any(path.exists() and os.path.samefile(folder, path) for path in inputs):
+        raise UsageError(f"the output '{folder}' is also an input", hint="name another folder with --output")
+    if any(folder.iterdir()) and not force:
+        raise UsageError(f"the output '{folder}' exists", hint="name another with --output, or give --force")
+
+
 @contextmanager
 def writing(output: Path) -> Iterator[int]:
     """Open a temporary file beside `output`; on success flush it to disk and give it the name, else remove it.

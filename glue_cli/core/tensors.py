@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glue_cli.core.checkpoint import Checkpoint, stamp_of
 from glue_cli.core.errors import CheckpointError
-from glue_cli.core.layout import lay_out, metadata_of
+from glue_cli.core.layout import header_of, metadata_of, place
 from glue_cli.core.output import reserve, writing
 
 TORCH_DTYPES = {
@@ -120,10 +120,11 @@ def write_checkpoint(output: Path, tensors: Mapping[str, Tensor], glue: Mapping[
     Tensors that share memory are each written in full, so that every reader finds every name.
     """
     described = [(name, FILE_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-    header, entries = lay_out(described, metadata_of(glue))
+    entries = place(described)
+    header = header_of(entries, metadata_of(glue))
     with writing(output) as descriptor:
         reserve(descriptor, len(header) + sum(entry.n_bytes for entry in entries))
         write_all(descriptor, header, 0)
         for entry in entries:
             tensor = tensors[entry.name].detach().to("cpu").contiguous()
-            write_all(descriptor, bytes_of(tensor), entry.offset)
+            write_all(descriptor, bytes_of(tensor), len(header) + entry.offset)

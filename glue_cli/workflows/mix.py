@@ -50,9 +50,8 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     hashes = blend_files(
         plan.experts,
         chosen.alpha,
-        plan.output,
+        plan.destination,
         describe,
-        dtype=plan.dtype,
         memory_bytes=plan.memory_bytes,
         hashing=plan.hashing,
         progress=run.progress,
@@ -66,7 +65,7 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
             {"path": str(expert.path), "sha256": digest, "examples": size}
             for expert, digest, size in zip(plan.experts, hashes, sizes, strict=True)
         ],
-        "output": str(plan.output),
+        "output": str(plan.destination.result),
         "loss": chosen.loss,
         "cost": {**asdict(chosen.cost), "wall_s": time.perf_counter() - began, "peak_bytes": _peak_bytes(run)},
         **chosen.details,

@@ -8,8 +8,9 @@ from typing import Literal
 
 from glue_cli.core.checkpoint import Checkpoint, read_checkpoint
 from glue_cli.core.compatibility import check_compatible, check_copied
+from glue_cli.core.destination import Destination, plan_destination
 from glue_cli.core.errors import SpecError, UsageError
-from glue_cli.core.output import check_output
+from glue_cli.core.output import check_output, check_output_folder
 from glue_cli.core.progress import Progress, silent
 from glue_cli.core.simplex import check_alpha
 from glue_cli.core.spec import Spec
@@ -50,17 +51,25 @@ class Outputs:
     spec_file: Path = Path("glue.yaml")
     force: bool = False
 
-    def check(self, checkpoints: Sequence[Checkpoint], spec: Spec | None) -> None:
+    def check(
+        self, checkpoints: Sequence[Checkpoint], spec: Spec | None, destination: Destination | None = None
+    ) -> None:
         """Check the outputs against each other and against all that the command reads.
+
+        Args:
+            destination: the files that the result becomes, where it is not one file.
 
         Raises:
             UsageError: an output is an input or another output, is a folder, or exists without `force`.
             ResourceError: it cannot be written.
         """
-        inputs = [self.spec_file, *(file for checkpoint in checkpoints for file in checkpoint.files)]
+        inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
         if spec:
             inputs += _data_files(spec)
-        outputs = [path for path in (self.result, self.history) if path]
+        results = destination.paths if destination else [self.result]
+        if destination and destination.is_folder:
+            check_output_folder(destination.result, inputs, force=self.force)
+        outputs = [path for path in (*results, self.history) if path]
         if len({os.path.realpath(path) for path in outputs}) < len(outputs):
             raise UsageError(f"'{self.result}' is both the output and the history", hint="name another --history")
         for path in outputs:
@@ -90,7 +99,6 @@ class MixPlan:
     """Attributes:
     method: a name of `METHODS`, or "alpha" for given coefficients.
     alpha: given coefficients [K]; sizes: numbers of training examples [K]; None where the method needs none.
-    dtype: the output's floating-point dtype as a file names it; None keeps each tensor's own.
     memory_bytes: what the blend's buffers may take; hashing: whether the experts' sha256 are taken.
     spec: None where the method needs none.
     """
@@ -99,12 +107,11 @@ class MixPlan:
     method: str
     alpha: tuple[float, ...] | None
     sizes: tuple[int, ...] | None
-    dtype: str | None
     memory_bytes: int
     hashing: bool
     spec: Spec | None
     seed: int
-    output: Path
+    destination: Destination
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ def plan_mix(
     alpha: Sequence[float] | None,
     sizes: Sequence[int] | None,
     dtype: str | None,
+    max_shard_bytes: int | None,
     memory_bytes: int,
     hashing: bool,
     spec: Spec | None,
@@ -194,10 +202,12 @@ def plan_mix(
             hint="give numbers of examples, 0 or more and not all 0",
         )
     experts = tuple(read_checkpoint(path) for path in paths)
-    outputs.check(experts, spec)
+    assert outputs.result
+    file_dtype = FILE_DTYPES[dtype] if dtype else None
+    destination = plan_destination(outputs.result, experts, dtype=file_dtype, max_shard_bytes=max_shard_bytes)
+    outputs.check(experts, spec, destination)
     check_compatible(experts, dtype_given=dtype is not None)
     check_copied(experts)
-    assert outputs.result
     if method is not None and METHODS[method].needs == "sizes":
         sizes = sizes if sizes is not None else _recorded_sizes(experts)
     return MixPlan(
@@ -205,12 +215,11 @@ def plan_mix(
         method or "alpha",
         tuple(alpha) if alpha is not None else None,
         tuple(sizes) if sizes is not None else None,
-        FILE_DTYPES[dtype] if dtype else None,
         memory_bytes,
         hashing,
         spec,
         seed,
-        outputs.result,
+        destination,
     )
 
 

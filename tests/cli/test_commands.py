@@ -47,7 +47,7 @@ def test_for_people(here, glue, command):
         assert lines[-1].endswith(f"written to {OUTPUTS[command]}")
         assert answer.err.splitlines()[-1].startswith("hint: ")
         assert "glue" in answer.err.splitlines()[-1]  # the next command to try
-    assert "100 %" in answer.err and "100 %" not in answer.out  # progress
+    assert ", in " in answer.err and ", in " not in answer.out  # progress
 
 
 @pytest.mark.parametrize("command", CALLS)
@@ -476,3 +476,40 @@ def test_the_bytes_do_not_depend_on_the_memory(pair, tmp_path, memory):
 def test_a_memory_that_is_no_size_is_refused(pair, tmp_path, capsys, memory):
     assert main(["mix", "--method", "uniform", *pair, "-o", str(tmp_path / "ab.safetensors"), "--memory", memory]) == 2
     assert "for example --memory 192MiB" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.ones(1000)}, tmp_path / name / "model.safetensors", {"format": "pt"})
+        (tmp_path / name / "config.json").write_text("{}")
+    return [str(tmp_path / "first"), str(tmp_path / "second")]
+
+
+def test_folders_in_a_folder_out_in_shards(folders, tmp_path, capsys):
+    blend = ["mix", "--method", "uniform", *folders, "-o", str(tmp_path / "prior")]
+    assert main([*blend, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "prior")
+    assert sorted(path.name for path in (tmp_path / "prior").iterdir()) == ["config.json", "model.safetensors"]
+    assert main(blend) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main([*blend, "--force", "--max-shard-size", "1kB"]) == 0
+    assert main(["mix", "--alpha", "1", str(tmp_path / "prior"), "-o", str(tmp_path / "one.safetensors")]) == 0
+    assert torch.equal(load_file(tmp_path / "one.safetensors")["w"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_an_experts_folder_is_never_written_over(folders, tmp_path, capsys, force):
+    before = (tmp_path / "first" / "model.safetensors").read_bytes()
+    assert main(["mix", "--method", "uniform", *folders, "-o", folders[0], "--max-shard-size", "1kB", *force]) == 2
+    assert "is also an input" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["config.json", "model.safetensors"]
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() == before
+
+
+def test_an_index_that_is_read_is_never_written_over(folders, tmp_path, capsys):
+    sharded = str(tmp_path / "sharded.safetensors.index.json")
+    assert main(["mix", "--method", "uniform", *folders, "-o", sharded]) == 0
+    assert main(["mix", "--method", "uniform", sharded, sharded, "-o", sharded, "--force"]) == 2
+    assert "is also an input" in capsys.readouterr().err

@@ -112,28 +112,49 @@ def test_long_messages_are_not_wrapped(capsys):
 # ---- progress off a terminal
 
 
-def test_a_line_for_every_tenth(capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is set: clock[0] = seconds."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_for_every_tenth_and_one_at_the_end(capsys, clock):
     with listening(quiet=False) as tell:
         tell(Started("train", 1000, "examples"))
         for done in range(10, 1001, 10):
+            clock[0] = done / 10
             tell(Advanced(done, {"epoch": 3.0, "loss": 0.5}))
         tell(Finished())
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(" %")[0] for line in lines] == [f"train: {n}" for n in range(10, 101, 10)]
-    assert "100 of 1,000 examples" in lines[0] and lines[0].endswith("epoch 3, loss 0.5000")
-    assert "left" in lines[0] and "left" not in lines[-1]
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert [line.partition(" %")[0] for line in lines] == [f"train: {n}" for n in range(10, 100, 10)]
+    assert lines[0] == "train: 10 %, 100 of 1,000 examples, 10/s, 1:30 left, epoch 3, loss 0.5000"
+    assert last == "train: 1,000 of 1,000 examples, in 1:40, epoch 3, loss 0.5000"
 
 
-def test_a_line_when_half_a_minute_has_passed(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+def test_short_work_is_one_line(capsys, clock):
+    with listening(quiet=False) as tell:
+        tell(Started("train", 1000, "examples"))
+        for done in range(10, 1001, 10):
+            clock[0] = done / 1000
+            tell(Advanced(done))
+        tell(Finished())
+    assert capsys.readouterr().err.splitlines() == ["train: 1,000 of 1,000 examples, in 1.0 s"]
+
+
+def test_a_line_when_half_a_minute_has_passed(capsys, clock):
     with listening(quiet=False) as tell:
         tell(Started("read", None, "B"))
         for second in range(1, 70):
-            now[0] = second
+            clock[0] = second
             tell(Advanced(second * 10**6))
         tell(Finished())
-    assert capsys.readouterr().err.splitlines() == ["read: 30.0 MB, 1.0 MB/s", "read: 60.0 MB, 1.0 MB/s"]
+    assert capsys.readouterr().err.splitlines() == [
+        "read: 30.0 MB, 1.0 MB/s",
+        "read: 60.0 MB, 1.0 MB/s",
+        "read: 69.0 MB, in 1:09",
+    ]
 
 
 def test_notes_and_warnings(capsys):
@@ -201,7 +222,7 @@ def test_the_variable_that_turns_the_live_view_off(terminal, monkeypatch):
         tell(Started("train", 2, "steps"))
         tell(Advanced(2))
         tell(Finished())
-    assert terminal().startswith("train: 100 %, 2 of 2 steps")
+    assert terminal().startswith("train: 2 of 2 steps, in ")
 
 
 def test_many_experts_and_steps_stay_readable(terminal):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from glue_cli.core.blend import blend_files
 from glue_cli.core.checkpoint import read_checkpoint
+from glue_cli.core.destination import plan_destination
 from glue_cli.core.tensors import FILE_DTYPES
 
 
@@ -74,9 +75,11 @@ def save_shards(tmp_path):
 def blend(tmp_path):
     """Blend experts into a file of constant metadata; return its tensors as safetensors reads them."""
 
-    def blend(experts, alpha, name="blend", **options):
+    def blend(experts, alpha, name="blend", dtype=None, **options):
         path = blend.path = tmp_path / f"{name}.safetensors"
-        blend.hashes = blend_files(experts, alpha, path, lambda hashes: {}, **options)
+        blend.hashes = blend_files(
+            experts, alpha, plan_destination(path, experts, dtype=dtype), lambda hashes: {}, **options
+        )
         return load_file(path)
 
     return blend

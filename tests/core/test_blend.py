@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from glue_cli.core.blend import CHUNK, blend_files
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.compatibility import check_compatible
+from glue_cli.core.destination import plan_destination
 from glue_cli.core.errors import CheckpointError
 from glue_cli.core.progress import Advanced, Finished, Started
 
@@ -83,7 +84,8 @@ def test_equals_an_independent_sum_whatever_the_experts(data):
         for path, expert in zip(paths, experts, strict=True):
             save_file(expert, path)
         output = Path(folder, "blend.safetensors")
-        hashes = blend_files([read_checkpoint(path) for path in paths], alpha, output, lambda hashes: {})
+        found = [read_checkpoint(path) for path in paths]
+        hashes = blend_files(found, alpha, plan_destination(output, found), lambda hashes: {})
         assert hashes == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
         assert_blend(load_file(output), experts, alpha)
 
@@ -228,7 +230,13 @@ def test_memory_stays_within_the_budget(tmp_path):
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
 
     before = bytes_of("VmRSS")
-    blend_files(experts, [0.25] * 4, tmp_path / "blend.safetensors", lambda hashes: {}, memory_bytes=8 << 20)
+    blend_files(
+        experts,
+        [0.25] * 4,
+        plan_destination(tmp_path / "blend.safetensors", experts),
+        lambda hashes: {},
+        memory_bytes=8 << 20,
+    )
     assert bytes_of("VmHWM") - before < 32 << 20  # the experts and the output are 240 MiB
 
 
@@ -367,7 +375,12 @@ def test_progress_counts_every_byte_once(save, blend):
 
 def test_metadata_is_told_the_hashes(save, tmp_path):
     experts = [save("a", draw(0)), save("b", draw(1))]
-    hashes = blend_files(experts, [0.5, 0.5], tmp_path / "out.safetensors", lambda hashes: {"of": list(hashes)})
+    hashes = blend_files(
+        experts,
+        [0.5, 0.5],
+        plan_destination(tmp_path / "out.safetensors", experts),
+        lambda hashes: {"of": list(hashes)},
+    )
     assert read_checkpoint(tmp_path / "out.safetensors").glue == {"of": hashes}
     assert hashes == [hashlib.sha256(expert.files[0].read_bytes()).hexdigest() for expert in experts]
 

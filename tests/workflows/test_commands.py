@@ -33,6 +33,7 @@ def blend(experts, spec, run, output, method="spsa"):
         alpha=None,
         sizes=None,
         dtype=None,
+        max_shard_bytes=None,
         memory_bytes=1 << 20,
         hashing=True,
         spec=spec,

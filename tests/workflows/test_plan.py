@@ -21,6 +21,7 @@ def plan(paths, outputs, **settings):
         "alpha": None,
         "sizes": None,
         "dtype": None,
+        "max_shard_bytes": None,
         "memory_bytes": 1 << 20,
         "hashing": True,
         "spec": None,

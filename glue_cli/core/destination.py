@@ -1,0 +1,100 @@
+"""Where a blend goes: one file, shards with an index, or a Hugging Face folder. Needs no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glue_cli.core.checkpoint import Checkpoint, TensorEntry
+from glue_cli.core.compatibility import FLOAT_DTYPES
+from glue_cli.core.layout import place
+
+_INDEX = ".index.json"
+_WEIGHTS = ".safetensors"
+# What a model's folder holds beside its weights: configuration, tokenizer, chat template.
+_COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The files of a blend.
+
+    Attributes:
+        result: what the next command is given: a file, an index, or a folder.
+        shards: the tensors (name, dtype, shape) of each weights file.
+        files: the weights files, as many as there are shards.
+        index: the index of the shards; None where there is none.
+        companions: files that are copied along, each with its copy.
+    """
+
+    result: Path
+    shards: tuple[tuple[tuple[str, str, tuple[int, ...]], ...], ...]
+    files: tuple[Path, ...]
+    index: Path | None = None
+    companions: tuple[tuple[Path, Path], ...] = ()
+
+    @property
+    def is_folder(self) -> bool:
+        return self.result not in (*self.files, self.index)
+
+    def stale_files(self) -> list[Path]:
+        """Return what an earlier blend left in the folder that would be read in place of this one, or beside it."""
+        if not self.is_folder:
+            return []
+        found = [*self.result.glob(f"model*{_WEIGHTS}"), *self.result.glob(f"model*{_WEIGHTS}{_INDEX}")]
+        return [path for path in found if path not in self.paths]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that is written."""
+        return [*self.files, *([self.index] if self.index else []), *(copy for _, copy in self.companions)]
+
+
+def plan_destination(
+    output: Path, experts: Sequence[Checkpoint], *, dtype: str | None = None, max_shard_bytes: int | None = None
+) -> Destination:
+    """Decide from the output's name and the experts' headers which files a blend is written to.
+
+    `NAME.safetensors` is one file, or `NAME-0000I-of-0000N.safetensors` with `NAME.safetensors.index.json` where it
+    would be larger than a shard; an index's name asks for shards; any other name, where the first expert is a Hugging
+    Face folder, for such a folder.
+
+    Args:
+        dtype: the output's floating-point dtype, such as "F16"; None keeps each tensor's own.
+        max_shard_bytes: the most bytes of tensors in a file; None puts all into one. A larger tensor has a file alone.
+    """
+    described = [
+        (entry.name, dtype if dtype and entry.dtype in FLOAT_DTYPES else entry.dtype, entry.shape)
+        for entry in experts[0].entries.values()
+    ]
+    groups = _cut(place(described), max_shard_bytes)
+    shards = tuple(tuple((entry.name, entry.dtype, entry.shape) for entry in group) for group in groups)
+    first = experts[0].path
+    if first.is_dir() and not output.name.endswith((_WEIGHTS, _INDEX)):
+        companions = [path for path in sorted(first.iterdir()) if path.suffix in _COMPANIONS and path.is_file()]
+        copies = tuple((path, output / path.name) for path in companions if not path.name.endswith(_INDEX))
+        files, index = _name_files(output / f"model{_WEIGHTS}", len(shards))
+        return Destination(output, shards, files, index, copies)
+    is_index = output.name.endswith(_WEIGHTS + _INDEX)
+    single = output.with_name(output.name.removesuffix(_INDEX)) if is_index else output
+    files, index = _name_files(single, len(shards), indexed=is_index)
+    return Destination(index or output, shards, files, index)
+
+
+def _cut(entries: Sequence[TensorEntry], max_bytes: int | None) -> list[list[TensorEntry]]:
+    groups: list[list[TensorEntry]] = [[]]
+    n_bytes = 0
+    for entry in entries:
+        if max_bytes is not None and groups[-1] and n_bytes + entry.n_bytes > max_bytes:
+            groups.append([])
+            n_bytes = 0
+        groups[-1].append(entry)
+        n_bytes += entry.n_bytes
+    return groups
+
+
+def _name_files(single: Path, n_files: int, *, indexed: bool = False) -> tuple[tuple[Path, ...], Path | None]:
+    if n_files == 1 and not indexed:
+        return (single,), None
+    stem = single.name.removesuffix(_WEIGHTS)
+    names = (f"{stem}-{number:05d}-of-{n_files:05d}{_WEIGHTS}" for number in range(1, n_files + 1))
+    return tuple(single.with_name(name) for name in names), single.with_name(single.name + _INDEX)
