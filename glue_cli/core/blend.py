@@ -26,6 +26,7 @@ from glue_cli.core.layout import header_of, metadata_of
 from glue_cli.core.output import reserve, writing
 from glue_cli.core.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, check_unchanged, open_files, read_into, write_all
+from glue_cli.core.threads import single_threaded_torch
 
 MEMORY_BYTES = 192 << 20
 # One more than the cores, so that somebody reads while the others compute; beyond a dozen, the storage is the limit.
@@ -168,9 +169,7 @@ class _Blending:
         self._progress(Started("blend", sum(block.n_bytes for block in self._blocks), "B"))
         n_done = 0
         turns = self._turns()
-        # torch's own threads would cut the chunks anew, and where they are cut, bits change
-        torch_threads = torch.get_num_threads()
-        with ThreadPoolExecutor(self._n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with single_threaded_torch(), ThreadPoolExecutor(self._n_threads) as pool:
             futures: list[Future[None]] = [
                 pool.submit(self._do, block, turn) for block, turn in zip(self._blocks, turns, strict=True)
             ]
@@ -184,7 +183,6 @@ class _Blending:
                     future.cancel()
                 for reader in self._readers:
                     reader.hash.stop()
-                torch.set_num_threads(torch_threads)  # torch keeps one number for all threads
 
     def _in_file_order(self) -> list[bool]:
         """Tell for each expert whether the blocks pass over its files in their own order."""
