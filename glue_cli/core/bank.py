@@ -18,10 +18,10 @@ _ALIGN = 16
 # Columns handled at once: K such blocks stay in the cache. Both probes of a pair, K = 8, d = 1e8, float32, two cores:
 # 0.112 s in these blocks by two threads, 0.254 s as one product, 0.108 s to sum the same matrix.
 _BLOCK = 1 << 16
-# On a GPU, large enough that launches do not count, small enough that a converted copy fits beside the experts.
-_GPU_BLOCK = 1 << 24
-# Fewer blocks are done before threads have started.
-_SHARED_BLOCKS = 16
+# Columns at once where calls or launches count for more than the cache: small models, and GPUs.
+_WIDE_BLOCK = 1 << 22
+# A model with fewer columns is blended before threads have started.
+_SHARED_COLUMNS = 1 << 23
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,9 @@ class ExpertBank:
         self.n_experts = self._rows[0].shape[0]
         self.n_columns = sum(rows.shape[1] for rows in self._rows)
         self.device = self._rows[0].device
-        self._blocks = _cut(self._rows)
+        self._is_shared = self.device.type == "cpu" and self.n_columns >= _SHARED_COLUMNS
+        self._blocks = _cut(self._rows, _BLOCK if self.device.type == "cpu" else _WIDE_BLOCK)
+        self._wide_blocks = _cut(self._rows, _WIDE_BLOCK)
 
     def blend(self, alphas: Tensor, out: Tensor) -> None:
         """Blend the experts with m coefficient vectors at once: out = alphas @ E, eq. (1).
@@ -75,7 +77,7 @@ class ExpertBank:
         def blend_block(block: _Block) -> None:
             torch.mm(alphas, self._columns(block), out=out[:, block.there])
 
-        self._each(blend_block)
+        self._each(blend_block, self._blocks if self._is_shared else self._wide_blocks)
 
     def inner_products(self, gradient: Tensor, theta: Tensor) -> Tensor:
         """Return <gradient, theta_k - theta> for every expert, [K], float64.
@@ -91,13 +93,11 @@ class ExpertBank:
         def multiply_block(block: _Block) -> Tensor:
             return torch.mv(self._columns(block) - theta[block.there], gradient[block.there]).double()
 
-        return torch.stack(self._each(multiply_block)).sum(0)
+        return torch.stack(self._each(multiply_block, self._blocks)).sum(0)
 
-    def _each(self, work: Callable[["_Block"], Result]) -> list[Result]:
-        """Do the work on every block; many blocks on the CPU are shared out over threads."""
-        if self.device.type == "cpu" and len(self._blocks) >= _SHARED_BLOCKS:
-            return share_out(work, self._blocks)
-        return [work(block) for block in self._blocks]
+    def _each(self, work: Callable[["_Block"], Result], blocks: Sequence["_Block"]) -> list[Result]:
+        """Do the work on every block; the many blocks of a large model on the CPU are shared out over threads."""
+        return share_out(work, blocks) if self._is_shared else [work(block) for block in blocks]
 
     def _columns(self, block: "_Block") -> Tensor:
         """Return a block of every expert, [K, n], float32."""
@@ -113,9 +113,8 @@ class _Block:
     there: slice
 
 
-def _cut(rows: Sequence[Tensor]) -> list[_Block]:
-    """Cut matrices [K, d of each] into blocks of columns."""
-    size = _BLOCK if rows[0].device.type == "cpu" else _GPU_BLOCK
+def _cut(rows: Sequence[Tensor], size: int) -> list[_Block]:
+    """Cut matrices [K, d of each] into blocks of `size` columns."""
     blocks, start = [], 0
     for number, matrix in enumerate(rows):
         width = matrix.shape[1]

@@ -1,0 +1,141 @@
+"""Blend checkpoints file to file: glue against mergekit-pytorch and the usual Python sum, whole processes, warm cache.
+
+    python examples/benchmarks/blend.py [--runs 5] [--folder runs/benchmarks]
+
+Makes 8 float32 checkpoints of 400 MB (and 32, for the growth with K), installs mergekit into an environment of its
+own, runs everything in turn, and prints medians. Needs 20 GB of disk.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from measure import Finished, compare, machine, show, spread, write
+
+RESULT = Path(__file__).parent / "results" / "blend.json"
+N_TENSORS, SIDE = 24, 2048  # 24 matrices of 2048 x 2048, 403 MB
+
+GLUE = [sys.executable, "-m", "glue_cli", "mix", "--method", "uniform", "--force", "--quiet"]
+
+MAKE = """
+import sys, torch
+from pathlib import Path
+from glue_cli.core.tensors import write_checkpoint
+folder, count, n, side = Path(sys.argv[1]), *map(int, sys.argv[2:])
+for k in range(count):
+    path = folder / f"expert-{k:02d}.safetensors"
+    if not path.exists():
+        draws = torch.Generator().manual_seed(k)
+        write_checkpoint(path, {f"layers.{i}.weight": torch.randn(side, side, generator=draws) for i in range(n)}, {})
+"""
+
+PYTHON_SUM = """
+import sys
+from safetensors.torch import load_file, save_file
+*experts, output = sys.argv[1:]
+total = {}
+for expert in experts:
+    for name, tensor in load_file(expert).items():
+        total[name] = total[name].add_(tensor, alpha=1 / len(experts)) if name in total else tensor / len(experts)
+save_file(total, output)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"))
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-c", MAKE, str(folder), "32", str(N_TENSORS), str(SIDE)], check=True)
+    experts = [str(folder / f"expert-{k:02d}.safetensors") for k in range(32)]
+    mergekit = install_mergekit(folder)
+    blends = compare(blend_commands(folder, experts[:8], mergekit), arguments.runs, folder / "log.txt")
+    glue = [*GLUE, "-o", str(folder / "blend.safetensors")]
+    growth = compare({"K = 8": [*glue, *experts[:8]], "K = 32": [*glue, *experts]}, 3, folder / "log.txt")
+    rows = summarise(blends)
+    show(
+        f"8 float32 checkpoints of {4 * N_TENSORS * SIDE**2 / 1e6:.0f} MB, {arguments.runs} runs, medians",
+        ["", "wall s", "of mergekit", "beyond import torch", "peak MiB", "above import torch"],
+        [
+            [name, *(f"{x:.0f}" if key.endswith("mib") else f"{x:.2f}" for key, x in r.items())]
+            for name, r in rows.items()
+        ],
+    )
+    spreads = {
+        name: {"wall_s": spread([r.wall_s for r in runs]), "peak_mib": spread([r.peak_mib for r in runs])}
+        for name, runs in {**blends, **growth}.items()
+    }
+    show(
+        "Growth with the number of experts, medians of 3",
+        ["", "wall s", "peak MiB"],
+        [[n, f"{spreads[n]['wall_s']['median']:.2f}", f"{spreads[n]['peak_mib']['median']:.0f}"] for n in growth],
+    )
+    where = {**machine(), "mergekit": version_of(mergekit)}
+    write(RESULT, {"machine": where, "runs": arguments.runs, "rows": rows, "spreads": spreads})
+
+
+def blend_commands(folder: Path, experts: list[str], mergekit: Path) -> dict[str, list[str]]:
+    """Return what is compared: each command blends the same experts with equal weights."""
+    recipe = folder / "recipe.yaml"
+    models = [{"model": expert, "parameters": {"weight": 1 / len(experts)}} for expert in experts]
+    linear = {"merge_method": "linear", "parameters": {"normalize": False}, "dtype": "float32", "models": models}
+    recipe.write_text(json.dumps(linear))
+    out = str(folder / "blend.safetensors")
+    return {
+        "import torch": [sys.executable, "-c", "import torch"],
+        "glue, no hashes": [*GLUE, "--no-hash", *experts, "-o", out],
+        "glue": [*GLUE, *experts, "-o", out],
+        "mergekit-pytorch": [str(mergekit), str(recipe), str(folder / "mergekit")],
+        "python sum": [sys.executable, "-c", PYTHON_SUM, *experts, str(folder / "sum.safetensors")],
+    }
+
+
+def version_of(mergekit: Path) -> str:
+    code = "from importlib.metadata import version; print(version('mergekit'))"
+    command = [str(mergekit.parent / "python"), "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def install_mergekit(folder: Path) -> Path:
+    """Return mergekit-pytorch, from an environment of its own with the torch that glue has."""
+    environment = folder / "mergekit-env"
+    program = environment / "bin" / "mergekit-pytorch"
+    if not program.exists():
+        import torch
+
+        pin = f"torch=={torch.__version__.partition('+')[0]}"
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        pip = [str(environment / "bin" / "pip"), "install", "--quiet"]
+        subprocess.run([*pip, pin], check=True)
+        subprocess.run([*pip, pin, "mergekit==0.1.5"], check=True)
+    return program
+
+
+def summarise(found: dict[str, list[Finished]]) -> dict[str, dict[str, float]]:
+    """Return medians, and ratios to mergekit taken run by run."""
+    base = found["import torch"]
+    peer = found["mergekit-pytorch"]
+    rows: dict[str, dict[str, float]] = {}
+    for name, runs in found.items():
+        ratio = statistics.median(r.wall_s / p.wall_s for r, p in zip(runs, peer, strict=True))
+        beyond = statistics.median(
+            (r.wall_s - b.wall_s) / (p.wall_s - b.wall_s) for r, p, b in zip(runs, peer, base, strict=True)
+        )
+        above = statistics.median(r.peak_mib - b.peak_mib for r, b in zip(runs, base, strict=True))
+        rows[name] = {
+            "wall_s": statistics.median(r.wall_s for r in runs),
+            "of_mergekit": ratio,
+            "beyond_import_torch_of_mergekit": beyond,
+            "peak_mib": statistics.median(r.peak_mib for r in runs),
+            "above_import_torch_mib": above,
+        }
+    return rows
+
+
+if __name__ == "__main__":
+    main()

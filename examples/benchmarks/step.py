@@ -1,0 +1,229 @@
+"""A mixing step in memory: the blend at the memory's bandwidth, SPSA against bare forwards and against full gradient.
+
+    python examples/benchmarks/step.py [--runs 15]
+
+Everything is timed in turn within one process, so that a drifting machine hits all alike; medians are printed. Peak
+memory is taken in a process of its own for each kind of step. Needs 5 GB of memory.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import machine, show, spread, write
+from torch import Tensor
+
+from glue_cli.core.bank import ExpertBank, Place, load_bank
+from glue_cli.core.checkpoint import read_checkpoint
+from glue_cli.core.device import Compute, Precision, likes_channels_last
+from glue_cli.core.losses import example_losses
+from glue_cli.core.objective import Batch, BlendObjective
+from glue_cli.core.spec import MixSpec
+from glue_cli.core.tensors import write_checkpoint
+from glue_cli.methods.fullgrad import fullgrad
+from glue_cli.methods.spsa import spsa
+from glue_cli.models import build_model
+
+RESULT = Path(__file__).parent / "results" / "step.json"
+K, D = 8, 100_000_000
+BATCH = 64
+NETS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
+    "ResNet-20, 32x32": ("resnet20", {}, (3, 32, 32)),
+    "MobileNetV2, 32x32": ("mobilenet_v2", {"num_classes": 10, "stem_stride": 1}, (3, 32, 32)),
+    "ViT, 8 layers, 64x64": ("vit", {}, (3, 64, 64)),
+}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+def time_in_turn(works: Mapping[str, Callable[[], object]], n_runs: int) -> dict[str, list[float]]:
+    """Return the seconds of each run of each piece of work, taken in turn after two warm-ups."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for run in range(n_runs + 2):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            if run >= 2:
+                found[name].append(time.perf_counter() - began)
+    return found
+
+
+def measure_bandwidth(n_runs: int) -> dict[str, Any]:
+    """Blend both probes of a pair from a resident bank, beside summing the same matrix and two loops of add_."""
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.empty(K, D)
+    for row in rows:
+        row.normal_(generator=draws)
+    bank = ExpertBank({torch.float32: rows}, {"theta": Place(0, (D,), False)})
+    alphas = torch.rand(2, K, generator=draws).softmax(1)
+    out = torch.empty(2, D)
+
+    def loops() -> None:
+        for alpha, blended in zip(alphas.tolist(), out, strict=True):
+            torch.mul(rows[0], alpha[0], out=blended)
+            for k in range(1, K):
+                blended.add_(rows[k], alpha=alpha[k])
+
+    times = time_in_turn(
+        {"sum": rows.sum, "pair": lambda: bank.blend(alphas, out), "two loops of add_": loops}, n_runs
+    )
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    pair_gbs, sum_gbs = 4 * (K + 2) * D / medians["pair"] / 1e9, 4 * K * D / medians["sum"] / 1e9
+    row = {
+        "pair_s": spread(times["pair"]),
+        "pair_gb_per_s": pair_gbs,
+        "sum_gb_per_s": sum_gbs,
+        "of_sum": pair_gbs / sum_gbs,
+        "faster_than_add_": medians["two loops of add_"] / medians["pair"],
+    }
+    show(
+        f"One probe pair, K = {K}, d = {D:,}, float32",
+        ["pair s", "GB/s", "GB/s of a sum", "ratio", "times faster than two loops of add_"],
+        [[f"{medians['pair']:.3f}", *(f"{row[key]:.2f}" for key in list(row)[1:])]],
+    )
+    return row
+
+
+@dataclass
+class Setting:
+    """A net with K experts in memory and one minibatch."""
+
+    objective: BlendObjective
+    batch: Batch
+    compute: Compute
+    bank: ExpertBank
+    forward: Callable[[], Tensor]
+    forward_backward: Callable[[], None]
+
+
+def set_up(net: str, precision: Precision, n_experts: int = 5) -> Setting:
+    arch, args, shape = NETS[net]
+    model = build_model(arch, args, seed=0)
+    compute = Compute(torch.device("cpu"), precision, likes_channels_last(model))
+    with tempfile.TemporaryDirectory() as folder:
+        experts = []
+        for k in range(n_experts):
+            path = Path(folder) / f"{k}.safetensors"
+            write_checkpoint(path, build_model(arch, args, seed=k).state_dict(), {})
+            experts.append(read_checkpoint(path))
+        bank = load_bank(experts, device=compute.device, channels_last=compute.channels_last)
+    model = compute.place(model).eval()
+    inputs = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(1))
+    if compute.channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    batch = inputs, torch.arange(BATCH) % 10
+    objective = BlendObjective(
+        model,
+        bank,
+        loss="cross_entropy",
+        train_batch=lambda step: batch,
+        validation_batches=lambda: [batch],
+        compute=compute,
+        seed=0,
+    )
+
+    def forward() -> Tensor:
+        with compute.autocast():
+            return example_losses("cross_entropy", model(batch[0]), batch[1]).mean()
+
+    def forward_without_gradient() -> Tensor:
+        with torch.no_grad():
+            return forward()
+
+    def forward_backward() -> None:
+        forward().backward()
+
+    return Setting(objective, batch, compute, bank, forward_without_gradient, forward_backward)
+
+
+def measure_steps(net: str, precision: Precision, n_runs: int) -> dict[str, Any]:
+    """Time an SPSA step and a full-gradient step of one net, and the terms of equation (9) apart."""
+    setting = set_up(net, precision)
+    n_experts, bank = setting.bank.n_experts, setting.bank
+    uniform = torch.full((n_experts,), 1 / n_experts, dtype=torch.float64)
+    pair, one = torch.empty(2, bank.n_columns), torch.empty(1, bank.n_columns)
+    gradient = torch.randn(bank.n_columns)
+    times = time_in_turn(
+        {
+            "F": setting.forward,
+            "spsa": lambda: setting.objective.probe_losses(torch.stack([uniform, uniform]), 0),
+            "fullgrad": lambda: setting.objective.gradient(uniform, 0),
+            "F + B": setting.forward_backward,
+            "C_mix, pair": lambda: bank.blend(torch.stack([uniform, uniform]), pair),
+            "C_mix": lambda: bank.blend(uniform[None], one),
+            "C_inner": lambda: bank.inner_products(gradient, one[0]),
+        },
+        n_runs,
+    )
+    median = {name: statistics.median(t) for name, t in times.items()}
+    two_forwards = [2 * f for f in times["F"]]
+    predicted_spsa = median["C_mix, pair"] + 2 * median["F"]
+    predicted_full = median["C_mix"] + median["F + B"] + median["C_inner"]
+    return {
+        **{f"{name}_ms": 1000 * value for name, value in median.items()},
+        "spsa_of_two_forwards": statistics.median(s / f for s, f in zip(times["spsa"], two_forwards, strict=True)),
+        "fullgrad_of_spsa": statistics.median(f / s for f, s in zip(times["fullgrad"], times["spsa"], strict=True)),
+        "fullgrad_of_spsa_predicted": predicted_full / predicted_spsa,
+        "peak_mib": {kind: peak_of(kind, net, precision) for kind in ("spsa", "fullgrad")},
+    }
+
+
+def peak_of(kind: str, net: str, precision: Precision) -> float:
+    """Return by how many MiB the largest resident set of a fresh process grows over three steps of one kind."""
+    command = [sys.executable, __file__, "--peak", kind, net, precision]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(kind: str, net: str, precision: Precision) -> None:
+    setting = set_up(net, precision)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = memory_kib("VmRSS")
+    method = {"spsa": spsa, "fullgrad": fullgrad}[kind]
+    method(setting.objective, MixSpec.model_validate({"steps": 3, "validate_every": 3}), seed=0)
+    print((memory_kib("VmHWM") - before) / 1024)
+
+
+def memory_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        return print_peak(*arguments.peak)
+    bandwidth = measure_bandwidth(arguments.runs)
+    steps = {f"{net}, {p}": measure_steps(net, p, arguments.runs) for net in NETS for p in PRECISIONS}
+    show(
+        f"A step, K = 5, batch {BATCH}",
+        ["net", "F ms", "SPSA ms", "of 2 F", "full ms", "full / SPSA", "by eq. (9)", "peak MiB, SPSA", "full"],
+        [
+            [
+                name,
+                f"{row['F_ms']:.1f}",
+                f"{row['spsa_ms']:.1f}",
+                f"{row['spsa_of_two_forwards']:.2f}",
+                f"{row['fullgrad_ms']:.1f}",
+                f"{row['fullgrad_of_spsa']:.2f}",
+                f"{row['fullgrad_of_spsa_predicted']:.2f}",
+                f"{row['peak_mib']['spsa']:.0f}",
+                f"{row['peak_mib']['fullgrad']:.0f}",
+            ]
+            for name, row in steps.items()
+        ],
+    )
+    write(RESULT, {"machine": machine(), "runs": arguments.runs, "bandwidth": bandwidth, "steps": steps})
+
+
+if __name__ == "__main__":
+    main()
