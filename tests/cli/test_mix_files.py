@@ -1,0 +1,74 @@
+"""What `glue mix` does with files alone: hashes, memory, shards, folders."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glue_cli.cli.app import main
+
+
+@pytest.fixture
+def pair(tmp_path):
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        save_file({"w": torch.full((70_000,), value)}, tmp_path / f"{name}.safetensors")
+    return [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
+
+
+def test_hashes_can_be_left_out(pair, tmp_path, capsys):
+    output = tmp_path / "ab.safetensors"
+    assert main(["mix", "--alpha", "0.5,0.5", *pair, "-o", str(output), "--no-hash", "--json"]) == 0
+    assert [expert["sha256"] for expert in json.loads(capsys.readouterr().out)["experts"]] == [None, None]
+    assert load_file(output)["w"].unique().tolist() == [2.0]
+
+
+@pytest.mark.parametrize("memory", ["1kB", "0.5MiB", "2GB", "300 MB", "4096B"])
+def test_the_bytes_do_not_depend_on_the_memory(pair, tmp_path, memory):
+    blend = ["mix", "--alpha", "0.25,0.75", *pair, "-q"]
+    assert main([*blend, "-o", str(tmp_path / "usual.safetensors")]) == 0
+    assert main([*blend, "-o", str(tmp_path / "other.safetensors"), "--memory", memory]) == 0
+    assert (tmp_path / "other.safetensors").read_bytes() == (tmp_path / "usual.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("memory", ["", "much", "0B", "-1MB", "1TB", "5"])
+def test_a_memory_that_is_no_size_is_refused(pair, tmp_path, capsys, memory):
+    assert main(["mix", "--method", "uniform", *pair, "-o", str(tmp_path / "ab.safetensors"), "--memory", memory]) == 2
+    assert "for example --memory 192MiB" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.ones(1000)}, tmp_path / name / "model.safetensors", {"format": "pt"})
+        (tmp_path / name / "config.json").write_text("{}")
+    return [str(tmp_path / "first"), str(tmp_path / "second")]
+
+
+def test_folders_in_a_folder_out_in_shards(folders, tmp_path, capsys):
+    blend = ["mix", "--method", "uniform", *folders, "-o", str(tmp_path / "prior")]
+    assert main([*blend, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "prior")
+    assert sorted(path.name for path in (tmp_path / "prior").iterdir()) == ["config.json", "model.safetensors"]
+    assert main(blend) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main([*blend, "--force", "--max-shard-size", "1kB"]) == 0
+    assert main(["mix", "--alpha", "1", str(tmp_path / "prior"), "-o", str(tmp_path / "one.safetensors")]) == 0
+    assert torch.equal(load_file(tmp_path / "one.safetensors")["w"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_an_experts_folder_is_never_written_over(folders, tmp_path, capsys, force):
+    before = (tmp_path / "first" / "model.safetensors").read_bytes()
+    assert main(["mix", "--method", "uniform", *folders, "-o", folders[0], "--max-shard-size", "1kB", *force]) == 2
+    assert "is also an input" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["config.json", "model.safetensors"]
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() == before
+
+
+def test_an_index_that_is_read_is_never_written_over(folders, tmp_path, capsys):
+    sharded = str(tmp_path / "sharded.safetensors.index.json")
+    assert main(["mix", "--method", "uniform", *folders, "-o", sharded]) == 0
+    assert main(["mix", "--method", "uniform", sharded, sharded, "-o", sharded, "--force"]) == 2
+    assert "is also an input" in capsys.readouterr().err
