@@ -100,7 +100,8 @@ def run() -> None:
 def _set_up_torch() -> None:
     """Say what torch has to know before it is imported."""
     # Threads that spin long while they wait stand in each other's way as soon as anything else runs: beside another
-    # training on two cores, the digits' CNN took 40 s, and 8 to 15 s with short spins. Alone, ResNet-20 loses 6 %.
+    # training on two cores, the digits' CNN took 8 s or more than 50, and 7 to 9 s with short spins. Alone, ResNet-20
+    # trains 6 % slower with them.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # which glue does not use
