@@ -24,8 +24,9 @@ from torch import Tensor
 from glue_cli.core.bank import ExpertBank, Place, load_bank
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.device import Compute, Precision, likes_channels_last
+from glue_cli.core.forward import Batch, outputs_of
 from glue_cli.core.losses import example_losses
-from glue_cli.core.objective import Batch, BlendObjective
+from glue_cli.core.objective import BlendObjective
 from glue_cli.core.spec import MixSpec
 from glue_cli.core.tensors import write_checkpoint
 from glue_cli.methods.fullgrad import fullgrad
@@ -131,7 +132,7 @@ def set_up(net: str, precision: Precision, n_experts: int = 5) -> Setting:
 
     def forward() -> Tensor:
         with compute.autocast():
-            return example_losses("cross_entropy", model(batch[0]), batch[1]).mean()
+            return example_losses("cross_entropy", outputs_of(model, batch[0]), batch[1]).mean()
 
     def forward_without_gradient() -> Tensor:
         with torch.no_grad():

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from glue_cli.core.bank import ExpertBank
 from glue_cli.core.batchnorm import differentiate_statistics
 from glue_cli.core.device import Compute
+from glue_cli.core.forward import Batch, outputs_of
 from glue_cli.core.losses import Loss, example_losses
 from glue_cli.core.seeds import derive_seed
-
-Batch = tuple[Tensor, Tensor]  # inputs [N, ...] and targets [N, ...], on the device
 
 
 @dataclass
@@ -106,11 +105,11 @@ class BlendObjective:
         inputs, targets = batch
         self.cost.forwards += 1
         self.cost.examples += len(targets)
-        devices: Sequence[torch.device] = [inputs.device] if inputs.device.type == "cuda" else []
+        devices: Sequence[torch.device] = [targets.device] if targets.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(derive_seed(self._seed, "probe", step))
             with self._compute.autocast():
-                outputs = model(inputs)
+                outputs = outputs_of(model, inputs)
             return example_losses(self._loss, outputs, targets)
 
     def _load(self, alphas: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glue_cli.core.device import Compute
 from glue_cli.core.errors import DataError
-from glue_cli.core.objective import Batch
+from glue_cli.core.forward import Batch
 from glue_cli.core.progress import Noted
 from glue_cli.core.seeds import generator
 from glue_cli.core.spec import AugmentSpec, DataSpec, Spec

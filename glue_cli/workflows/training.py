@@ -8,6 +8,7 @@ from torch import nn
 
 from glue_cli.core.device import Compute
 from glue_cli.core.errors import NumericalError, SpecError
+from glue_cli.core.forward import Inputs, outputs_of
 from glue_cli.core.losses import Evaluation, Loss, example_losses
 from glue_cli.core.progress import Advanced, Finished, Started
 from glue_cli.core.seeds import derive_seed
@@ -69,7 +70,7 @@ def train(
 def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    inputs: torch.Tensor,
+    inputs: Inputs,
     targets: torch.Tensor,
     loss: Loss,
     compute: Compute,
@@ -81,7 +82,7 @@ def training_step(
     """
     try:
         with compute.autocast():
-            outputs = model(inputs)
+            outputs = outputs_of(model, inputs)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -118,6 +119,6 @@ def evaluate_model(model: nn.Module, batches: Batches, *, loss: Loss, compute: C
     evaluation = Evaluation(loss)
     for inputs, targets in batches.in_order():
         with compute.autocast():
-            outputs = model(inputs)
+            outputs = outputs_of(model, inputs)
         evaluation.add(outputs, targets)
     return evaluation.figures()

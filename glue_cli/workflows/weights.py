@@ -1,12 +1,15 @@
 """Models and their weights: built from the spec, filled from checkpoints."""
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glue_cli.core.checkpoint import Checkpoint, read_checkpoint
 from glue_cli.core.compatibility import FLOAT_DTYPES
 from glue_cli.core.device import Compute
 from glue_cli.core.errors import CheckpointError, DataError, GlueError, SpecError
+from glue_cli.core.forward import Inputs, outputs_of
 from glue_cli.core.losses import Loss
 from glue_cli.core.seeds import derive_seed
 from glue_cli.core.spec import Spec
@@ -83,13 +86,13 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
     model.eval()
     inputs, targets = next(examples.on(Compute(torch.device("cpu"))).in_order(2))
     try:
-        outputs: Tensor = model(inputs)
+        outputs = outputs_of(model, inputs)
     except GlueError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         message = str(error).strip().splitlines()[0]
         raise SpecError(
-            f"the model does not take the data's inputs {list(inputs.shape)}: {message}",
+            f"the model does not take the data's inputs {_shape_of(inputs)}: {message}",
             hint="set model.args to fit the data",
         ) from error
     finally:
@@ -108,3 +111,9 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
             f"labels out of range in '{where}': found {lowest} to {highest}, the model has {outputs.shape[1]} outputs",
             hint="set model.args.num_classes, or mend the labels",
         )
+
+
+def _shape_of(inputs: Inputs) -> str:
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
+    return str(list(inputs.shape))
