@@ -3,7 +3,8 @@
 #
 # torch: a torch that python3 already has, or one that you put into .venv yourself, is used as it is. Otherwise
 # torch==2.13.0 is installed as PyPI has it; on Linux that build brings CUDA. To choose another build, CPU or CUDA,
-# make .venv first and install torch into it as https://pytorch.org/get-started says.
+# make .venv first and install torch into it as https://pytorch.org/get-started says. What an extra brings never
+# replaces it: pip then looks for releases that fit, or says that there are none.
 set -eu
 cd "$(dirname "$0")/.."
 extra=${1:-}
@@ -17,4 +18,7 @@ fi
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     .venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 fi
-.venv/bin/pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
+constraints=$(mktemp)
+trap 'rm -f "$constraints"' EXIT
+.venv/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$constraints"
+.venv/bin/pip install --quiet --disable-pip-version-check --constraint "$constraints" --editable ".${extra:+[$extra]}"

@@ -1,11 +1,15 @@
 """What all tests share."""
 
 import os
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+
+WORDS = "the a book film is was good bad dull great not very".split()
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +36,57 @@ def test_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("GLUE_TEST_DATA names no folder with larger data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision, which timm, transformers and torchmetrics import as well.
+
+    The one from PyPI is built for CUDA: beside a CPU build of torch its operators do not load, and its import fails
+    for want of their schemas. The models need none of these operators.
+    """
+    if sys.modules.get("torchvision", torch) is None:
+        del sys.modules["torchvision"]  # which glue has hidden
+    if sys.modules.get("torchvision", ...) is None:  # hidden by glue: see core/optional.py
+        del sys.modules["torchvision"]
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        torchvision.schemas = library  # which are gone when it is
+    return torchvision
+
+
+@pytest.fixture(scope="session")
+def torchmetrics(request):
+    """torchmetrics, which imports torchvision where there is one."""
+    if "torchvision" in sys.modules or find_spec("torchvision"):
+        request.getfixturevalue("torchvision")
+    return pytest.importorskip("torchmetrics")
+
+
+@pytest.fixture
+def make_tokenizer():
+    """Write a model folder's tokenizer, which knows a few words: [CLS] is 2, [SEP] 3, the words 4 and up."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+
+    def make(folder, *, ends=True, **settings):
+        vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        if ends:
+            tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+                single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            )
+        settings = {"unk_token": "[UNK]", "pad_token": "[PAD]", **settings}
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(folder)
+        return folder
+
+    return make

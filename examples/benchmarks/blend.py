@@ -3,7 +3,8 @@
     python examples/benchmarks/blend.py [--runs 5] [--folder runs/benchmarks]
 
 Makes 8 float32 checkpoints of 400 MB (and 32, for the growth with K), installs mergekit into an environment of its
-own, runs everything in turn, and prints medians. Needs 20 GB of disk.
+own, runs everything in turn, and prints medians. Then the memory for a tensor of 4 GB and for 100,000 small ones, and
+the time on a disk that is slowed on purpose. Needs 32 GB of disk.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from measure import Finished, compare, machine, show, spread, write
 
@@ -23,6 +25,7 @@ GLUE = [sys.executable, "-m", "glue_cli", "mix", "--method", "uniform", "--force
 MAKE = """
 import sys, torch
 from pathlib import Path
+from typing import Any
 from glue_cli.core.tensors import write_checkpoint
 folder, count, n, side = Path(sys.argv[1]), *map(int, sys.argv[2:])
 for k in range(count):
@@ -30,6 +33,35 @@ for k in range(count):
     if not path.exists():
         draws = torch.Generator().manual_seed(k)
         write_checkpoint(path, {f"layers.{i}.weight": torch.randn(side, side, generator=draws) for i in range(n)}, {})
+"""
+
+# Files of zeros, which take no room: one tensor of 4 GB, or 100,000 of 64 bytes.
+MAKE_SHAPES = """
+import sys
+from pathlib import Path
+from typing import Any
+from glue_cli.core.layout import header_of, metadata_of, place
+folder, count, n, side = Path(sys.argv[1]), *map(int, sys.argv[2:])
+for k in range(count):
+    path = folder / f"{n}-of-{side}-{k:02d}.safetensors"
+    entries = place((f"layers.{i // 10}.{i % 10}.weight", "F32", (side, side)) for i in range(n))
+    header = header_of(entries, metadata_of({}))
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + n * side * side * 4)
+"""
+
+# A disk on which every read takes 5 ms and 1 s for 500 MB, whoever else reads.
+SLOWED = """
+import sys, time
+import glue_cli.core.blend as blend
+from glue_cli.cli.app import main
+read = blend.read_into
+def slowly(descriptor, buffer, offset, path):
+    time.sleep(0.005 + len(buffer) / 500e6)
+    read(descriptor, buffer, offset, path)
+blend.read_into = slowly
+sys.exit(main(sys.argv[1:]))
 """
 
 PYTHON_SUM = """
@@ -75,8 +107,50 @@ def main() -> None:
         ["", "wall s", "peak MiB"],
         [[n, f"{spreads[n]['wall_s']['median']:.2f}", f"{spreads[n]['peak_mib']['median']:.0f}"] for n in growth],
     )
+    spreads |= measure_shapes(folder)
+    spreads |= measure_slow_disk(folder, experts[:4])
     where = {**machine(), "mergekit": version_of(mergekit)}
     write(RESULT, {"machine": where, "runs": arguments.runs, "rows": rows, "spreads": spreads})
+
+
+def measure_shapes(folder: Path) -> dict[str, Any]:
+    """Measure the memory for extreme shapes, above that of a bare `import torch`."""
+    commands = {"import torch": [sys.executable, "-c", "import torch"]}
+    for name, count, n, side in (
+        ("2 x one tensor of 4 GB", 2, 1, 32_768),
+        ("2 x 100,000 tensors", 2, 100_000, 4),
+        ("32 x 100,000 tensors", 32, 100_000, 4),
+    ):
+        subprocess.run([sys.executable, "-c", MAKE_SHAPES, str(folder), str(count), str(n), str(side)], check=True)
+        experts = [str(folder / f"{n}-of-{side}-{k:02d}.safetensors") for k in range(count)]
+        commands[name] = [*GLUE, *experts, "-o", str(folder / "shapes.safetensors")]
+    found = compare(commands, 1, folder / "log.txt")
+    base = found.pop("import torch")[0].peak_mib
+    show(
+        "Memory for extreme shapes, --memory 192MiB, one run",
+        ["", "wall s", "MiB above import torch"],
+        [[name, f"{runs[0].wall_s:.1f}", f"{runs[0].peak_mib - base:.0f}"] for name, runs in found.items()],
+    )
+    return {
+        name: {"wall_s": runs[0].wall_s, "above_import_torch_mib": runs[0].peak_mib - base}
+        for name, runs in found.items()
+    }
+
+
+def measure_slow_disk(folder: Path, experts: list[str]) -> dict[str, Any]:
+    """Measure how much of a slow disk's waiting is overlapped: with one reader after the other it would add up."""
+    output = ["-o", str(folder / "blend.safetensors")]
+    command = [sys.executable, "-c", SLOWED, "mix", "--method", "uniform", "-f", "-q", "--no-hash", *experts, *output]
+    start = [sys.executable, "-c", "import torch"]
+    found = compare({"start": start, "slowed": command}, 3, folder / "log.txt")
+    wall_s = statistics.median(r.wall_s - b.wall_s for r, b in zip(found["slowed"], found["start"], strict=True))
+    waiting_s = sum(Path(expert).stat().st_size for expert in experts) / 500e6
+    show(
+        "4 checkpoints from a disk of 500 MB/s a reader, medians of 3",
+        ["beyond import torch s", "one reader alone would wait s"],
+        [[f"{wall_s:.2f}", f"{waiting_s:.2f}"]],
+    )
+    return {"slowed disk": {"beyond_import_torch_s": wall_s, "one_reader_waits_s": waiting_s}}
 
 
 def blend_commands(folder: Path, experts: list[str], mergekit: Path) -> dict[str, list[str]]:

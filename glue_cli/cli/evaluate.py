@@ -17,6 +17,15 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", metavar="train|val|test", help="Which of the target's examples.")
     ] = "test",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Another figure: f1, precision, recall or auroc, each the mean over the classes (repeatable).",
+        ),
+    ] = None,
+    by_class: Annotated[bool, typer.Option("--by-class", help="Print the accuracy of each class too.")] = False,
     fail_under: Annotated[
         list[str] | None,
         typer.Option("--fail-under", metavar="FIGURE=BAR", help="Exit with 6 when a checkpoint is under the bar."),
@@ -34,14 +43,16 @@ def evaluate(
     quiet: options.QuietOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Print loss and accuracy (or squared error) of checkpoints on the target's data."""
+    """Print loss and accuracy (or squared error, or perplexity) of checkpoints on the target's data."""
     from glue_cli.workflows.plan import plan_evaluate
 
     session = Session(spec, set_ or (), device, precision, seed, None, force, quiet, json)
     check_name("--split", split, ["train", "val", "test"])
     bars = dict(_bar(text) for text in fail_under or ())
     known_split = cast(Literal["train", "val", "test"], split)
-    plan = plan_evaluate(session.read_spec(), checkpoints, known_split, bars, session.outputs(output))
+    plan = plan_evaluate(
+        session.read_spec(), checkpoints, known_split, bars, session.outputs(output), metrics=metric or ()
+    )
     if dry_run:
         planned = {
             "checkpoints": len(plan.checkpoints),
@@ -54,7 +65,7 @@ def evaluate(
         from glue_cli.workflows.evaluate import evaluate as work
 
         result = work(plan, run)
-    session.finish(result, _show)
+    session.finish(result, _show_with_classes if by_class else _show)
     if result["missed"]:
         raise GateMissedError("the bar was missed", items=result["missed"])
 
@@ -71,9 +82,23 @@ def _bar(text: str) -> tuple[str, float]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    names = [name for name in result["results"][0] if name not in ("checkpoint", "split", "examples")]
+    apart = ("checkpoint", "split", "examples", "class_accuracy")
+    names = [name for name in result["results"][0] if name not in apart]
     rows = []
     for line in result["results"]:
         cells = [percent(line[name]) if name == "accuracy" else number(line[name]) for name in names]
         rows.append([line["checkpoint"], line["split"], f"{line['examples']:,}", *cells])
     print_table(["checkpoint", "split", "examples", *names], rows)
+
+
+def _show_with_classes(result: dict[str, Any]) -> None:
+    _show(result)
+    lines = result["results"]
+    if "class_accuracy" not in lines[0]:
+        return
+    paths = [Path(line["checkpoint"]) for line in lines]
+    stems = [path.stem for path in paths]
+    columns = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    print()
+    rows = [[name, *(percent(line["class_accuracy"][name]) for line in lines)] for name in lines[0]["class_accuracy"]]
+    print_table(["class", *columns], rows)

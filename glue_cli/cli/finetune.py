@@ -50,7 +50,7 @@ def finetune(
             "start": str(checkpoint) if checkpoint else "scratch",
             "arch": plan.spec.model.arch,
             "epochs": plan.spec.finetune.epochs,
-            "output": str(plan.output),
+            "output": str(plan.destination.result),
         }
         session.finish_dry_run("finetune", planned)
         return

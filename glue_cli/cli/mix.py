@@ -8,10 +8,14 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from glue_cli.cli import options
-from glue_cli.cli.output import duration, number, percent, print_table, size
+from glue_cli.cli.output import duration, number, percent, print_table
 from glue_cli.cli.session import Session, check_name
 from glue_cli.core.errors import UsageError
+from glue_cli.core.units import size
 from glue_cli.methods import METHODS
+from glue_cli.workflows.plan_recipe import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
+
+_TENSORS = "Heads, single tensors and adapters"
 
 Number = TypeVar("Number", int, float)
 
@@ -45,6 +49,76 @@ def mix(
         str, typer.Option("--memory", metavar="SIZE", help="What the buffers of the final blend may take.")
     ] = "192MiB",
     no_hash: Annotated[bool, typer.Option("--no-hash", help="Do not take the experts' sha256.")] = False,
+    bank: Annotated[
+        str,
+        typer.Option(
+            "--bank",
+            metavar="auto|device|host|disk",
+            help="Where a search keeps the experts; auto takes the first where they fit.",
+        ),
+    ] = "auto",
+    batchnorm: Annotated[
+        str,
+        typer.Option(
+            "--batchnorm",
+            metavar="|".join(BATCHNORM_POLICIES),
+            help="BatchNorm's statistics: blended, taken anew from the target's data, or an expert's.",
+            rich_help_panel=_TENSORS,
+        ),
+    ] = "average",
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="PATTERN",
+            help="The tensors of the head, such as 'fc.*'.",
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None,
+    head_policy: Annotated[
+        str | None,
+        typer.Option(
+            "--head-policy",
+            metavar="|".join(HEAD_POLICIES),
+            help="What becomes of the head; align matches its rows by class name.",
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="A,B,...",
+            help="The target's class names, for align and reset; all that the experts know by default.",
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="PATTERN", help="Blend only these tensors.", rich_help_panel=_TENSORS),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="PATTERN", help="Do not blend these tensors.", rich_help_panel=_TENSORS),
+    ] = None,
+    copy_from: Annotated[
+        str | None,
+        typer.Option(
+            "--copy-from",
+            metavar="EXPERT",
+            help="Whose tensors are taken where they are not blended.",
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            metavar="PATH",
+            help="Merge LoRA adapters into this model; without it, the blend is an adapter.",
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The blended model.")] = Path(
         "prior.safetensors"
     ),
@@ -63,7 +137,7 @@ def mix(
 
     uniform, data-size and --alpha need the experts alone; proxy, fullgrad and spsa also a spec and its data.
     """
-    from glue_cli.workflows.plan import FILE_DTYPES, plan_mix
+    from glue_cli.workflows.plan_mix import BANKS, FILE_DTYPES, plan_mix
 
     session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
     if (method is None) == (alpha is None):
@@ -73,14 +147,26 @@ def mix(
     if sizes is not None and method != "data-size":
         raise UsageError("--sizes is for --method data-size only", hint="leave --sizes out")
     check_name("--dtype", dtype, ["same", *FILE_DTYPES])
-    needs_spec = method is not None and METHODS[method].needs in ("accuracies", "objective")
-    read = session.read_spec() if needs_spec else None
+    check_name("--bank", bank, list(BANKS))
+    needs_data = method is not None and METHODS[method].needs in ("accuracies", "objective")
+    read = session.read_spec() if needs_data or batchnorm == "refresh" else None
     plan = plan_mix(
         experts or [],
         session.outputs(output),
         method=method,
         alpha=_numbers("--alpha", alpha, float) if alpha is not None else None,
         sizes=_numbers("--sizes", sizes, int) if sizes is not None else None,
+        rules=TensorRules(
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            copy_from=copy_from,
+            head=head,
+            head_policy=head_policy,
+            classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
+            batchnorm=batchnorm,
+        ),
+        base=base,
+        bank=bank,
         dtype=None if dtype == "same" else dtype,
         max_shard_bytes=_bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
         memory_bytes=_bytes("--memory", memory),
@@ -97,7 +183,7 @@ def mix(
             "bytes_read": sum(expert.n_bytes for expert in plan.experts),
             "output": str(plan.destination.result),
         }
-        if read and METHODS[plan.method].needs == "objective":
+        if read and plan.method in METHODS and METHODS[plan.method].needs == "objective":
             probes = 2 * read.mix.n_directions if plan.method == "spsa" else 1
             planned |= {
                 "steps_at_most": read.mix.steps,

@@ -72,14 +72,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def size(n_bytes: float) -> str:
-    """Return a number of bytes such as 1.2 GB."""
-    if round(n_bytes) < 1000:
-        return f"{n_bytes:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        n_bytes /= 1000
-        if round(n_bytes, 1) < 1000:
-            return f"{n_bytes:.1f} {unit}"
-    return f"{n_bytes / 1000:.1f} TB"

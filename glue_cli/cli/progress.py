@@ -12,8 +12,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from glue_cli.cli.output import duration, number, print_warning, size, stderr_console
+from glue_cli.cli.output import duration, number, print_warning, stderr_console
 from glue_cli.core.progress import Advanced, Event, Finished, Noted, Progress, Started, silent
+from glue_cli.core.units import size
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _N_SPARKS = 40

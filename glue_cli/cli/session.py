@@ -53,14 +53,15 @@ class Session:
         """Read the spec and lay the flags over it."""
         from glue_cli.core.spec_file import read_spec
         from glue_cli.data import FORMATS
-        from glue_cli.models import ARCHITECTURES
+        from glue_cli.models import ARCHITECTURES, LIBRARIES
 
+        architectures = [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
         overrides = [*self.overrides]
         if self.seed is not None:
             overrides.append(f"seed={self.seed}")
         if self.precision is not None:
             overrides.append(f"precision={self.precision}")
-        return read_spec(self._spec_file, overrides, known_names={"arch": ARCHITECTURES, "format": FORMATS})
+        return read_spec(self._spec_file, overrides, known_names={"arch": architectures, "format": FORMATS})
 
     @contextmanager
     def running(self) -> Iterator["Run"]:

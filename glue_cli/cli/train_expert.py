@@ -41,7 +41,7 @@ def train_expert(
             "name": plan.name,
             "arch": plan.spec.model.arch,
             "epochs": plan.spec.train.epochs,
-            "output": str(plan.output),
+            "output": str(plan.destination.result),
         }
         session.finish_dry_run("train-expert", planned)
         return
@@ -49,7 +49,7 @@ def train_expert(
         from glue_cli.workflows.train_expert import train_expert as work
 
         result = work(plan, run)
-    folder = shlex.quote(str(plan.output.parent))
+    folder = shlex.quote(str(plan.destination.result.parent))
     session.finish(result, _show, f"when all experts are there: glue mix --method spsa {folder}/*.safetensors")
 
 

@@ -1,19 +1,68 @@
-"""BatchNorm in eval mode, with a derivative with respect to its running statistics.
+"""BatchNorm's running statistics: differentiated, replaced by those of a batch, or taken anew from data.
 
-torch's own `batch_norm` has none: it raises when they require a gradient. Written as the affine map that it is in
-eval mode, the gradient of a blend's loss passes through the blended statistics too.
+torch's own `batch_norm` has no derivative with respect to them: it raises when they require a gradient. Written as
+the affine map that it is in eval mode, the gradient of a blend's loss passes through the blended statistics too.
 """
+
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from glue_cli.core.forward import Batch
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
 
 def differentiate_statistics(model: nn.Module) -> None:
     """Replace the forward of every BatchNorm in `model` by its affine form; for eval mode only."""
-    for module in model.modules():
+    for _, module in _batchnorms(model):
+        module.forward = _AffineForward(module)  # type: ignore[method-assign]
+
+
+def use_batch_statistics(model: nn.Module) -> None:
+    """Let every BatchNorm of a model in eval mode normalise by its batch; its running statistics stay as they are."""
+    for _, module in _batchnorms(model):
+        module.train()
+        module.track_running_stats = False
+
+
+@torch.no_grad()
+def refresh_statistics(
+    model: nn.Module, batches: Iterable[Batch], forward: Callable[[nn.Module, Batch], object]
+) -> None:
+    """Replace the running statistics of a model in eval mode by the mean over batches, by forward passes alone.
+
+    Dropout and the like stay in eval mode; batches count alike, as in `torch.optim.swa_utils.update_bn`.
+
+    Source: section 3 of the paper, "refreshing BatchNorm statistics".
+    """
+    momenta = [(module, module.momentum) for _, module in _batchnorms(model)]
+    for module, _ in momenta:
+        module.reset_running_stats()
+        module.momentum = None  # a cumulative mean
+        module.train()
+    for batch in batches:
+        forward(model, batch)
+    for module, momentum in momenta:
+        module.momentum = momentum
+    model.eval()
+
+
+def statistics_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of a model, by their names in its state dict."""
+    return {
+        f"{name}.{field}" if name else field: getattr(module, field)
+        for name, module in _batchnorms(model)
+        for field in STATISTICS
+    }
+
+
+def _batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.forward = _AffineForward(module)  # type: ignore[method-assign]
+            yield name, module
 
 
 class _AffineForward:

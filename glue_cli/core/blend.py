@@ -6,7 +6,7 @@ boundaries follow from the output's layout alone, so the bytes depend neither on
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.layout import header_of, metadata_of
 from glue_cli.core.output import reserve, writing
 from glue_cli.core.progress import Advanced, Finished, Progress, Started, silent
+from glue_cli.core.recipe import PLAIN, Recipe
 from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, check_unchanged, open_files, read_into, write_all
 from glue_cli.core.threads import single_threaded_torch
 
@@ -39,22 +40,26 @@ CHUNK = 131_072
 
 def blend_files(
     experts: Sequence[Checkpoint],
-    alpha: Sequence[float],
+    alphas: Sequence[Sequence[float]],
     destination: Destination,
     describe: Callable[[Sequence[str | None]], dict[str, Any]],
     *,
+    recipe: Recipe = PLAIN,
+    made: Mapping[str, Tensor] | None = None,
     memory_bytes: int = MEMORY_BYTES,
     hashing: bool = True,
     n_threads: int = N_THREADS,
     progress: Progress = silent,
 ) -> Sequence[str | None]:
-    """Write the blend of compatible experts with coefficients `alpha` [K] to the files of a destination.
+    """Write the blend of compatible experts with coefficients `alphas` [G, K] to the files of a destination.
 
     Floating-point tensors are blended in float32, in float64 when an expert's is float64; experts with a coefficient
     of 0 are skipped, so a one-hot alpha copies bits. `num_batches_tracked` is the largest among the experts that take
     part; every other tensor is copied and has to be the same in all of them.
 
     Args:
+        recipe: which of the G groups a tensor belongs to, and which tensors are not blended.
+        made: the tensors that the recipe leaves to be made elsewhere.
         describe: builds glue's metadata from the experts' sha256 [K], None where they are not taken.
         memory_bytes: what the buffers of all threads together may take.
         hashing: whether to take the experts' sha256 on the way.
@@ -66,8 +71,8 @@ def blend_files(
     Cost: every expert is read once, and a second time only where it orders its tensors otherwise than the output.
     Source: eq. (1).
     """
-    check_copied(experts)
-    plan = plan_blend(experts, alpha, destination)
+    check_copied(experts, apart=recipe.apart)
+    plan = plan_blend(experts, alphas, destination, recipe)
     # a digest's length is known before its value, and so is the headers'
     hashes: Sequence[str | None] = ["0" * 64 if hashing else None] * len(experts)
     starts = [len(header) for header in _headers(plan, describe(hashes))]
@@ -75,8 +80,12 @@ def blend_files(
         readers = [_Reader(stack, expert) for expert in experts]
         outputs = _open_outputs(stack, destination, plan, starts)
         for counter in plan.counters:
-            outputs[counter.file].write(_largest_counter(counter, readers, alpha), counter.offset)
-        _Blending(plan, readers, alpha, outputs, memory_bytes, hashing, n_threads, progress).run()
+            weights = recipe.coefficients(counter.name, alphas)
+            outputs[counter.file].write(_largest_counter(counter, readers, weights), counter.offset)
+        for entry in plan.made:
+            tensor = (made or {})[entry.name].to("cpu", TORCH_DTYPES[entry.dtype]).contiguous()
+            outputs[entry.file].write(bytes_of(tensor), entry.offset)
+        _Blending(plan, readers, outputs, memory_bytes, hashing, n_threads, progress).run()
         if hashing:
             with ThreadPoolExecutor(n_threads) as pool:
                 hashes = list(pool.map(lambda reader: reader.hash.finish(), readers))
@@ -148,14 +157,13 @@ class _Blending:
         self,
         plan: Plan,
         readers: Sequence[_Reader],
-        alpha: Sequence[float],
         outputs: Sequence[_Output],
         memory_bytes: int,
         hashing: bool,
         n_threads: int,
         progress: Progress,
     ) -> None:
-        self._readers, self._alpha, self._outputs = readers, alpha, outputs
+        self._readers, self._outputs = readers, outputs
         self._n_threads, self._progress = n_threads, progress
         self._blocks = list(plan.blocks(min(memory_bytes // n_threads, SLOT_BYTES), CHUNK))
         self._streamed = self._in_file_order() if hashing else [False] * len(readers)
@@ -227,7 +235,7 @@ class _Blending:
 
     def _blend(self, block: Block, inputs: Sequence[Tensor], out: Tensor) -> None:
         wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else torch.float32
-        weights = [self._alpha[source.expert] for source in block.segment.sources]
+        weights = [source.weight for source in block.segment.sources]
         for start in range(0, block.n_elements, CHUNK):
             parts = [tensor[start : start + CHUNK] for tensor in inputs]
             total = torch.mul(parts[0].to(wide), weights[0])
@@ -264,13 +272,13 @@ def _carve(slot: Tensor, block: Block) -> tuple[Tensor, list[Tensor]]:
     return take(block.segment.dtype), [take(source.dtype) for source in block.segment.sources]
 
 
-def _largest_counter(counter: TensorEntry, readers: Sequence[_Reader], alpha: Sequence[float]) -> bytes:
+def _largest_counter(counter: TensorEntry, readers: Sequence[_Reader], weights: Sequence[float]) -> bytes:
     """Return the largest value of a `num_batches_tracked` among the experts that take part, as the file's bytes.
 
     A mean would be a count of nothing; with a one-hot alpha the largest is the expert's own.
     """
     largest = None
-    for reader, weight in zip(readers, alpha, strict=True):
+    for reader, weight in zip(readers, weights, strict=True):
         entry = reader.expert.entries[counter.name]
         value = bytearray(8)
         reader.read(entry.file, entry.offset, memoryview(value))

@@ -1,22 +1,24 @@
 """What a blend will read, do and write, block by block, decided from the headers alone."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
+from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry, paused_collection
 from glue_cli.core.compatibility import FLOAT_DTYPES, is_counter
 from glue_cli.core.destination import Destination
 from glue_cli.core.layout import place
+from glue_cli.core.recipe import Recipe
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where an expert's part of a segment lies."""
+class Source(NamedTuple):
+    """Where an expert's part of a segment lies, and its coefficient."""
 
     expert: int
     dtype: str
     file: int
     offset: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Segment:
         file, offset: where the run begins: which of the output's files, and where in it.
         sources: the experts that take part.
         names: the tensors, each with its first element within the run.
-        copied: True when the first expert's bytes are taken, which all the others share.
+        copied: True when the bytes of the one source are taken as they are.
     """
 
     dtype: str
@@ -63,11 +65,13 @@ class Plan:
     entries: the output's tensors in the order of its files.
     segments: runs of tensors to blend or copy, in the output's order.
     counters: entries of `num_batches_tracked`, whose value is chosen, not blended.
+    made: entries of tensors that come from elsewhere.
     """
 
     entries: tuple[TensorEntry, ...]
     segments: tuple[Segment, ...]
     counters: tuple[TensorEntry, ...]
+    made: tuple[TensorEntry, ...]
 
     def entries_by_file(self) -> list[list[TensorEntry]]:
         """Return the output's tensors, file by file."""
@@ -92,54 +96,81 @@ def slot_element_bytes(segment: Segment) -> int:
     return DTYPE_BYTES[segment.dtype] + sum(DTYPE_BYTES[source.dtype] for source in segment.sources)
 
 
-def plan_blend(experts: Sequence[Checkpoint], alpha: Sequence[float], destination: Destination) -> Plan:
-    """Plan the blend of compatible experts with coefficients `alpha` [K]; reads nothing.
+def plan_blend(
+    experts: Sequence[Checkpoint], alphas: Sequence[Sequence[float]], destination: Destination, recipe: Recipe
+) -> Plan:
+    """Plan the blend of compatible experts with coefficients `alphas` [G, K]; reads nothing.
 
     The output's offsets count from the end of each file's header.
     """
     entries = [entry for file, shard in enumerate(destination.shards) for entry in place(shard, file)]
-    counters = tuple(e for e in entries if is_counter(e))
-    runs: list[list[Segment]] = []
-    for entry in entries:
-        if entry.n_elements and not is_counter(entry):
-            segment = _segment(entry, experts, alpha)
-            if runs and _follows(runs[-1][-1], segment):
-                runs[-1].append(segment)
-            else:
-                runs.append([segment])
-    return Plan(tuple(entries), tuple(_joined(run) for run in runs), counters)
+    made = tuple(entry for entry in entries if entry.name in recipe.made)
+    counters = tuple(entry for entry in entries if is_counter(entry) and recipe.is_blended(entry.name))
+    apart = {entry.name for entry in (*made, *counters)}
+    runs: list[_Run] = []
+    with paused_collection():
+        for entry in entries:
+            if entry.n_elements and entry.name not in apart:
+                sources = _sources(entry, experts, alphas, recipe)
+                if not runs or not runs[-1].extend(entry, sources):
+                    runs.append(_Run(entry, sources))
+    return Plan(tuple(entries), tuple(run.segment() for run in runs), counters, made)
 
 
-def _segment(entry: TensorEntry, experts: Sequence[Checkpoint], alpha: Sequence[float]) -> Segment:
-    copied = entry.dtype not in FLOAT_DTYPES
+def _sources(
+    entry: TensorEntry, experts: Sequence[Checkpoint], alphas: Sequence[Sequence[float]], recipe: Recipe
+) -> list[Source]:
+    """Return where a tensor of the output comes from: the experts with a coefficient, or the one that is copied."""
+    if entry.dtype not in FLOAT_DTYPES:
+        k = recipe.copied_from.get(entry.name, 0)
+        inner = experts[k].entries[entry.name]
+        return [Source(k, "U8", inner.file, inner.offset, 1.0)]
     sources = []
-    for k, expert in enumerate(experts):
-        if k == 0 if copied else alpha[k] != 0:
-            inner = expert.entries[entry.name]
-            sources.append(Source(k, "U8" if copied else inner.dtype, inner.file, inner.offset))
-    n_elements = entry.n_bytes if copied else entry.n_elements
-    dtype = "U8" if copied else entry.dtype
-    return Segment(dtype, entry.file, entry.offset, n_elements, tuple(sources), ((0, entry.name),), copied)
+    for k, weight in enumerate(recipe.coefficients(entry.name, alphas)):
+        if weight != 0:
+            inner = experts[k].entries[entry.name]
+            sources.append(Source(k, inner.dtype, inner.file, inner.offset, weight))
+    return sources
 
 
-def _follows(left: Segment, right: Segment) -> bool:
-    """Tell whether `right` lies next to `left` in the output and in each expert."""
-    if left.dtype != right.dtype or left.copied != right.copied:
-        return False
-    if (
-        left.file != right.file or left.offset + left.n_elements * DTYPE_BYTES[left.dtype] != right.offset
-    ):  # a counter lies between
-        return False
-    return all(
-        a.dtype == b.dtype and a.file == b.file and a.offset + left.n_elements * DTYPE_BYTES[a.dtype] == b.offset
-        for a, b in zip(left.sources, right.sources, strict=True)
-    )
+@dataclass
+class _Run:
+    """A segment while it grows."""
 
+    first: TensorEntry
+    sources: Sequence[Source]
+    names: list[tuple[int, str]] = field(default_factory=list)
+    n_elements: int = 0
 
-def _joined(run: Sequence[Segment]) -> Segment:
-    names, n_elements = [], 0
-    for segment in run:
-        names.append((n_elements, segment.names[0][1]))
-        n_elements += segment.n_elements
-    first = run[0]
-    return Segment(first.dtype, first.file, first.offset, n_elements, first.sources, tuple(names), first.copied)
+    def __post_init__(self) -> None:
+        self._add(self.first)
+
+    @property
+    def _is_copied(self) -> bool:
+        return self.first.dtype not in FLOAT_DTYPES
+
+    def _add(self, entry: TensorEntry) -> None:
+        self.names.append((self.n_elements, entry.name))
+        self.n_elements += entry.n_bytes if self._is_copied else entry.n_elements
+
+    def extend(self, entry: TensorEntry, sources: Sequence[Source]) -> bool:
+        """Take one more tensor in, if it lies next to the run in the output and in each of the same experts."""
+        first = self.first
+        if self._is_copied != (entry.dtype not in FLOAT_DTYPES) or not self._is_copied and entry.dtype != first.dtype:
+            return False
+        n_bytes = self.n_elements * (1 if self._is_copied else DTYPE_BYTES[first.dtype])
+        if (entry.file, entry.offset) != (first.file, first.offset + n_bytes):  # a counter lies between
+            return False
+        if len(sources) != len(self.sources) or not all(
+            (a.expert, a.weight, a.dtype, a.file) == (b.expert, b.weight, b.dtype, b.file)
+            and a.offset + self.n_elements * DTYPE_BYTES[a.dtype] == b.offset
+            for a, b in zip(self.sources, sources, strict=True)
+        ):
+            return False
+        self._add(entry)
+        return True
+
+    def segment(self) -> Segment:
+        first, dtype = self.first, "U8" if self._is_copied else self.first.dtype
+        sources, names = tuple(self.sources), tuple(self.names)
+        return Segment(dtype, first.file, first.offset, self.n_elements, sources, names, self._is_copied)

@@ -1,7 +1,7 @@
 """What differs between experts that are to be blended. Needs no torch."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,18 +41,21 @@ def find_differences(experts: Sequence[Checkpoint]) -> list[Difference]:
     return found
 
 
-def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool) -> None:
+def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: Collection[str] = ()) -> None:
     """Check that the experts can be blended; float dtypes may differ when the user says what to blend to.
 
+    Args:
+        apart: tensors in which they may differ, since they are not blended.
     Raises:
         CheckpointError: with every tensor that differs, or is of a floating-point dtype that glue cannot blend.
     """
-    odd = [entry for entry in experts[0].entries.values() if entry.dtype.startswith(("F8", "C"))]
+    first = experts[0].entries
+    odd = [entry for entry in first.values() if entry.dtype.startswith(("F8", "C")) and entry.name not in apart]
     if odd:
         items = [f"{experts[0].path}: '{entry.name}' is {entry.dtype}" for entry in odd]
         hint = "convert the experts to float32, float16 or bfloat16"
         raise CheckpointError("glue cannot blend tensors of these dtypes", items=items, hint=hint)
-    found = find_differences(experts)
+    found = [difference for difference in find_differences(experts) if difference.name not in apart]
     if dtype_given:
         found = [d for d in found if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]
     if not found:
@@ -69,16 +72,18 @@ def is_counter(entry: TensorEntry) -> bool:
     return entry.name.endswith("num_batches_tracked") and entry.dtype == "I64" and entry.n_elements == 1
 
 
-def check_copied(experts: Sequence[Checkpoint]) -> None:
+def check_copied(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:
     """Check that tensors which are neither floating point nor counters are the same in all compatible experts.
 
+    Args:
+        apart: tensors that are not asked to be.
     Raises:
         CheckpointError: one differs.
     Cost: reads these tensors, which are few and small in a network.
     """
     first, *others = experts
     for entry in first.entries.values():
-        if entry.dtype in FLOAT_DTYPES or is_counter(entry):
+        if entry.dtype in FLOAT_DTYPES or is_counter(entry) or entry.name in apart:
             continue
         for other in others:
             if not _same_bytes(first, other, entry.name):

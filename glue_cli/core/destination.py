@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glue_cli.core.checkpoint import Checkpoint, TensorEntry
-from glue_cli.core.compatibility import FLOAT_DTYPES
 from glue_cli.core.layout import place
+from glue_cli.core.recipe import PLAIN, Recipe
 
 _INDEX = ".index.json"
 _WEIGHTS = ".safetensors"
@@ -50,7 +50,12 @@ class Destination:
 
 
 def plan_destination(
-    output: Path, experts: Sequence[Checkpoint], *, dtype: str | None = None, max_shard_bytes: int | None = None
+    output: Path,
+    experts: Sequence[Checkpoint],
+    *,
+    recipe: Recipe = PLAIN,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
 ) -> Destination:
     """Decide from the output's name and the experts' headers which files a blend is written to.
 
@@ -59,25 +64,38 @@ def plan_destination(
     Face folder, for such a folder.
 
     Args:
+        recipe: which tensors the blend has.
         dtype: the output's floating-point dtype, such as "F16"; None keeps each tensor's own.
         max_shard_bytes: the most bytes of tensors in a file; None puts all into one. A larger tensor has a file alone.
     """
-    described = [
-        (entry.name, dtype if dtype and entry.dtype in FLOAT_DTYPES else entry.dtype, entry.shape)
-        for entry in experts[0].entries.values()
-    ]
-    groups = _cut(place(described), max_shard_bytes)
+    groups = _cut(place(recipe.describe(experts, dtype)), max_shard_bytes)
     shards = tuple(tuple((entry.name, entry.dtype, entry.shape) for entry in group) for group in groups)
     first = experts[0].path
     if first.is_dir() and not output.name.endswith((_WEIGHTS, _INDEX)):
-        companions = [path for path in sorted(first.iterdir()) if path.suffix in _COMPANIONS and path.is_file()]
-        copies = tuple((path, output / path.name) for path in companions if not path.name.endswith(_INDEX))
         files, index = _name_files(output / f"model{_WEIGHTS}", len(shards))
-        return Destination(output, shards, files, index, copies)
+        return Destination(output, shards, files, index, _companions(first, output))
     is_index = output.name.endswith(_WEIGHTS + _INDEX)
     single = output.with_name(output.name.removesuffix(_INDEX)) if is_index else output
     files, index = _name_files(single, len(shards), indexed=is_index)
     return Destination(index or output, shards, files, index)
+
+
+def plan_model_destination(output: Path, model_folder: Path | None) -> Destination:
+    """Decide from the output's name where a trained model is written to: one file, or a Hugging Face folder.
+
+    Args:
+        model_folder: where the configuration and the tokenizer of a model of transformers are; None for other models.
+    """
+    if model_folder is None or output.suffix == _WEIGHTS:
+        return Destination(output, (), (output,))
+    companions = tuple(pair for pair in _companions(model_folder, output) if pair[1].name != "config.json")
+    return Destination(output, (), (output / f"model{_WEIGHTS}", output / "config.json"), companions=companions)
+
+
+def _companions(folder: Path, output: Path) -> tuple[tuple[Path, Path], ...]:
+    """Return what lies beside the weights in a model's folder, each with its copy."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in _COMPANIONS and path.is_file()]
+    return tuple((path, output / path.name) for path in found if not path.name.endswith(_INDEX))
 
 
 def _cut(entries: Sequence[TensorEntry], max_bytes: int | None) -> list[list[TensorEntry]]:

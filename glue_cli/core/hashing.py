@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Condition
 
-from glue_cli.core.tensors import read_into
+from glue_cli.core.checkpoint import Checkpoint
+from glue_cli.core.tensors import open_files, read_into
 
 _READ_BYTES = 1 << 20
+
+
+def hash_of(checkpoint: Checkpoint) -> str:
+    """Return the sha256 of a checkpoint's files one after another, in hexadecimal."""
+    with open_files(checkpoint) as descriptors:
+        return StreamedHash(checkpoint.files, descriptors).finish()
 
 
 class StreamedHash:

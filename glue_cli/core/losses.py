@@ -1,65 +1,86 @@
 """Losses and figures of merit, all reduced in float32 or wider whatever the precision of the forward pass."""
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from glue_cli.core.metrics import MakeMetric, value_of
+
 Loss = Literal["cross_entropy", "mse"]
+IGNORED = -100  # a target that counts for nothing; the number is torch's own
 
 
 def example_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of each example, [N], float32; the terms of eq. (2).
+    """Return the loss of each example, or of each token that a language model predicts; the terms of eq. (2).
 
     Args:
-        outputs: [N, n_classes] for cross_entropy, the shape of `targets` for mse (a trailing 1 may be left out).
-        targets: labels, int64 [N], or float32 [N, ...].
+        outputs: [N, n_classes] for labels, [N, T, n_tokens] for tokens, the shape of `targets` for mse (a trailing 1
+            may be left out).
+        targets: labels, int64 [N]; tokens, int64 [N, T], where `IGNORED` has no loss; or float32 [N, ...] for mse.
+    Returns:
+        float32, [N], or [number of targets that are not ignored].
     """
-    if loss == "cross_entropy":
+    if loss == "mse":
+        errors = outputs.float().view_as(targets) - targets
+        return errors.square().unsqueeze(-1).flatten(1).mean(1)  # targets [N] have no second dimension to flatten
+    if targets.dim() == 1:
         return F.cross_entropy(outputs.float(), targets, reduction="none")
-    errors = outputs.float().view_as(targets) - targets
-    return errors.square().unsqueeze(-1).flatten(1).mean(1)  # targets [N] have no second dimension to flatten
-
-
-def n_correct(outputs: Tensor, targets: Tensor) -> int:
-    """Return how many of the labels [N] have the largest of the outputs [N, n_classes]."""
-    return int((outputs.argmax(1) == targets).sum())
+    # A text at a time: the copies in float32 of [N, T, n_tokens] would fill the memory, and take 3 times as long.
+    rows = zip(outputs, targets, strict=True)
+    by_text = [F.cross_entropy(row.float(), wanted, ignore_index=IGNORED, reduction="none") for row, wanted in rows]
+    return torch.stack(by_text)[targets != IGNORED]
 
 
 class Evaluation:
-    """Sums over batches, and the figures that follow from them."""
+    """Sums over batches, and the figures that follow from them.
 
-    def __init__(self, loss: Loss) -> None:
-        self._loss = loss
-        self.examples = 0
-        self._loss_sum = 0.0
-        self._n_correct = 0
-        self._absolute = self._squared = self._targets = self._targets_squared = 0.0
-        self._n_targets = 0
+    Args:
+        metrics: figures beyond the loss, accuracy and perplexity, by name; see `core.metrics`.
+    """
+
+    def __init__(self, loss: Loss, metrics: Mapping[str, MakeMetric] | None = None) -> None:
+        self._loss, self._make_metrics = loss, metrics or {}
+        self._loss_sum, self._n_losses = 0.0, 0
+        self._by_class: Tensor | None = None  # [2, n_classes]: how many examples there are, how many are right
+        self._metrics: dict[str, Any] = {}
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add one batch."""
+        """Add one batch; outputs and targets as `example_losses` takes them."""
         losses = example_losses(self._loss, outputs, targets)
-        self.examples += len(targets)
+        self._n_losses += len(losses)
         self._loss_sum += losses.sum(dtype=torch.float64).item()
-        if self._loss == "cross_entropy":
-            self._n_correct += n_correct(outputs, targets)
-            return
-        wide = targets.double()
-        errors = outputs.double().view_as(wide) - wide
-        self._n_targets += wide.numel()
-        self._absolute += errors.abs().sum().item()
-        self._squared += errors.square().sum().item()
-        self._targets += wide.sum().item()
-        self._targets_squared += wide.square().sum().item()
+        if self._loss == "mse":
+            outputs, targets = outputs.double().view_as(targets), targets.double()
+            outputs, targets = (x.flatten(1).squeeze(1) if x.dim() > 1 else x for x in (outputs, targets))  # [N, n]
+        elif targets.dim() == 1:
+            outputs = outputs.float()
+            right = targets[outputs.argmax(1) == targets]
+            counts = torch.stack([labels.bincount(minlength=outputs.shape[1]) for labels in (targets, right)])
+            self._by_class = counts if self._by_class is None else self._by_class + counts
+        for name, make in self._make_metrics.items():
+            if name not in self._metrics:
+                n_classes = {"num_classes": outputs.shape[1]} if self._loss == "cross_entropy" else {}
+                self._metrics[name] = make(**n_classes).to(outputs.device)
+            self._metrics[name].update(outputs, targets)
 
     def figures(self) -> dict[str, float]:
-        """Return the mean loss, and accuracy, or mse, mae and r2."""
-        figures = {"loss": self._loss_sum / self.examples}
-        if self._loss == "cross_entropy":
-            return {**figures, "accuracy": self._n_correct / self.examples}
-        n = self._n_targets
-        spread = self._targets_squared - self._targets**2 / n
-        r2 = 1 - self._squared / spread if spread > 0 else float("nan")
-        return {**figures, "mse": self._squared / n, "mae": self._absolute / n, "r2": r2}
+        """Return the mean loss; accuracy, perplexity or mse, whichever fits; and the metrics asked for."""
+        loss = self._loss_sum / self._n_losses
+        figures = {"loss": loss}
+        if self._loss == "mse":
+            figures["mse"] = loss
+        elif self._by_class is None:
+            figures["perplexity"] = math.exp(loss) if loss < 700 else math.inf
+        else:
+            n_examples, n_correct = self._by_class.sum(1).tolist()
+            figures["accuracy"] = n_correct / n_examples
+        return figures | {name: value_of(metric) for name, metric in self._metrics.items()}
+
+    def class_accuracies(self) -> list[float | None]:
+        """Return the accuracy of each class of labels, [n_classes], None for one without examples; else nothing."""
+        counts = self._by_class.T.tolist() if self._by_class is not None else []
+        return [n_correct / n_examples if n_examples else None for n_examples, n_correct in counts]

@@ -1,28 +1,27 @@
 """The target loss of a blend as a function of alpha, eq. (2), with every pass charged to one account."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from glue_cli.core.bank import ExpertBank
-from glue_cli.core.batchnorm import differentiate_statistics
+from glue_cli.core.batchnorm import differentiate_statistics, use_batch_statistics
+from glue_cli.core.cost import Cost
 from glue_cli.core.device import Compute
 from glue_cli.core.forward import Batch, outputs_of
 from glue_cli.core.losses import Loss, example_losses
 from glue_cli.core.seeds import derive_seed
 
+# Tensors that follow from alpha [G, K] in another way than as a blend; differentiable.
+MakeTensors = Callable[[Tensor], Mapping[str, Tensor]]
 
-@dataclass
-class Cost:
-    """What a search has spent, in passes over a minibatch; `forwards` includes those for validation."""
 
-    forwards: int = 0
-    validation_forwards: int = 0
-    backwards: int = 0
-    examples: int = 0
+def make_nothing(alpha: Tensor) -> dict[str, Tensor]:
+    """Make no tensors: all of the model is blended, or does not depend on alpha."""
+    return {}
 
 
 class BlendObjective:
@@ -32,10 +31,12 @@ class BlendObjective:
     rows: a step is one pass over the experts, then bare forward passes.
 
     Args:
-        model: the architecture, on the device; its weights do not matter.
+        model: the architecture, on the device, with the tensors that do not depend on alpha.
         train_batch: the minibatch of a step, the same for every method.
         validation_batches: the whole validation set.
-        bn_gradient: whether `gradient` passes through the blended BatchNorm statistics.
+        statistics: whether BatchNorm uses the blended running statistics, or those of the batch.
+        bn_gradient: whether `gradient` passes through the blended running statistics.
+        make_tensors: the tensors that are not blended and depend on alpha all the same.
     """
 
     def __init__(
@@ -48,13 +49,18 @@ class BlendObjective:
         validation_batches: Callable[[], Iterable[Batch]],
         compute: Compute,
         seed: int,
+        statistics: Literal["running", "batch"] = "running",
         bn_gradient: bool = True,
+        make_tensors: MakeTensors = make_nothing,
     ) -> None:
-        self.n_experts = bank.n_experts
+        self.n_groups, self.n_experts = bank.n_groups, bank.n_experts
         self.cost = Cost()
         self._model, self._bank, self._loss, self._compute = model.eval(), bank, loss, compute
         self._train_batch, self._validation_batches = train_batch, validation_batches
-        self._seed, self._bn_gradient = seed, bn_gradient
+        self._seed, self._make_tensors = seed, make_tensors
+        self._bn_gradient = bn_gradient and statistics == "running"
+        if statistics == "batch":
+            use_batch_statistics(self._model)
         self._blends = torch.empty(0, bank.n_columns, device=bank.device)
         self._copies: list[nn.Module] = []
         self._differentiable: tuple[nn.Module, Tensor, Tensor] | None = None
@@ -66,7 +72,7 @@ class BlendObjective:
         All blends see the same examples and the same random state; BatchNorm is in eval mode.
 
         Args:
-            alphas: [m, K], on the simplex.
+            alphas: [m, G, K], on the simplex.
         Cost: one pass over the experts and m forwards.
         """
         batch = self._train_batch(step)
@@ -75,31 +81,41 @@ class BlendObjective:
         return torch.stack([example.mean(dtype=torch.float64) for example in losses]).cpu()
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
-        """Return the loss on the minibatch of `step`, and dL/dalpha up to a constant, [K], float64.
+        """Return the loss on the minibatch of `step`, and dL/dalpha up to a constant by group, [G, K], float64.
 
         The constant is the mean over alpha: the products are taken with the experts' differences from the blend.
 
+        Args:
+            alpha: [G, K], on the simplex.
         Cost: one pass over the experts for the blend and one for the products, a forward and a backward.
         """
         model, theta, gradient = self._differentiable_model()
         self._bank.blend(alpha[None], theta)
         gradient.zero_()
         with torch.enable_grad():
+            by_alpha = alpha.detach().clone().requires_grad_()
+            made = self._make_tensors(by_alpha)
+            leaves = _set_tensors(model, made)
             loss = self._forward(model, self._train_batch(step), step).mean()
             loss.backward()  # type: ignore[no-untyped-call]
         self.cost.backwards += 1
-        return loss.item(), self._bank.inner_products(gradient[0], theta[0]).cpu()
+        products = self._bank.inner_products(gradient[0], theta[0]).cpu()
+        if made:
+            slopes = [_slope_of(leaf).to(tensor) for leaf, tensor in zip(leaves, made.values(), strict=True)]
+            products += torch.autograd.grad(list(made.values()), by_alpha, slopes)[0]
+        return loss.item(), products
 
     @torch.no_grad()
     def validation_loss(self, alpha: Tensor) -> float:
-        """Return the loss of the blend on the whole validation set."""
+        """Return the loss of the blend with coefficients alpha [G, K] on the whole validation set."""
         self._load(alpha[None])
-        total, n_examples, forwards = 0.0, 0, self.cost.forwards
+        total, n_losses, forwards = 0.0, 0, self.cost.forwards
         for batch in self._validation_batches():
-            total += self._forward(self._copies[0], batch, 0).sum(dtype=torch.float64).item()
-            n_examples += len(batch[1])
+            losses = self._forward(self._copies[0], batch, 0)
+            total += losses.sum(dtype=torch.float64).item()
+            n_losses += losses.numel()
         self.cost.validation_forwards += self.cost.forwards - forwards
-        return total / n_examples
+        return total / n_losses
 
     def _forward(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         inputs, targets = batch
@@ -120,6 +136,8 @@ class BlendObjective:
             self._blends = torch.empty(m, self._bank.n_columns, device=self._bank.device)
             self._copies = [_bind(self._model, self._bank, row) for row in self._blends]
         self._bank.blend(alphas, self._blends[:m])
+        for copied, alpha in zip(self._copies, alphas, strict=False):
+            _set_tensors(copied, self._make_tensors(alpha))
 
     def _differentiable_model(self) -> tuple[nn.Module, Tensor, Tensor]:
         """Return a copy of the model whose tensors are views of theta [1, d], and whose gradients gather in [1, d]."""
@@ -140,13 +158,39 @@ class BlendObjective:
 
 
 def _bind(model: nn.Module, bank: ExpertBank, row: Tensor) -> nn.Module:
-    """Return a copy of the model whose floating-point tensors are views of `row` [d]."""
+    """Return a copy of the model whose blended tensors are views of `row` [d], and the rest its own."""
     copied = copy.deepcopy(model)
+    tied = _tied_names(model)
     for name, place in bank.places.items():
-        path, _, leaf = name.rpartition(".")
-        module = copied.get_submodule(path)
-        if leaf in module._parameters:
-            module._parameters[leaf] = nn.Parameter(place.view(row), requires_grad=False)
-        else:
-            module._buffers[leaf] = place.view(row).detach()
+        shared = nn.Parameter(place.view(row), requires_grad=False)
+        for alias in (name, *(other for other in tied.get(name, ()) if other not in bank.places)):
+            path, _, leaf = alias.rpartition(".")
+            module = copied.get_submodule(path)
+            if leaf in module._parameters:
+                module._parameters[leaf] = shared
+            else:
+                module._buffers[leaf] = shared.data
     return copied
+
+
+def _tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Return the other names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: [n for n in group if n != name] for group in names.values() if len(group) > 1 for name in group}
+
+
+def _set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Give tensors of the model new values, with no gradient so far; return them."""
+    leaves = []
+    for name, tensor in tensors.items():
+        parameter = model.get_parameter(name)
+        parameter.data.copy_(tensor.detach())
+        parameter.grad = None
+        leaves.append(parameter.requires_grad_(torch.is_grad_enabled()))
+    return leaves
+
+
+def _slope_of(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -4,11 +4,24 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from glue_cli.core.user_code import PREFIX
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Columns = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 
 # Section 5 of the paper as far as it is stated, then what it leaves open.
 _PAPER: dict[str, Any] = {
@@ -38,7 +51,7 @@ class _Section(BaseModel):
 
 
 class ModelSpec(_Section):
-    """The architecture: a name of `glue_cli.models.ARCHITECTURES` and its arguments."""
+    """The architecture, as `glue_cli.models.check_architecture` takes it, and its arguments."""
 
     arch: str
     args: dict[str, Any] = {}
@@ -52,22 +65,40 @@ class TargetSpec(_Section):
 
 
 class DataSpec(_Section):
-    """A data set on disk: a name of `glue_cli.data.FORMATS` and where it lies."""
+    """A data set: a name of `glue_cli.data.FORMATS`, or `python:MODULE:FUNCTION`, and where it lies.
+
+    `root` may be left out, and is then empty, where a function of the user's brings the data.
+    """
 
     format: str
-    root: str
+    root: Annotated[str, Field(validate_default=True)] = ""
     target: TargetSpec = TargetSpec()
     mean: list[float] | None = None
     std: list[Rate] | None = None
     image_size: Count | None = None
+    max_length: Count | None = None
     splits: dict[Literal["train", "val", "test"], str] = {}
+    columns: dict[Literal["image", "text", "inputs", "label", "target"], Columns] = {}
+
+    @property
+    def where(self) -> str:
+        """Where the data are from, for messages."""
+        return self.root or self.format
+
+    @field_validator("root")
+    @classmethod
+    def _root_unless_python(cls, root: str, info: ValidationInfo) -> str:
+        if not root and not info.data.get("format", "").startswith(PREFIX):
+            raise PydanticCustomError("missing", "Field required")
+        return root
 
 
 class MemberSpec(_Section):
-    """An expert with a data set of its own."""
+    """An expert with a data set of its own, and perhaps other arguments of the model: `{num_classes: 6}`."""
 
     name: str
     data: DataSpec
+    args: dict[str, Any] = {}
 
 
 class ExpertsSpec(_Section):
@@ -122,7 +153,8 @@ class MixSpec(_Section):
     """How alpha is learned; what is not given comes from the preset.
 
     The search runs for `steps`, or until the validation loss, taken every `validate_every` steps, has not improved
-    `patience` times running; the alpha with the lowest validation loss is kept.
+    `patience` times running; the alpha with the lowest validation loss is kept. Each of `groups`, patterns of tensor
+    names, has an alpha of its own.
     """
 
     preset: Literal["default", "paper"] = "default"
@@ -138,7 +170,9 @@ class MixSpec(_Section):
     steps: Count
     validate_every: Count
     patience: Count
+    bn_statistics: Literal["running", "batch"] = "running"
     bn_gradient: bool = True
+    groups: dict[str, str | list[str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -163,6 +197,14 @@ class Spec(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     _folder: Path = PrivateAttr(default=Path("."))
+
+    def of_expert(self, expert: int) -> "Spec":
+        """Return the spec for training one expert: with the arguments of the model that are its own."""
+        members = self.experts.members if self.experts else []
+        if not members or not members[expert].args:
+            return self
+        model = self.model.model_copy(update={"args": {**self.model.args, **members[expert].args}})
+        return self.model_copy(update={"model": model})
 
     def path(self, written: str) -> Path:
         """Return a path as written in the spec, looked up from the spec's own folder."""

@@ -56,7 +56,8 @@ def read_spec(
 
     Args:
         overrides: `key.path=value` items, which win over the file; values are read as YAML.
-        known_names: what a key's value may be, by the key's name (`arch`, `format`), beyond what the schema says.
+        known_names: what a key's value may be, by the key's name (`arch`, `format`), beyond what the schema says; one
+            with a colon, such as `timm:NAME`, stands for all that begin so.
     Raises:
         SpecError: the file is no YAML, or its content is wrong; every fault is listed with its line.
         UsageError: the file is not there, or an override is wrong.
@@ -83,7 +84,7 @@ def read_spec(
             (set_faults if where.startswith("--set") else faults).append(f"{where}: {_explain(detail)}")
     for key_path, name in _named(value, known_names or {}):
         known = (known_names or {})[str(key_path[-1])]
-        if name not in known:
+        if not _is_known(name, known):
             where = _where(key_path, set_keys, lines, path)
             fault = f"{where}: {_dotted(key_path)}: '{name}' is not known{nearest(name, known)}"
             (set_faults if where.startswith("--set") else faults).append(fault)
@@ -94,6 +95,11 @@ def read_spec(
         noun = "fault" if len(faults) == 1 else "faults"
         raise SpecError(f"{len(faults)} {noun} in the spec '{path}'", items=faults, hint="mend the lines named above")
     return spec.located_in(path.parent)
+
+
+def _is_known(name: str, known: Collection[str]) -> bool:
+    prefix, colon, rest = name.partition(":")
+    return name in known or bool(rest) and any(form.startswith(prefix + colon) for form in known)
 
 
 def _parse(text: str, path: Path, lines: dict[KeyPath, int], faults: list[str]) -> dict[str, Any]:

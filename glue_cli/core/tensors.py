@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,22 +46,29 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 @contextmanager
-def open_files(checkpoint: Checkpoint) -> Iterator[list[int]]:
-    """Open a checkpoint's files for reading; yields their descriptors.
+def open_file(checkpoint: Checkpoint, number: int) -> Iterator[int]:
+    """Open one of a checkpoint's files for reading; yields its descriptor.
 
     Raises:
-        CheckpointError: a file cannot be opened, or changed since its header was read.
+        CheckpointError: it cannot be opened, or changed since its header was read.
     """
+    file = checkpoint.files[number]
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
+    try:
+        _check_unchanged(file, descriptor, checkpoint.stamps[number])
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_files(checkpoint: Checkpoint) -> Iterator[list[int]]:
+    """Open all of a checkpoint's files, as `open_file` does one; yields their descriptors."""
     with ExitStack() as stack:
-        descriptors = []
-        for file in checkpoint.files:
-            try:
-                descriptors.append(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
-            except OSError as error:
-                raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
-            stack.callback(os.close, descriptors[-1])
-        check_unchanged(checkpoint, descriptors)
-        yield descriptors
+        yield [stack.enter_context(open_file(checkpoint, number)) for number in range(len(checkpoint.files))]
 
 
 def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
@@ -71,8 +78,12 @@ def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
         CheckpointError: somebody did.
     """
     for file, descriptor, stamp in zip(checkpoint.files, descriptors, checkpoint.stamps, strict=True):
-        if stamp_of(descriptor) != stamp:
-            raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
+        _check_unchanged(file, descriptor, stamp)
+
+
+def _check_unchanged(file: Path, descriptor: int, stamp: tuple[int, int]) -> None:
+    if stamp_of(descriptor) != stamp:
+        raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
@@ -99,18 +110,21 @@ def write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
         written += os.pwrite(descriptor, view[written:], offset + written)
 
 
-def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Read every tensor of a checkpoint into memory, with its own dtype.
+def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Read tensors of a checkpoint into memory, with their own dtypes.
 
+    Args:
+        names: which; None for all.
     Raises:
         CheckpointError: a file cannot be read, or changed since its header was read.
     """
     tensors = {}
     with open_files(checkpoint) as descriptors:
-        for entry in checkpoint.entries.values():
+        for name in checkpoint.entries if names is None else names:
+            entry = checkpoint.entries[name]
             tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
             read_into(descriptors[entry.file], bytes_of(tensor), entry.offset, checkpoint.files[entry.file])
-            tensors[entry.name] = tensor
+            tensors[name] = tensor
     return tensors
 
 

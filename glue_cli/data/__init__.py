@@ -3,12 +3,14 @@
 import difflib
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glue_cli.core.errors import DataError, SpecError
 from glue_cli.core.progress import Progress, silent
 from glue_cli.core.spec import DataSpec
+from glue_cli.core.user_code import PREFIX
 
 if TYPE_CHECKING:  # `glue --help` reads the names below and must not import torch
     from glue_cli.data.dataset import Dataset
@@ -21,7 +23,7 @@ class Format:
     """How a data set lies on disk.
 
     Attributes:
-        reader: "module:function" of this package; takes and returns what `read_dataset` does.
+        reader: "module:function" of this package; takes what `read_dataset` does, and may return `Texts`.
         mean, std: what normalises its images, a number a channel, or one for all channels; in units of white = 1.
         takes: the optional fields of `DataSpec` that the reader heeds.
     """
@@ -32,6 +34,7 @@ class Format:
     takes: tuple[str, ...] = ()
 
 
+_PYTHON = f"{PREFIX}MODULE:FUNCTION"  # stands for all such names
 FORMATS: dict[str, Format] = {
     "cifar10": Format("cifar10:read_cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "svhn": Format("svhn:read_svhn", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
@@ -39,6 +42,11 @@ FORMATS: dict[str, Format] = {
         "image_folder:read_image_folder", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), takes=("image_size", "splits")
     ),
     "safetensors": Format("safetensors_folder:read_safetensors_folder", (0.5,), (0.5,), takes=("splits",)),
+    "jsonl": Format("jsonl:read_jsonl", (0.5,), (0.5,), takes=("splits", "max_length")),
+    "huggingface": Format(
+        "huggingface:read_huggingface", (0.5,), (0.5,), takes=("image_size", "splits", "max_length", "columns")
+    ),
+    _PYTHON: Format("python_dataset:read_python", (0.5,), (0.5,)),
 }
 
 
@@ -48,6 +56,8 @@ def check_format(name: str) -> Format:
     Raises:
         SpecError: there is none of that name.
     """
+    if name.startswith(PREFIX):
+        return FORMATS[_PYTHON]
     if name in FORMATS:
         return FORMATS[name]
     near = difflib.get_close_matches(name, FORMATS, n=1)
@@ -59,7 +69,14 @@ def check_format(name: str) -> Format:
 
 
 def read_dataset(
-    data: DataSpec, split: str, *, root: Path, cache: Path | None = None, progress: Progress = silent
+    data: DataSpec,
+    split: str,
+    *,
+    root: Path,
+    folder: Path = Path("."),
+    tokenizer: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress = silent,
 ) -> "Dataset | None":
     """Read one split of a data set into memory.
 
@@ -67,45 +84,62 @@ def read_dataset(
         data: the data section of the spec.
         split: train, val or test.
         root: `data.root`, looked up from the spec's folder.
+        folder: the spec's own, where the user's modules are.
+        tokenizer: the folder of the model's tokenizer, which texts need.
         cache: a folder for what is slow to read; made when missing; None caches nothing.
         progress: hears of a reading that takes long.
     Returns:
         the split, or None for a val split that the data set does not have.
     Raises:
-        SpecError: the data section does not fit the format or the images.
+        SpecError: the data section does not fit the format, the images or the model.
         DataError: the folder, the train or the test split is missing, or a file is damaged.
     """
+    from glue_cli.data.dataset import Dataset, Texts
+
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, wanted one of {SPLITS}")
     form = check_format(data.format)
-    for field in ("image_size", "splits"):
+    for field in ("image_size", "splits", "max_length", "columns"):
         if getattr(data, field) and field not in form.takes:
             users = " and ".join(f"'{name}'" for name, other in FORMATS.items() if field in other.takes)
             raise SpecError(
                 f"data.{field} means nothing to format '{data.format}': it is for {users}",
                 hint=f"remove data.{field} from the spec",
             )
-    if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"data.root: '{root}' {found}; wanted a folder", hint="check data.root in the spec")
-    module, function = form.reader.split(":")
+    is_python = data.format.startswith(PREFIX)
+    if not is_python and not root.is_dir():
+        problem = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data.root: '{root}' {problem}; wanted a folder", hint="check data.root in the spec")
+    module, _, function = form.reader.partition(":")
     reader = getattr(importlib.import_module(f".{module}", __name__), function)
-    dataset: Dataset | None = reader(data, split, root=root, cache=cache, progress=progress)
-    if dataset is not None:
-        normalisation(data, dataset)
-    assert dataset is not None or split == "val"
-    return dataset
+    read = partial(reader, folder=folder) if is_python else reader
+    found: Dataset | Texts | None = read(data, split, root=root, cache=cache, progress=progress)
+    if isinstance(found, Texts):
+        from glue_cli.data.tokens import tokenise
+
+        where = f"the {split} texts in '{root}'"
+        found = tokenise(found, tokenizer, data.max_length, where=where, progress=progress)
+    assert found is not None or split == "val"
+    if found is not None:
+        normalisation(data, found)
+    return found
 
 
 def normalisation(data: DataSpec, dataset: "Dataset") -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return the mean and std to normalise `dataset` with: the spec's, else the format's for images, else None.
 
     Raises:
-        SpecError: their number is neither 1 nor that of the channels.
+        SpecError: their number is neither 1 nor that of the channels, or they are given for texts.
     """
+    from torch import Tensor
+
     form = check_format(data.format)
     mean = tuple(data.mean) if data.mean is not None else form.mean if dataset.has_images else None
     std = tuple(data.std) if data.std is not None else form.std if dataset.has_images else None
+    if not isinstance(dataset.inputs, Tensor):
+        if mean or std:
+            raise SpecError("data.mean and data.std mean nothing to texts", hint="remove them from the spec")
+        return None, None
     n_channels = dataset.inputs.shape[1] if dataset.inputs.dim() > 1 else 1
     for field, numbers in (("mean", mean), ("std", std)):
         if numbers is not None and len(numbers) not in (1, n_channels):

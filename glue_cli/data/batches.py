@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glue_cli.data.dataset import Ragged
+
+_WINDOW = 50  # batches; in batches of 16 of 2,000 reviews, 2 tokens are padding for 100 that are not; at random, 62
+
 
 def epoch_batches(
     n_examples: int, batch_size: int, generator: torch.Generator, *, drop_last: bool = False
@@ -15,6 +19,51 @@ def epoch_batches(
     end = n_examples - n_examples % batch_size if drop_last else n_examples
     for start in range(0, end, batch_size):
         yield order[start : start + batch_size]
+
+
+def bucketed_batches(
+    lengths: Tensor, batch_size: int, generator: torch.Generator, *, drop_last: bool = False
+) -> Iterator[Tensor]:
+    """Yield what `epoch_batches` yields, but with texts of like length in a batch, so that little of it is padding.
+
+    The random order is cut into windows of 50 batches, each sorted by length; the batches come in random order.
+
+    Args:
+        lengths: of the texts, int64 [N].
+    """
+    order = torch.randperm(len(lengths), generator=generator)
+    end = len(order) - len(order) % batch_size if drop_last else len(order)
+    windows = torch.split(order[:end], _WINDOW * batch_size)
+    in_order = [window[lengths[window].argsort(stable=True)] for window in windows]
+    batches = [batch for window in in_order for batch in torch.split(window, batch_size)]
+    for i in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[i]
+
+
+def batches_by_length(lengths: Tensor, batch_size: int, n_tokens: int) -> Iterator[Tensor]:
+    """Yield all texts once, the longest first, in batches of at most `batch_size` texts and `n_tokens` with padding.
+
+    A text that is longer than `n_tokens` is a batch of its own. A text that is too long for the model, or a batch that
+    is too large for the memory, shows at once.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    start = 0
+    while start < len(order):
+        n_texts = min(batch_size, max(1, n_tokens // max(1, int(lengths[order[start]]))))
+        yield order[start : start + n_texts]
+        start += n_texts
+
+
+def token_batch(tokens: Ragged, targets: Tensor | Ragged) -> tuple[dict[str, Tensor], Tensor]:
+    """Return texts as the models of transformers take them, padded to the longest, and their targets.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 [n, T]; labels or numbers as they are, tokens as int64 [n, T].
+    """
+    width = int(tokens.lengths.max())
+    mask = torch.arange(width) < tokens.lengths[:, None]
+    inputs = {"input_ids": tokens.padded(width), "attention_mask": mask.long()}
+    return inputs, targets.padded(width) if isinstance(targets, Ragged) else targets
 
 
 def normalise(

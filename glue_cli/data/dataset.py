@@ -1,12 +1,47 @@
 """One split of a data set in memory, whatever format it came from."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from glue_cli.core.errors import SpecError
+from glue_cli.core.losses import IGNORED
 from glue_cli.core.spec import DataSpec
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length, such as the token ids of texts.
+
+    Attributes:
+        values: whole numbers; every row is a stretch of them, int32 [n].
+        starts, lengths: where the rows begin, and how long they are, int64 [N].
+        padding: what follows a row's last value in a batch.
+    """
+
+    values: Tensor
+    starts: Tensor
+    lengths: Tensor
+    padding: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, indices: Tensor) -> "Ragged":
+        """Return the rows at `indices`, int64 [n], in that order; the values are shared."""
+        return replace(self, starts=self.starts[indices], lengths=self.lengths[indices])
+
+    def following(self) -> "Ragged":
+        """Return each row's values but the first, what a language model predicts; `IGNORED` follows the last."""
+        return replace(self, starts=self.starts + 1, lengths=self.lengths - 1, padding=IGNORED)
+
+    def padded(self, width: int) -> Tensor:
+        """Return the rows as int64 [N, width]; none is longer."""
+        columns = torch.arange(width)
+        positions = (self.starts[:, None] + columns).clamp_(max=len(self.values) - 1)
+        return torch.where(columns < self.lengths[:, None], self.values[positions].long(), self.padding)
 
 
 @dataclass(frozen=True)
@@ -14,26 +49,52 @@ class Dataset:
     """Examples and their targets.
 
     Attributes:
-        inputs: images, uint8 [N, C, H, W], or any other inputs, float32 [N, ...].
-        targets: labels, int64 [N], or targets of a regression, float32 [N, ...].
+        inputs: images, uint8 [N, C, H, W]; any other inputs, float32 [N, ...]; or texts as token ids.
+        targets: labels, int64 [N]; targets of a regression, float32 [N, ...]; or the tokens that follow the inputs'.
         class_names: a name a class, in the order of the labels; None when the data set has none.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tensor | Ragged
+    targets: Tensor | Ragged
     class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
-        return self.inputs.shape[0]
+        return len(self.targets)
 
     @property
     def has_images(self) -> bool:
         """Whether the inputs are images in bytes, to be normalised as such."""
-        return self.inputs.dtype == torch.uint8
+        return isinstance(self.inputs, Tensor) and self.inputs.dtype == torch.uint8
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The targets if they are labels, int64 [N]."""
+        is_labels = isinstance(self.targets, Tensor) and self.targets.dtype == torch.int64
+        return self.targets if is_labels else None  # type: ignore[return-value]
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape of an example; of texts, the length of the longest."""
+        return list(self.inputs.shape[1:]) if isinstance(self.inputs, Tensor) else [int(self.inputs.lengths.max())]
+
+    def to(self, device: torch.device) -> "Dataset":
+        """Return the data set on a device; texts stay on the CPU, where they are padded."""
+        if isinstance(self.inputs, Ragged) or isinstance(self.targets, Ragged):
+            return self
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def subset(self, indices: Tensor) -> "Dataset":
         """Return the examples at `indices`, int64 [n], in that order."""
         return Dataset(self.inputs[indices], self.targets[indices], self.class_names)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts as they were read, before a tokenizer has seen them; targets as in `Dataset`, or None."""
+
+    texts: Sequence[str]
+    targets: Tensor | None
+    class_names: tuple[str, ...] | None = None
 
 
 def split_name(data: DataSpec, split: str) -> str | None:

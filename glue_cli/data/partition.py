@@ -36,6 +36,24 @@ def target_split(n_train: int, target: TargetSpec, *, seed: int, has_val: bool) 
     return order[n_val : n_val + wanted].sort().values, order[:n_val].sort().values
 
 
+def draw_val(n_val: int, wanted: int, *, seed: int) -> Tensor:
+    """Draw the target's validation examples from a val split of the data set's own, IID without replacement.
+
+    Args:
+        n_val: examples of the val split.
+    Returns:
+        sorted int64 indices [wanted], a pure function of the arguments.
+    Raises:
+        SpecError: there are fewer than `wanted`.
+    """
+    if wanted > n_val:
+        raise SpecError(
+            f"data.target asks for {wanted:,} validation examples, but the val split has {n_val:,}",
+            hint="lower data.target.val",
+        )
+    return torch.randperm(n_val, generator=generator(seed, "target", "val"))[:wanted].sort().values
+
+
 def free_indices(n_train: int, *taken: Tensor) -> Tensor:
     """Return the sorted indices of the train split, int64 [n], that are in none of `taken`."""
     free = torch.ones(n_train, dtype=torch.bool)
@@ -72,13 +90,8 @@ def dirichlet_share(
         n_classes: above every label.
         seed, expert: the draw is a pure function of these and the other arguments, whatever the other experts draw.
     Raises:
-        SpecError: there are no labels, or fewer free examples than `size`.
+        SpecError: there are fewer free examples than `size`.
     """
-    if labels.dtype != torch.int64 or labels.dim() != 1:
-        raise SpecError(
-            "experts.dirichlet shares the data by class, but this data set has no labels",
-            hint="give each expert data of its own in experts.members",
-        )
     if size > len(free_idx):
         raise SpecError(
             f"experts.size is {size:,}, but data.target leaves {len(free_idx):,} of {len(labels):,} training examples",

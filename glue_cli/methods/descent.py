@@ -18,6 +18,7 @@ _MIN_IMPROVEMENT = 1e-3
 class Objective(Protocol):
     """The target loss as a function of alpha; `glue_cli.core.objective.BlendObjective` is the real one."""
 
+    n_groups: int
     n_experts: int
 
     def probe_losses(self, alphas: Tensor, step: int) -> Tensor: ...
@@ -29,7 +30,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of grad_beta L on a step's minibatch, [K], float64, and the loss there."""
+    """An estimate of grad_beta L on a step's minibatch, [G, K], float64, and the loss there."""
 
     gradient: Tensor
     loss: float
@@ -37,17 +38,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step as it is shown and written down; `val_loss` only where validation was due."""
+    """One step as it is shown and written down: alpha [G, K] behind it; `val_loss` only where validation was due."""
 
     step: int
     loss: float | None
-    alpha: list[float]
+    alpha: Tensor
     val_loss: float | None = None
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned alpha [K]: the one with the lowest validation loss on the way.
+    """A learned alpha [G, K], a simplex a group of tensors: the one with the lowest validation loss on the way.
 
     Attributes:
         val_loss: its validation loss; val_loss_start: that of the uniform blend, where the search starts.
@@ -55,7 +56,7 @@ class Learned:
         stopped: "plateau" or "steps".
     """
 
-    alpha: list[float]
+    alpha: Tensor
     val_loss: float | None
     val_loss_start: float | None
     n_steps: int
@@ -87,19 +88,19 @@ def descend(
     """Minimise the target loss over alpha = softmax(beta) from the uniform blend, eqs. (7) and (8).
 
     Args:
-        estimate: the gradient at beta [K] on the minibatch of a step.
+        estimate: the gradient at beta [G, K] on the minibatch of a step.
         observe: told of every step as it ends.
     Raises:
         NumericalError: a loss is not finite.
     """
+    beta = torch.zeros(objective.n_groups, objective.n_experts, dtype=torch.float64)
     if objective.n_experts == 1:
-        return Learned([1.0], None, None, 0, "steps")
-    beta = torch.zeros(objective.n_experts, dtype=torch.float64)
+        return Learned(softmax(beta), None, None, 0, "steps")
     optimizer = _make_optimizer(beta, settings)
     alpha = softmax(beta)
     start = _validate(objective, alpha, 0)
     best = _Best(alpha, start, plateau_loss=start)
-    observe(StepRecord(0, None, alpha.tolist(), start))
+    observe(StepRecord(0, None, alpha, start))
     step, stopped = 0, "steps"
     while step < settings.steps and stopped == "steps":
         found = estimate(beta, step)
@@ -113,8 +114,8 @@ def descend(
             best.update(alpha, val_loss)
             if best.n_stale >= settings.patience:
                 stopped = "plateau"
-        observe(StepRecord(step, found.loss, alpha.tolist(), val_loss))
-    return Learned(best.alpha.tolist(), best.val_loss, start, step, stopped)
+        observe(StepRecord(step, found.loss, alpha, val_loss))
+    return Learned(best.alpha, best.val_loss, start, step, stopped)
 
 
 def softmax(beta: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def fullgrad(
     def estimate(beta: Tensor, step: int) -> Estimate:
         alpha = softmax(beta)
         loss, by_alpha = objective.gradient(alpha, step)
-        by_beta = alpha * (by_alpha - alpha @ by_alpha)  # chain rule through the softmax
+        by_beta = alpha * (by_alpha - (alpha * by_alpha).sum(1, keepdim=True))  # chain rule through the softmax
         return Estimate(by_beta, loss)
 
     return descend(objective, estimate, settings, observe)

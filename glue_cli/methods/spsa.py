@@ -17,20 +17,20 @@ def estimate_gradient(
     """Estimate grad_beta L at beta from 2n losses on one minibatch.
 
     Args:
-        losses_at: the losses [m] of m coefficient vectors [m, K]; called once, for all probes of the step together.
-        beta: logits, [K], float64.
-        directions: u_i of unit length, [n, K], float64.
+        losses_at: the losses [m] of m sets of coefficients [m, G, K]; called once, for all probes of the step.
+        beta: logits, [G, K], float64.
+        directions: u_i of unit length, [n, G, K], float64.
         mu: radius, in logit units.
-        zero_sum: whether the directions were drawn in the subspace sum(u) = 0.
+        zero_sum: whether the directions were drawn in the subspace where each group's entries sum to 0.
     Source: eqs. (3) to (6).
     """
-    n, n_experts = directions.shape
-    probes = softmax(torch.cat([beta + mu * directions, beta - mu * directions]))  # eq. (3), [2n, K]
+    n, n_groups, n_experts = directions.shape
+    probes = softmax(torch.cat([beta + mu * directions, beta - mu * directions]))  # eq. (3), [2n, G, K]
     losses = losses_at(probes)
     deltas = (losses[:n] - losses[n:]) / (2 * mu)  # eq. (4), [n]
-    # E[u u^T] is I/K on the sphere, and I/(K - 1) on the sphere of the zero-sum subspace
-    factor = n_experts - 1 if zero_sum else n_experts
-    gradient = factor * (deltas[:, None] * directions).mean(0)  # eqs. (5) and (6)
+    # E[u u^T] is I over the dimension of the sphere: K by group, K - 1 in the zero-sum subspace
+    factor = n_groups * (n_experts - 1 if zero_sum else n_experts)
+    gradient = factor * (deltas[:, None, None] * directions).mean(0)  # eqs. (5) and (6)
     return Estimate(gradient, losses.mean().item())
 
 
@@ -42,7 +42,7 @@ def spsa(
     def estimate(beta: Tensor, step: int) -> Estimate:
         directions = draw_directions(
             settings.n_directions,
-            objective.n_experts,
+            (objective.n_groups, objective.n_experts),
             settings.directions,
             zero_sum=settings.zero_sum,
             generator=generator(seed, "directions", step),

@@ -1,11 +1,13 @@
-"""The architectures that glue builds itself: one registry, and the one door to it, `build_model`.
+"""The architectures: those that glue builds itself, other libraries', the user's; the one door is `build_model`.
 
-Importing this module imports neither torch nor any architecture.
+Importing this module imports neither torch nor any architecture or library.
 """
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glue_cli.core.errors import ResourceError, SpecError
@@ -21,53 +23,89 @@ ARCHITECTURES: dict[
     "mobilenet_v2": "glue_cli.models.mobilenet:mobilenet_v2",
     "vit": "glue_cli.models.vit:vit",
 }
+LIBRARIES: dict[str, tuple[str, str]] = {
+    # what stands before the colon in `model.arch` -> what stands behind it, and the
+    # module:function that takes that, `model.args` and the spec's folder, and returns what builds the model
+    "torchvision": ("NAME", "glue_cli.models.from_torchvision:find_torchvision"),
+    "timm": ("NAME", "glue_cli.models.from_timm:find_timm"),
+    "transformers": ("CLASS", "glue_cli.models.from_transformers:find_transformers"),
+    "python": ("MODULE:FUNCTION", "glue_cli.models.from_python:find_python"),
+}
 
 
 def check_architecture(arch: str) -> None:
-    """Check that `arch` is a name of the registry; builds and imports nothing.
+    """Check that `arch` is built in, or names a library and something in it; builds and imports nothing.
 
     Raises:
         SpecError: it is not; the hint has the nearest name, if one is near, and all names.
     """
-    if arch in ARCHITECTURES:
+    library, colon, name = arch.partition(":")
+    if arch in ARCHITECTURES or (library in LIBRARIES and name):
         return
-    near = difflib.get_close_matches(arch, ARCHITECTURES, n=1)
-    guess = f"did you mean '{near[0]}'? " if near else ""
+    near = difflib.get_close_matches(library, LIBRARIES if name else ARCHITECTURES, n=1)
+    guess = f"did you mean '{near[0]}{colon}{name}'? " if near else ""
     names = ", ".join(f"'{name}'" for name in ARCHITECTURES)
-    raise SpecError(f"model.arch: '{arch}' is not an architecture that glue knows", hint=f"{guess}glue knows {names}")
+    forms = ", ".join(f"{library}:{what}" for library, (what, _) in LIBRARIES.items())
+    raise SpecError(
+        f"model.arch: '{arch}' is not an architecture that glue knows",
+        hint=f"{guess}glue knows {names}, and takes {forms}",
+    )
 
 
-def build_model(arch: str, args: Mapping[str, Any], *, seed: int) -> "nn.Module":
+def build_model(arch: str, args: Mapping[str, Any], *, seed: int, folder: Path = Path(".")) -> "nn.Module":
     """Build an architecture with fresh weights, on the CPU, in training mode.
 
     Args:
-        arch: a name of `ARCHITECTURES`.
+        arch: a name of `ARCHITECTURES`, or one in a library of `LIBRARIES`.
         args: the architecture's arguments, as in the spec's `model.args`; what is missing has its default.
         seed: decides the initial weights, which are a pure function of (arch, args, seed): the global random state
             is neither read nor moved, CUDA's included.
+        folder: the spec's own, where the user's modules and model folders are looked up from.
     Raises:
         SpecError: no such architecture, or its arguments are wrong; every fault of the arguments is listed.
+            A library is missing or does not fit; the user's function fails or returns no module.
         ResourceError: the weights do not fit into memory.
     """
     check_architecture(arch)
-    from glue_cli.models.arguments import check_arguments
-
-    module, _, function = ARCHITECTURES[arch].partition(":")
-    architecture: Callable[..., nn.Module] = getattr(import_module(module), function)
-    checked = check_arguments(arch, architecture, args)
+    build = _find(arch, args, folder)  # imports what it needs, outside the random state below
 
     import torch
+    from torch import nn
 
     # Not torch.manual_seed: it would seed CUDA's generators as well, which fork_rng(devices=[]) does not give back.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         try:
-            return architecture(**checked)
+            model = build()
         except RuntimeError as error:
             if "allocate memory" not in str(error):
                 raise
-            given = ", ".join(f"{name}={value}" for name, value in checked.items())
+            given = ", ".join(f"{name}={value}" for name, value in args.items()) or "its defaults"
             raise ResourceError(
                 f"model: the weights of '{arch}' with {given} do not fit into memory",
                 hint="choose smaller 'model.args'",
             ) from error
+    if not isinstance(model, nn.Module):
+        raise SpecError(
+            f"model.arch '{arch}' gives a {type(model).__name__}, wanted a torch.nn.Module",
+            hint="return the model itself",
+        )
+    return model.train()
+
+
+def _find(arch: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
+    """Return what builds an architecture that is known."""
+    if arch in ARCHITECTURES:
+        from glue_cli.models.arguments import check_arguments
+
+        architecture = _load(ARCHITECTURES[arch])
+        return partial(architecture, **check_arguments(arch, architecture, args))
+    library, _, name = arch.partition(":")
+    build: Callable[[], Any] = _load(LIBRARIES[library][1])(name, args, folder)
+    return build
+
+
+def _load(location: str) -> Callable[..., Any]:
+    module, _, function = location.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found

@@ -21,7 +21,8 @@ def training_compute(spec: Spec, model: nn.Module, examples: Examples, settings:
     def make_step(compute: Compute) -> Callable[[], object]:
         copied = compute.place(copy.deepcopy(model)).train()
         optimizer = make_optimizer(copied, settings)
-        inputs, targets = next(_first(examples, settings.batch_size).on(compute).in_order(settings.batch_size))
+        first = _first(examples, settings.batch_size)
+        inputs, targets = first.on(compute).pick(torch.arange(len(first)))
         return lambda: training_step(copied, optimizer, inputs, targets, spec.loss, compute)
 
     return _choose("train", make_step, spec, model, examples, settings.batch_size, run)
@@ -46,11 +47,15 @@ def _choose(
     def at(precision: Precision) -> Compute:
         return Compute(device, precision, channels_last)
 
-    inputs = list(examples.dataset.inputs.shape[1:])
     precision = choose_precision(
         spec.precision,
         lambda precision: make_step(at(precision)),
-        work={"work": kind, "model": spec.model.model_dump(), "inputs": inputs, "batch_size": batch_size},
+        work={
+            "work": kind,
+            "model": spec.model.model_dump(),
+            "inputs": examples.dataset.shape,
+            "batch_size": batch_size,
+        },
         device=device,
         cache=run.cache,
         progress=run.progress,

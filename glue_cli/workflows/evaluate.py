@@ -1,16 +1,21 @@
 """Loss and figures of merit of checkpoints on one split of the target's data."""
 
+import warnings
 from typing import Any
 
 from glue_cli.core.device import find_device
+from glue_cli.core.errors import UsageError
+from glue_cli.core.losses import Evaluation
+from glue_cli.core.metrics import METRICS, MakeMetric, load_metrics
 from glue_cli.core.output import writing
-from glue_cli.core.progress import Advanced, Finished, Started
+from glue_cli.core.progress import Advanced, Finished, Noted, Started
 from glue_cli.core.tensors import write_all
 from glue_cli.workflows.as_json import as_json
 from glue_cli.workflows.compute import forward_compute
-from glue_cli.workflows.examples import read_target
+from glue_cli.workflows.examples import Examples, read_target
+from glue_cli.workflows.origin import origin_of
 from glue_cli.workflows.plan import EvaluatePlan, Run
-from glue_cli.workflows.training import evaluate_model
+from glue_cli.workflows.training import add_all
 from glue_cli.workflows.weights import check_fits_data, load_model
 
 
@@ -18,31 +23,83 @@ def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
     """Evaluate every checkpoint; return what `--json` prints, with `missed`: a line for each bar that was missed.
 
     Raises:
+        UsageError: a metric is for labels, which the data do not have, or torchmetrics is not there.
         CheckpointError: a checkpoint does not fit the spec's model.
         SpecError, DataError: the spec, the model and the data do not fit each other.
         ResourceError: the device is not there.
     """
     find_device(run.device)  # a missing GPU shows before the data are read
     spec = plan.spec
+    metrics = _load_metrics(plan, run)
     examples = read_target(spec, [plan.split], run)[plan.split]
+    _check_figures(plan, examples)
     results: list[dict[str, Any]] = []
     missed: list[str] = []
     run.progress(Started("evaluate", len(plan.checkpoints), "checkpoints"))
     for checkpoint in plan.checkpoints:
         model = load_model(spec, checkpoint)
         if not results:
-            check_fits_data(model, examples, spec.loss, spec.data.root)
+            check_fits_data(model, examples, spec.loss, spec.data.where)
             compute = forward_compute(spec, model, examples, run)
             batches = examples.on(compute)
-        figures = evaluate_model(compute.place(model), batches, loss=spec.loss, compute=compute)
-        results.append({"checkpoint": str(checkpoint.path), "split": plan.split, "examples": len(examples), **figures})
+        evaluation = Evaluation(spec.loss, metrics)
+        add_all(evaluation, compute.place(model), batches, compute)
+        with warnings.catch_warnings(record=True) as caught:  # of torchmetrics, such as of a class without examples
+            warnings.simplefilter("always")
+            figures = evaluation.figures()
+        for warning in caught:
+            run.progress(Noted(f"{checkpoint.path}: {warning.message}", warning=True))
+        results.append(
+            {
+                "checkpoint": str(checkpoint.path),
+                "split": plan.split,
+                "examples": len(examples),
+                **figures,
+                **_by_class(evaluation, examples),
+            }
+        )
         for name, bar in plan.bars.items():
             if not figures[name] >= bar:
                 missed.append(f"{checkpoint.path}: {name} {figures[name]:.4f} is under {bar:g}")
         run.progress(Advanced(len(results)))
     run.progress(Finished())
-    result = {"schema": "glue.evaluate/1", "results": results, "precision": compute.precision, "missed": missed}
+    result = {
+        "schema": "glue.evaluate/1",
+        "results": results,
+        "seed": spec.seed,
+        **origin_of(spec),
+        "precision": compute.precision,
+        "missed": missed,
+    }
     if plan.output:
         with writing(plan.output) as descriptor:
             write_all(descriptor, f"{as_json(result)}\n".encode(), 0)
     return result
+
+
+def _load_metrics(plan: EvaluatePlan, run: Run) -> dict[str, MakeMetric]:
+    """Return the metrics that were asked for, and those of a regression where torchmetrics is to be had."""
+    loss = plan.spec.loss
+    try:
+        return load_metrics(loss, plan.metrics if loss == "cross_entropy" else [*METRICS[loss]])
+    except UsageError as error:
+        if plan.metrics:
+            raise
+        run.progress(Noted(f"{error.message}: {error.hint}"))
+        return {}
+
+
+def _check_figures(plan: EvaluatePlan, examples: Examples) -> None:
+    asked = [*plan.metrics, *plan.bars]
+    if asked and plan.spec.loss == "cross_entropy" and examples.dataset.labels is None:
+        raise UsageError(f"texts without labels have no {asked[0]}", hint="their figures are the loss and perplexity")
+
+
+def _by_class(evaluation: Evaluation, examples: Examples) -> dict[str, dict[str, float | None]]:
+    """Return the accuracy of each class, by its name if it has one of its own, else by its number."""
+    labels, names = examples.dataset.labels, examples.class_names or []
+    if labels is None:
+        return {}
+    if not names or len(set(names)) < len(names):
+        names = [str(i) for i in range(len(names) or int(labels.max()) + 1)]
+    return {"class_accuracy": dict(zip(names, evaluation.class_accuracies(), strict=False))}

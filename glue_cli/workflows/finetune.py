@@ -7,11 +7,12 @@ import torch
 
 from glue_cli import __version__
 from glue_cli.core.device import find_device
-from glue_cli.core.tensors import write_checkpoint
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.examples import Batches, read_target
 from glue_cli.workflows.history import writing_history
+from glue_cli.workflows.origin import origin_of
 from glue_cli.workflows.plan import FinetunePlan, Run
+from glue_cli.workflows.save import save_model
 from glue_cli.workflows.training import evaluate_model, train
 from glue_cli.workflows.weights import check_fits_data, initial_model, load_model
 
@@ -30,11 +31,11 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
     began = time.perf_counter()
     find_device(run.device)  # a missing GPU shows before the data are read
     spec = plan.spec
-    model = load_model(spec, plan.checkpoint) if plan.checkpoint else initial_model(spec)
+    model = load_model(spec, plan.checkpoint) if plan.checkpoint else initial_model(spec, progress=run.progress)
     watched_splits = ["val", "test"] if plan.track_test else ["val"]
     target = read_target(spec, ["train", *watched_splits], run)
     for examples in target.values():
-        check_fits_data(model, examples, spec.loss, spec.data.root)
+        check_fits_data(model, examples, spec.loss, spec.data.where)
     compute = training_compute(spec, model, target["train"], spec.finetune, run)
     model = compute.place(model)
     watched: dict[str, Batches] = {split: target[split].on(compute) for split in watched_splits}
@@ -66,8 +67,10 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
             run=run,
             on_epoch=on_epoch,
         )
-    write_checkpoint(
-        plan.output,
+    settings = {"loss": spec.loss, "finetune": spec.finetune.model_dump()}
+    save_model(
+        plan.destination,
+        model,
         best[1] if best else model.state_dict(),
         {
             "glue": __version__,
@@ -78,15 +81,20 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
             "class_names": target["train"].class_names,
             "seed": spec.seed,
             "precision": compute.precision,
-            "settings": {"loss": spec.loss, "finetune": spec.finetune.model_dump()},
+            "settings": settings,
         },
+        target["train"].class_names,
     )
     return {
         "schema": "glue.finetune/1",
-        "output": str(plan.output),
+        "output": str(plan.destination.result),
         "start": _start(plan),
         "examples": len(target["train"]),
         "history": history,
+        "method": plan.checkpoint.glue.get("method") if plan.checkpoint else None,
+        "seed": spec.seed,
+        "settings": settings,
+        **origin_of(spec),
         "precision": compute.precision,
         "wall_s": time.perf_counter() - began,
     }

@@ -8,14 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glue_cli import __version__
-from glue_cli.core.blend import blend_files
-from glue_cli.core.checkpoint import Checkpoint
 from glue_cli.core.device import find_device
-from glue_cli.workflows.choose import choose_alpha
+from glue_cli.workflows.choose import by_expert, by_group, choose_alpha
+from glue_cli.workflows.experts import gather_experts
 from glue_cli.workflows.history import writing_history
-from glue_cli.workflows.plan import MixPlan, Run
+from glue_cli.workflows.origin import origin_of
+from glue_cli.workflows.plan import Run
+from glue_cli.workflows.plan_mix import MixPlan
 
 
 def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
@@ -29,38 +31,41 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     """
     began = time.perf_counter()
     find_device(run.device)  # a missing GPU shows before the data are read
-    with writing_history(run.history, command="mix", method=plan.method) as write:
-        chosen = choose_alpha(plan, run, write)
+    experts = gather_experts(plan)
+    with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:
+        chosen = choose_alpha(plan, experts, run, write)
+    made: dict[str, Tensor] = {}
+    if plan.refreshes:
+        from glue_cli.workflows.refresh import refresh  # which brings models and data along
+
+        assert plan.spec is not None
+        made = refresh(plan, plan.spec, experts, chosen.alpha, chosen.cost, run)
+    alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
+    settings = {**chosen.settings, "batchnorm": "refresh"} if plan.refreshes else chosen.settings
 
     def describe(hashes: Sequence[str | None]) -> dict[str, Any]:
         return {
             "glue": __version__,
             "kind": "prior",
-            **_shared_by_all(plan.experts),
+            **_shared_by_all(plan),
             "method": plan.method,
-            "alpha": chosen.alpha,
+            "alpha": alpha,
+            **groups,
             "experts": [
                 {"name": expert.path.name, "sha256": digest, "examples": expert.glue.get("examples")}
                 for expert, digest in zip(plan.experts, hashes, strict=True)
             ],
             "seed": plan.seed,
-            "settings": chosen.settings,
+            "settings": settings,
         }
 
-    hashes = blend_files(
-        plan.experts,
-        chosen.alpha,
-        plan.destination,
-        describe,
-        memory_bytes=plan.memory_bytes,
-        hashing=plan.hashing,
-        progress=run.progress,
-    )
+    hashes = experts.write(chosen.alpha, made, describe, run)
     sizes = plan.sizes or [expert.glue.get("examples") for expert in plan.experts]
     return {
         "schema": "glue.mix/1",
         "method": plan.method,
-        "alpha": chosen.alpha,
+        "alpha": alpha,
+        **groups,
         "experts": [
             {"path": str(expert.path), "sha256": digest, "examples": size}
             for expert, digest, size in zip(plan.experts, hashes, sizes, strict=True)
@@ -68,18 +73,21 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
         "output": str(plan.destination.result),
         "loss": chosen.loss,
         "cost": {**asdict(chosen.cost), "wall_s": time.perf_counter() - began, "peak_bytes": _peak_bytes(run)},
+        "seed": plan.seed,
+        "settings": settings,
+        **origin_of(plan.spec),
         **chosen.details,
     }
 
 
-def _shared_by_all(experts: Sequence[Checkpoint]) -> dict[str, Any]:
-    """Return what all experts say of themselves alike: their model and class names."""
+def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
+    """Return what all experts say of themselves alike: their model and class names; those of a head that is made."""
     shared = {}
     for key in ("model", "class_names"):
-        said = [expert.glue.get(key) for expert in experts]
+        said = [expert.glue.get(key) for expert in plan.experts]
         if said[0] is not None and all(value == said[0] for value in said):
             shared[key] = said[0]
-    return shared
+    return {**shared, "class_names": list(plan.head.classes)} if plan.head else shared
 
 
 def _peak_bytes(run: Run) -> int:

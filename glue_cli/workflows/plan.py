@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from glue_cli.core.checkpoint import Checkpoint, read_checkpoint
-from glue_cli.core.compatibility import check_compatible, check_copied
-from glue_cli.core.destination import Destination, plan_destination
+from glue_cli.core.destination import Destination, plan_model_destination
 from glue_cli.core.errors import SpecError, UsageError
+from glue_cli.core.metrics import BARS, METRICS
 from glue_cli.core.output import check_output, check_output_folder
 from glue_cli.core.progress import Progress, silent
-from glue_cli.core.simplex import check_alpha
 from glue_cli.core.spec import Spec
-from glue_cli.methods import METHODS
-
-FILE_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ class Outputs:
         inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
         if spec:
             inputs += _data_files(spec)
+            inputs += [folder, folder / "config.json"] if (folder := _model_folder(spec)) else []
         results = destination.paths if destination else [self.result]
         if destination and destination.is_folder:
             check_output_folder(destination.result, inputs, force=self.force)
@@ -77,11 +74,12 @@ class Outputs:
 
 
 def _data_files(spec: Spec) -> list[Path]:
-    """Return the files of the spec's data sets that an output could be taken for: those that are safetensors."""
+    """Return the files of the spec's data sets that an output could be taken for: safetensors and JSON lines."""
     members = spec.experts.members if spec.experts else []
     return [
-        spec.path(data.root) / f"{name}.safetensors"
+        spec.path(data.root) / f"{name}.{data.format}"  # which is the ending too
         for data in (spec.data, *(member.data for member in members))
+        if data.format in ("safetensors", "jsonl")
         for name in ("train", "val", "test", *data.splits.values())
     ]
 
@@ -91,26 +89,6 @@ class TrainExpertPlan:
     spec: Spec
     expert: int
     name: str
-    output: Path
-
-
-@dataclass(frozen=True)
-class MixPlan:
-    """Attributes:
-    method: a name of `METHODS`, or "alpha" for given coefficients.
-    alpha: given coefficients [K]; sizes: numbers of training examples [K]; None where the method needs none.
-    memory_bytes: what the blend's buffers may take; hashing: whether the experts' sha256 are taken.
-    spec: None where the method needs none.
-    """
-
-    experts: tuple[Checkpoint, ...]
-    method: str
-    alpha: tuple[float, ...] | None
-    sizes: tuple[int, ...] | None
-    memory_bytes: int
-    hashing: bool
-    spec: Spec | None
-    seed: int
     destination: Destination
 
 
@@ -124,12 +102,13 @@ class FinetunePlan:
     spec: Spec
     checkpoint: Checkpoint | None
     track_test: bool
-    output: Path
+    destination: Destination
 
 
 @dataclass(frozen=True)
 class EvaluatePlan:
     """Attributes:
+    metrics: figures beyond the usual ones, names of `core.metrics.METRICS`.
     bars: a figure's least value, by its name.
     output: a file for the result as JSON, if any.
     """
@@ -137,6 +116,7 @@ class EvaluatePlan:
     spec: Spec
     checkpoints: tuple[Checkpoint, ...]
     split: Literal["train", "val", "test"]
+    metrics: tuple[str, ...]
     bars: dict[str, float]
     output: Path | None
 
@@ -157,8 +137,9 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
         raise UsageError(f"--expert {expert}: not in the spec", hint=f"the spec has {known}")
     name = spec.experts.members[expert].name if spec.experts.members else f"expert-{expert:03d}"
     output = outputs.result or Path("experts") / f"expert-{expert:03d}.safetensors"
-    replace(outputs, result=output).check(_initial_checkpoint(spec), spec)
-    return TrainExpertPlan(spec, expert, name, output)
+    destination = plan_model_destination(output, _model_folder(spec))
+    replace(outputs, result=output).check(_initial_checkpoint(spec), spec, destination)
+    return TrainExpertPlan(spec.of_expert(expert), expert, name, destination)
 
 
 def _initial_checkpoint(spec: Spec) -> list[Checkpoint]:
@@ -167,77 +148,12 @@ def _initial_checkpoint(spec: Spec) -> list[Checkpoint]:
     return [] if init in ("shared", "independent") else [read_checkpoint(spec.path(init))]
 
 
-def plan_mix(
-    paths: Sequence[Path],
-    outputs: Outputs,
-    *,
-    method: str | None,
-    alpha: Sequence[float] | None,
-    sizes: Sequence[int] | None,
-    dtype: str | None,
-    max_shard_bytes: int | None,
-    memory_bytes: int,
-    hashing: bool,
-    spec: Spec | None,
-    seed: int,
-) -> MixPlan:
-    """Check coefficients, experts and output against each other, from the headers alone.
-
-    Raises:
-        UsageError: the command line does not make sense.
-        CheckpointError: an expert is damaged, or they do not fit each other.
-    """
-    if not paths:
-        raise UsageError("no experts given", hint="name their files: glue mix ... experts/*.safetensors")
-    if alpha is not None:
-        check_alpha(alpha, len(paths))
-    if sizes is not None and len(sizes) != len(paths):
-        raise UsageError(
-            f"--sizes has {len(sizes)} numbers, but there are {len(paths)} experts",
-            hint="give one number an expert, in the experts' order",
-        )
-    if sizes is not None and (min(sizes) < 0 or not any(sizes)):
-        raise UsageError(
-            f"--sizes {','.join(map(str, sizes))}: these are no sizes",
-            hint="give numbers of examples, 0 or more and not all 0",
-        )
-    experts = tuple(read_checkpoint(path) for path in paths)
-    assert outputs.result
-    file_dtype = FILE_DTYPES[dtype] if dtype else None
-    destination = plan_destination(outputs.result, experts, dtype=file_dtype, max_shard_bytes=max_shard_bytes)
-    outputs.check(experts, spec, destination)
-    check_compatible(experts, dtype_given=dtype is not None)
-    check_copied(experts)
-    if method is not None and METHODS[method].needs == "sizes":
-        sizes = sizes if sizes is not None else _recorded_sizes(experts)
-    return MixPlan(
-        experts,
-        method or "alpha",
-        tuple(alpha) if alpha is not None else None,
-        tuple(sizes) if sizes is not None else None,
-        memory_bytes,
-        hashing,
-        spec,
-        seed,
-        destination,
-    )
-
-
-def _recorded_sizes(experts: Sequence[Checkpoint]) -> list[int]:
-    sizes, lacking = [], []
-    for expert in experts:
-        size = expert.glue.get("examples")
-        if type(size) is int and size >= 0:
-            sizes.append(size)
-        else:
-            lacking.append(str(expert.path))
-    if lacking:
-        raise UsageError(
-            "these experts do not say how many examples they were trained on",
-            items=lacking,
-            hint="give all the numbers, in the experts' order: --sizes 2000,500",
-        )
-    return sizes
+def _model_folder(spec: Spec) -> Path | None:
+    """Return the folder of a model of transformers, which the folders of its finetuned copies resemble."""
+    folder = spec.model.args.get("path")
+    if not spec.model.arch.startswith("transformers:") or not isinstance(folder, str):
+        return None
+    return spec.path(folder) if spec.path(folder).is_dir() else None
 
 
 def plan_finetune(spec: Spec, checkpoint: Path | None, outputs: Outputs, *, track_test: bool) -> FinetunePlan:
@@ -247,10 +163,11 @@ def plan_finetune(spec: Spec, checkpoint: Path | None, outputs: Outputs, *, trac
         UsageError: the checkpoint is not there, or the output cannot be.
         CheckpointError: the checkpoint is damaged.
     """
-    found = read_checkpoint(checkpoint) if checkpoint else None
-    outputs.check([found] if found else _initial_checkpoint(spec), spec)
     assert outputs.result
-    return FinetunePlan(spec, found, track_test, outputs.result)
+    found = read_checkpoint(checkpoint) if checkpoint else None
+    destination = plan_model_destination(outputs.result, _model_folder(spec))
+    outputs.check([found] if found else _initial_checkpoint(spec), spec, destination)
+    return FinetunePlan(spec, found, track_test, destination)
 
 
 def plan_evaluate(
@@ -259,20 +176,26 @@ def plan_evaluate(
     split: Literal["train", "val", "test"],
     bars: dict[str, float],
     outputs: Outputs,
+    *,
+    metrics: Sequence[str] = (),
 ) -> EvaluatePlan:
-    """Check the checkpoints' headers, the bars and the output.
+    """Check the checkpoints' headers, the metrics, the bars and the output; a metric with a bar is one to evaluate.
 
     Raises:
-        UsageError: a checkpoint is not there, or a bar is for no figure of this loss.
+        UsageError: a checkpoint is not there, or a metric or a bar is for no figure of this loss.
         CheckpointError: a checkpoint is damaged.
     """
-    figure = "accuracy" if spec.loss == "cross_entropy" else "r2"
+    known, with_bars = METRICS[spec.loss], BARS[spec.loss]
+    for name in metrics:
+        if name not in known:
+            raise UsageError(f"--metric {name}: not known", hint=f"with the loss {spec.loss}: {', '.join(known)}")
     for name in bars:
-        if name != figure:
+        if name not in with_bars:
             raise UsageError(
                 f"--fail-under {name}: not a figure with a bar",
-                hint=f"with the loss {spec.loss}: --fail-under {figure}=...",
+                hint=f"with the loss {spec.loss}, more is better of {', '.join(with_bars)}",
             )
+    metrics = tuple(dict.fromkeys([*metrics, *(name for name in bars if name in known)]))
     found = tuple(read_checkpoint(path) for path in checkpoints)
     outputs.check(found, spec)
-    return EvaluatePlan(spec, found, split, bars, outputs.result)
+    return EvaluatePlan(spec, found, split, metrics, bars, outputs.result)

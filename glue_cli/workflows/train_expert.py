@@ -5,11 +5,12 @@ from typing import Any
 
 from glue_cli import __version__
 from glue_cli.core.device import find_device
-from glue_cli.core.tensors import write_checkpoint
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.examples import read_expert
 from glue_cli.workflows.history import writing_history
+from glue_cli.workflows.origin import origin_of
 from glue_cli.workflows.plan import Run, TrainExpertPlan
+from glue_cli.workflows.save import save_model
 from glue_cli.workflows.training import train
 from glue_cli.workflows.weights import check_fits_data, initial_model
 
@@ -25,9 +26,9 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
     began = time.perf_counter()
     find_device(run.device)  # a missing GPU shows before the data are read
     spec = plan.spec
-    model = initial_model(spec, plan.expert)
+    model = initial_model(spec, plan.expert, progress=run.progress)
     examples = read_expert(spec, plan.expert, run)
-    check_fits_data(model, examples, spec.loss, spec.data.root)
+    check_fits_data(model, examples, spec.loss, spec.data.where)
     compute = training_compute(spec, model, examples, spec.train, run)
     model = compute.place(model)
     history: list[float] = []
@@ -48,24 +49,31 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
             run=run,
             on_epoch=on_epoch,
         )
+    assert spec.experts is not None
+    settings = {
+        "loss": spec.loss,
+        "train": spec.train.model_dump(),
+        "experts": spec.experts.model_dump(include={"count", "size", "dirichlet", "init"}),
+    }
     result = {
         "schema": "glue.train-expert/1",
-        "output": str(plan.output),
+        "output": str(plan.destination.result),
         "expert": plan.expert,
         "name": plan.name,
         "examples": len(examples),
         "epochs": spec.train.epochs,
         "loss": history[-1],
+        "seed": spec.seed,
+        "settings": settings,
+        **origin_of(spec),
         "precision": compute.precision,
         "wall_s": time.perf_counter() - began,
     }
-    if spec.loss == "cross_entropy":
-        names = examples.class_names or []
-        counts = examples.dataset.targets.bincount(minlength=len(names)).tolist()
-        result["class_counts"] = counts
-    assert spec.experts is not None
-    write_checkpoint(
-        plan.output,
+    if (labels := examples.dataset.labels) is not None:
+        result["class_counts"] = labels.bincount(minlength=len(examples.class_names or ())).tolist()
+    save_model(
+        plan.destination,
+        model,
         model.state_dict(),
         {
             "glue": __version__,
@@ -76,11 +84,8 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
             "class_names": examples.class_names,
             "seed": spec.seed,
             "precision": compute.precision,
-            "settings": {
-                "loss": spec.loss,
-                "train": spec.train.model_dump(),
-                "experts": spec.experts.model_dump(include={"count", "size", "dirichlet", "init"}),
-            },
+            "settings": settings,
         },
+        examples.class_names,
     )
     return result

@@ -10,6 +10,7 @@ from glue_cli.core.device import Compute
 from glue_cli.core.errors import NumericalError, SpecError
 from glue_cli.core.forward import Inputs, outputs_of
 from glue_cli.core.losses import Evaluation, Loss, example_losses
+from glue_cli.core.metrics import usual_metrics
 from glue_cli.core.progress import Advanced, Finished, Started
 from glue_cli.core.seeds import derive_seed
 from glue_cli.core.spec import FinetuneSpec, TrainSpec
@@ -50,19 +51,20 @@ def train(
         torch.manual_seed(derive_seed(seed, task, epoch))  # dropout
         model.train()
         total = torch.zeros((), dtype=torch.float64, device=compute.device)
-        n_seen = 0
+        n_seen = n_losses = 0
         for step, (inputs, targets) in enumerate(batches.epoch(settings.batch_size, seed, epoch, settings.augment)):
             losses = training_step(model, optimizer, inputs, targets, loss, compute)
             total += losses.sum(dtype=torch.float64)
             n_seen += len(targets)
+            n_losses += len(losses)
             if step % _STEPS_A_REPORT == 0:
-                mean = total.item() / n_seen
+                mean = total.item() / n_losses
                 _check_finite(mean, task, epoch)
                 run.progress(Advanced(n_done + n_seen, {"epoch": epoch, "loss": mean}))
         _check_finite(total.item(), task, epoch)
         n_done += len(batches)
-        run.progress(Advanced(n_done, {"epoch": epoch, "loss": total.item() / n_seen}))
-        on_epoch(epoch, total.item() / n_seen)
+        run.progress(Advanced(n_done, {"epoch": epoch, "loss": total.item() / n_losses}))
+        on_epoch(epoch, total.item() / n_losses)
     _check_weights(model, task)
     run.progress(Finished())
 
@@ -75,7 +77,7 @@ def training_step(
     loss: Loss,
     compute: Compute,
 ) -> torch.Tensor:
-    """Make one step on a batch; return the loss of each example, [N].
+    """Make one step on a batch; return its losses, as `example_losses` does.
 
     Raises:
         SpecError: the batch is too small for the model's BatchNorm.
@@ -112,13 +114,18 @@ def _check_weights(model: nn.Module, task: str) -> None:
             raise NumericalError(f"'{name}' is not finite at the end of '{task}'", hint="lower the lr")
 
 
-@torch.no_grad()
 def evaluate_model(model: nn.Module, batches: Batches, *, loss: Loss, compute: Compute) -> dict[str, float]:
     """Return the loss and the figures of merit on all examples, in eval mode."""
+    evaluation = Evaluation(loss, usual_metrics(loss))
+    add_all(evaluation, model, batches, compute)
+    return evaluation.figures()
+
+
+@torch.no_grad()
+def add_all(evaluation: Evaluation, model: nn.Module, batches: Batches, compute: Compute) -> None:
+    """Add a model's outputs on all examples, in eval mode, to an evaluation."""
     model.eval()
-    evaluation = Evaluation(loss)
     for inputs, targets in batches.in_order():
         with compute.autocast():
             outputs = outputs_of(model, inputs)
         evaluation.add(outputs, targets)
-    return evaluation.figures()

@@ -1,9 +1,10 @@
 """Models and their weights: built from the spec, filled from checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glue_cli.core.checkpoint import Checkpoint, read_checkpoint
 from glue_cli.core.compatibility import FLOAT_DTYPES
@@ -11,26 +12,35 @@ from glue_cli.core.device import Compute
 from glue_cli.core.errors import CheckpointError, DataError, GlueError, SpecError
 from glue_cli.core.forward import Inputs, outputs_of
 from glue_cli.core.losses import Loss
+from glue_cli.core.progress import Noted, Progress, silent
 from glue_cli.core.seeds import derive_seed
 from glue_cli.core.spec import Spec
-from glue_cli.core.tensors import FILE_DTYPES, read_tensors
+from glue_cli.core.tensors import read_tensors
+from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.models import build_model
+from glue_cli.models.libraries import is_out_of_memory, reason_of
 from glue_cli.workflows.examples import Examples
+from glue_cli.workflows.fitting import list_differences, match_names, match_pretrained_names, tensor_fits
+
+_LISTED = 6  # names in a note
 
 
-def initial_model(spec: Spec, expert: int | None = None) -> nn.Module:
+def initial_model(spec: Spec, expert: int | None = None, *, progress: Progress = silent) -> nn.Module:
     """Return the model that training starts from: the experts' shared start, an expert's own, or a pretrained one.
 
     Args:
         expert: the expert's number; None for training from scratch.
+        progress: hears which tensors of a pretrained start are fresh.
+    Raises:
+        CheckpointError: the pretrained checkpoint has less than half of the model; every difference is listed.
     """
     init = spec.experts.init if spec.experts else "shared"
-    if init == "shared":
-        return build_model(spec.model.arch, spec.model.args, seed=derive_seed(spec.seed, "init"))
     if init == "independent":
-        purpose = ("init", "scratch" if expert is None else expert)
-        return build_model(spec.model.arch, spec.model.args, seed=derive_seed(spec.seed, *purpose))
-    return load_model(spec, read_checkpoint(spec.path(init)))
+        return _build(spec, derive_seed(spec.seed, "init", "scratch" if expert is None else expert))
+    model = _build(spec, derive_seed(spec.seed, "init"))
+    if init != "shared":
+        _start_from(model, read_checkpoint(spec.path(init)), spec, progress)
+    return model
 
 
 def load_model(spec: Spec, checkpoint: Checkpoint) -> nn.Module:
@@ -39,13 +49,9 @@ def load_model(spec: Spec, checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: the checkpoint does not fit the model; every difference is listed.
     """
-    model = build_model(spec.model.arch, spec.model.args, seed=0)
+    model = _build(spec, seed=0)
     check_fits_model(model, checkpoint, spec)
-    tensors = read_tensors(checkpoint)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{checkpoint.path}: '{name}' has NaN or infinity", hint="train it again")
-    model.load_state_dict(tensors)
+    _load(model, checkpoint, match_names(model, checkpoint))
     return model
 
 
@@ -55,17 +61,7 @@ def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> No
     Raises:
         CheckpointError: with every difference.
     """
-    wanted = model.state_dict()
-    items = []
-    for name, tensor in wanted.items():
-        entry = checkpoint.entries.get(name)
-        if entry is None:
-            items.append(f"'{name}' is missing")
-        elif entry.shape != tuple(tensor.shape):
-            items.append(f"'{name}' is {list(entry.shape)}, the model has {list(tensor.shape)}")
-        elif entry.dtype not in (FLOAT_DTYPES if tensor.is_floating_point() else (FILE_DTYPES[tensor.dtype],)):
-            items.append(f"'{name}' is {entry.dtype}, the model has {FILE_DTYPES[tensor.dtype]}")
-    items += [f"'{name}' is not in the model" for name in checkpoint.entries if name not in wanted]
+    items = list_differences(model, checkpoint, match_names(model, checkpoint))
     if items:
         raise CheckpointError(
             f"'{checkpoint.path}' does not fit the spec's model '{spec.model.arch}'",
@@ -74,25 +70,74 @@ def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> No
         )
 
 
+def _build(spec: Spec, seed: int) -> nn.Module:
+    return build_model(spec.model.arch, spec.model.args, seed=seed, folder=spec.path("."))
+
+
+def _start_from(model: nn.Module, checkpoint: Checkpoint, spec: Spec, progress: Progress) -> None:
+    """Load what fits of a pretrained checkpoint; the rest stays as it is."""
+    tensors = model.state_dict(keep_vars=True)
+    matched = match_pretrained_names(model, checkpoint)
+    names = {name: other for name, other in matched.items() if tensor_fits(tensors[name], checkpoint.entries[other])}
+    n_weights, n_loaded = _count(tensors.values()), _count(tensors[name] for name in names)
+    if 2 * n_loaded < n_weights:
+        raise CheckpointError(
+            f"'{checkpoint.path}' has {n_loaded:,} of the {n_weights:,} weights of the spec's model"
+            f" '{spec.model.arch}', less than half",
+            items=list_differences(model, checkpoint, matched),
+            hint="name another checkpoint in experts.init, or set model.arch and model.args to what it was trained as",
+        )
+    _load(model, checkpoint, names)
+    fresh = [name for name in tensors if name not in names]
+    used = set(matched.values())
+    unused = [name for name, entry in checkpoint.entries.items() if name not in used and entry.dtype in FLOAT_DTYPES]
+    progress(Noted(f"started from {checkpoint.path}{_listed('fresh', fresh)}{_listed('not used', unused)}"))
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    """Return how many floating-point elements there are, those of tied tensors once."""
+    return sum({id(tensor): tensor.numel() for tensor in tensors if tensor.is_floating_point()}.values())
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"; {what}: {', '.join(names[:_LISTED])}{more}" if names else ""
+
+
+def _load(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+    """Fill the model's tensors with a checkpoint's, whose names are given by the model's.
+
+    Raises:
+        CheckpointError: one is not finite.
+    """
+    tensors = read_tensors(checkpoint)
+    for name in dict.fromkeys(names.values()):
+        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
+            raise CheckpointError(f"{checkpoint.path}: '{name}' has NaN or infinity", hint="train it again")
+    model.load_state_dict({name: tensors[other] for name, other in names.items()}, strict=False)
+
+
 @torch.no_grad()
 def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str) -> None:
     """Check that the model takes the data's inputs and has an output for each label, on two examples.
 
     Raises:
         SpecError: it does not take the inputs, or its outputs have another shape than the targets.
-        DataError: a label is out of range.
+        DataError: a label is out of range, or a token is not in the model's vocabulary.
     """
+    _check_tokens(model, examples.dataset, where)
     was_training = model.training
     model.eval()
     inputs, targets = next(examples.on(Compute(torch.device("cpu"))).in_order(2))
     try:
         outputs = outputs_of(model, inputs)
-    except GlueError:
+    except (GlueError, MemoryError):
         raise
-    except (RuntimeError, ValueError, IndexError) as error:
-        message = str(error).strip().splitlines()[0]
+    except Exception as error:  # a model that is not glue's own may raise anything
+        if is_out_of_memory(error):
+            raise
         raise SpecError(
-            f"the model does not take the data's inputs {_shape_of(inputs)}: {message}",
+            f"the model does not take the data's inputs {_shape_of(inputs)}: {reason_of(error)}",
             hint="set model.args to fit the data",
         ) from error
     finally:
@@ -104,12 +149,32 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
                 hint="set model.args.num_classes to the numbers that an example's target has",
             )
         return
-    labels = examples.dataset.targets
+    if outputs.dim() != targets.dim() + 1 or outputs.shape[:-1] != targets.shape:
+        raise SpecError(
+            f"the model's outputs are {list(outputs.shape)}, wanted {[*targets.shape, 'classes']}",
+            hint="set model.arch to a model with a head for the task",
+        )
+    labels = examples.dataset.labels
+    if labels is None:
+        return
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= outputs.shape[1]:
         raise DataError(
             f"labels out of range in '{where}': found {lowest} to {highest}, the model has {outputs.shape[1]} outputs",
             hint="set model.args.num_classes, or mend the labels",
+        )
+
+
+def _check_tokens(model: nn.Module, dataset: Dataset, where: str) -> None:
+    """Check that a model of transformers knows every token of a data set of texts."""
+    get_embeddings: Any = getattr(model, "get_input_embeddings", None)
+    if not isinstance(dataset.inputs, Ragged) or get_embeddings is None:
+        return
+    highest, n_tokens = int(dataset.inputs.values.max()), len(get_embeddings().weight)
+    if highest >= n_tokens:
+        raise DataError(
+            f"the tokenizer gives token {highest:,} for '{where}', the model's vocabulary has {n_tokens:,} tokens",
+            hint="use the tokenizer that the model was made with",
         )
 
 

@@ -114,9 +114,15 @@ def test_experts_with_nan_or_infinity(here, refused, bad, how, choice):
 def test_checkpoints_that_cannot_be_used(here, refused, bad, how):
     for command in (["evaluate"], ["finetune"]):
         refused([*command, bad(how), "-q"], 3, "experts/bad.safetensors")
-    refused(
-        ["train-expert", "--expert", "0", "-o", "n.safetensors", "-q", "--set", f"experts.init={bad(how)}"], 3, "bad"
-    )
+    if how not in ("missing", "extra", "shape"):  # a start that fits but in part is one all the same
+        init = ["--set", f"experts.init={bad(how)}"]
+        refused(["train-expert", "--expert", "0", "-o", "n.safetensors", "-q", *init], 3, "bad")
+
+
+def test_a_start_that_fits_in_part_says_what_is_fresh(here, glue, bad):
+    init = ["--set", f"experts.init={bad('missing')}"]
+    answer = glue("train-expert", "--expert", "0", "-o", "n.safetensors", *init, code=0)
+    assert f"started from experts/bad.safetensors; fresh: {WEIGHT}" in answer.err
 
 
 def test_many_differences_are_cut_to_five(here, glue, bad):
@@ -375,7 +381,7 @@ def test_out_of_memory(here, refused, monkeypatch, error):
     def exhausted(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("glue_cli.workflows.choose.load_bank", exhausted)
+    monkeypatch.setattr("glue_cli.workflows.experts.load_bank", exhausted)
     refused(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"], 5, "out of memory")
 
 
@@ -383,7 +389,7 @@ def test_a_bug_keeps_its_traceback(here, capsys, monkeypatch):
     def broken(*arguments, **options):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("glue_cli.workflows.choose.load_bank", broken)
+    monkeypatch.setattr("glue_cli.workflows.experts.load_bank", broken)
     assert main(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" in err and "KeyError: 'a bug'" in err

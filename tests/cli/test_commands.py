@@ -11,20 +11,23 @@ from safetensors.torch import load_file, save_file
 EXPERT_0 = "experts/expert-000.safetensors"
 
 # command line -> the keys of its JSON, DESIGN.md
+ORIGIN = {"glue", "model", "data", "seed"}
 CALLS = {
     "train-expert": (
         ["train-expert", "--expert", "1", "-o", "e.safetensors"],
-        {"schema", "output", "expert", "name", "examples", "epochs", "loss", "class_counts", "precision", "wall_s"},
+        {"schema", "output", "expert", "name", "examples", "epochs", "loss", "class_counts", "precision", "wall_s"}
+        | {"settings", *ORIGIN},
     ),
     "mix": (
         ["mix", "--method", "spsa", EXPERT_0, "experts/expert-001.safetensors", "experts/expert-002.safetensors"],
-        {"schema", "method", "alpha", "experts", "output", "loss", "cost", "steps", "stopped", "precision"},
+        {"schema", "method", "alpha", "experts", "output", "loss", "cost", "steps", "stopped", "precision"}
+        | {"settings", *ORIGIN},
     ),
     "finetune": (
         ["finetune", EXPERT_0],
-        {"schema", "output", "start", "examples", "history", "precision", "wall_s"},
+        {"schema", "output", "start", "method", "examples", "history", "precision", "wall_s", "settings", *ORIGIN},
     ),
-    "evaluate": (["evaluate", EXPERT_0], {"schema", "results", "precision", "missed"}),
+    "evaluate": (["evaluate", EXPERT_0], {"schema", "results", "precision", "missed", *ORIGIN}),
 }
 OUTPUTS = {"train-expert": "e.safetensors", "mix": "prior.safetensors", "finetune": "finetuned.safetensors"}
 
@@ -290,76 +293,6 @@ def test_keep_best_or_last(here, glue):
 
     assert val_loss("best.safetensors") == pytest.approx(min(losses[1:]), rel=1e-5)
     assert val_loss("last.safetensors") == pytest.approx(losses[-1], rel=1e-5)
-
-
-# ---- evaluate
-
-
-def test_evaluate_on_each_split(here, glue, experts):
-    for split, n in (("train", 120), ("val", 60), ("test", 80)):
-        results = glue("evaluate", *experts, "--split", split, "--json", code=0).json["results"]
-        assert [r["checkpoint"] for r in results] == experts
-        assert all((r["split"], r["examples"]) == (split, n) for r in results)
-        assert all(r["loss"] > 0 and 0 <= r["accuracy"] <= 1 for r in results)
-    default = glue("evaluate", *experts, "--json", code=0).json["results"]
-    assert default == results
-
-
-def test_fail_under(here, glue, experts):
-    met = glue("evaluate", *experts, "--fail-under", "accuracy=0", "--json", code=0)
-    assert met.json["missed"] == []
-    missed = glue("evaluate", *experts, "--fail-under", "accuracy=1.01", "--json", code=6)
-    assert len(missed.json["results"]) == 3 and len(missed.json["missed"]) == 3
-    for_people = glue("evaluate", *experts, "--fail-under", "accuracy=1.01", "-q", code=6)
-    assert "accuracy" in for_people.out and EXPERT_0 in for_people.out
-    assert for_people.err.startswith("error: ") and for_people.err.count("\n  experts/") == 3
-    for wrong in ("accuracy=nan", "accuracy", "accuracy=x", "=0.5", "loss=1", "r2=0.5"):
-        glue("evaluate", EXPERT_0, "--fail-under", wrong).refused(2, "--fail-under")
-
-
-def test_regression_from_end_to_end(here, glue):
-    for split, n in (("train", 90), ("test", 30)):
-        inputs = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(n))
-        save_file({"inputs": inputs, "targets": inputs.mean((1, 2, 3))[:, None]}, f"data/{split}.safetensors")
-    members = "{name: m, data: {format: safetensors, root: data}}"
-    regression = [
-        "--set",
-        "loss=mse",
-        "--set",
-        "model.args.num_classes=1",
-        "--set",
-        "data.target={train: 60, val: 30}",
-    ]
-    regression += ["--set", f"experts={{members: [{members}, {members}]}}"]
-    for expert in (0, 1):
-        glue("train-expert", "--expert", expert, "-o", f"m{expert}.safetensors", *regression, "-q", code=0)
-    for method in ("spsa", "fullgrad"):
-        glue("mix", "--method", method, "m0.safetensors", "m1.safetensors", "-f", *regression, "-q", code=0)
-    glue("mix", "--method", "proxy", "m0.safetensors", "m1.safetensors", "-f", *regression).refused(3, "accuracies")
-    glue("finetune", "prior.safetensors", *regression, "-q", code=0)
-    answer = glue("evaluate", "finetuned.safetensors", "--json", *regression, "--fail-under", "r2=-1000", code=0)
-    assert {"loss", "mse", "mae", "r2"} <= set(answer.json["results"][0])
-    glue("evaluate", "finetuned.safetensors", *regression, "--fail-under", "accuracy=0.5").refused(2, "r2")
-    glue("evaluate", "finetuned.safetensors", "--set", "model.args.num_classes=1").refused(3, "loss: mse")
-
-
-def test_a_figure_that_json_does_not_have_becomes_null(here, glue):
-    for split, n in (("train", 90), ("test", 30)):  # equal targets: r2 is 0 / 0
-        save_file({"inputs": torch.rand(n, 1, 8, 8), "targets": torch.ones(n, 1)}, f"data/{split}.safetensors")
-    regression = [
-        "--set",
-        "loss=mse",
-        "--set",
-        "model.args.num_classes=1",
-        "--set",
-        "data.target={train: 60, val: 30}",
-    ]
-    result = glue("finetune", "--from-scratch", *regression, "--json", "--history", "h.jsonl", code=0).json
-    assert result["history"][0]["val_r2"] is None
-    assert "NaN" not in (here / "h.jsonl").read_text()
-    answer = glue("evaluate", "finetuned.safetensors", *regression, "--json", "--fail-under", "r2=0", code=6)
-    assert answer.json["results"][0]["r2"] is None
-    glue("evaluate", "finetuned.safetensors", *regression, code=0)
 
 
 # ---- where a value comes from

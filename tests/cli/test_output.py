@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from glue_cli.cli import output, progress
-from glue_cli.cli.output import duration, number, percent, print_error, print_hint, print_table, print_warning, size
+from glue_cli.cli.output import duration, number, percent, print_error, print_hint, print_table, print_warning
 from glue_cli.cli.progress import listening
 from glue_cli.core.errors import GlueError
 from glue_cli.core.progress import Advanced, Finished, Noted, Started
@@ -32,24 +32,6 @@ from glue_cli.core.progress import Advanced, Finished, Noted, Started
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("n_bytes", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (999.7, "1.0 kB"),
-        (1000, "1.0 kB"),
-        (999_949, "999.9 kB"),
-        (999_951, "1.0 MB"),
-        (1.24e9, "1.2 GB"),
-        (999.96e9, "1.0 TB"),
-        (5e15, "5000.0 TB"),
-    ],
-)
-def test_size(n_bytes, text):
-    assert size(n_bytes) == text
 
 
 def test_number_and_percent():

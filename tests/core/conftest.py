@@ -78,7 +78,7 @@ def blend(tmp_path):
     def blend(experts, alpha, name="blend", dtype=None, **options):
         path = blend.path = tmp_path / f"{name}.safetensors"
         blend.hashes = blend_files(
-            experts, alpha, plan_destination(path, experts, dtype=dtype), lambda hashes: {}, **options
+            experts, [alpha], plan_destination(path, experts, dtype=dtype), lambda hashes: {}, **options
         )
         return load_file(path)
 

@@ -1,9 +1,17 @@
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from glue_cli.core.bank import load_bank
+from glue_cli.core import bank_load
+from glue_cli.core.bank import ExpertBank
+from glue_cli.core.bank_load import load_bank
+from glue_cli.core.bank_rows import ResidentRows
 from glue_cli.core.errors import CheckpointError
+from glue_cli.core.recipe import Recipe
 
 CPU = torch.device("cpu")
 SHAPES = {"conv.weight": (6, 5, 3, 3), "conv.bias": (6,), "scale": (), "wide": (333, 401), "odd": (7, 1, 5)}
@@ -16,7 +24,7 @@ def draw(seed, dtype=torch.float32, shapes=SHAPES):
 
 def blend_rows(bank, alphas):
     out = torch.full((len(alphas), bank.n_columns), float("nan"), device=bank.device)
-    bank.blend(torch.tensor(alphas, dtype=torch.float64), out)
+    bank.blend(torch.tensor(alphas, dtype=torch.float64)[:, None], out)
     return out
 
 
@@ -50,7 +58,7 @@ def test_experts_of_several_dtypes(save, save_shards, blend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves_stay_halves(save, dtype):
     bank = load_bank([save(str(k), draw(k, dtype)) for k in range(2)], device=CPU, channels_last=False)
-    assert [rows.dtype for rows in bank._rows] == [dtype]
+    assert {block.rows.matrix.dtype for block in bank._blocks} == {dtype}
     expert = draw(1, dtype)
     row = blend_rows(bank, [[0.0, 1.0]])[0]
     assert all(torch.equal(place.view(row), expert[name].float()) for name, place in bank.places.items())
@@ -113,7 +121,7 @@ def test_inner_products_keep_their_digits_though_the_experts_are_close(save, dty
     bank = load_bank([save(str(k), expert) for k, expert in enumerate(experts)], device=CPU, channels_last=False)
     theta = blend_rows(bank, [[0.1, 0.2, 0.3, 0.4]])[0]
     gradient = torch.randn(bank.n_columns, generator=torch.Generator().manual_seed(1))
-    found = bank.inner_products(gradient, theta)
+    (found,) = bank.inner_products(gradient, theta)
     assert found.dtype == torch.float64
     n = len(experts[0]["w"])
     matrix = torch.stack([expert["w"] for expert in experts])
@@ -132,17 +140,86 @@ def test_inner_products_over_several_dtypes(save):
     views = [(place.view(gradient).double(), place.view(theta).double(), name) for name, place in bank.places.items()]
     wanted = [sum((g * (expert[name].double() - t)).sum().item() for g, t, name in views) for expert in experts]
     # a sum of 200,000 terms near 1 is about 400; the tolerance is 3e-6 of that
-    assert bank.inner_products(gradient, theta).tolist() == pytest.approx(wanted, abs=1.2e-3)
+    assert bank.inner_products(gradient, theta)[0].tolist() == pytest.approx(wanted, abs=1.2e-3)
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory that is held")
+def test_inner_products_hold_no_memory_afterwards():
+    torch.set_num_threads(2)
+    columns = 9_000_000  # enough for threads
+    bank = ExpertBank([(0, ResidentRows(torch.ones(8, columns)))], {}, n_experts=8, device=CPU)
+    theta, gradient = torch.zeros(columns), torch.ones(columns)
+    before = resident_bytes()
+    for _ in range(2):
+        assert bank.inner_products(gradient, theta).tolist() == [[columns] * 8]
+    assert resident_bytes() - before < 8 * columns  # a quarter of the bank
+
+
+# ---- groups
+
+GROUPS = Recipe(("convolutions", "rest"), {name: int(not name.startswith("conv")) for name in SHAPES})
+BY_GROUP = torch.tensor([[[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]], [[1, 0, 0], [0.1, 0.1, 0.8]]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_group_has_coefficients_of_its_own(save, dtype):
+    experts = [draw(k, dtype) for k in range(3)]
+    bank = load_bank([save(str(k), expert) for k, expert in enumerate(experts)], device=CPU, recipe=GROUPS)
+    assert (bank.n_groups, bank.n_experts) == (2, 3)
+    out = torch.full((2, bank.n_columns), float("nan"))
+    bank.blend(BY_GROUP, out)
+    for row, alphas in zip(out, BY_GROUP, strict=True):
+        for name, place in bank.places.items():
+            alpha = alphas[GROUPS.group_of[name]]
+            wanted = sum(a * expert[name].double() for a, expert in zip(alpha, experts, strict=True))
+            torch.testing.assert_close(place.view(row).double(), wanted, rtol=0, atol=2e-6)
+
+
+def test_inner_products_are_taken_group_by_group(save):
+    experts = [draw(k) for k in range(3)]
+    bank = load_bank([save(str(k), expert) for k, expert in enumerate(experts)], device=CPU, recipe=GROUPS)
+    theta = torch.full((1, bank.n_columns), float("nan"))
+    bank.blend(BY_GROUP[:1], theta)
+    gradient = torch.randn(bank.n_columns)
+    wanted = torch.zeros(2, 3, dtype=torch.float64)
+    for name, place in bank.places.items():
+        for k, expert in enumerate(experts):
+            difference = expert[name].double() - place.view(theta[0]).double()
+            wanted[GROUPS.group_of[name], k] += (difference * place.view(gradient).double()).sum()
+    found = bank.inner_products(gradient, theta[0])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1.2e-3)  # as above
+    assert ((BY_GROUP[0] * found).sum(1).abs() < 1.2e-3).all()  # the constant is the mean over alpha
+
+
+def test_what_a_recipe_takes_from_elsewhere_stays_out(save):
+    experts = [save(str(k), draw(k)) for k in range(2)]
+    recipe = Recipe(copied_from={"wide": 1}, made={"odd": (9, 1, 5)})
+    assert load_bank(experts, device=CPU, recipe=recipe).places.keys() == SHAPES.keys() - {"wide", "odd"}
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cuda_equals_the_cpu(save, cuda, dtype):
+@pytest.mark.parametrize("kind", ["device", "host", "disk"])
+def test_cuda_equals_the_cpu(save, cuda, dtype, kind, monkeypatch):
+    monkeypatch.setattr(bank_load, "_HOST_BLOCK", 50_000)  # so that there are several
+    monkeypatch.setattr(bank_load, "_DISK_BUFFER_BYTES", 50_000 * 4 * (3 + 1))
     experts = [save(str(k), draw(k, dtype)) for k in range(3)]
-    banks = [load_bank(experts, device=device, channels_last=True) for device in (CPU, cuda)]
-    rows = [blend_rows(bank, ALPHAS) for bank in banks]
-    assert rows[1].device == cuda
-    torch.testing.assert_close(rows[1].cpu(), rows[0], rtol=0, atol=2e-6)
+    # on disk there is no padding, so that both have it or neither
+    kinds = ["disk", "disk"] if kind == "disk" else ["device", kind]
+    banks = [
+        load_bank(experts, device=device, channels_last=True, kind=kind)
+        for device, kind in zip((CPU, cuda), kinds, strict=True)
+    ]
     gradient = torch.randn(banks[0].n_columns)
-    products = [bank.inner_products(gradient.to(bank.device), row[0]) for bank, row in zip(banks, rows, strict=True)]
-    torch.testing.assert_close(products[1].cpu(), products[0], rtol=1e-4, atol=1e-3)
+    for _ in range(2):
+        rows = [blend_rows(bank, ALPHAS) for bank in banks]
+        assert rows[1].device == cuda
+        torch.testing.assert_close(rows[1].cpu(), rows[0], rtol=0, atol=2e-6)
+        products = [
+            bank.inner_products(gradient.to(bank.device), row[0]) for bank, row in zip(banks, rows, strict=True)
+        ]
+        torch.testing.assert_close(products[1].cpu(), products[0], rtol=1e-4, atol=1e-3)

@@ -85,7 +85,7 @@ def test_equals_an_independent_sum_whatever_the_experts(data):
             save_file(expert, path)
         output = Path(folder, "blend.safetensors")
         found = [read_checkpoint(path) for path in paths]
-        hashes = blend_files(found, alpha, plan_destination(output, found), lambda hashes: {})
+        hashes = blend_files(found, [alpha], plan_destination(output, found), lambda hashes: {})
         assert hashes == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
         assert_blend(load_file(output), experts, alpha)
 
@@ -232,7 +232,7 @@ def test_memory_stays_within_the_budget(tmp_path):
     before = bytes_of("VmRSS")
     blend_files(
         experts,
-        [0.25] * 4,
+        [[0.25] * 4],
         plan_destination(tmp_path / "blend.safetensors", experts),
         lambda hashes: {},
         memory_bytes=8 << 20,
@@ -377,7 +377,7 @@ def test_metadata_is_told_the_hashes(save, tmp_path):
     experts = [save("a", draw(0)), save("b", draw(1))]
     hashes = blend_files(
         experts,
-        [0.5, 0.5],
+        [[0.5, 0.5]],
         plan_destination(tmp_path / "out.safetensors", experts),
         lambda hashes: {"of": list(hashes)},
     )

@@ -41,7 +41,7 @@ def folders(save_shards):
 
 def blend_to(output, experts, **options):
     destination = plan_destination(output, experts, **options)
-    blend_files(experts, [0.5, 0.5], destination, lambda hashes: {"of": list(hashes)})
+    blend_files(experts, [[0.5, 0.5]], destination, lambda hashes: {"of": list(hashes)})
     return destination
 
 

@@ -1,14 +1,17 @@
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from glue_cli.core.bank import load_bank
+from glue_cli.core.bank_load import load_bank
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.device import Compute
-from glue_cli.core.objective import BlendObjective, Cost
+from glue_cli.core.cost import Cost
+from glue_cli.core.objective import BlendObjective
+from glue_cli.core.recipe import PLAIN, Recipe
 from glue_cli.core.tensors import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -96,12 +99,18 @@ def batch_of(step, loss="cross_entropy"):
     return inputs, torch.randint(0, N_CLASSES, (N,), generator=random)
 
 
+BOTH = [batch_of(100), tuple(part[:5] for part in batch_of(101))]  # the validation set
+
+
 @pytest.fixture
 def objective_of(tmp_path):
-    def objective_of(make, loss="cross_entropy", compute=ON_CPU, seed=0, **options):
+    def objective_of(
+        make, loss="cross_entropy", compute=ON_CPU, seed=0, recipe=PLAIN, kind="device", lacking=(), **options
+    ):
         model, experts = make_experts(make)
         for k, expert in enumerate(experts):
-            write_checkpoint(tmp_path / f"{k}.safetensors", expert, {})
+            kept = {name: tensor for name, tensor in expert.items() if name not in lacking}
+            write_checkpoint(tmp_path / f"{k}.safetensors", kept, {})
         checkpoints = [read_checkpoint(tmp_path / f"{k}.safetensors") for k in range(len(experts))]
 
         def on_device(step):
@@ -109,7 +118,9 @@ def objective_of(tmp_path):
 
         objective = BlendObjective(
             compute.place(model),
-            load_bank(checkpoints, device=compute.device, channels_last=compute.channels_last),
+            load_bank(
+                checkpoints, device=compute.device, channels_last=compute.channels_last, recipe=recipe, kind=kind
+            ),
             loss=loss,
             train_batch=on_device,
             validation_batches=lambda: [on_device(100), tuple(part[:5] for part in on_device(101))],
@@ -122,18 +133,24 @@ def objective_of(tmp_path):
     return objective_of
 
 
-def blended(experts, alpha, names=None):
-    """Return theta(alpha) in float64; whole numbers stay the first expert's."""
-    return {
-        name: sum(a * expert[name].double() for a, expert in zip(alpha, experts, strict=True))
-        for name, tensor in experts[0].items()
-        if tensor.is_floating_point() and (names is None or name in names)
-    }
+def blended(experts, alpha, recipe=PLAIN):
+    """Return theta(alpha) in float64, alpha [G, K]; whole numbers stay the first expert's."""
+    names = [name for name, tensor in experts[0].items() if tensor.is_floating_point()]
+    own = {name: alpha[recipe.group_of.get(name, 0)] for name in names}
+    return {name: sum(a * e[name].double() for a, e in zip(own[name], experts, strict=True)) for name in names}
 
 
-def wide_loss(model, theta, batch, loss="cross_entropy"):
-    """Return the loss in float64, by torch's own eval mode."""
+def in_turn(make, n_groups):
+    """Return a recipe that deals the tensors of a model out to groups."""
+    names = enumerate(make().state_dict())
+    return Recipe(tuple(f"g{group}" for group in range(n_groups)), {name: i % n_groups for i, name in names})
+
+
+def wide_loss(model, theta, batch, loss="cross_entropy", by_batch=False):
+    """Return the loss in float64, by torch's own eval mode; BatchNorm by the batch's statistics where asked for."""
     wide = copy.deepcopy(model).double().eval()
+    for module in wide.modules():
+        module.training = by_batch and isinstance(module, nn.modules.batchnorm._BatchNorm)
     inputs, targets = batch
     outputs = torch.func.functional_call(wide, theta, (inputs.double(),), tie_weights=False)
     return F.cross_entropy(outputs, targets) if loss == "cross_entropy" else F.mse_loss(outputs, targets.double())
@@ -141,23 +158,31 @@ def wide_loss(model, theta, batch, loss="cross_entropy"):
 
 def slopes_by_beta(loss_at, alpha, radius=1e-4):
     """Return dL/dbeta at alpha = softmax(beta) by central differences in float64."""
-    beta, slopes = alpha.log(), []
-    for k in range(len(beta)):
+    beta, slopes = alpha.log(), torch.zeros_like(alpha)
+    for place in itertools.product(*map(range, beta.shape)):
         step = torch.zeros_like(beta)
-        step[k] = radius
-        there, back = (loss_at(torch.softmax(beta + sign * step, 0)) for sign in (1, -1))
-        slopes.append((there - back) / (2 * radius))
-    return torch.stack(slopes)
+        step[place] = radius
+        there, back = (loss_at(torch.softmax(beta + sign * step, 1)) for sign in (1, -1))
+        slopes[place] = (there - back) / (2 * radius)
+    return slopes
 
 
-ALPHA = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
-ALPHAS = torch.stack([ALPHA, torch.eye(3, dtype=torch.float64)[1], torch.full((3,), 1 / 3, dtype=torch.float64)])
+def by_beta(alpha, by_alpha):
+    """Return dL/dbeta from dL/dalpha, both [G, K]."""
+    return alpha * (by_alpha - (alpha * by_alpha).sum(1, keepdim=True))
+
+
+ALPHA = torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.float64)
+ALPHAS = torch.stack([ALPHA, torch.eye(3, dtype=torch.float64)[1:2], torch.full((1, 3), 1 / 3, dtype=torch.float64)])
+ALPHA_OF_TWO = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]], dtype=torch.float64)
+ALPHAS_OF_TWO = torch.stack([ALPHA_OF_TWO, torch.eye(3, dtype=torch.float64)[1:], ALPHA_OF_TWO.flip(0)])
 
 
 @pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive, normed])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_probes_are_losses_of_the_blended_model(objective_of, make, channels_last):
-    objective, model, experts = objective_of(make, compute=Compute(CPU, channels_last=channels_last))
+@pytest.mark.parametrize("kind", ["device", "disk"])
+def test_probes_are_losses_of_the_blended_model(objective_of, make, channels_last, kind):
+    objective, model, experts = objective_of(make, compute=Compute(CPU, channels_last=channels_last), kind=kind)
     for m in (1, 3, 2):  # the copies grow, then serve again
         found = objective.probe_losses(ALPHAS[:m], step=4)
         wanted = [wide_loss(model, blended(experts, alpha), batch_of(4)) for alpha in ALPHAS[:m]]
@@ -178,7 +203,107 @@ def test_gradient_equals_finite_differences(objective_of, make, loss):
         wanted = slopes_by_beta(loss_at, ALPHA)
         assert found_loss == pytest.approx(loss_at(ALPHA).item(), rel=1e-5)
         assert (ALPHA * by_alpha - wanted).norm() < 1e-4 * wanted.norm()
-        assert abs(ALPHA @ by_alpha) < 1e-5 * by_alpha.norm()  # the constant is the mean over alpha
+        assert abs((ALPHA * by_alpha).sum()) < 1e-5 * by_alpha.norm()  # the constant is the mean over alpha
+
+
+@pytest.mark.parametrize("make", [conv_net, Attentive])
+@pytest.mark.parametrize("kind", ["device", "disk"])
+def test_groups_are_blended_and_differentiated_with_coefficients_of_their_own(objective_of, make, kind):
+    recipe = in_turn(make, 2)
+    objective, model, experts = objective_of(make, recipe=recipe, kind=kind, compute=Compute(CPU, channels_last=True))
+    assert (objective.n_groups, objective.n_experts) == (2, 3)
+
+    def loss_at(alpha):
+        return wide_loss(model, blended(experts, alpha, recipe), batch_of(1)).detach()
+
+    wanted_losses = torch.stack([loss_at(alpha) for alpha in ALPHAS_OF_TWO])
+    assert wanted_losses.std() > 0.01 * wanted_losses.mean()  # the groups do matter
+    torch.testing.assert_close(objective.probe_losses(ALPHAS_OF_TWO, 1), wanted_losses, rtol=1e-5, atol=1e-6)
+    found_loss, by_alpha = objective.gradient(ALPHA_OF_TWO, 1)
+    wanted = slopes_by_beta(loss_at, ALPHA_OF_TWO)
+    assert found_loss == pytest.approx(wanted_losses[0].item(), rel=1e-5)
+    assert by_alpha.shape == (2, 3) and by_alpha.dtype == torch.float64
+    for group in (0, 1):
+        assert (by_beta(ALPHA_OF_TWO, by_alpha) - wanted)[group].norm() < 1e-4 * wanted[group].norm()
+    validation = [len(batch[1]) * wide_loss(model, blended(experts, ALPHA_OF_TWO, recipe), batch) for batch in BOTH]
+    assert objective.validation_loss(ALPHA_OF_TWO) == pytest.approx(sum(validation).item() / 17, rel=1e-5)
+
+
+@pytest.mark.parametrize("lacking", ["head.weight", "body.weight"])
+@pytest.mark.parametrize("kind", ["device", "disk"])
+def test_a_tied_parameter_saved_under_one_name_serves_both(objective_of, lacking, kind):
+    objective, model, experts = objective_of(Attentive, lacking=[lacking], kind=kind)
+
+    def loss_at(alpha):
+        return wide_loss(model, blended(experts, alpha), batch_of(1)).detach()  # both names, with equal tensors
+
+    torch.testing.assert_close(
+        objective.probe_losses(ALPHAS, 1), torch.stack([loss_at(alpha) for alpha in ALPHAS]), rtol=1e-5, atol=1e-6
+    )
+    wanted = slopes_by_beta(loss_at, ALPHA)
+    for _ in range(2):
+        _, by_alpha = objective.gradient(ALPHA, 1)
+        assert (ALPHA * by_alpha - wanted).norm() < 1e-4 * wanted.norm()
+
+
+# ---- tensors that are made
+
+
+HEAD = ("7.weight", "7.bias")
+
+
+def mixed_head(experts, alpha):
+    """Return a head that is no blend: products with functions of both groups' coefficients."""
+    scale = alpha[0].square() + torch.sin(3 * alpha[-1])
+    return {name: sum(s * expert[name].double() for s, expert in zip(scale, experts, strict=True)) for name in HEAD}
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_made_tensors_follow_alpha(objective_of, n_groups):
+    _, experts = make_experts(conv_net)
+    groups = in_turn(conv_net, n_groups)
+    recipe = Recipe(groups.groups, groups.group_of, made={name: tuple(experts[0][name].shape) for name in HEAD})
+    objective, model, experts = objective_of(
+        conv_net, recipe=recipe, make_tensors=lambda alpha: mixed_head(experts, alpha)
+    )
+
+    def loss_at(alpha):
+        theta = blended(experts, alpha, recipe) | mixed_head(experts, alpha)
+        return wide_loss(model, theta, batch_of(1)).detach()
+
+    alphas = ALPHAS_OF_TWO[:, :n_groups]
+    wanted_losses = torch.stack([loss_at(alpha) for alpha in alphas])
+    wanted = slopes_by_beta(loss_at, alphas[0])
+    for _ in range(2):  # neither probes nor gradients leave anything behind for the next
+        torch.testing.assert_close(objective.probe_losses(alphas, 1), wanted_losses, rtol=1e-5, atol=1e-6)
+        loss, by_alpha = objective.gradient(alphas[0], 1)
+        assert loss == pytest.approx(wanted_losses[0].item(), rel=1e-5)
+        assert (by_beta(alphas[0], by_alpha) - wanted).norm() < 1e-4 * wanted.norm()
+    frozen = mixed_head(experts, alphas[0])
+    without = slopes_by_beta(
+        lambda alpha: wide_loss(model, blended(experts, alpha, recipe) | frozen, batch_of(1)).detach(), alphas[0]
+    )
+    assert (wanted - without).norm() > 0.1 * wanted.norm()  # the head's own slope does matter
+
+
+# ---- BatchNorm
+
+
+def test_statistics_of_the_batch_take_the_place_of_the_blended_ones(objective_of):
+    objective, model, experts = objective_of(conv_net, statistics="batch")
+    plain, _, _ = objective_of(conv_net)
+
+    def loss_at(alpha):
+        return wide_loss(model, blended(experts, alpha), batch_of(1), by_batch=True).detach()
+
+    wanted = torch.stack([loss_at(alpha) for alpha in ALPHAS])
+    for _ in range(2):
+        torch.testing.assert_close(objective.probe_losses(ALPHAS, 1), wanted, rtol=1e-5, atol=1e-6)
+    assert (plain.probe_losses(ALPHAS, 1) - wanted).abs().min() > 1e-3
+    loss, by_alpha = objective.gradient(ALPHA, 1)
+    slopes = slopes_by_beta(loss_at, ALPHA)
+    assert loss == pytest.approx(wanted[0].item(), rel=1e-5)
+    assert (ALPHA * by_alpha - slopes).norm() < 1e-4 * slopes.norm()
 
 
 def test_gradient_without_the_statistics_is_that_of_frozen_statistics(objective_of):
@@ -199,9 +324,9 @@ def test_gradient_without_the_statistics_is_that_of_frozen_statistics(objective_
 def test_gradient_points_the_way_the_probes_go(objective_of):
     objective, _, _ = objective_of(conv_net)
     _, by_alpha = objective.gradient(ALPHA, 3)
-    step = 2e-3 * torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
+    step = 2e-3 * torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
     there, back = objective.probe_losses(torch.stack([ALPHA + step, ALPHA - step]), 3)
-    assert ((there - back) / 2).item() == pytest.approx((by_alpha @ step).item(), rel=1e-2)
+    assert ((there - back) / 2).item() == pytest.approx((by_alpha * step).sum().item(), rel=1e-2)
 
 
 # ---- what two probes share
@@ -210,7 +335,7 @@ def test_gradient_points_the_way_the_probes_go(objective_of):
 def test_probes_of_a_step_see_the_same_examples_and_draws(objective_of):
     objective, _, _ = objective_of(Noisy)
     before = torch.get_rng_state()
-    first = objective.probe_losses(ALPHA.repeat(3, 1), step=1)
+    first = objective.probe_losses(ALPHA.repeat(3, 1, 1), step=1)
     assert first[0] == first[1] == first[2] == objective.probe_losses(ALPHA[None], step=1)[0]
     assert torch.equal(torch.get_rng_state(), before)
     loss, _ = objective.gradient(ALPHA, 1)
@@ -232,8 +357,7 @@ def test_validation_is_the_mean_over_all_examples(objective_of, make):
     objective.probe_losses(ALPHAS, 1)
     assert objective.validation_loss(ALPHA) == found
     if make is conv_net:
-        batches = [batch_of(100), tuple(part[:5] for part in batch_of(101))]
-        sums = [len(batch[1]) * wide_loss(model, blended(experts, ALPHA), batch).item() for batch in batches]
+        sums = [len(batch[1]) * wide_loss(model, blended(experts, ALPHA), batch).item() for batch in BOTH]
         assert found == pytest.approx(sum(sums) / 17, rel=1e-5)
 
 

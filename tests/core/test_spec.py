@@ -23,7 +23,8 @@ def test_the_paper_preset_is_what_the_paper_states():
 
 
 def test_no_preset_is_the_default_one():
-    assert MixSpec.model_validate({}).model_dump() == {"preset": "default", "bn_gradient": True, **PRESETS["default"]}
+    beyond = {"preset": "default", "bn_gradient": True, "bn_statistics": "running", "groups": {}}
+    assert MixSpec.model_validate({}).model_dump() == {**beyond, **PRESETS["default"]}
     assert Spec.model_validate(LEAST).mix == MixSpec.model_validate({})
 
 

@@ -4,7 +4,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glue_cli.data.batches import crop, epoch_batches, flip, normalise
+from glue_cli.data.batches import (
+    batches_by_length,
+    bucketed_batches,
+    crop,
+    epoch_batches,
+    flip,
+    normalise,
+    token_batch,
+)
+from glue_cli.data.dataset import Ragged
 
 
 def draws(seed=0):
@@ -101,6 +110,55 @@ def test_epochs_are_shuffled():
     generator = draws()
     first, second = (torch.cat(list(epoch_batches(100, 10, generator))) for _ in range(2))
     assert not torch.equal(first, second) and not torch.equal(first, torch.arange(100))
+
+
+some_lengths = st.lists(st.integers(1, 90), min_size=1, max_size=400).map(torch.tensor)
+
+
+@given(some_lengths, st.integers(1, 9), st.booleans(), st.integers(0, 99))
+def test_a_bucketed_epoch_visits_every_text_once(lengths, batch_size, drop_last, seed):
+    n = len(lengths)
+    batches = list(bucketed_batches(lengths, batch_size, draws(seed), drop_last=drop_last))
+    visited = torch.cat([*batches, torch.empty(0, dtype=torch.int64)])
+    assert len(visited.unique()) == len(visited) == (n - n % batch_size if drop_last else n)
+    assert sorted(map(len, batches))[1:] == [batch_size] * max(len(batches) - 1, 0)
+    again = bucketed_batches(lengths, batch_size, draws(seed), drop_last=drop_last)
+    assert all(torch.equal(*pair) for pair in zip(batches, again, strict=True))
+
+
+def test_bucketed_batches_hold_texts_of_like_length_in_random_order():
+    lengths = torch.randint(5, 500, (3200,), generator=draws())
+    batches = list(bucketed_batches(lengths, 16, draws()))
+    spread = sum(int(lengths[batch].max() - lengths[batch].min()) for batch in batches) / len(batches)
+    assert spread < 30  # at random it is 440
+    means = torch.stack([lengths[batch].double().mean() for batch in batches])
+    neighbours = torch.corrcoef(torch.stack([means[:-1], means[1:]]))[0, 1]
+    assert abs(neighbours) < 5 / len(batches) ** 0.5
+    other = list(bucketed_batches(lengths, 16, draws(1)))
+    assert {tuple(sorted(batch.tolist())) for batch in batches} != {tuple(sorted(batch.tolist())) for batch in other}
+
+
+@given(some_lengths, st.integers(1, 30), st.integers(1, 200))
+def test_by_length_no_batch_is_too_large_and_the_longest_text_comes_first(lengths, batch_size, n_tokens):
+    batches = list(batches_by_length(lengths, batch_size, n_tokens))
+    order = torch.cat(batches)
+    assert torch.equal(order.sort().values, torch.arange(len(lengths)))
+    assert torch.equal(lengths[order], lengths.sort(descending=True).values)
+    for batch in batches:
+        assert len(batch) <= batch_size and (len(batch) * int(lengths[batch].max()) <= n_tokens or len(batch) == 1)
+    for batch in batches[:-1]:  # none could have taken one text more
+        assert len(batch) == batch_size or (len(batch) + 1) * int(lengths[batch].max()) > n_tokens
+
+
+def test_a_batch_of_texts_is_padded_to_its_longest():
+    values = torch.tensor([5, 6, 7, 8], dtype=torch.int32)
+    tokens = Ragged(values, torch.tensor([0, 3]), torch.tensor([3, 1]), padding=9)
+    inputs, labels = token_batch(tokens, torch.tensor([1, 0]))
+    assert inputs["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]] and labels.tolist() == [1, 0]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert all(tensor.dtype == torch.int64 for tensor in inputs.values()) and len(inputs) == 2
+    _, targets = token_batch(tokens, tokens.following())
+    assert targets.tolist() == [[6, 7, -100], [-100, -100, -100]]
 
 
 @pytest.mark.cuda

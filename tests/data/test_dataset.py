@@ -3,7 +3,9 @@ import torch
 
 from glue_cli.core.errors import SpecError
 from glue_cli.core.spec import DataSpec
-from glue_cli.data.dataset import Dataset, split_name
+from glue_cli.data.dataset import Dataset, Ragged, split_name
+
+ROWS = [[5, 6, 7], [8], [9, 10]]
 
 
 def test_subset_keeps_order_and_names():
@@ -11,6 +13,35 @@ def test_subset_keeps_order_and_names():
     part = dataset.subset(torch.tensor([2, 0]))
     assert part.inputs.tolist() == [[4, 5], [0, 1]] and part.targets.tolist() == [2, 0]
     assert part.class_names == ("a", "b", "c") and len(part) == 2 and not part.has_images
+
+
+def ragged(rows, padding=0):
+    lengths = torch.tensor([len(row) for row in rows])
+    values = torch.tensor([value for row in rows for value in row], dtype=torch.int32)
+    return Ragged(values, lengths.cumsum(0) - lengths, lengths, padding)
+
+
+def test_rows_of_unequal_length_are_padded_at_the_end():
+    rows = ragged(ROWS, padding=1)
+    assert rows.padded(3).tolist() == [[5, 6, 7], [8, 1, 1], [9, 10, 1]] and rows.padded(3).dtype == torch.int64
+    assert rows.padded(5)[2].tolist() == [9, 10, 1, 1, 1] and len(rows) == 3
+    picked = rows[torch.tensor([2, 1, 2])]
+    assert picked.padded(2).tolist() == [[9, 10], [8, 1], [9, 10]] and picked.values is rows.values
+
+
+def test_what_follows_each_value():
+    assert ragged(ROWS).following().padded(3).tolist() == [[6, 7, -100], [-100] * 3, [10, -100, -100]]
+    assert ragged(ROWS).following()[torch.tensor([2])].padded(2).tolist() == [[10, -100]]
+
+
+def test_texts_in_a_dataset():
+    rows = ragged(ROWS)
+    labelled, alone = Dataset(rows, torch.tensor([1, 0, 1])), Dataset(rows, rows.following())
+    assert labelled.labels.tolist() == [1, 0, 1] and alone.labels is None
+    part = alone.subset(torch.tensor([2, 0]))
+    assert part.inputs.lengths.tolist() == [2, 3] and part.targets.lengths.tolist() == [1, 2] and len(part) == 2
+    assert labelled.shape == [3] and labelled.to(torch.device("cpu")).inputs is rows
+    assert Dataset(torch.zeros(3, 2), torch.zeros(3)).labels is None
 
 
 def test_split_names():

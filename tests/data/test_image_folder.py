@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from glue_cli.core.errors import DataError
 from glue_cli.core.progress import Advanced, Finished, Noted, Started
 from glue_cli.core.spec import DataSpec
-from glue_cli.data import image_folder, read_dataset
+from glue_cli.data import images, read_dataset
 
 DATA = DataSpec(format="image-folder", root=".")
 
@@ -105,7 +105,7 @@ def test_without_image_size_the_first_of_another_size_is_named(root):
 
 
 def test_the_first_fault_is_the_one_reported_whatever_the_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "_CHUNK", 1)
+    monkeypatch.setattr(images, "_CHUNK", 1)
     for i in range(30):
         paint(tmp_path / "train" / "ant" / f"{i:02}.png", size=(4, 4) if i < 10 else (5, 5))
     for _ in range(5):

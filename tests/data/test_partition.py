@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from glue_cli.core.errors import SpecError
 from glue_cli.core.spec import TargetSpec
-from glue_cli.data.partition import dirichlet_share, free_indices, target_split
+from glue_cli.data.partition import dirichlet_share, draw_val, free_indices, target_split
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -15,6 +15,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n_threads)
+
+
+def test_validation_examples_of_a_val_split():
+    drawn = draw_val(100, 30, seed=0)
+    assert len(drawn.unique()) == 30 and torch.equal(drawn, drawn.sort().values) and drawn.max() < 100
+    assert torch.equal(drawn, draw_val(100, 30, seed=0)) and not torch.equal(drawn, draw_val(100, 30, seed=1))
+    assert draw_val(5, 5, seed=0).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(SpecError, match="data.target asks for 6 validation examples, but the val split has 5"):
+        draw_val(5, 6, seed=0)
 
 
 @given(st.integers(2, 200), st.data(), st.integers(0, 2**40), st.booleans())
@@ -171,11 +180,6 @@ def test_share_of_more_than_is_free():
             seed=0,
             expert=0,
         )
-
-
-def test_share_needs_labels():
-    with pytest.raises(SpecError, match="has no labels"):
-        dirichlet_share(torch.zeros(8), torch.arange(8), size=1, concentration=1.0, n_classes=1, seed=0, expert=0)
 
 
 def test_the_draw_stays_what_it_was():

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from glue_cli.core.errors import DataError, SpecError
@@ -46,7 +47,10 @@ def test_unknown_format_names_the_nearest_and_all():
     assert "one of cifar10" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", FORMATS)
+ON_DISK = [name for name in FORMATS if not name.startswith("python:")]
+
+
+@pytest.mark.parametrize("name", ON_DISK)
 def test_missing_root_names_the_path(tmp_path, name):
     data = DataSpec(format=name, root="nowhere")
     with pytest.raises(DataError, match="nowhere' does not exist; wanted a folder") as caught:
@@ -57,7 +61,7 @@ def test_missing_root_names_the_path(tmp_path, name):
         read_dataset(data, "train", root=tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ON_DISK)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_missing_split_names_the_path(tmp_path, name, split):
     with pytest.raises(DataError) as caught:
@@ -67,10 +71,31 @@ def test_missing_split_names_the_path(tmp_path, name, split):
 
 
 def test_settings_that_a_format_does_not_heed_are_refused(tmp_path):
-    with pytest.raises(SpecError, match="data.image_size means nothing to format 'cifar10': it is for 'image-folder'"):
+    with pytest.raises(SpecError, match="data.image_size means nothing to format 'cifar10': it is for 'image"):
         read_dataset(DataSpec(format="cifar10", root=".", image_size=8), "train", root=tmp_path)
-    with pytest.raises(SpecError, match="'image-folder' and 'safetensors'"):
+    with pytest.raises(SpecError, match="'image-folder' and 'safetensors' and"):
         read_dataset(DataSpec(format="svhn", root=".", splits={"test": "extra"}), "train", root=tmp_path)
+
+
+def test_only_a_function_of_the_user_s_needs_no_root():
+    assert DataSpec(format="python:my:data").root == "" and DataSpec(format="jsonl", root="a").where == "a"
+    assert DataSpec(format="python:my:data").where == "python:my:data"
+    assert check_format("python:my:data") is FORMATS["python:MODULE:FUNCTION"]
+    for given in ({}, {"root": ""}):
+        with pytest.raises(ValidationError) as caught:
+            DataSpec.model_validate({"format": "jsonl", **given})
+        assert [(error["type"], error["loc"]) for error in caught.value.errors()] == [("missing", ("root",))]
+
+
+def test_columns_are_a_name_or_a_list():
+    columns = {"inputs": ["a", "b"], "target": "y"}
+    assert DataSpec(format="huggingface", root=".", columns=columns).columns == {"inputs": ["a", "b"], "target": ["y"]}
+    with pytest.raises(ValidationError) as caught:
+        DataSpec(format="huggingface", root=".", columns={"inputs": 3, "texts": "a"})
+    assert {error["loc"][:3] for error in caught.value.errors()} == {
+        ("columns", "inputs"),
+        ("columns", "texts", "[key]"),
+    }
 
 
 def test_unknown_split_is_a_bug_of_the_caller(tmp_path):

@@ -3,11 +3,14 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glue_cli.core.spec import MixSpec
 from glue_cli.methods import METHODS
+
+SEARCHES = [name for name, method in METHODS.items() if method.needs == "objective"]
 
 
 @pytest.fixture
@@ -23,11 +26,20 @@ def choose(quadratic):
                 return run([100 * (k + 1) for k in range(n_experts)])
             case "accuracies":
                 return run([k / n_experts for k in range(n_experts)])
-        objective = choose.objective = quadratic([(k + 1) * 2 / n_experts / (n_experts + 1) for k in range(n_experts)])
-        choose.learned = run(objective, MixSpec.model_validate({"steps": 12, "validate_every": 5} | keys), seed=seed)
-        return choose.learned.alpha
+        objective = choose.objective = quadratic(rising(n_experts))
+        choose.learned = run(objective, settings_of(**keys), seed=seed)
+        (alpha,) = choose.learned.alpha.tolist()
+        return alpha
 
     return choose
+
+
+def rising(n_experts):
+    return [(k + 1) * 2 / n_experts / (n_experts + 1) for k in range(n_experts)]
+
+
+def settings_of(**keys):
+    return MixSpec.model_validate({"steps": 12, "validate_every": 5} | keys)
 
 
 @pytest.mark.parametrize("n_experts", [1, 2, 3, 16, 100])
@@ -55,13 +67,25 @@ def test_better_experts_do_not_get_less(choose, method):
 
 
 @pytest.mark.parametrize("steps", [1, 5, 12])
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.needs == "objective"])
+@pytest.mark.parametrize("method", SEARCHES)
 def test_the_budget_is_kept(choose, method, steps):
     choose(method, 3, steps=steps, n_directions=2)
     objective = choose.objective
     assert choose.learned.n_steps == steps == max(len(objective.probed), len(objective.differentiated))
     assert len(objective.validated) == 1 + math.ceil(steps / 5)
     assert choose.learned.val_loss <= choose.learned.val_loss_start
+
+
+@pytest.mark.parametrize("n_experts", [1, 2, 5])
+@pytest.mark.parametrize("method", SEARCHES)
+def test_every_group_has_a_simplex_of_its_own(quadratic, method, n_experts):
+    targets = [rising(n_experts), rising(n_experts)[::-1], [1 / n_experts] * n_experts]
+    learned = METHODS[method].load()(quadratic(targets), settings_of(steps=200, lr=0.05), seed=0)
+    assert learned.alpha.shape == (3, n_experts) and learned.alpha.dtype == torch.float64
+    assert (learned.alpha >= 0).all()
+    torch.testing.assert_close(learned.alpha.sum(1), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    up, down, _ = learned.alpha.tolist()
+    assert up == sorted(up) and down == sorted(down, reverse=True)
 
 
 def test_spsa_draws_by_its_seed(choose):

@@ -17,7 +17,7 @@ def settings_of(**keys):
 class Scripted:
     """An objective whose validation losses are given, the last one for ever; remembers which alphas it saw."""
 
-    n_experts = 3
+    n_groups, n_experts = 1, 3
 
     def __init__(self, *val_losses):
         self.val_losses, self.seen = val_losses, []
@@ -28,8 +28,8 @@ class Scripted:
 
 
 def along(*slope, loss=1.0):
-    """An estimate that always says the same."""
-    return lambda beta, step: Estimate(torch.tensor(slope, dtype=torch.float64), loss)
+    """An estimate that always says the same of the one group."""
+    return lambda beta, step: Estimate(torch.tensor([slope], dtype=torch.float64), loss)
 
 
 def run(objective, estimate, **keys):
@@ -59,13 +59,13 @@ def test_keeps_the_alpha_that_was_best_on_validation():
     objective = Scripted(5.0, 3.0, 1.0, 2.0, 4.0)
     learned, records = run(objective, along(1, 0, 0), steps=8, validate_every=2, patience=9)
     assert learned.val_loss == 1.0 and learned.val_loss_start == 5.0 and learned.n_steps == 8
-    assert learned.alpha == objective.seen[2] == records[4].alpha
+    assert learned.alpha.tolist() == objective.seen[2] == records[4].alpha.tolist()
     assert [record.val_loss for record in records] == [5.0, None, 3.0, None, 1.0, None, 2.0, None, 4.0]
 
 
 def test_the_uniform_start_is_kept_when_nothing_is_better():
     learned, _ = run(Scripted(1.0, 2.0), along(1, 0, 0), steps=10, validate_every=5, patience=9)
-    assert learned.alpha == pytest.approx([1 / 3] * 3) and learned.val_loss == 1.0
+    assert learned.alpha[0].tolist() == pytest.approx([1 / 3] * 3) and learned.val_loss == 1.0
 
 
 @pytest.mark.parametrize(("steps", "validated_at"), [(7, [0, 3, 6, 7]), (6, [0, 3, 6]), (2, [0, 2]), (1, [0, 1])])
@@ -74,7 +74,7 @@ def test_the_budget_is_kept_and_the_last_step_is_validated(steps, validated_at):
 
     def estimate(beta, step):
         made.append(step)
-        return Estimate(torch.ones(3, dtype=torch.float64), float(step))
+        return Estimate(torch.ones(1, 3, dtype=torch.float64), float(step))
 
     learned, records = run(Scripted(5, 4, 3, 2, 1), estimate, steps=steps, validate_every=3)
     assert made == list(range(steps)) and learned.n_steps == steps and learned.stopped == "steps"
@@ -86,7 +86,7 @@ def test_the_budget_is_kept_and_the_last_step_is_validated(steps, validated_at):
 @pytest.mark.parametrize("wrong", [NAN, math.inf, -math.inf])
 def test_a_loss_that_is_no_number(wrong):
     def estimate(beta, step):
-        return Estimate(torch.ones(3, dtype=torch.float64), wrong if step == 3 else 1.0)
+        return Estimate(torch.ones(1, 3, dtype=torch.float64), wrong if step == 3 else 1.0)
 
     with pytest.raises(NumericalError, match=f"the loss is {wrong} at mixing step 3"):
         run(Scripted(1.0), estimate, steps=10, validate_every=100)
@@ -101,14 +101,14 @@ def test_a_validation_loss_that_is_no_number():
 
 def test_momentum_makes_plain_steps_at_first():
     _, records = run(Scripted(1.0), along(3, -1, -2), steps=2, optimizer="momentum", lr=0.1, momentum=0.5)
-    slope = torch.tensor([3.0, -1.0, -2.0], dtype=torch.float64)
-    assert records[1].alpha == pytest.approx(torch.softmax(-0.1 * slope, 0).tolist())  # eq. (7)
-    assert records[2].alpha == pytest.approx(torch.softmax(-0.1 * (1 + 1.5) * slope, 0).tolist())
+    slope = torch.tensor([[3.0, -1.0, -2.0]], dtype=torch.float64)
+    torch.testing.assert_close(records[1].alpha, torch.softmax(-0.1 * slope, 1), rtol=1e-6, atol=1e-12)  # eq. (7)
+    torch.testing.assert_close(records[2].alpha, torch.softmax(-0.25 * slope, 1), rtol=1e-6, atol=1e-12)
 
 
 def test_adam_steps_do_not_depend_on_the_slope_of_the_loss():
     paths = [
-        [record.alpha for record in run(Scripted(1.0), along(*slope), steps=5, lr=0.1)[1]]
+        [record.alpha[0].tolist() for record in run(Scripted(1.0), along(*slope), steps=5, lr=0.1)[1]]
         for slope in ([3, -1, -2], [3e3, -1e3, -2e3])
     ]
     assert paths[0][1] == pytest.approx(torch.softmax(torch.tensor([-0.1, 0.1, 0.1]), 0).tolist(), rel=1e-5)
@@ -120,9 +120,24 @@ def test_one_expert_is_done_at_once():
     objective = Scripted(1.0)
     objective.n_experts = 1
     learned, records = run(objective, along(1), steps=10)
-    assert (learned.alpha, learned.n_steps, records, objective.seen) == ([1.0], 0, [], [])
+    assert (learned.alpha.tolist(), learned.n_steps, records, objective.seen) == ([[1.0]], 0, [], [])
 
 
 def test_records_do_not_change_afterwards():
     _, records = run(Scripted(1.0), along(1, 0, 0), steps=3)
-    assert len({tuple(record.alpha) for record in records}) == 4
+    assert len({tuple(record.alpha[0].tolist()) for record in records}) == 4
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
+def test_a_group_moves_as_it_would_alone(optimizer):
+    slopes = [(3.0, -1.0, -2.0), (0.0, 0.5, -0.5)]
+    objective = Scripted(1.0)
+    objective.n_groups = 2
+    settings = {"steps": 4, "optimizer": optimizer, "lr": 0.1}
+    _, together = run(
+        objective, lambda beta, step: Estimate(torch.tensor(slopes, dtype=torch.float64), 1.0), **settings
+    )
+    alone = [run(Scripted(1.0), along(*slope), **settings)[1] for slope in slopes]
+    assert objective.seen[0] == [[1 / 3] * 3] * 2
+    for both, *each in zip(together, *alone, strict=True):
+        torch.testing.assert_close(both.alpha, torch.cat([record.alpha for record in each]), rtol=1e-12, atol=0)

@@ -19,6 +19,10 @@ SMALL = {
     "mobilenet_v2": ({"num_classes": 10, "stem_stride": 1}, (4, 3, 32, 32)),
     "vit": ({"image_size": 16, "depth": 2}, (4, 3, 16, 16)),
 }
+KNOWN = (
+    "glue knows 'cnn', 'resnet20', 'mobilenet_v2', 'vit', "
+    "and takes torchvision:NAME, timm:NAME, transformers:CLASS, python:MODULE:FUNCTION"
+)
 EVERY = pytest.mark.parametrize("arch", ARCHITECTURES)
 
 
@@ -45,10 +49,14 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor, *, relative: float) ->
 
 
 def test_importing_the_registry_imports_no_torch():
-    code = "import sys, glue_cli.models as m; m.check_architecture('vit'); print('torch' in sys.modules)"
+    code = (
+        "import sys, glue_cli.models as m\n"
+        "for arch in 'vit', 'timm:a', 'torchvision:a', 'transformers:A', 'python:evil:f': m.check_architecture(arch)\n"
+        "print({'torch', 'timm', 'torchvision', 'transformers', 'evil'} & set(sys.modules))"
+    )
     root = Path(glue_cli.models.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "set()\n"
 
 
 @EVERY
@@ -153,13 +161,31 @@ def test_an_unknown_architecture_is_refused_with_the_nearest_name():
     with pytest.raises(SpecError) as caught:
         check_architecture("resnet18")
     assert caught.value.message == "model.arch: 'resnet18' is not an architecture that glue knows"
-    assert caught.value.hint == "did you mean 'resnet20'? glue knows 'cnn', 'resnet20', 'mobilenet_v2', 'vit'"
+    assert caught.value.hint == f"did you mean 'resnet20'? {KNOWN}"
 
 
 def test_a_name_near_to_none_gets_the_list_alone():
     with pytest.raises(SpecError) as caught:
         build_model("transformer9000", {}, seed=0)
-    assert caught.value.hint == "glue knows 'cnn', 'resnet20', 'mobilenet_v2', 'vit'"
+    assert caught.value.hint == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("arch", "guess"),
+    [
+        ("torchvison:resnet18", "did you mean 'torchvision:resnet18'? "),
+        ("transformer:AutoModel", "did you mean 'transformers:AutoModel'? "),
+        ("qqq:resnet18", ""),
+        ("timm:", ""),
+        (":resnet18", ""),
+        ("timm", ""),
+    ],
+)
+def test_a_library_that_is_not_known_is_refused(arch, guess):
+    with pytest.raises(SpecError) as caught:
+        check_architecture(arch)
+    assert caught.value.message == f"model.arch: '{arch}' is not an architecture that glue knows"
+    assert caught.value.hint == guess + KNOWN
 
 
 def test_an_unknown_argument_is_refused_with_the_nearest_name_and_what_is_accepted():

@@ -12,7 +12,8 @@ from glue_cli.core.progress import Advanced, Noted, Started
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.finetune import finetune
 from glue_cli.workflows.mix import mix
-from glue_cli.workflows.plan import Outputs, Run, plan_evaluate, plan_finetune, plan_mix, plan_train_expert
+from glue_cli.workflows.plan import Outputs, Run, plan_evaluate, plan_finetune, plan_train_expert
+from glue_cli.workflows.plan_mix import plan_mix
 from glue_cli.workflows.train_expert import train_expert
 
 

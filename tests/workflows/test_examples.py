@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glue_cli.core.device import Compute
-from glue_cli.core.errors import DataError
+from glue_cli.core.errors import DataError, SpecError
 from glue_cli.core.progress import Noted
 from glue_cli.core.spec import AugmentSpec
 from glue_cli.workflows.examples import read_expert, read_target
@@ -40,6 +40,13 @@ def test_a_val_split_on_disk_is_the_val_split(make_spec, run, data):
     spec = make_spec(data={"format": "safetensors", "root": "data", "target": {"train": 80}})
     found = read_target(spec, ["train", "val"], run)
     assert (len(found["train"]), len(found["val"])) == (80, 7)
+    cut = make_spec(data={"format": "safetensors", "root": "data", "target": {"train": 80, "val": 3}})
+    part = read_target(cut, ["train", "val"], run)
+    assert len(set(rows(part["val"]))) == 3 and set(rows(part["val"])) < set(rows(found["val"]))
+    assert rows(part["val"]) == rows(read_target(cut, ["val"], run)["val"])
+    with pytest.raises(SpecError, match="data.target asks for 8 validation examples, but the val split has 7"):
+        more = make_spec(data={"format": "safetensors", "root": "data", "target": {"val": 8}})
+        read_target(more, ["val"], run)
 
 
 def test_experts_never_see_the_target_and_do_not_depend_on_each_other(spec, make_spec, run):
@@ -73,6 +80,38 @@ def test_members_are_normalised_as_the_target(make_spec, run):
 def test_the_loss_has_to_fit_the_targets(make_spec, run):
     with pytest.raises(DataError, match="has labels, which loss: mse does not fit"):
         read_target(make_spec(loss="mse"), ["test"], run)
+
+
+def test_members_of_a_format_with_the_same_defaults_are_left_as_they_are(make_spec, run, tmp_path):
+    (tmp_path / "own.py").write_text("import torch\ndef data(split): return [(torch.ones(3), 0), (torch.zeros(3), 1)]")
+    own = {"format": "python:own:data"}
+    spec = make_spec(experts={"members": [{"name": "a", "data": own}]})
+    assert (read_expert(spec, 0, run).mean, read_expert(spec, 0, run).std) == (None, None)
+
+
+def test_data_of_the_user_s_own(make_spec, run, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\ndef data(split, root): return None if split == 'val' else ["
+        "(torch.full((1, 4, 4), i, dtype=torch.uint8), i % 4) for i in range(40)]\n"
+        "def two(split): return data(split, 0)\n"
+    )
+    spec = make_spec(data={"format": "python:own:data", "root": "data", "target": {"train": 20, "val": 10}})
+    found = read_target(spec, ["train", "val", "test"], run)
+    assert [len(examples) for examples in found.values()] == [20, 10, 40]
+    inputs, _ = found["test"].on(CPU).pick(torch.tensor([39]))
+    torch.testing.assert_close(inputs, torch.full((1, 1, 4, 4), (39 / 255 - 0.5) / 0.5))
+    with pytest.raises(DataError, match="'python:own:two' has labels, which loss: mse does not fit"):
+        read_target(make_spec(loss="mse", data={"format": "python:own:two"}), ["test"], run)
+
+
+def test_only_images_are_augmented(make_spec, run, data):
+    numbers = {"inputs": torch.rand(200, 5), "labels": torch.arange(200) % 4}
+    save_file(numbers, data / "train.safetensors")
+    batches = read_target(make_spec(), ["train"], run)["train"].on(CPU)
+    assert len(next(batches.epoch(8, 0, 1, PLAIN))[0]) == 8
+    for augment in (AugmentSpec(flip=True), AugmentSpec(crop=1)):
+        with pytest.raises(SpecError, match="augment crops and flips images, but the data are none"):
+            next(batches.epoch(8, 0, 1, augment))
 
 
 def test_batches_in_order(spec, run):

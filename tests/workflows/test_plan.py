@@ -4,7 +4,8 @@ from safetensors.torch import save_file
 
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.errors import CheckpointError, SpecError, UsageError
-from glue_cli.workflows.plan import Outputs, plan_evaluate, plan_finetune, plan_mix, plan_train_expert
+from glue_cli.workflows.plan import Outputs, plan_evaluate, plan_finetune, plan_train_expert
+from glue_cli.workflows.plan_mix import plan_mix
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_train_expert(tmp_path, make_spec, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = make_spec()
     found = plan_train_expert(spec, 2, Outputs(None))
-    assert (str(found.output), found.name) == ("experts/expert-002.safetensors", "expert-002")
+    assert (str(found.destination.result), found.name) == ("experts/expert-002.safetensors", "expert-002")
     for wrong in (-1, 3):
         with pytest.raises(UsageError, match=f"--expert {wrong}"):
             plan_train_expert(spec, wrong, Outputs(None))

@@ -1,10 +1,14 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.errors import CheckpointError, DataError, SpecError
-from glue_cli.workflows.examples import read_target
+from glue_cli.core.progress import Noted
+from glue_cli.data.dataset import Dataset, Ragged
+from glue_cli.models import build_model
+from glue_cli.workflows.examples import Examples, read_target
 from glue_cli.workflows.weights import check_fits_data, initial_model, load_model
 
 
@@ -31,6 +35,53 @@ def test_where_training_starts(make_spec, tmp_path):
     assert same(initial_model(pretrained, 0), models[1]) and same(initial_model(pretrained), models[1])
 
 
+def test_a_pretrained_start_keeps_the_fresh_head_of_the_runs_seed(make_spec, tmp_path):
+    tensors = build_model("cnn", {"num_classes": 9, "width": 4}, seed=7).state_dict()
+    tensors["features.1.num_batches_tracked"] += 5
+    tensors["more"] = torch.ones(3)
+    save_file(tensors, tmp_path / "start.safetensors")
+    events = []
+    spec = make_spec(**experts("start.safetensors"))
+    models = [initial_model(spec, expert, progress=events.append).state_dict() for expert in (0, 1, None)]
+    fresh = initial_model(make_spec(**experts("shared"))).state_dict()
+    for state in models:
+        for name, tensor in state.items():
+            assert torch.equal(tensor, (fresh if name.startswith("head") else tensors)[name])
+    path = tmp_path / "start.safetensors"
+    assert events == [Noted(f"started from {path}; fresh: head.weight, head.bias; not used: more")] * 3
+    apart = initial_model(make_spec(**experts("start.safetensors"), seed=1)).state_dict()
+    assert not torch.equal(apart["head.weight"], fresh["head.weight"])
+
+
+def test_a_note_names_only_the_first_of_many_fresh_tensors(make_spec, tmp_path):
+    tensors = initial_model(make_spec()).state_dict()
+    last = {name: tensor for name, tensor in tensors.items() if name.startswith("features.7")}  # half of all weights
+    save_file(last, tmp_path / "start.safetensors")
+    events = []
+    initial_model(make_spec(**experts("start.safetensors")), progress=events.append)
+    names = [name for name in tensors if name not in last]
+    assert events[0].text.endswith(f"fresh: {', '.join(names[:6])} and {len(names) - 6} more")
+
+
+def test_a_start_with_less_than_half_of_the_model_is_refused(make_spec, tmp_path):
+    tensors = initial_model(make_spec()).state_dict()
+    few = {f"net.{name}": tensor for name, tensor in tensors.items() if name != "head.bias"}
+    few["head.bias"] = tensors["head.bias"]
+    save_file(few, tmp_path / "start.safetensors")
+    with pytest.raises(CheckpointError, match="has 4 of the 1,016 weights of .* 'cnn', less than half") as caught:
+        initial_model(make_spec(**experts("start.safetensors")))
+    assert len(caught.value.items) == len(tensors) - 1
+    assert all("; the checkpoint has 'net." in item for item in caught.value.items)
+
+
+def test_nan_in_a_pretrained_start(make_spec, tmp_path):
+    tensors = initial_model(make_spec()).state_dict()
+    tensors["features.0.weight"][0, 0, 0, 0] = float("inf")
+    save_file(tensors, tmp_path / "start.safetensors")
+    with pytest.raises(CheckpointError, match="start.safetensors: 'features.0.weight' has NaN or infinity"):
+        initial_model(make_spec(**experts("start.safetensors")))
+
+
 def test_a_checkpoint_in_half_precision_fits(spec, tmp_path):
     model = initial_model(spec)
     halves = {name: t.bfloat16() if t.is_floating_point() else t for name, t in model.state_dict().items()}
@@ -53,8 +104,7 @@ def test_every_difference_from_the_model_is_listed(spec, tmp_path):
         load_model(spec, read_checkpoint(tmp_path / "other.safetensors"))
     assert sorted(caught.value.items) == [
         "'features.0.weight' is F8_E4M3, the model has F32",
-        "'features.1.bias' is missing",
-        "'features.1.more' is not in the model",
+        "'features.1.bias' is missing; the checkpoint has 'features.1.more'",
         "'features.1.num_batches_tracked' is F32, the model has I64",
         "'head.bias' is I64, the model has F32",
         "'head.weight' is [7, 7], the model has [4, 8]",
@@ -81,3 +131,31 @@ def test_the_model_has_to_take_the_data_and_is_left_as_it_was(make_spec, run):
     colour = make_spec(model={"arch": "cnn", "args": {"num_classes": 4, "in_channels": 3}})
     with pytest.raises((DataError, SpecError), match="takes? "):
         check_fits_data(initial_model(colour), examples, spec.loss, "data")
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        ("def forward(self): return 1", r"does not take the data's inputs \[2, 1, 8, 8\]: TypeError: .*forward"),
+        ("def forward(self, x): assert x.ndim == 2", r"the data's inputs \[2, 1, 8, 8\]: AssertionError$"),
+        ("def forward(self, x): return x", r"outputs are \[2, 1, 8, 8\], wanted \[2, 'classes'\]"),
+        ("def forward(self, x): return x.sum(dim=(1, 2, 3))", r"outputs are \[2\], wanted \[2, 'classes'\]"),
+        ("def forward(self, x): return [x]", "the model returns list, wanted a tensor"),
+    ],
+)
+def test_a_model_that_is_not_made_for_the_data(make_spec, run, tmp_path, forward, message):
+    (tmp_path / "own.py").write_text(f"from torch import nn\nclass Net(nn.Module):\n    {forward}")
+    spec = make_spec(model={"arch": "python:own:Net"})
+    with pytest.raises(SpecError, match=message):
+        check_fits_data(initial_model(spec), read_target(spec, ["train"], run)["train"], spec.loss, "data")
+
+
+def test_a_token_beyond_the_models_vocabulary(make_spec, tmp_path):
+    class Net(nn.Module):
+        def get_input_embeddings(self):
+            return nn.Embedding(10, 2)
+
+    tokens = Ragged(torch.tensor([1, 10]), starts=torch.tensor([0]), lengths=torch.tensor([2]))
+    examples = Examples(Dataset(tokens, torch.tensor([0])), None, None)
+    with pytest.raises(DataError, match="gives token 10 for 'texts', the model.s vocabulary has 10 tokens"):
+        check_fits_data(Net(), examples, "cross_entropy", "texts")

@@ -1,0 +1,12 @@
+"""Figures as people read them. Needs no torch."""
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes such as 1.2 GB."""
+    if round(n_bytes) < 1000:
+        return f"{n_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        n_bytes /= 1000
+        if round(n_bytes, 1) < 1000:
+            return f"{n_bytes:.1f} {unit}"
+    return f"{n_bytes / 1000:.1f} TB"

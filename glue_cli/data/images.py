@@ -1,0 +1,110 @@
+"""From encoded images to one tensor: decoded by Pillow on all cores, converted, resized."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from glue_cli.core.errors import DataError
+from glue_cli.core.progress import Advanced, Finished, Progress, Started
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+Mode = Literal["RGB", "L"]
+_CHUNK = 64  # images a task of the pool: long against the cost of a task, short against the wait for progress
+_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)  # as Pillow has them
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as a file, or as the bytes of one, which `name` then stands for in messages."""
+
+    name: str
+    content: bytes | None = None
+
+    @property
+    def source(self) -> str | BytesIO:
+        return self.name if self.content is None else BytesIO(self.content)
+
+
+def decode_all(
+    images: Sequence[EncodedImage], image_size: int | None, progress: Progress, *, mode: Mode = "RGB"
+) -> Tensor:
+    """Return the images, uint8 [N, 3, H, W], or [N, 1, H, W] with the mode L.
+
+    Args:
+        image_size: the central square of each image is resized to it, bicubic with antialiasing; without it, all
+            images must be of one size.
+    Raises:
+        DataError: an image is broken, of another size or has more than 8 bits a channel, or Pillow is not installed.
+    Cost: decodes in torch's number of threads.
+    """
+    first = _decode(images[0], image_size, mode)
+    width, height = first.size
+    n_bytes = len(mode) * height * width  # of an image
+    buffer = bytearray(len(images) * n_bytes)
+
+    def decode_chunk(start: int) -> int:
+        chunk = images[start : start + _CHUNK]
+        for i, encoded in enumerate(chunk, start):
+            image = _decode(encoded, image_size, mode)
+            if image.size != (width, height):
+                raise DataError(
+                    f"'{encoded.name}' is {image.width}x{image.height} pixels, '{images[0].name}' is "
+                    f"{width}x{height}; wanted images of one size",
+                    hint="set data.image_size",
+                )
+            # Bands make the planes that a batch wants, without numpy.
+            buffer[i * n_bytes : (i + 1) * n_bytes] = b"".join(band.tobytes() for band in image.split())
+        return len(chunk)
+
+    progress(Started("decode", len(images), "images"))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow lets go of the GIL while it decodes
+        # `map` keeps the order, so the first fault is the one reported, and drops what is not yet begun.
+        for done in accumulate(pool.map(decode_chunk, range(0, len(images), _CHUNK))):
+            progress(Advanced(done))
+    progress(Finished())
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(len(images), len(mode), height, width)
+
+
+def is_grey(encoded: EncodedImage) -> bool:
+    """Tell from its header whether an image has one channel of at most 8 bits; a broken one has not."""
+    from PIL import Image
+
+    try:
+        with Image.open(encoded.source) as file:
+            return file.mode in ("1", "L")
+    except _READ_ERRORS:
+        return False
+
+
+def _decode(encoded: EncodedImage, image_size: int | None, mode: Mode) -> "PillowImage":
+    """Return an image, its central square resized to `image_size` when that is given."""
+    name = encoded.name
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"reading '{name}' needs Pillow, which is not installed", hint="pip install Pillow") from error
+    try:
+        with Image.open(encoded.source) as file:
+            found = file.mode
+            # The direct way loses a palette's transparency, with a warning.
+            image = (file.convert("RGBA") if "transparency" in file.info else file).convert(mode)
+    except (*_READ_ERRORS, Image.DecompressionBombError) as error:
+        raise DataError(f"'{name}' is not a whole image: {error}", hint="replace the file or remove it") from error
+    if found[0] in "IF":  # Pillow clips these to 255 on the way to RGB
+        raise DataError(f"'{name}' has more than 8 bits a channel (mode {found})", hint="convert the images to 8 bits")
+    if image_size is None:
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    square = (left, top, left + side, top + side)
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square)

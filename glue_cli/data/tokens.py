@@ -1,0 +1,95 @@
+"""From texts to token ids, by the tokenizer in the model's own folder."""
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glue_cli.core.errors import DataError, SpecError
+from glue_cli.core.optional import import_beside_torchvision
+from glue_cli.core.progress import Advanced, Finished, Noted, Progress, Started
+from glue_cli.data.dataset import Dataset, Ragged, Texts
+
+# Without one of these, transformers makes up a tokenizer that knows no word.
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_DEFAULT_LENGTH = 512
+_CHUNK = 1000  # texts a call of the tokenizer, which spreads them over the cores
+
+
+def tokenise(found: Texts, folder: Path | None, max_length: int | None, *, where: str, progress: Progress) -> Dataset:
+    """Turn texts into token ids, each cut to `max_length`.
+
+    Without targets these are the tokens that follow, and texts of less than two tokens are left out.
+
+    Args:
+        folder: the model's, with the tokenizer's files; None for a model that has none.
+        max_length: by default what the tokenizer was made for, at most 512.
+        where: which texts these are, for the messages.
+    Raises:
+        SpecError: the model has no tokenizer, or one for shorter texts, or transformers is not installed.
+        DataError: a text with a target gives no token, or no text gives two.
+    """
+    tokenizer = load_tokenizer(folder, where)
+    if max_length is not None and max_length > tokenizer.model_max_length:
+        raise SpecError(
+            f"data.max_length is {max_length:,}, but the tokenizer in '{folder}' is made for texts of at most "
+            f"{tokenizer.model_max_length:,} tokens",
+            hint="lower data.max_length",
+        )
+    tokens = _encode(tokenizer, found.texts, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH), progress)
+    if found.targets is not None:
+        if not tokens.lengths.all():
+            number = int((tokens.lengths == 0).nonzero()[0]) + 1
+            raise DataError(f"{where}: text {number} (from 1) gives no token", hint="remove it")
+        return Dataset(tokens, found.targets, found.class_names)
+    kept = tokens[(tokens.lengths > 1).nonzero().squeeze(1)]
+    if len(kept) == 0:
+        raise DataError(f"{where}: none has two tokens or more, so there is nothing for a language model to predict")
+    if len(kept) < len(tokens):
+        n_short = len(tokens) - len(kept)
+        progress(Noted(f"{where}: {n_short:,} of {len(tokens):,} have less than two tokens and are left out"))
+    return Dataset(kept, kept.following())
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], max_length: int, progress: Progress) -> Ragged:
+    ids, lengths = array("i"), []
+    progress(Started("tokenise", len(texts), "texts"))
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        rows = tokenizer(chunk, truncation=True, max_length=max_length, padding=False, verbose=False)["input_ids"]
+        for row in rows:
+            ids.extend(row)
+            lengths.append(len(row))
+        progress(Advanced(len(lengths)))
+    progress(Finished())
+    sizes = torch.tensor(lengths)
+    values = torch.frombuffer(ids, dtype=torch.int32) if ids else torch.zeros(1, dtype=torch.int32)
+    # GPT-2 has no token for padding; whichever is taken, the attention mask hides it.
+    padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+    return Ragged(values, sizes.cumsum(0) - sizes, sizes, next(token for token in padding if token is not None))
+
+
+def load_tokenizer(folder: Path | None, where: str) -> Any:
+    """Return the tokenizer in a folder; nothing is looked up elsewhere, and no code of the folder's is run."""
+    if folder is None:
+        raise SpecError(
+            f"{where} need a model of transformers, by whose tokenizer they are read",
+            hint="set model: {arch: 'transformers:AutoModelForSequenceClassification', args: {path: FOLDER}}",
+        )
+    try:
+        transformers = import_beside_torchvision("transformers")
+    except ImportError as error:
+        raise SpecError(
+            "texts need transformers, which is not installed", hint="pip install 'glue-cli[hf]'"
+        ) from error
+    transformers.utils.logging.set_verbosity_error()
+    wanted = "the tokenizer's files, such as tokenizer.json, next to config.json"
+    if not any((folder / name).is_file() for name in _FILES):
+        raise SpecError(f"'{folder}' has no tokenizer: wanted {' or '.join(_FILES)}", hint=f"put {wanted}")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and its parsers raise whatever a damaged file makes them stumble on
+        reason = str(error).strip().partition("\n")[0]
+        raise SpecError(f"the tokenizer in '{folder}' cannot be read: {reason}", hint=f"put {wanted}") from error

@@ -1,0 +1,49 @@
+"""Write a trained model: as one file, or as a Hugging Face folder that `from_pretrained` loads."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from glue_cli.core.destination import Destination
+from glue_cli.core.output import writing
+from glue_cli.core.tensors import write_all, write_checkpoint
+
+
+def save_model(
+    destination: Destination,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    glue: Mapping[str, Any],
+    class_names: Sequence[str] | None,
+) -> None:
+    """Write a model's tensors with glue's metadata, and into a folder its configuration and tokenizer too.
+
+    All files appear together at the end, the configuration last, or none does.
+
+    Args:
+        model: of transformers, where the destination is a folder.
+        class_names: what the outputs mean, for the configuration.
+    Raises:
+        ResourceError: the output cannot be written.
+    """
+    with ExitStack() as stack:
+        if destination.is_folder:
+            config = stack.enter_context(writing(destination.result / "config.json"))
+            write_all(config, _configuration(model, class_names).encode(), 0)
+        for source, copy in destination.companions:
+            write_all(stack.enter_context(writing(copy)), source.read_bytes(), 0)
+        write_checkpoint(destination.files[0], tensors, glue)
+    for stale in destination.stale_files():
+        stale.unlink()
+
+
+def _configuration(model: Any, class_names: Sequence[str] | None) -> str:
+    config = model.config
+    config.architectures = [type(model).__name__]
+    if class_names and len(class_names) == config.num_labels:
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: number for number, name in enumerate(class_names)}
+    text: str = config.to_json_string()
+    return text

@@ -1,0 +1,117 @@
+"""The methods that run the model: by each expert's accuracy, and by searching the target loss."""
+
+from dataclasses import asdict
+
+import torch
+
+from glue_cli.core.cost import Cost
+from glue_cli.core.errors import SpecError
+from glue_cli.core.objective import BlendObjective
+from glue_cli.core.progress import Advanced, Finished, Started
+from glue_cli.core.spec import MixSpec, Spec
+from glue_cli.methods import METHODS
+from glue_cli.methods.descent import Learned, StepRecord
+from glue_cli.workflows.choose import Choice, by_expert, by_group
+from glue_cli.workflows.compute import forward_compute
+from glue_cli.workflows.examples import read_target
+from glue_cli.workflows.experts import Experts
+from glue_cli.workflows.history import Write
+from glue_cli.workflows.plan import Run
+from glue_cli.workflows.plan_mix import MixPlan
+from glue_cli.workflows.training import evaluate_model
+from glue_cli.workflows.weights import check_fits_data
+
+
+def choose_by_accuracy(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) -> Choice:
+    """Evaluate every expert on the target's validation data, and let the method weigh the accuracies."""
+    val = read_target(spec, ["val"], run)["val"]
+    if val.dataset.labels is None:
+        raise SpecError(
+            f"--method {plan.method} needs accuracies, which these data do not have", hint="use --method spsa"
+        )
+    _check_classes(plan, val.class_names)
+    accuracies: list[float] = []
+    n_forwards = 0
+    run.progress(Started("evaluate experts", len(plan.experts), "experts"))
+    for one_hot in torch.eye(len(plan.experts), dtype=torch.float64):
+        model = experts.model(spec, one_hot[None])
+        if not accuracies:
+            check_fits_data(model, val, spec.loss, spec.data.where)
+            compute = forward_compute(spec, model, val, run)
+            batches = val.on(compute)
+        figures = evaluate_model(compute.place(model), batches, loss=spec.loss, compute=compute)
+        accuracies.append(figures["accuracy"])
+        write({"expert": len(accuracies) - 1, **{f"val_{name}": value for name, value in figures.items()}})
+        n_forwards += batches.n_in_order
+        run.progress(Advanced(len(accuracies)))
+    run.progress(Finished())
+    cost = Cost(forwards=n_forwards, validation_forwards=n_forwards, examples=len(accuracies) * len(val))
+    alpha = METHODS[plan.method].load()(accuracies)
+    return Choice(
+        torch.tensor([alpha], dtype=torch.float64),
+        settings={"precision": compute.precision},
+        cost=cost,
+        details={"val_accuracies": accuracies, "precision": compute.precision},
+    )
+
+
+def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) -> Choice:
+    """Let the method search for the alpha [G, K] with the least loss on the target's data."""
+    settings = spec.mix
+    n_experts = len(plan.experts)
+    first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(len(plan.recipe.groups), n_experts)
+    model = experts.model(spec, first)
+    target = read_target(spec, ["train", "val"], run)
+    for examples in target.values():
+        check_fits_data(model, examples, spec.loss, spec.data.where)
+    _check_classes(plan, target["train"].class_names)
+    compute = forward_compute(spec, model, target["train"], run)
+    train, val = target["train"].on(compute), target["val"].on(compute)
+    objective = BlendObjective(
+        compute.place(model),
+        experts.bank(compute, n_blends=_count_blends(plan.method, settings), run=run),
+        loss=spec.loss,
+        train_batch=lambda step: train.at_step(step, settings.batch_size, plan.seed),
+        validation_batches=val.in_order,
+        compute=compute,
+        seed=plan.seed,
+        statistics=settings.bn_statistics,
+        bn_gradient=settings.bn_gradient,
+        make_tensors=experts.make_tensors,
+    )
+    run.progress(Started(f"mix by {plan.method}", settings.steps, "steps"))
+    val_loss = None
+
+    def observe(record: StepRecord) -> None:
+        nonlocal val_loss
+        val_loss = record.val_loss if record.val_loss is not None else val_loss
+        alpha = by_expert(record.alpha)
+        line = {"step": record.step, "loss": record.loss, "alpha": alpha, "val_loss": record.val_loss}
+        write({**line, **by_group(plan, record.alpha), **asdict(objective.cost)})
+        figures = {name: x for name, x in (("loss", record.loss), ("val loss", val_loss)) if x is not None}
+        run.progress(Advanced(record.step, figures, tuple(alpha)))
+
+    learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
+    run.progress(Finished())
+    return Choice(
+        learned.alpha,
+        settings={"mix": settings.model_dump(), "loss": spec.loss, "precision": compute.precision},
+        cost=objective.cost,
+        loss={"val": learned.val_loss, "val_uniform": learned.val_loss_start},
+        details={"steps": learned.n_steps, "stopped": learned.stopped, "precision": compute.precision},
+    )
+
+
+def _count_blends(method: str, settings: MixSpec) -> int:
+    """Return how many float32 blends a search holds: the probes of a step, or a blend with its gradient."""
+    return 2 * settings.n_directions if method == "spsa" else 3
+
+
+def _check_classes(plan: MixPlan, class_names: list[str] | None) -> None:
+    """Check that the head that is made has the data's classes, in their order."""
+    if plan.head and class_names and list(plan.head.classes) != class_names:
+        raise SpecError(
+            f"the head is made for the classes {', '.join(plan.head.classes)}",
+            items=[f"the data have {', '.join(class_names)}"],
+            hint=f"name them in the data's order: --classes {','.join(class_names)}",
+        )

@@ -1,0 +1,199 @@
+"""Texts from the file to the checkpoint and its figures, with small models of transformers."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glue_cli.core.device import Compute
+from glue_cli.core.errors import DataError, SpecError, UsageError
+from glue_cli.core.forward import outputs_of
+from glue_cli.core.seeds import generator
+from glue_cli.core.spec import AugmentSpec, Spec
+from glue_cli.workflows.evaluate import evaluate
+from glue_cli.workflows.examples import read_expert, read_target
+from glue_cli.workflows.finetune import finetune
+from glue_cli.workflows.plan import Outputs, plan_evaluate, plan_finetune, plan_train_expert
+from glue_cli.workflows.train_expert import train_expert
+from glue_cli.workflows.training import evaluate_model
+from glue_cli.workflows.weights import initial_model
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("torchvision")
+
+CPU = Compute(torch.device("cpu"))
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+BERT = {"model_type": "bert", **SIZES, "vocab_size": 16, "max_position_embeddings": 12}
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 16, "n_positions": 12}
+GPT2 |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def some_reviews(n, seed):
+    """Draw reviews of 1 to 8 words, of which the one that is 'good' or 'bad' tells the label."""
+    draws = torch.Generator().manual_seed(seed)
+    for i in range(n):
+        words = ["the", "a", "book", "film", "is", "was", "very"]
+        picked = [
+            words[k] for k in torch.randint(0, 7, (int(torch.randint(0, 8, (), generator=draws)),), generator=draws)
+        ]
+        place = int(torch.randint(0, len(picked) + 1, (), generator=draws))
+        yield {
+            "text": " ".join([*picked[:place], ("bad", "good")[i % 2], *picked[place:]]),
+            "label": ("no", "yes")[i % 2],
+        }
+
+
+@pytest.fixture
+def folder(tmp_path, make_tokenizer):
+    """Data with labels, the same texts alone, a BERT and a GPT-2."""
+    for name, n, seed in (("train", 120, 0), ("test", 40, 1)):
+        lines = list(some_reviews(n, seed))
+        for place, keys in (("labelled", ("text", "label")), ("alone", ("text",))):
+            (tmp_path / place).mkdir(exist_ok=True)
+            text = "".join(json.dumps({key: line[key] for key in keys}) + "\n" for line in lines)
+            (tmp_path / place / f"{name}.jsonl").write_text(text)
+    for name, config, special in (("bert", BERT, {}), ("gpt2", GPT2, {"pad_token": None, "eos_token": "[SEP]"})):
+        make_tokenizer(tmp_path / name, model_max_length=12, **special)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def text_spec(folder, **sections):
+    usual = {
+        "model": {
+            "arch": "transformers:AutoModelForSequenceClassification",
+            "args": {"path": "bert", "num_labels": 2},
+        },
+        "data": {"format": "jsonl", "root": "labelled", "target": {"train": 60, "val": 20}},
+        "experts": {"count": 2, "size": 30, "dirichlet": 10.0},
+        "train": {"epochs": 1, "batch_size": 10, "lr": 0.01},
+        "finetune": {"epochs": 6, "batch_size": 10, "lr": 0.01},
+        "precision": "fp32",
+    }
+    return Spec.model_validate({**usual, **sections}).located_in(folder)
+
+
+@pytest.fixture
+def labelled(folder):
+    return text_spec(folder)
+
+
+@pytest.fixture
+def alone(folder):
+    member = {"name": "all", "data": {"format": "jsonl", "root": "alone"}}
+    return text_spec(
+        folder,
+        model={"arch": "transformers:AutoModelForCausalLM", "args": {"path": "gpt2"}},
+        data={"format": "jsonl", "root": "alone", "target": {"train": 60, "val": 20}},
+        experts={"members": [member]},
+    )
+
+
+def test_a_classifier_from_end_to_end(labelled, run, tmp_path):
+    expert = tmp_path / "e.safetensors"
+    result = train_expert(plan_train_expert(labelled, 1, Outputs(expert)), run)
+    assert result["examples"] == sum(result["class_counts"]) == 30
+    tuned = tmp_path / "f.safetensors"
+    history = finetune(plan_finetune(labelled, expert, Outputs(tuned), track_test=True), run)["history"]
+    assert history[-1]["test_accuracy"] > 0.9
+    found = evaluate(plan_evaluate(labelled, [expert, tuned], "test", {}, Outputs(None)), run)["results"]
+    assert found[1]["accuracy"] == history[-1]["test_accuracy"] and found[0]["accuracy"] == history[0]["test_accuracy"]
+    assert set(found[1]["class_accuracy"]) == {"no", "yes"}
+    assert sum(found[1]["class_accuracy"].values()) / 2 == pytest.approx(found[1]["accuracy"])
+
+
+def test_a_language_model_from_end_to_end(alone, folder, run, tmp_path):
+    expert = tmp_path / "e.safetensors"
+    result = train_expert(plan_train_expert(alone, 0, Outputs(expert)), run)
+    assert result["examples"] == 120 and "class_counts" not in result
+    tuned = tmp_path / "f.safetensors"
+    history = finetune(plan_finetune(alone, expert, Outputs(tuned), track_test=True), run)["history"]
+    assert history[-1]["test_perplexity"] < history[0]["test_perplexity"]
+    [found] = evaluate(plan_evaluate(alone, [tuned], "test", {}, Outputs(None)), run)["results"]
+    assert "accuracy" not in found and "class_accuracy" not in found
+
+    config = transformers.AutoConfig.from_pretrained(folder / "gpt2")
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.load_state_dict(load_file(tuned), strict=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "gpt2")
+    total = n_tokens = 0
+    for line in (folder / "alone" / "test.jsonl").read_text().splitlines():
+        ids = torch.tensor([tokenizer(json.loads(line)["text"])["input_ids"]])
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=ids).loss.item()  # transformers shifts, one text at a time: no padding
+        total, n_tokens = total + loss * (ids.shape[1] - 1), n_tokens + ids.shape[1] - 1
+    assert found["loss"] == pytest.approx(total / n_tokens, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(total / n_tokens), rel=1e-5)
+
+
+def test_the_training_loss_of_a_language_model_is_a_mean_over_tokens(alone, run, tmp_path):
+    still = {"train": alone.train.model_copy(update={"lr": 1e-12})}
+    spec = alone.model_copy(update=still).located_in(alone.path("."))
+    result = train_expert(plan_train_expert(spec, 0, Outputs(tmp_path / "e.safetensors")), run)
+    batches = read_expert(spec, 0, run).on(CPU)
+    found = evaluate_model(initial_model(spec, 0), batches, loss=spec.loss, compute=CPU)
+    assert result["loss"] == pytest.approx(found["loss"], rel=1e-6)
+
+
+def test_padding_does_not_change_the_outputs(labelled, run):
+    model = initial_model(labelled).eval()
+    batches = read_target(labelled, ["test"], run)["test"].on(CPU)
+    with torch.no_grad():
+        together = outputs_of(model, batches.pick(torch.arange(40))[0])
+        apart = [outputs_of(model, batches.pick(torch.tensor([i]))[0]) for i in range(40)]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_an_epoch_of_texts_is_a_pure_function_of_seed_and_epoch(labelled, run):
+    examples = read_target(labelled, ["train"], run)["train"]
+    batches = examples.on(CPU)
+
+    def epoch(seed, number):
+        return [inputs["input_ids"] for inputs, _ in batches.epoch(8, seed, number, AugmentSpec())]
+
+    first = epoch(0, 1)
+    assert sum(map(len, first)) == 60 and sorted(map(len, first)) == [4] + [8] * 7
+    assert all(torch.equal(a, b) for a, b in zip(first, epoch(0, 1), strict=True))
+    shapes = [ids.shape for ids in first]
+    assert shapes != [ids.shape for ids in epoch(0, 2)] != [ids.shape for ids in epoch(1, 1)]
+    n_cells, n_tokens = sum(ids.numel() for ids in first), int(examples.dataset.inputs.lengths.sum())
+    assert n_cells < 1.1 * n_tokens
+    with pytest.raises(SpecError, match="augment crops and flips images"):
+        next(batches.epoch(8, 0, 1, AugmentSpec(flip=True)))
+
+
+def test_texts_are_evaluated_from_the_longest_to_the_shortest(labelled, run):
+    batches = read_target(labelled, ["test"], run)["test"].on(CPU)
+    found = list(batches.in_order(7))
+    lengths = torch.cat([inputs["attention_mask"].sum(1) for inputs, _ in found])
+    assert len(lengths) == 40 and torch.equal(lengths, lengths.sort(descending=True).values)
+    assert batches.n_in_order == 1
+
+
+def test_minibatches_of_the_search_are_drawn_at_random(labelled, run):
+    batches = read_target(labelled, ["train"], run)["train"].on(CPU)
+    order = torch.randperm(60, generator=generator(0, "mix", 0))
+    inputs, labels = batches.at_step(1, 8, 0)
+    wanted, wanted_labels = batches.pick(order[8:16])
+    assert torch.equal(inputs["input_ids"], wanted["input_ids"]) and torch.equal(labels, wanted_labels)
+
+
+def test_what_texts_alone_do_not_have(alone, folder, run, tmp_path):
+    finetune(plan_finetune(alone, None, Outputs(tmp_path / "f.safetensors"), track_test=False), run)
+    for options in ({"bars": {"accuracy": 0.5}}, {"bars": {}, "metrics": ["f1"]}):
+        plan = plan_evaluate(alone, [tmp_path / "f.safetensors"], "test", outputs=Outputs(None), **options)
+        with pytest.raises(UsageError, match="texts without labels have no (accuracy|f1)"):
+            evaluate(plan, run)
+    shares = alone.model_copy(update={"experts": text_spec(folder).experts}).located_in(folder)
+    with pytest.raises(SpecError, match="experts.dirichlet shares the data by class, but this data set has no labels"):
+        read_expert(shares, 0, run)
+    with pytest.raises(DataError, match="has texts alone, which loss: mse does not fit"):
+        read_target(alone.model_copy(update={"loss": "mse"}).located_in(folder), ["test"], run)
+
+
+def test_a_model_of_another_library_does_not_read_texts(folder, run):
+    spec = text_spec(folder, model={"arch": "cnn", "args": {"num_classes": 2}})
+    with pytest.raises(SpecError, match="the test texts in '.*labelled' need a model of transformers"):
+        read_target(spec, ["test"], run)
