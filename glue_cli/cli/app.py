@@ -18,6 +18,7 @@ from glue_cli.cli.evaluate import evaluate
 from glue_cli.cli.finetune import finetune
 from glue_cli.cli.mix import mix
 from glue_cli.cli.output import print_error
+from glue_cli.cli.report import report
 from glue_cli.cli.train_expert import train_expert
 from glue_cli.core.errors import GlueError, ResourceError, UsageError
 
@@ -31,6 +32,7 @@ app.command("train-expert")(train_expert)
 app.command("mix")(mix)
 app.command("finetune")(finetune)
 app.command("evaluate")(evaluate)
+app.command("report")(report)
 
 
 _INTERRUPTED = 130

@@ -1,0 +1,60 @@
+"""How a method appears, the same in every table and figure: its name, its place in the order, its line."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import cycle
+
+# Okabe and Ito's colours, told apart with any colour vision; without their yellow, which is too pale on white.
+# Variants of a method have its hue, darker or paler, which greyscale print keeps apart too.
+BLACK, GREY = "#000000", "#7F7F7F"
+ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+DARK_VERMILLION, PALE_VERMILLION = "#7A3300", "#F2A36B"
+
+
+@dataclass(frozen=True)
+class Look:
+    """A method's name for readers and its line in matplotlib's words; a `hollow` marker is white inside."""
+
+    name: str
+    color: str
+    marker: str
+    dash: str = "-"
+    hollow: bool = False
+
+
+_KNOWN = {
+    "uniform": Look("uniform", SKY, "v"),
+    "uniform-refreshed": Look("uniform, BatchNorm refreshed", SKY, "v", "--", hollow=True),
+    "data-size": Look("data size", GREEN, "^"),
+    "proxy": Look("proxy accuracy", PURPLE, "D"),
+    "fullgrad": Look("full gradient", BLUE, "s"),
+    "spsa": Look("GLUE (SPSA)", VERMILLION, "o"),
+    "spsa-n2": Look("GLUE, 2 directions", DARK_VERMILLION, "X", "--"),
+    "spsa-n4": Look("GLUE, 4 directions", PALE_VERMILLION, "P", "-."),
+    "spsa-default": Look("GLUE, default preset", ORANGE, "o", hollow=True),
+    "scratch": Look("from scratch", BLACK, "x", ":"),
+}
+_MARKERS, _DASHES = ("*", "p", "h", "<", ">", "d"), (":", "-.", "--")
+
+
+def base_of(label: str) -> str:
+    """Return the known label that this one is or begins with, such as `spsa` for `spsa-n8`; else itself."""
+    bases = [known for known in _KNOWN if label == known or label.startswith(f"{known}-")]
+    return max(bases, key=len, default=label)
+
+
+def looks_of(labels: Collection[str]) -> dict[str, Look]:
+    """Return each label's look, in the order in which methods are listed.
+
+    A label that is not known has the colour of the method that it begins with, else grey, and a line of its own.
+    """
+    order = {label: i for i, label in enumerate(_KNOWN)}
+    lines = cycle(zip(_MARKERS, cycle(_DASHES), strict=False))
+    looks = {}
+    for label in sorted(labels, key=lambda label: (order.get(base_of(label), len(order)), label)):
+        if label in _KNOWN:
+            looks[label] = _KNOWN[label]
+        else:
+            base = _KNOWN.get(base_of(label))
+            looks[label] = Look(label, base.color if base else GREY, *next(lines), hollow=True)
+    return looks
