@@ -1,13 +1,14 @@
 """BatchNorm's running statistics: differentiated, replaced by those of a batch, or taken anew from data.
 
-torch's own `batch_norm` has no derivative with respect to them: it raises when they require a gradient. Written as
-the affine map that it is in eval mode, the gradient of a blend's loss passes through the blended statistics too.
+torch's own `batch_norm` has no derivative with respect to them: it raises when they require a gradient. In eval mode it
+is an affine map, so that the gradient of a blend's loss can pass through the blended statistics too.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glue_cli.core.forward import Batch
@@ -16,9 +17,9 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def differentiate_statistics(model: nn.Module) -> None:
-    """Replace the forward of every BatchNorm in `model` by its affine form; for eval mode only."""
+    """Replace the forward of every BatchNorm in `model` by one with that derivative; for eval mode only."""
     for _, module in _batchnorms(model):
-        module.forward = _AffineForward(module)  # type: ignore[method-assign]
+        module.forward = _DifferentiableForward(module)  # type: ignore[method-assign]
 
 
 def use_batch_statistics(model: nn.Module) -> None:
@@ -65,8 +66,13 @@ def _batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
             yield name, module
 
 
-class _AffineForward:
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, computed in float32."""
+class _DifferentiableForward:
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, by torch's own kernel.
+
+    To that kernel the statistics are constants m and v; what they contribute to the gradient goes through its weight
+    and bias: y = (x - m) / sqrt(v + eps) * W + B with W = weight sqrt(v + eps) / sqrt(var + eps) and
+    B = bias + (m - mean) weight / sqrt(var + eps), which are weight and bias in value, not in derivative.
+    """
 
     def __init__(self, module: _BatchNorm) -> None:
         self._module = module
@@ -75,11 +81,10 @@ class _AffineForward:
         module = self._module
         mean, variance = module.running_mean, module.running_var
         assert mean is not None and variance is not None
-        scale = torch.rsqrt(variance + module.eps)
-        if module.weight is not None:
-            scale = scale * module.weight
-        shift = -mean * scale
+        fixed_mean, fixed_variance = mean.detach(), variance.detach()
+        ratio = ((fixed_variance + module.eps) / (variance + module.eps)).sqrt()  # 1, with a derivative
+        weight = ratio if module.weight is None else ratio * module.weight
+        bias = (fixed_mean - mean) * weight * torch.rsqrt(fixed_variance + module.eps)
         if module.bias is not None:
-            shift = shift + module.bias
-        shape = (1, -1) + (1,) * (input.dim() - 2)
-        return torch.addcmul(shift.view(shape), input, scale.view(shape)).to(input.dtype)
+            bias = bias + module.bias
+        return F.batch_norm(input, fixed_mean, fixed_variance, weight, bias, eps=module.eps)
