@@ -71,6 +71,7 @@ def _stack(found: Any, where: str, progress: Progress) -> tuple[Tensor, Tensor]:
             stacks[kind][i] = tensor
         if i % _ITEMS_A_REPORT == 0:
             progress(Advanced(i))
+    progress(Advanced(len(stacks["input"])))
     progress(Finished())
     return stacks["input"], stacks["target"]
 
