@@ -47,8 +47,6 @@ def torchvision():
     """
     if sys.modules.get("torchvision", torch) is None:
         del sys.modules["torchvision"]  # which glue has hidden
-    if sys.modules.get("torchvision", ...) is None:  # hidden by glue: see core/optional.py
-        del sys.modules["torchvision"]
     try:
         import torchvision
     except RuntimeError:

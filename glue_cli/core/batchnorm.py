@@ -1,7 +1,7 @@
 """BatchNorm's running statistics: differentiated, replaced by those of a batch, or taken anew from data.
 
-torch's own `batch_norm` has no derivative with respect to them: it raises when they require a gradient. In eval mode it
-is an affine map, so that the gradient of a blend's loss can pass through the blended statistics too.
+torch's own `batch_norm` has no derivative with respect to them: it raises when they require a gradient. In eval mode
+it is an affine map, so that the gradient of a blend's loss can pass through the blended statistics too.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -62,9 +62,18 @@ def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart:
         return
     if all(d.kind == "dtype" and _float_everywhere(d.name, experts) for d in found):
         message, hint = "the experts differ in dtype", "say what to blend to: --dtype float32"
+    elif all(d.kind == "shape" and _differ_in_classes(d.name, experts) for d in found):
+        message = "the experts differ in these tensors"
+        hint = "if they are a head, say what becomes of it: --head PATTERN --head-policy align, from:EXPERT or reset"
     else:
         message, hint = "the experts are not of one architecture", "blend checkpoints of one architecture only"
     raise CheckpointError(message, items=[difference.text for difference in found], hint=hint)
+
+
+def _differ_in_classes(name: str, experts: Sequence[Checkpoint]) -> bool:
+    """Tell whether a tensor has one shape but for its first dimension, as that of a head for other classes."""
+    shapes = [expert.entries[name].shape for expert in experts]
+    return len({shape[1:] for shape in shapes}) == 1 and all(shapes)
 
 
 def is_counter(entry: TensorEntry) -> bool:

@@ -13,6 +13,7 @@ from glue_cli.core.bank_load import bank_of_tensors, choose_bank, load_bank
 from glue_cli.core.blend import blend_files
 from glue_cli.core.blend_tensors import blend_tensors
 from glue_cli.core.checkpoint import Checkpoint, TensorEntry
+from glue_cli.core.destination import Destination
 from glue_cli.core.device import Compute
 from glue_cli.core.hashing import hash_of
 from glue_cli.core.heads import AlignedHead
@@ -23,6 +24,7 @@ from glue_cli.core.spec import Spec
 from glue_cli.core.tensors import write_all
 from glue_cli.workflows.plan import Run
 from glue_cli.workflows.plan_mix import MixPlan
+from glue_cli.workflows.save import relabelled
 
 Describe = Callable[[Sequence[str | None]], dict[str, Any]]  # the experts' sha256 [K] -> glue's metadata
 
@@ -106,17 +108,27 @@ class WholeExperts(Experts):
         plan = self._plan
         made = {name: tensor for name, tensor in made.items() if plan.recipe.is_blended(name)}
         shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
-        return blend_files(
-            plan.experts,
-            alphas.tolist(),
-            plan.destination,
-            describe,
-            recipe=replace(plan.recipe, made={**plan.recipe.made, **shapes}),
-            made={**made, **self.make_tensors(alphas)},
-            memory_bytes=plan.memory_bytes,
-            hashing=plan.hashing,
-            progress=run.progress,
-        )
+        with ExitStack() as stack:
+            return blend_files(
+                plan.experts,
+                alphas.tolist(),
+                self._relabel(stack),
+                describe,
+                recipe=replace(plan.recipe, made={**plan.recipe.made, **shapes}),
+                made={**made, **self.make_tensors(alphas)},
+                memory_bytes=plan.memory_bytes,
+                hashing=plan.hashing,
+                progress=run.progress,
+            )
+
+    def _relabel(self, stack: ExitStack) -> Destination:
+        """Write a folder's configuration for a head with other classes; return where all the rest goes."""
+        plan, rest = self._plan, self._plan.destination
+        for source, copy in plan.destination.companions:
+            if plan.head_classes and copy.name == "config.json":
+                write_all(stack.enter_context(writing(copy)), relabelled(source, plan.head_classes), 0)
+                rest = replace(rest, companions=tuple(pair for pair in rest.companions if pair[1] != copy))
+        return rest
 
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
         return dict(blend_tensors(self._plan.experts, alphas, self._plan.recipe))

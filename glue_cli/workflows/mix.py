@@ -81,13 +81,16 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
 
 
 def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
-    """Return what all experts say of themselves alike: their model and class names; those of a head that is made."""
+    """Return what all experts say of themselves alike: model and class names; those of a head that is not blended."""
     shared = {}
     for key in ("model", "class_names"):
         said = [expert.glue.get(key) for expert in plan.experts]
         if said[0] is not None and all(value == said[0] for value in said):
             shared[key] = said[0]
-    return {**shared, "class_names": list(plan.head.classes)} if plan.head else shared
+    if plan.head_classes:
+        shared.pop("model", None)  # whose number of classes may be another
+        shared["class_names"] = list(plan.head_classes)
+    return shared
 
 
 def _peak_bytes(run: Run) -> int:

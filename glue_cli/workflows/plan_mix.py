@@ -16,7 +16,7 @@ from glue_cli.core.simplex import check_alpha
 from glue_cli.core.spec import Spec
 from glue_cli.methods import METHODS
 from glue_cli.workflows.plan import Outputs
-from glue_cli.workflows.plan_recipe import NO_RULES, HeadPlan, TensorRules, plan_recipe
+from glue_cli.workflows.plan_recipe import NO_RULES, HeadPlan, TensorRules, head_classes_of, plan_recipe
 
 FILE_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 BANKS = ("auto", "device", "host", "disk")
@@ -29,6 +29,7 @@ class MixPlan:
     method: a name of `METHODS`, or "alpha" for given coefficients.
     alpha: given coefficients [K]; sizes: numbers of training examples [K]; None where the method needs none.
     recipe: how each tensor comes about; head: the head that is made anew, if any.
+    head_classes: of a head that is not blended; none where it is, or its classes are not known.
     refreshes: whether BatchNorm's statistics are taken anew from the target's data.
     adapters: the experts as adapters, where they are; adapted: them on their base, where that is known.
     merges: whether adapters are merged into their base; else the blend is an adapter too.
@@ -44,6 +45,7 @@ class MixPlan:
     destination: Destination
     recipe: Recipe = PLAIN
     head: HeadPlan | None = None
+    head_classes: tuple[str, ...] = ()
     refreshes: bool = False
     adapters: tuple[Adapter, ...] = ()
     adapted: AdaptedBase | None = None
@@ -153,8 +155,15 @@ def _plan_checkpoints(
     outputs.check(experts, plan.spec, destination)
     check_compatible(experts, dtype_given=dtype is not None, apart=recipe.apart)
     check_copied(experts, apart=recipe.apart)
-    refreshes = rules.batchnorm == "refresh"
-    return replace(plan, experts=experts, destination=destination, recipe=recipe, head=head, refreshes=refreshes)
+    return replace(
+        plan,
+        experts=experts,
+        destination=destination,
+        recipe=recipe,
+        head=head,
+        head_classes=head_classes_of(experts, rules, head),
+        refreshes=rules.batchnorm == "refresh",
+    )
 
 
 def _groups_of(plan: MixPlan) -> Mapping[str, str | list[str]]:

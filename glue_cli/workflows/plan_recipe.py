@@ -97,6 +97,20 @@ def class_names_of(expert: Checkpoint) -> tuple[str, ...]:
         return ()
 
 
+def head_classes_of(experts: Sequence[Checkpoint], rules: TensorRules, head: HeadPlan | None) -> tuple[str, ...]:
+    """Return the classes of a head that is made or one expert's own; none where it is blended, or nobody says them."""
+    if head:
+        return head.classes
+    policy = rules.head_policy or "blend"
+    if not policy.startswith(_FROM):
+        return ()
+    return class_names_of(experts[_owner_of_head(experts, policy)])
+
+
+def _owner_of_head(experts: Sequence[Checkpoint], policy: str) -> int:
+    return find_expert(experts, policy.removeprefix(_FROM), "--head-policy from:")
+
+
 def _statistics(expert: Checkpoint) -> list[str]:
     return [name for name in expert.entries if name.rpartition(".")[2] in _STATISTICS]
 
@@ -131,13 +145,17 @@ def _plan_head(
     names = find_matching(experts, [rules.head], "--head")
     policy = rules.head_policy or "blend"
     if policy.startswith(_FROM):
-        copied |= dict.fromkeys(names, find_expert(experts, policy.removeprefix(_FROM), "--head-policy from:"))
-        return None
-    if policy == "blend":
+        copied |= dict.fromkeys(names, _owner_of_head(experts, policy))
+    elif policy == "blend":
         _check_equal_heads(experts, rules.head)
-        return None
-    if policy not in ("align", "reset"):
+    elif policy not in ("align", "reset"):
         raise UsageError(f"--head-policy {policy}: no such policy", hint=f"wanted {', '.join(HEAD_POLICIES)}")
+    if policy not in ("align", "reset"):
+        if rules.classes:
+            raise UsageError("--classes is for a head that is made anew", hint="add --head-policy align, or reset")
+        return None
+    if len(set(rules.classes)) < len(rules.classes):
+        raise UsageError("--classes names a class twice", hint="name each class of the target once")
     needed = experts if policy == "align" else experts[:1]  # the first expert's head is the pattern
     lacking = [f"{expert.path}: '{name}'" for expert in needed for name in names if name not in expert.entries]
     if lacking:
@@ -148,11 +166,9 @@ def _plan_head(
         raise CheckpointError(
             "these experts do not say the names of their classes",
             items=silent,
-            hint="glue's own experts do, and Hugging Face folders with id2label; or choose --head-policy from:EXPERT",
+            hint="experts trained on data with class names do, and Hugging Face folders; or --head-policy from:EXPERT",
         )
     classes = rules.classes or tuple(dict.fromkeys(name for own in known for name in own))
-    if len(set(classes)) < len(classes):
-        raise UsageError("--classes names a class twice", hint="name each class of the target once")
     if policy == "align":
         strange = [name for name in classes if not any(name in own for own in known)]
         if len(strange) == len(classes):

@@ -1,12 +1,16 @@
 """Write a trained model: as one file, or as a Hugging Face folder that `from_pretrained` loads."""
 
+import copy
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from glue_cli.core.destination import Destination
+from glue_cli.core.errors import CheckpointError
 from glue_cli.core.output import writing
 from glue_cli.core.tensors import write_all, write_checkpoint
 
@@ -39,8 +43,26 @@ def save_model(
         stale.unlink()
 
 
+def relabelled(source: Path, class_names: Sequence[str]) -> bytes:
+    """Return the text of a Hugging Face configuration for other classes.
+
+    Raises:
+        CheckpointError: it is no configuration.
+    """
+    try:
+        config = dict(json.loads(source.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError):
+        raise CheckpointError(f"'{source}' is no JSON object", hint="copy or download it again") from None
+    config.pop("num_labels", None)  # which transformers counts itself
+    config["id2label"] = {str(number): name for number, name in enumerate(class_names)}
+    config["label2id"] = {name: number for number, name in enumerate(class_names)}
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
 def _configuration(model: Any, class_names: Sequence[str] | None) -> str:
-    config = model.config
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "use_cache"):
+        config.use_cache = True  # which was off while the model was trained
     config.architectures = [type(model).__name__]
     if class_names and len(class_names) == config.num_labels:
         config.id2label = dict(enumerate(class_names))

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from glue_cli.core.bank_load import load_bank
 from glue_cli.core.checkpoint import read_checkpoint
-from glue_cli.core.device import Compute
 from glue_cli.core.cost import Cost
+from glue_cli.core.device import Compute
 from glue_cli.core.objective import BlendObjective
 from glue_cli.core.recipe import PLAIN, Recipe
 from glue_cli.core.tensors import write_checkpoint
