@@ -24,7 +24,8 @@ def mix(
     experts: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="EXPERT", help="Checkpoints: .safetensors files, .index.json files, Hugging Face folders."
+            metavar="EXPERT",
+            help="Checkpoints: .safetensors or .pt files, indexes, Hugging Face folders, LoRA adapters.",
         ),
     ] = None,
     method: Annotated[
@@ -48,7 +49,7 @@ def mix(
     memory: Annotated[
         str, typer.Option("--memory", metavar="SIZE", help="What the buffers of the final blend may take.")
     ] = "192MiB",
-    no_hash: Annotated[bool, typer.Option("--no-hash", help="Do not take the experts' sha256.")] = False,
+    no_hash: Annotated[bool, typer.Option("--no-hash", metavar="", help="Do not take the experts' sha256.")] = False,
     bank: Annotated[
         str,
         typer.Option(
@@ -61,8 +62,8 @@ def mix(
         str,
         typer.Option(
             "--batchnorm",
-            metavar="|".join(BATCHNORM_POLICIES),
-            help="BatchNorm's statistics: blended, taken anew from the target's data, or an expert's.",
+            metavar="POLICY",
+            help=f"BatchNorm's statistics, {', '.join(BATCHNORM_POLICIES)}: refresh asks the target's data.",
             rich_help_panel=_TENSORS,
         ),
     ] = "average",
@@ -79,8 +80,8 @@ def mix(
         str | None,
         typer.Option(
             "--head-policy",
-            metavar="|".join(HEAD_POLICIES),
-            help="What becomes of the head; align matches its rows by class name.",
+            metavar="POLICY",
+            help=f"What becomes of it, {', '.join(HEAD_POLICIES)}: align matches its rows by class name.",
             rich_help_panel=_TENSORS,
         ),
     ] = None,
@@ -95,11 +96,18 @@ def mix(
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option("--include", metavar="PATTERN", help="Blend only these tensors.", rich_help_panel=_TENSORS),
+        typer.Option(
+            "--include", metavar="PATTERN", help="Blend only these tensors; may be repeated.", rich_help_panel=_TENSORS
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option("--exclude", metavar="PATTERN", help="Do not blend these tensors.", rich_help_panel=_TENSORS),
+        typer.Option(
+            "--exclude",
+            metavar="PATTERN",
+            help="Do not blend these tensors; may be repeated.",
+            rich_help_panel=_TENSORS,
+        ),
     ] = None,
     copy_from: Annotated[
         str | None,
