@@ -14,6 +14,7 @@ from glue_cli.core.lora_base import AdaptedBase, fit
 from glue_cli.core.recipe import PLAIN, Recipe
 from glue_cli.core.simplex import check_alpha
 from glue_cli.core.spec import Spec
+from glue_cli.core.vocabulary import check_vocabularies
 from glue_cli.methods import METHODS
 from glue_cli.workflows.plan import Outputs
 from glue_cli.workflows.plan_recipe import NO_RULES, HeadPlan, TensorRules, head_classes_of, plan_recipe
@@ -153,6 +154,7 @@ def _plan_checkpoints(
         max_shard_bytes=max_shard_bytes,
     )
     outputs.check(experts, plan.spec, destination)
+    check_vocabularies(experts)
     check_compatible(experts, dtype_given=dtype is not None, apart=recipe.apart)
     check_copied(experts, apart=recipe.apart)
     return replace(
