@@ -30,7 +30,6 @@ def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, pr
     if split == "val" and "val" not in data.splits and not path.is_file():
         return None
     lines = _read_lines(path)
-    lines = _read_lines(path)
     texts, labels = [line.text for line in lines], [line.label for line in lines]
     if labels[0] is None:
         return Texts(texts, None)
