@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 from glue_cli.core.errors import UsageError
+from glue_cli.core.optional import import_with_torchvision
 
 MakeMetric = Callable[..., Any]  # a metric's class; those of labels take num_classes
 
@@ -33,7 +33,7 @@ def load_metrics(loss: str, names: Sequence[str]) -> dict[str, MakeMetric]:
     for name in names:
         module, _, metric = METRICS[loss][name].partition(":")
         try:
-            made[name] = getattr(import_module(f"torchmetrics.{module}"), metric)
+            made[name] = getattr(import_with_torchvision(f"torchmetrics.{module}"), metric)
         except Exception as error:  # it imports torchvision, which fails beside a torch that is not its own
             why, hint = f"cannot be imported: {error}", "install the torchvision for this torch, or none"
             if isinstance(error, ModuleNotFoundError) and error.name == "torchmetrics":

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from glue_cli.core.errors import UsageError
@@ -40,8 +43,15 @@ def test_without_torchmetrics(monkeypatch, error, why, hint):
     def refuse(name):
         raise error
 
-    monkeypatch.setattr("glue_cli.core.metrics.import_module", refuse)
+    monkeypatch.setattr("glue_cli.core.metrics.import_with_torchvision", refuse)
     with pytest.raises(UsageError, match=f"for f1, auroc wanted torchmetrics, which {why}") as caught:
         load_metrics("cross_entropy", ["f1", "auroc"])
     assert caught.value.hint == hint
     assert usual_metrics("mse") == {} and load_metrics("cross_entropy", []) == {}
+
+
+def test_metrics_are_there_whatever_torch_a_torchvision_beside_them_was_built_for():
+    pytest.importorskip("torchmetrics")
+    code = "from glue_cli.core.metrics import usual_metrics; print(*usual_metrics('mse'))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stdout.split() == ["mae", "r2"], found.stderr
