@@ -8,10 +8,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from glue_cli.cli import options
-from glue_cli.cli.output import duration, number, percent, print_table
+from glue_cli.cli.mix_result import show_mix
 from glue_cli.cli.session import Session, check_name
+from glue_cli.core.budget import parse_budget
 from glue_cli.core.errors import UsageError
-from glue_cli.core.units import size
 from glue_cli.methods import METHODS
 from glue_cli.workflows.plan_recipe import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
 
@@ -50,6 +50,17 @@ def mix(
         str, typer.Option("--memory", metavar="SIZE", help="What the buffers of the final blend may take.")
     ] = "192MiB",
     no_hash: Annotated[bool, typer.Option("--no-hash", metavar="", help="Do not take the experts' sha256.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="N|TIME|Nex",
+            help="What a search may spend: 300 forwards, 2m, 1e6ex; by default, until the validation loss is level.",
+        ),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", metavar="", help="Also find out what each expert is worth to the blend.")
+    ] = False,
     bank: Annotated[
         str,
         typer.Option(
@@ -147,13 +158,16 @@ def mix(
     """
     from glue_cli.workflows.plan_mix import BANKS, FILE_DTYPES, plan_mix
 
-    session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
+    overrides = [*(set_ or ()), *([f"mix.budget={budget}"] if budget is not None else [])]
+    session = Session(spec, overrides, device, precision, seed, history, force, quiet, json)
     if (method is None) == (alpha is None):
         raise UsageError("wanted either --method or --alpha", hint="glue mix --method spsa experts/*.safetensors")
     if method is not None:
         check_name("--method", method, list(METHODS))
     if sizes is not None and method != "data-size":
         raise UsageError("--sizes is for --method data-size only", hint="leave --sizes out")
+    is_search = method is not None and METHODS[method].needs == "objective"
+    _check_search_options(budget, explain, is_search)
     check_name("--dtype", dtype, ["same", *FILE_DTYPES])
     check_name("--bank", bank, list(BANKS))
     needs_data = method is not None and METHODS[method].needs in ("accuracies", "objective")
@@ -179,6 +193,7 @@ def mix(
         max_shard_bytes=_bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
         memory_bytes=_bytes("--memory", memory),
         hashing=not no_hash,
+        explains=explain,
         spec=read,
         seed=read.seed if read else seed or 0,
     )
@@ -191,12 +206,8 @@ def mix(
             "bytes_read": sum(expert.n_bytes for expert in plan.experts),
             "output": str(plan.destination.result),
         }
-        if read and plan.method in METHODS and METHODS[plan.method].needs == "objective":
-            probes = 2 * read.mix.n_directions if plan.method == "spsa" else 1
-            planned |= {
-                "steps_at_most": read.mix.steps,
-                "forwards_at_most_without_validation": read.mix.steps * probes,
-            }
+        if read and is_search and method != "greedy":
+            planned |= {"budget": read.mix.budget} if read.mix.budget else {"steps_at_most": read.mix.steps}
         session.finish_dry_run("mix", planned)
         return
     with session.running() as run:
@@ -204,7 +215,19 @@ def mix(
 
         result = work(plan, run)
     prior = shlex.quote(result["output"])
-    session.finish(result, _show, f"glue finetune {prior}, or glue evaluate {prior}")
+    session.finish(result, show_mix, f"glue finetune {prior}, or glue evaluate {prior}")
+
+
+def _check_search_options(budget: str | None, explain: bool, is_search: bool) -> None:
+    if budget is not None:
+        try:
+            parse_budget(budget)
+        except ValueError as error:
+            raise UsageError(f"--budget: {error}", hint="for example --budget 300") from None
+    for option, given in (("--budget", budget is not None), ("--explain", explain)):
+        if given and not is_search:
+            searches = [name for name, known in METHODS.items() if known.needs == "objective"]
+            raise UsageError(f"{option} is for a search", hint=f"--method {' or '.join(searches)}")
 
 
 def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
@@ -224,28 +247,3 @@ def _bytes(option: str, text: str) -> int:
     unit = found[2]
     power = " kMG".index(unit[0]) if len(unit) > 1 else 0
     return int(float(found[1]) * (1024 if "i" in unit else 1000) ** power)
-
-
-def _show(result: dict[str, Any]) -> None:
-    columns = ["expert", "alpha"]
-    rows = [[e["path"], number(a)] for e, a in zip(result["experts"], result["alpha"], strict=True)]
-    if "val_accuracies" in result:
-        columns.append("validation accuracy")
-        for row, accuracy in zip(rows, result["val_accuracies"], strict=True):
-            row.append(percent(accuracy))
-    print_table(columns, rows)
-    loss, cost = result["loss"], result["cost"]
-    lines = []
-    if loss.get("val") is not None:
-        lines.append(f"validation loss {number(loss['val'])}, uniform blend {number(loss['val_uniform'])}")
-    if result.get("steps"):
-        ended = "at a plateau" if result["stopped"] == "plateau" else "at the last step"
-        lines.append(f"{result['steps']} steps, ended {ended}")
-    if cost["forwards"]:
-        lines.append(
-            f"{cost['forwards']:,} forwards ({cost['validation_forwards']:,} for validation), "
-            f"{cost['backwards']:,} backwards, {cost['examples']:,} examples"
-        )
-    lines.append(f"{duration(cost['wall_s'])}, peak memory {size(cost['peak_bytes'])}")
-    lines.append(f"written to {result['output']}")
-    print("", *lines, sep="\n")

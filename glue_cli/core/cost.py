@@ -11,3 +11,8 @@ class Cost:
     validation_forwards: int = 0
     backwards: int = 0
     examples: int = 0
+
+    @property
+    def equivalents(self) -> int:
+        """Forwards, with a backward counted as two."""
+        return self.forwards + 2 * self.backwards

@@ -1,7 +1,7 @@
 """Losses and figures of merit, all reduced in float32 or wider whatever the precision of the forward pass."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from glue_cli.core.metrics import MakeMetric, value_of
 
 Loss = Literal["cross_entropy", "mse"]
+Score = Callable[[Tensor, Tensor], Tensor]  # outputs and targets -> terms, of whose mean less is better
 IGNORED = -100  # a target that counts for nothing; the number is torch's own
 
 

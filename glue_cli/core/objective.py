@@ -1,7 +1,9 @@
 """The target loss of a blend as a function of alpha, eq. (2), with every pass charged to one account."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -12,8 +14,12 @@ from glue_cli.core.batchnorm import differentiate_statistics, use_batch_statisti
 from glue_cli.core.cost import Cost
 from glue_cli.core.device import Compute
 from glue_cli.core.forward import Batch, outputs_of
-from glue_cli.core.losses import Loss, example_losses
-from glue_cli.core.seeds import derive_seed
+from glue_cli.core.losses import Loss, Score, example_losses
+from glue_cli.core.secants import Quadratic, Secants
+from glue_cli.core.seeds import derive_seed, generator
+
+# What the blends of one pass may take: beyond it the probes of a model along many directions come two at a time.
+_PASS_BYTES = 64 << 20
 
 # Tensors that follow from alpha [G, K] in another way than as a blend; differentiable.
 MakeTensors = Callable[[Tensor], Mapping[str, Tensor]]
@@ -32,8 +38,10 @@ class BlendObjective:
 
     Args:
         model: the architecture, on the device, with the tensors that do not depend on alpha.
+        loss: what the model was trained by; minimised here unless there is a `score`.
         train_batch: the minibatch of a step, the same for every method.
-        validation_batches: the whole validation set.
+        validation_batches: the whole validation set, in batches as large.
+        score: what is minimised in place of the loss, from outputs and targets: a term an example, or one in all.
         statistics: whether BatchNorm uses the blended running statistics, or those of the batch.
         bn_gradient: whether `gradient` passes through the blended running statistics.
         make_tensors: the tensors that are not blended and depend on alpha all the same.
@@ -52,12 +60,15 @@ class BlendObjective:
         statistics: Literal["running", "batch"] = "running",
         bn_gradient: bool = True,
         make_tensors: MakeTensors = make_nothing,
+        score: Score | None = None,
     ) -> None:
+        self.is_smooth = score is None
         self.n_groups, self.n_experts = bank.n_groups, bank.n_experts
         self.cost = Cost()
         self._model, self._bank, self._loss, self._compute = model.eval(), bank, loss, compute
         self._train_batch, self._validation_batches = train_batch, validation_batches
         self._seed, self._make_tensors = seed, make_tensors
+        self._score: Score = score or (lambda outputs, targets: example_losses(loss, outputs, targets))
         self._bn_gradient = bn_gradient and statistics == "running"
         if statistics == "batch":
             use_batch_statistics(self._model)
@@ -77,8 +88,35 @@ class BlendObjective:
         """
         batch = self._train_batch(step)
         self._load(alphas)
-        losses = [self._forward(copied, batch, step) for copied in self._copies[: len(alphas)]]
-        return torch.stack([example.mean(dtype=torch.float64) for example in losses]).cpu()
+        losses = [self._terms(copied, batch, step) for copied in self._copies[: len(alphas)]]
+        return torch.stack([terms.mean(dtype=torch.float64) for terms in losses]).cpu()
+
+    @torch.no_grad()
+    def quadratic(self, alpha: Tensor, coordinates: Tensor, radius: float, step: int) -> Quadratic:
+        """Return the loss on the minibatch of `step` to second order, from alpha towards single experts.
+
+        Args:
+            alpha: [G, K], on the simplex.
+            coordinates: the directions, int64 [n], as positions in alpha flattened: a group goes to an expert.
+            radius: how far towards the expert the outputs are taken, in (0, 1].
+        Cost: n + 1 forwards. A small model is one pass over the experts, a large one a pass for each two forwards.
+        """
+        batch = self._train_batch(step)
+        ends = towards_experts(alpha, coordinates, radius)
+        rows = max(2, _PASS_BYTES // (4 * self._bank.n_columns))
+        secants, loss = None, math.nan
+        for alphas in torch.split(torch.cat([alpha[None], ends]), rows):
+            self._load(alphas)
+            for copied in self._copies[: len(alphas)]:
+                outputs = self._forward(copied, batch, step)
+                if secants is None:
+                    draws = generator(self._seed, "secants", step)
+                    secants = Secants(self._loss, outputs, batch[1], radius=radius, draws=draws)
+                    loss = example_losses(self._loss, outputs, batch[1]).mean(dtype=torch.float64).item()
+                else:
+                    secants.add(outputs)
+        assert secants
+        return secants.quadratic(loss)
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
         """Return the loss on the minibatch of `step`, and dL/dalpha up to a constant by group, [G, K], float64.
@@ -96,7 +134,7 @@ class BlendObjective:
             by_alpha = alpha.detach().clone().requires_grad_()
             made = self._make_tensors(by_alpha)
             leaves = _set_tensors(model, made)
-            loss = self._forward(model, self._train_batch(step), step).mean()
+            loss = self._terms(model, self._train_batch(step), step).mean()
             loss.backward()  # type: ignore[no-untyped-call]
         self.cost.backwards += 1
         products = self._bank.inner_products(gradient[0], theta[0]).cpu()
@@ -106,16 +144,27 @@ class BlendObjective:
         return loss.item(), products
 
     @torch.no_grad()
+    def validation_terms(self, alpha: Tensor, n_batches: int | None = None) -> Tensor:
+        """Return what the loss of the blend with coefficients alpha [G, K] on validation data is the mean of.
+
+        Args:
+            n_batches: of how many validation batches, from the first on; None for all.
+        Returns:
+            float64: the losses of the examples, or a number a batch where the score has no others.
+        """
+        self._load(alpha[None])
+        before = self.cost.forwards
+        batches = islice(self._validation_batches(), n_batches)
+        terms = torch.cat([self._terms(self._copies[0], batch, 0) for batch in batches]).double().cpu()
+        self.cost.validation_forwards += self.cost.forwards - before
+        return terms
+
     def validation_loss(self, alpha: Tensor) -> float:
         """Return the loss of the blend with coefficients alpha [G, K] on the whole validation set."""
-        self._load(alpha[None])
-        total, n_losses, forwards = 0.0, 0, self.cost.forwards
-        for batch in self._validation_batches():
-            losses = self._forward(self._copies[0], batch, 0)
-            total += losses.sum(dtype=torch.float64).item()
-            n_losses += losses.numel()
-        self.cost.validation_forwards += self.cost.forwards - forwards
-        return total / n_losses
+        return self.validation_terms(alpha).mean().item()
+
+    def _terms(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        return self._score(self._forward(model, batch, step), batch[1])
 
     def _forward(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         inputs, targets = batch
@@ -125,8 +174,7 @@ class BlendObjective:
         with torch.random.fork_rng(devices):
             torch.manual_seed(derive_seed(self._seed, "probe", step))
             with self._compute.autocast():
-                outputs = outputs_of(model, inputs)
-            return example_losses(self._loss, outputs, targets)
+                return outputs_of(model, inputs)
 
     def _load(self, alphas: Tensor) -> None:
         """Blend into the rows of the copies, of which more are made when there are not enough."""
@@ -155,6 +203,16 @@ class BlendObjective:
                     leaves[name].grad = place.view(gradient[0])
             self._differentiable = model, theta, gradient
         return self._differentiable
+
+
+def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float) -> Tensor:
+    """Return alpha [G, K] moved by `radius` towards the experts at `coordinates` [n], each alone: [n, G, K]."""
+    n_experts = alpha.shape[1]
+    ends = alpha.repeat(len(coordinates), 1, 1)
+    places = torch.arange(len(coordinates)), coordinates // n_experts
+    ends[places] *= 1 - radius
+    ends[*places, coordinates % n_experts] += radius
+    return ends
 
 
 def _bind(model: nn.Module, bank: ExpertBank, row: Tensor) -> nn.Module:

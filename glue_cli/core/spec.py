@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from glue_cli.core.budget import Budget, parse_budget
 from glue_cli.core.user_code import PREFIX
 
 Count = Annotated[int, Field(ge=1)]
@@ -23,12 +24,23 @@ Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Columns = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 
+
+def _check_budget(given: Any) -> Any:
+    """Return a budget as its text: YAML reads 300 as a number."""
+    if given is None:
+        return None
+    text = f"{given:g}" if isinstance(given, float) else str(given)
+    parse_budget(text)
+    return text
+
+
 # Section 5 of the paper as far as it is stated, then what it leaves open.
 _PAPER: dict[str, Any] = {
     "optimizer": "adam",
     "lr": 0.01,
     "betas": [0.9, 0.99],
     "n_directions": 1,
+    "search": "plain",
     # our choices
     "momentum": 0.9,
     "directions": "gaussian",
@@ -41,8 +53,18 @@ _PAPER: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
-    # Zero-sum directions waste no variance on the softmax's null direction; this lr and mu work within 100 steps.
-    "default": {**_PAPER, "zero_sum": True, "lr": 0.1, "mu": 0.1, "steps": 300, "validate_every": 20},
+    # What pays in examples/benchmarks/search/README.md; lr, directions and zero_sum count where the optimizer is Adam.
+    "default": {
+        **_PAPER,
+        "search": "staged",
+        "optimizer": "auto",
+        "zero_sum": True,
+        "lr": 0.1,
+        "mu": 0.1,
+        "steps": 300,
+        "validate_every": 10,
+        "patience": 3,
+    },
 }
 
 
@@ -152,13 +174,16 @@ class FinetuneSpec(_Section):
 class MixSpec(_Section):
     """How alpha is learned; what is not given comes from the preset.
 
-    The search runs for `steps`, or until the validation loss, taken every `validate_every` steps, has not improved
-    `patience` times running; the alpha with the lowest validation loss is kept. Each of `groups`, patterns of tensor
-    names, has an alpha of its own.
+    A plain search runs from the uniform blend for `steps`, or until the validation loss, taken every `validate_every`
+    steps, has not improved `patience` times running; the alpha with the lowest validation loss is kept. A staged one
+    chooses between starts, and guards the end. A `budget` takes the place of `steps`, and in a staged search that of
+    the plateau. Each of `groups`, patterns of tensor names, has an alpha of its own.
     """
 
     preset: Literal["default", "paper"] = "default"
-    optimizer: Literal["adam", "momentum"]
+    search: Literal["plain", "staged"]
+    budget: Annotated[str | None, BeforeValidator(_check_budget)] = None
+    optimizer: Literal["auto", "adam", "momentum"]
     lr: Rate
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)]
     momentum: Decay
@@ -182,12 +207,21 @@ class MixSpec(_Section):
         preset = given.get("preset", "default")
         return {**PRESETS.get(preset if isinstance(preset, str) else "default", _PAPER), **given}
 
+    @property
+    def parsed_budget(self) -> Budget | None:
+        return parse_budget(self.budget) if self.budget is not None else None
+
 
 class Spec(_Section):
-    """The whole of `glue.yaml`."""
+    """The whole of `glue.yaml`.
+
+    `loss` is what experts and the finetuned model are trained by; `objective` what mixing searches for: the least
+    loss, or the most of a figure, as `glue_cli.core.scores.load_score` takes it.
+    """
 
     model: ModelSpec
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    objective: str = "loss"
     data: DataSpec
     experts: ExpertsSpec | None = None
     train: TrainSpec = TrainSpec()
@@ -197,6 +231,13 @@ class Spec(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     _folder: Path = PrivateAttr(default=Path("."))
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, objective: str) -> str:
+        if objective not in ("loss", "accuracy", "f1") and not objective.startswith(PREFIX):
+            raise ValueError(f"wanted 'loss', 'accuracy', 'f1' or {PREFIX}MODULE:FUNCTION, found '{objective}'")
+        return objective
 
     def of_expert(self, expert: int) -> "Spec":
         """Return the spec for training one expert: with the arguments of the model that are its own."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from glue_cli.core.errors import SpecError
+from glue_cli.core.errors import GlueError, SpecError
 
 PREFIX = "python:"
 
@@ -47,6 +47,28 @@ def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any
         f"{key}: {where} has no function '{function}'",
         hint=f"did you mean '{near[0]}'?" if near else f"write it there, or name another in {key}",
     )
+
+
+def call_function(function: Callable[..., Any], *args: Any, name: str, hint: str) -> Any:
+    """Return what a function of the user's returns.
+
+    Args:
+        name: what the function is, for the message.
+    Raises:
+        SpecError: it fails; the message has the line of its own file, however deep in a library that was.
+    """
+    try:
+        return function(*args)
+    except (GlueError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # it may raise anything
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        if isinstance(error, RuntimeError) and ("allocate memory" in reason or "out of memory" in reason):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        own = [frame for frame in frames if frame.filename == frames[0].filename]
+        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+        raise SpecError(f"{name} fails{where}: {reason}", hint=hint) from error
 
 
 def _import(name: str, folder: Path, key: str) -> ModuleType:

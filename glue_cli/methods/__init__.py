@@ -25,4 +25,6 @@ METHODS = {
     "proxy": Method("proxy:proxy", needs="accuracies"),
     "fullgrad": Method("fullgrad:fullgrad", needs="objective"),
     "spsa": Method("spsa:spsa", needs="objective"),
+    "cmaes": Method("cmaes:cmaes", needs="objective"),
+    "greedy": Method("greedy:greedy", needs="objective"),
 }

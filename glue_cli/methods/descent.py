@@ -2,30 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from glue_cli.core.errors import NumericalError
+from glue_cli.core.budget import Purse
 from glue_cli.core.spec import MixSpec
-
-# A smaller relative improvement of the validation loss counts as none when the plateau is looked for.
-_MIN_IMPROVEMENT = 1e-3
-
-
-class Objective(Protocol):
-    """The target loss as a function of alpha; `glue_cli.core.objective.BlendObjective` is the real one."""
-
-    n_groups: int
-    n_experts: int
-
-    def probe_losses(self, alphas: Tensor, step: int) -> Tensor: ...
-
-    def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]: ...
-
-    def validation_loss(self, alpha: Tensor) -> float: ...
+from glue_cli.methods.objective import Learned, Objective, StepRecord, check_finite
+from glue_cli.methods.plateau import Plateau
 
 
 @dataclass(frozen=True)
@@ -36,49 +21,6 @@ class Estimate:
     loss: float
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """One step as it is shown and written down: alpha [G, K] behind it; `val_loss` only where validation was due."""
-
-    step: int
-    loss: float | None
-    alpha: Tensor
-    val_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A learned alpha [G, K], a simplex a group of tensors: the one with the lowest validation loss on the way.
-
-    Attributes:
-        val_loss: its validation loss; val_loss_start: that of the uniform blend, where the search starts.
-        n_steps: steps made.
-        stopped: "plateau" or "steps".
-    """
-
-    alpha: Tensor
-    val_loss: float | None
-    val_loss_start: float | None
-    n_steps: int
-    stopped: str
-
-
-@dataclass
-class _Best:
-    alpha: Tensor
-    val_loss: float
-    plateau_loss: float = field(default=math.inf)
-    n_stale: int = 0
-
-    def update(self, alpha: Tensor, val_loss: float) -> None:
-        if val_loss < self.val_loss:
-            self.alpha, self.val_loss = alpha, val_loss
-        if val_loss < self.plateau_loss * (1 - _MIN_IMPROVEMENT):
-            self.plateau_loss, self.n_stale = val_loss, 0
-        else:
-            self.n_stale += 1
-
-
 def descend(
     objective: Objective,
     estimate: Callable[[Tensor, int], Estimate],
@@ -86,6 +28,9 @@ def descend(
     observe: Callable[[StepRecord], None],
 ) -> Learned:
     """Minimise the target loss over alpha = softmax(beta) from the uniform blend, eqs. (7) and (8).
+
+    Goes on to a plateau of the validation loss, for `steps`, or, given a budget, until it has no step and validation
+    left; returns the alpha with the lowest validation loss on the way.
 
     Args:
         estimate: the gradient at beta [G, K] on the minibatch of a step.
@@ -96,26 +41,33 @@ def descend(
     beta = torch.zeros(objective.n_groups, objective.n_experts, dtype=torch.float64)
     if objective.n_experts == 1:
         return Learned(softmax(beta), None, None, 0, "steps")
-    optimizer = _make_optimizer(beta, settings)
-    alpha = softmax(beta)
-    start = _validate(objective, alpha, 0)
-    best = _Best(alpha, start, plateau_loss=start)
+    purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
+    optimizer = make_optimizer(beta, settings)
+    best_alpha = alpha = softmax(beta)
+    best = start = _validate(objective, alpha, 0)
+    validation_forwards = objective.cost.validation_forwards
+    plateau = Plateau(settings.patience, start)
     observe(StepRecord(0, None, alpha, start))
     step, stopped = 0, "steps"
-    while step < settings.steps and stopped == "steps":
+    last = math.inf if purse.is_limited else settings.steps
+    while step < last and stopped == "steps":
+        before = objective.cost.equivalents
         found = estimate(beta, step)
-        _check_finite(found.loss, step, "loss")
+        check_finite(found.loss, step, "loss")
         beta.grad = found.gradient
         optimizer.step()
         step += 1
         alpha, val_loss = softmax(beta), None
-        if step % settings.validate_every == 0 or step == settings.steps:
+        if purse.forwards() < 2 * validation_forwards + objective.cost.equivalents - before:
+            stopped = "budget"
+        if step % settings.validate_every == 0 or step == last or stopped == "budget":
             val_loss = _validate(objective, alpha, step)
-            best.update(alpha, val_loss)
-            if best.n_stale >= settings.patience:
+            if val_loss < best:
+                best_alpha, best = alpha, val_loss
+            if plateau.reached(val_loss) and stopped == "steps":
                 stopped = "plateau"
         observe(StepRecord(step, found.loss, alpha, val_loss))
-    return Learned(best.alpha, best.val_loss, start, step, stopped)
+    return Learned(best_alpha, best, start, step, stopped)
 
 
 def softmax(beta: Tensor) -> Tensor:
@@ -123,18 +75,12 @@ def softmax(beta: Tensor) -> Tensor:
     return torch.softmax(beta, -1)
 
 
-def _make_optimizer(beta: Tensor, settings: MixSpec) -> torch.optim.Optimizer:
-    if settings.optimizer == "adam":
-        return torch.optim.Adam([beta], lr=settings.lr, betas=(settings.betas[0], settings.betas[1]))
-    return torch.optim.SGD([beta], lr=settings.lr, momentum=settings.momentum)
+def make_optimizer(beta: Tensor, settings: MixSpec) -> torch.optim.Optimizer:
+    """Return the settings' optimizer of the logits beta."""
+    if settings.optimizer == "momentum":
+        return torch.optim.SGD([beta], lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.Adam([beta], lr=settings.lr, betas=(settings.betas[0], settings.betas[1]))
 
 
 def _validate(objective: Objective, alpha: Tensor, step: int) -> float:
-    val_loss = objective.validation_loss(alpha)
-    _check_finite(val_loss, step, "validation loss")
-    return val_loss
-
-
-def _check_finite(loss: float, step: int, what: str) -> None:
-    if not math.isfinite(loss):
-        raise NumericalError(f"the {what} is {loss} at mixing step {step}", hint="evaluate the experts one by one")
+    return check_finite(objective.validation_loss(alpha), step, "validation loss")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from glue_cli.core.spec import MixSpec
-from glue_cli.methods.descent import Estimate, Learned, Objective, StepRecord, descend, softmax
+from glue_cli.methods.descent import Estimate, descend, softmax
+from glue_cli.methods.objective import Learned, Objective, StepRecord
 
 
 def fullgrad(

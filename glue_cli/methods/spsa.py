@@ -7,8 +7,11 @@ from torch import Tensor
 
 from glue_cli.core.seeds import generator
 from glue_cli.core.spec import MixSpec
-from glue_cli.methods.descent import Estimate, Learned, Objective, StepRecord, descend, softmax
+from glue_cli.methods.descent import Estimate, descend, make_optimizer, softmax
 from glue_cli.methods.directions import draw_directions
+from glue_cli.methods.gauss_newton import GaussNewton
+from glue_cli.methods.objective import Learned, Objective, StepRecord
+from glue_cli.methods.staged import Strategy, search
 
 
 def estimate_gradient(
@@ -34,11 +37,57 @@ def estimate_gradient(
     return Estimate(gradient, losses.mean().item())
 
 
+class SpsaDescent:
+    """A strategy of a staged search: the optimizer's steps along SPSA's estimates, from a start.
+
+    Attributes:
+        n_forwards: of a step; n_rounds: steps after which the noise of the minibatches lets a poor basin show.
+    """
+
+    n_rounds = 10
+
+    def __init__(self, objective: Objective, start: Tensor, settings: MixSpec, seed: int) -> None:
+        self.n_forwards = self.least_forwards = 2 * settings.n_directions
+        self._beta = start.log()
+        self._optimizer = make_optimizer(self._beta, settings)
+        self._estimate = _make_estimate(objective, settings, seed)
+        self._alphas = [start]
+
+    @property
+    def alpha(self) -> Tensor:
+        """The mean over the later half of the steps, [G, K]: what their noise leaves."""
+        return torch.stack(self._alphas[len(self._alphas) // 2 :]).mean(0)
+
+    def step(self, step: int, n_forwards: float) -> float:
+        """Make a step on the minibatch of `step`; return the mean loss of its probes."""
+        found = self._estimate(self._beta, step)
+        self._beta.grad = found.gradient
+        self._optimizer.step()
+        self._alphas.append(softmax(self._beta))
+        return found.loss
+
+
 def spsa(
     objective: Objective, settings: MixSpec, *, seed: int, observe: Callable[[StepRecord], None] = lambda record: None
 ) -> Learned:
-    """Learn alpha by two-point SPSA: n probe pairs a step, 2n forwards, no backward; eq. (9) right."""
+    """Learn alpha with forward passes alone, eq. (9) right.
 
+    A plain search is the paper's: n probe pairs a step, 2n forwards, from the uniform blend. A staged one takes
+    Gauss-Newton's steps, which get more out of the same forwards, unless the settings name an optimizer or the
+    objective has no derivative by the outputs.
+    """
+    if settings.search == "plain":
+        return descend(objective, _make_estimate(objective, settings, seed), settings, observe)
+
+    def make_strategy(start: Tensor) -> Strategy:
+        if settings.optimizer == "auto" and objective.is_smooth:
+            return GaussNewton(objective, start, radius=settings.mu, seed=seed)
+        return SpsaDescent(objective, start, settings, seed)
+
+    return search(objective, settings, make_strategy, seed=seed, observe=observe)
+
+
+def _make_estimate(objective: Objective, settings: MixSpec, seed: int) -> Callable[[Tensor, int], Estimate]:
     def estimate(beta: Tensor, step: int) -> Estimate:
         directions = draw_directions(
             settings.n_directions,
@@ -55,4 +104,4 @@ def spsa(
             zero_sum=settings.zero_sum,
         )
 
-    return descend(objective, estimate, settings, observe)
+    return estimate

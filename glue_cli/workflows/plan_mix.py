@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from glue_cli.core.checkpoint import TORCH_SUFFIXES, Checkpoint, read_checkpoint
@@ -12,6 +13,7 @@ from glue_cli.core.experts import read_experts
 from glue_cli.core.lora import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
 from glue_cli.core.lora_base import AdaptedBase, fit
 from glue_cli.core.recipe import PLAIN, Recipe
+from glue_cli.core.scores import load_score
 from glue_cli.core.simplex import check_alpha
 from glue_cli.core.spec import Spec
 from glue_cli.core.vocabulary import check_vocabularies
@@ -36,6 +38,7 @@ class MixPlan:
     merges: whether adapters are merged into their base; else the blend is an adapter too.
     bank: where the experts are kept in a search: one of `BANKS`.
     memory_bytes: what the blend's buffers may take; hashing: whether the experts' sha256 are taken.
+    explains: whether each expert's leave-one-out value is wanted.
     spec: None where nothing needs one.
     """
 
@@ -54,6 +57,7 @@ class MixPlan:
     bank: str = "auto"
     memory_bytes: int = 192 << 20
     hashing: bool = True
+    explains: bool = False
     spec: Spec | None = None
     seed: int = 0
 
@@ -72,6 +76,7 @@ def plan_mix(
     bank: str = "auto",
     memory_bytes: int,
     hashing: bool,
+    explains: bool = False,
     spec: Spec | None,
     seed: int,
 ) -> MixPlan:
@@ -80,8 +85,9 @@ def plan_mix(
     Args:
         base: what adapters are merged into; None makes an adapter of adapters.
     Raises:
-        UsageError: the command line does not make sense.
+        UsageError: the command line does not make sense, or the method needs a package that is not installed.
         CheckpointError: an expert is damaged, or they do not fit each other.
+        SpecError: the spec's objective is not there, or does not fit the method or the loss.
     """
     _check_numbers(paths, alpha, sizes)
     assert outputs.result
@@ -94,6 +100,7 @@ def plan_mix(
         bank=bank,
         memory_bytes=memory_bytes,
         hashing=hashing,
+        explains=explains,
         spec=spec,
         seed=seed,
     )
@@ -109,6 +116,8 @@ def plan_mix(
         plan = _plan_checkpoints(plan, paths, outputs, rules, dtype, max_shard_bytes)
     if method is not None and METHODS[method].needs == "sizes" and sizes is None:
         plan = replace(plan, sizes=tuple(_recorded_sizes(plan.experts)))
+    if spec and _is_search(plan):
+        _check_objective(plan.method, spec)
     return plan
 
 
@@ -170,8 +179,25 @@ def _plan_checkpoints(
 
 def _groups_of(plan: MixPlan) -> Mapping[str, str | list[str]]:
     """Return the groups that get an alpha of their own: where one is searched for."""
-    is_search = plan.method in METHODS and METHODS[plan.method].needs == "objective"
-    return plan.spec.mix.groups if plan.spec and is_search else {}
+    return plan.spec.mix.groups if plan.spec and _is_search(plan) else {}
+
+
+def _is_search(plan: MixPlan) -> bool:
+    return plan.method in METHODS and METHODS[plan.method].needs == "objective"
+
+
+def _check_objective(method: str, spec: Spec) -> None:
+    """Check that method and objective are there, and go together; imports the user's module."""
+    if method == "cmaes" and find_spec("cmaes") is None:
+        raise UsageError(
+            "--method cmaes needs the package cmaes, which is not installed", hint="pip install 'glue-cli[search]'"
+        )
+    if method == "fullgrad" and spec.objective != "loss":
+        raise SpecError(
+            f"--method fullgrad follows a gradient, which objective: {spec.objective} does not have",
+            hint="use --method spsa or cmaes, or set objective: loss",
+        )
+    load_score(spec.objective, spec.loss, spec.path("."))
 
 
 def _plan_adapters(

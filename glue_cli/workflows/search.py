@@ -1,6 +1,8 @@
 """The methods that run the model: by each expert's accuracy, and by searching the target loss."""
 
+import time
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -8,9 +10,11 @@ from glue_cli.core.cost import Cost
 from glue_cli.core.errors import SpecError
 from glue_cli.core.objective import BlendObjective
 from glue_cli.core.progress import Advanced, Finished, Started
+from glue_cli.core.scores import figure_of, load_score
 from glue_cli.core.spec import MixSpec, Spec
 from glue_cli.methods import METHODS
-from glue_cli.methods.descent import Learned, StepRecord
+from glue_cli.methods.leave_one_out import leave_one_out
+from glue_cli.methods.objective import Learned, StepRecord
 from glue_cli.workflows.choose import Choice, by_expert, by_group
 from glue_cli.workflows.compute import forward_compute
 from glue_cli.workflows.examples import read_target
@@ -72,14 +76,19 @@ def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) 
         experts.bank(compute, n_blends=_count_blends(plan.method, settings), run=run),
         loss=spec.loss,
         train_batch=lambda step: train.at_step(step, settings.batch_size, plan.seed),
-        validation_batches=val.in_order,
+        validation_batches=lambda: val.in_order(settings.batch_size),
         compute=compute,
         seed=plan.seed,
         statistics=settings.bn_statistics,
         bn_gradient=settings.bn_gradient,
         make_tensors=experts.make_tensors,
+        score=load_score(spec.objective, spec.loss, spec.path(".")),
     )
-    run.progress(Started(f"mix by {plan.method}", settings.steps, "steps"))
+    budget, began = settings.parsed_budget, time.monotonic()
+    total, unit = (int(budget.limit), budget.unit) if budget else (settings.steps, "steps")
+    if plan.method == "greedy":
+        total, unit = n_experts, "steps"
+    run.progress(Started(f"mix by {plan.method}", total, unit))
     val_loss = None
 
     def observe(record: StepRecord) -> None:
@@ -89,22 +98,42 @@ def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) 
         line = {"step": record.step, "loss": record.loss, "alpha": alpha, "val_loss": record.val_loss}
         write({**line, **by_group(plan, record.alpha), **asdict(objective.cost)})
         figures = {name: x for name, x in (("loss", record.loss), ("val loss", val_loss)) if x is not None}
-        run.progress(Advanced(record.step, figures, tuple(alpha)))
+        spent = {
+            "steps": record.step,
+            "forwards": objective.cost.equivalents,
+            "examples": objective.cost.examples,
+            "seconds": int(time.monotonic() - began),
+        }
+        run.progress(Advanced(min(total, spent[unit]), figures, tuple(alpha)))
 
     learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
     run.progress(Finished())
+    losses = {"val": learned.val_loss, "val_uniform": learned.val_loss_start}
+    details: dict[str, Any] = {"steps": learned.n_steps, "stopped": learned.stopped, "precision": compute.precision}
+    if not objective.is_smooth:
+        figures = {name: figure_of(spec.objective, loss) for name, loss in losses.items()}
+        details["objective"] = {"name": spec.objective, **figures}
+    if learned.account:
+        details["search"] = learned.account
+    if plan.explains:
+        details["left_out"] = leave_one_out(objective, learned.alpha)
     return Choice(
         learned.alpha,
-        settings={"mix": settings.model_dump(), "loss": spec.loss, "precision": compute.precision},
+        settings={
+            "mix": settings.model_dump(),
+            "loss": spec.loss,
+            "objective": spec.objective,
+            "precision": compute.precision,
+        },
         cost=objective.cost,
-        loss={"val": learned.val_loss, "val_uniform": learned.val_loss_start},
-        details={"steps": learned.n_steps, "stopped": learned.stopped, "precision": compute.precision},
+        loss=losses if objective.is_smooth else {},
+        details=details,
     )
 
 
 def _count_blends(method: str, settings: MixSpec) -> int:
-    """Return how many float32 blends a search holds: the probes of a step, or a blend with its gradient."""
-    return 2 * settings.n_directions if method == "spsa" else 3
+    """Return how many float32 blends a search holds: the probes of a pass, or a blend with its gradient."""
+    return {"fullgrad": 3, "spsa": 2 * settings.n_directions, "cmaes": 2, "greedy": 1}[method]
 
 
 def _check_classes(plan: MixPlan, class_names: list[str] | None) -> None:

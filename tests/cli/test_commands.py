@@ -20,7 +20,7 @@ CALLS = {
     ),
     "mix": (
         ["mix", "--method", "spsa", EXPERT_0, "experts/expert-001.safetensors", "experts/expert-002.safetensors"],
-        {"schema", "method", "alpha", "experts", "output", "loss", "cost", "steps", "stopped", "precision"}
+        {"schema", "method", "alpha", "experts", "output", "loss", "cost", "steps", "stopped", "search", "precision"}
         | {"settings", *ORIGIN},
     ),
     "finetune": (
@@ -106,7 +106,8 @@ def test_history_has_a_line_a_step_or_epoch(here, glue, command):
     assert {line["schema"] for line in lines} == {"glue.history/1"}
     assert {line["command"] for line in lines} == {command}
     if command == "mix":
-        assert [line["step"] for line in lines] == list(range(answer.json["steps"] + 1))
+        n_steps = answer.json["steps"]
+        assert [line["step"] for line in lines] == [*range(n_steps + 1), n_steps]  # the last is what is returned
         assert lines[-1]["forwards"] == answer.json["cost"]["forwards"]
         assert all(abs(sum(line["alpha"]) - 1) < 1e-6 for line in lines)
     elif command == "finetune":
@@ -194,12 +195,15 @@ def test_every_method_from_end_to_end(here, glue, experts, method):
         if tensor.is_floating_point():
             wanted = sum(a * t[name] for a, t in zip(alpha, tensors, strict=True))
             torch.testing.assert_close(tensor, wanted, atol=1e-5, rtol=1e-5)
-    expected = {  # 60 validation examples are one batch; validated at steps 0, 2 and 4
+    # 60 validation examples are two batches of 30. fullgrad validates at steps 0, 2 and 4. spsa looks at 5 starts and
+    # again at 4, moves 4 contenders by 3 steps of 4 forwards and 2 by the last one, and guards 5 blends.
+    screened, raced, guarded = 9, 4 * 3 * 4 + 2 * 4, 5 * 2
+    expected = {
         "uniform": (0, 0, 0, 0),
         "data-size": (0, 0, 0, 0),
         "proxy": (3, 3, 0, 180),
-        "fullgrad": (4 + 3, 3, 4, 4 * 30 + 180),
-        "spsa": (8 + 3, 3, 0, 8 * 30 + 180),
+        "fullgrad": (4 + 6, 6, 4, 4 * 30 + 180),
+        "spsa": (screened + raced + guarded, guarded, 0, (screened + raced) * 30 + 5 * 60),
     }
     assert tuple(cost[k] for k in ("forwards", "validation_forwards", "backwards", "examples")) == expected[method]
     if method in ("fullgrad", "spsa"):

@@ -23,7 +23,7 @@ def test_the_paper_preset_is_what_the_paper_states():
 
 
 def test_no_preset_is_the_default_one():
-    beyond = {"preset": "default", "bn_gradient": True, "bn_statistics": "running", "groups": {}}
+    beyond = {"preset": "default", "bn_gradient": True, "bn_statistics": "running", "groups": {}, "budget": None}
     assert MixSpec.model_validate({}).model_dump() == {**beyond, **PRESETS["default"]}
     assert Spec.model_validate(LEAST).mix == MixSpec.model_validate({})
 
@@ -76,3 +76,9 @@ def test_values_out_of_range(key, value):
     with pytest.raises(ValidationError) as caught:
         MixSpec.model_validate({key: value})
     assert {error["loc"][0] for error in caught.value.errors()} == {key}
+
+
+@pytest.mark.parametrize("objective", ["loss", "accuracy", "f1", "python:my_code:score"])
+def test_what_mixing_may_search_for(objective):
+    assert Spec.model_validate({**LEAST, "objective": objective}).objective == objective
+    assert Spec.model_validate(LEAST).objective == "loss"

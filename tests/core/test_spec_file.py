@@ -104,10 +104,25 @@ def test_numbers_as_people_write_them(read, text):
         ("mix: {betas: 0.9}", "mix.betas: wanted a list, found 0.9"),
         ("mix: {zero_sum: 1}", "mix.zero_sum: wanted true or false, found 1"),
         ("mix: {preset: papre}", "mix.preset: wanted 'default' or 'paper', found 'papre'"),
+        (
+            "objective: acuracy",
+            "objective: wanted 'loss', 'accuracy', 'f1' or python:MODULE:FUNCTION, found 'acuracy'",
+        ),
+        (
+            "objective: my_code:f",
+            "objective: wanted 'loss', 'accuracy', 'f1' or python:MODULE:FUNCTION, found 'my_code:f'",
+        ),
+        ("objective: [f1]", "objective: wanted text, found ['f1']"),
         ("seed: -1", "seed: wanted greater than or equal to 0, found -1"),
         ("seed: 99999999999999999999", "seed: wanted less than 9223372036854775808, found 99999999999999999999"),
-        ("<<: {seed: 1}", "<<: unknown key; known: data, experts, finetune, loss, mix, model, precision, seed, train"),
-        ("1: 2", "1: unknown key; known: data, experts, finetune, loss, mix, model, precision, seed, train"),
+        (
+            "<<: {seed: 1}",
+            "<<: unknown key; known: data, experts, finetune, loss, mix, model, objective, precision, seed, train",
+        ),
+        (
+            "1: 2",
+            "1: unknown key; known: data, experts, finetune, loss, mix, model, objective, precision, seed, train",
+        ),
     ],
 )
 def test_a_wrong_value(faults, line, fault):

@@ -1,9 +1,10 @@
 import sys
 
 import pytest
+import torch
 
 from glue_cli.core.errors import SpecError
-from glue_cli.core.user_code import load_function
+from glue_cli.core.user_code import call_function, load_function
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +114,43 @@ def test_no_such_function(tmp_path):
     assert caught.value.hint == "did you mean 'build_net'?"
     with pytest.raises(SpecError, match="'lr' in '.*my_code.py' is a float, wanted a function"):
         load("my_code:lr", tmp_path)
+
+
+FAULTS = """\
+import json, sys
+def deep(): return json.loads("{")
+def leaves(): sys.exit(3)
+def long(): raise ValueError("first\\nsecond")
+def silent(): assert False
+def outer(): return silent()
+def hungry(): raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("deep", "my_code.py:2: JSONDecodeError: Expecting property name .*"),
+        ("leaves", "my_code.py:3: SystemExit: 3"),
+        ("long", "my_code.py:4: ValueError: first"),
+        ("outer", "my_code.py:5: AssertionError"),
+    ],
+)
+def test_a_function_that_fails_says_where_in_the_users_file(tmp_path, function, reason):
+    write(tmp_path, my_code=FAULTS)
+    with pytest.raises(SpecError, match=f"^it fails at .*{reason}$") as caught:
+        call_function(load(f"my_code:{function}", tmp_path), name="it", hint="mend it")
+    assert caught.value.hint == "mend it"
+
+
+def test_a_library_s_function_that_fails_has_no_place_in_a_file():
+    with pytest.raises(SpecError, match="^it fails: TypeError: "):
+        call_function(len, 5, name="it", hint="mend it")
+
+
+def test_want_of_memory_is_not_the_functions_fault(tmp_path):
+    write(tmp_path, my_code=FAULTS)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call_function(load("my_code:hungry", tmp_path), name="it", hint="")
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        call_function(torch.empty, 1 << 60, name="it", hint="")

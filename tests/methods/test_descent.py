@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from glue_cli.core.cost import Cost
 from glue_cli.core.errors import NumericalError
 from glue_cli.core.spec import MixSpec
 from glue_cli.methods.descent import Estimate, descend
@@ -20,7 +21,7 @@ class Scripted:
     n_groups, n_experts = 1, 3
 
     def __init__(self, *val_losses):
-        self.val_losses, self.seen = val_losses, []
+        self.val_losses, self.seen, self.cost = val_losses, [], Cost()
 
     def validation_loss(self, alpha):
         self.seen.append(alpha.tolist())

@@ -156,7 +156,7 @@ def test_the_error_of_the_slope_falls_with_the_square_of_mu():
 
 def test_all_probes_of_a_step_are_asked_for_at_once(quadratic):
     objective = quadratic([0.2, 0.3, 0.5])
-    settings = MixSpec.model_validate({"steps": 4, "n_directions": 3, "validate_every": 100})
+    settings = MixSpec.model_validate({"steps": 4, "n_directions": 3, "validate_every": 100, "search": "plain"})
     spsa(objective, settings, seed=0)
     assert objective.probed == [(6, step) for step in range(4)]
 
@@ -165,7 +165,7 @@ def test_all_probes_of_a_step_are_asked_for_at_once(quadratic):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", [[[0.1, 0.6, 0.05, 0.25]], [[0.3, 0.7], [0.75, 0.25]]])
 def test_finds_the_optimum_of_a_quadratic(quadratic, kind, zero_sum, target):
-    keys = {"steps": 400, "lr": 0.05, "validate_every": 10, "patience": 1000}
+    keys = {"steps": 400, "lr": 0.05, "validate_every": 10, "patience": 1000, "search": "plain"}
     settings = MixSpec.model_validate(keys | {"directions": kind, "zero_sum": zero_sum})
     learned = spsa(quadratic(target), settings, seed=0)
     assert learned.val_loss < 1e-4 < learned.val_loss_start

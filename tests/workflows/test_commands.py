@@ -44,7 +44,7 @@ def blend(experts, spec, run, output, method="spsa"):
 
 
 def test_the_search_tells_its_steps_and_keeps_the_best_alpha(make_spec, run, experts, tmp_path, events):
-    spec = make_spec(mix={"steps": 12, "validate_every": 3, "batch_size": 20, "lr": 0.5})
+    spec = make_spec(mix={"search": "plain", "steps": 12, "validate_every": 3, "batch_size": 20, "lr": 0.5})
     history = tmp_path / "h.jsonl"
     result = blend(experts, spec, Run("cpu", progress=run.progress, history=history), tmp_path / "p.safetensors")
     lines = [json.loads(line) for line in history.read_text().splitlines()]
@@ -66,7 +66,7 @@ def test_the_reported_loss_is_that_of_the_written_blend(spec, run, experts, tmp_
         assert found["loss"] == pytest.approx(result["loss"]["val"], rel=1e-4)
 
 
-def test_methods_see_the_same_minibatches(spec, run, experts, tmp_path, monkeypatch):
+def test_methods_see_the_same_minibatches(make_spec, run, experts, tmp_path, monkeypatch):
     from glue_cli.workflows.examples import Batches
 
     seen, original = [], Batches.at_step
@@ -75,6 +75,7 @@ def test_methods_see_the_same_minibatches(spec, run, experts, tmp_path, monkeypa
         "at_step",
         lambda self, step, size, seed: seen.append((step, size, seed)) or original(self, step, size, seed),
     )
+    spec = make_spec(mix={"search": "plain", "steps": 6, "validate_every": 2, "batch_size": 20})
     blend(experts, spec, run, tmp_path / "a.safetensors", "spsa")
     by_spsa = seen.copy()
     seen.clear()

@@ -105,6 +105,35 @@ def test_sizes_given_win_over_sizes_recorded(tmp_path, experts):
     assert plan(experts, output).sizes is None
 
 
+@pytest.mark.parametrize("objective", ["accuracy", "f1", "python:my_code:score"])
+def test_fullgrad_is_refused_where_there_is_no_gradient(tmp_path, experts, make_spec, objective):
+    (tmp_path / "my_code.py").write_text("def score(outputs, targets): return 0.0\n")
+    spec, output = make_spec(objective=objective), Outputs(tmp_path / "p.safetensors")
+    with pytest.raises(SpecError, match=f"--method fullgrad follows a gradient, .* objective: {objective} ") as caught:
+        plan(experts, output, method="fullgrad", spec=spec)
+    assert caught.value.hint == "use --method spsa or cmaes, or set objective: loss"
+    assert plan(experts, output, method="spsa", spec=spec).spec.objective == objective
+    assert plan(experts, output, method="fullgrad", spec=make_spec()).method == "fullgrad"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"objective": "python:my_cod:score"}, "objective: there is no module 'my_cod'"),
+        ({"objective": "python:my_code:scor"}, "my_code.py' has no function 'scor'"),
+        ({"objective": "python:my_code:lonely"}, r"called with \(outputs, targets\): too many positional"),
+        ({"objective": "f1", "loss": "mse"}, "objective: f1 is for labels and tokens"),
+    ],
+)
+def test_the_objective_is_checked_where_it_is_searched_for(tmp_path, experts, make_spec, sections, message):
+    code = "def score(outputs, targets): return 0.0\ndef lonely(outputs): return 0.0\n"
+    (tmp_path / "my_code.py").write_text(code)
+    spec, output = make_spec(**sections), Outputs(tmp_path / "p.safetensors")
+    with pytest.raises(SpecError, match=message):
+        plan(experts, output, method="spsa", spec=spec)
+    assert plan(experts, output, method="proxy", spec=spec).method == "proxy"  # which searches for nothing
+
+
 def test_finetune_and_evaluate(tmp_path, experts, make_spec):
     spec = make_spec(experts={"count": 3, "size": 60, "init": str(experts[2])})
     scratch = plan_finetune(spec, None, Outputs(tmp_path / "f"), track_test=True)

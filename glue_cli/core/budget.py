@@ -1,0 +1,70 @@
+"""What a search may spend, and how much of it is left. Needs no torch."""
+
+import math
+import re
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from glue_cli.core.cost import Cost
+
+_UNITS: dict[str, tuple[Literal["forwards", "seconds", "examples"], int]] = {
+    "": ("forwards", 1),
+    "s": ("seconds", 1),
+    "m": ("seconds", 60),
+    "h": ("seconds", 3600),
+    "ex": ("examples", 1),
+}
+_MOST = 1e15  # more is a slip of the keyboard, and overflows
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on a search: forwards of a minibatch, where a backward counts for two; examples likewise; or seconds."""
+
+    limit: float
+    unit: Literal["forwards", "seconds", "examples"]
+
+
+def parse_budget(text: str) -> Budget:
+    """Read `300` forwards, `90s`, `2m`, `1.5h`, or `1e6ex` examples.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\+?\d+)?) ?(s|m|h|ex|)", text.strip())
+    unit, factor = _UNITS[found[2] if found else ""]
+    limit = float(found[1]) * factor if found else 0
+    if not 0 < limit <= _MOST:
+        raise ValueError(f"'{text}' is no budget: wanted forwards, time or examples, such as 300, 2m or 1e6ex")
+    return Budget(limit, unit)
+
+
+class Purse:
+    """What is left of a budget, as a search's account grows; without a budget, all that one could want.
+
+    Args:
+        batch_size: examples of a forward.
+    """
+
+    def __init__(self, budget: Budget | None, cost: Cost, batch_size: int) -> None:
+        self._budget, self._cost, self._batch_size = budget, cost, batch_size
+        self._began = time.monotonic()
+
+    @property
+    def is_limited(self) -> bool:
+        return self._budget is not None
+
+    def forwards(self, share: float = 1.0) -> float:
+        """Return how many forwards are left until a share of the budget, from its start, is spent."""
+        if self._budget is None:
+            return math.inf
+        limit, spent = share * self._budget.limit, self._cost.equivalents
+        if self._budget.unit == "forwards":
+            left = limit - spent
+        elif self._budget.unit == "examples":
+            left = (limit - self._cost.examples) / self._batch_size - 2 * self._cost.backwards
+        else:
+            elapsed = time.monotonic() - self._began
+            left = (limit - elapsed) * spent / elapsed if spent and elapsed else 1
+        return max(0, math.floor(left))

@@ -1,0 +1,80 @@
+"""Descent by Gauss-Newton with forward passes alone: the outputs' changes towards the experts say where to go.
+
+Two losses say how the loss changes along one direction. The outputs of the same forwards say how each example changes,
+and by that the slopes along many directions and the curvatures between them: a step needs no learning rate.
+"""
+
+import torch
+from torch import Tensor
+
+from glue_cli.core.secants import Quadratic
+from glue_cli.core.seeds import generator
+from glue_cli.methods.objective import Objective, check_finite
+from glue_cli.methods.quadratic_program import minimise_quadratic
+
+# Chosen on the digits and CIFAR-10, see examples/benchmarks/search/README.md: a third or the triple of each does too.
+_DAMPING = 0.03  # the curvature that is added, a share of the mean one
+_MEMORY = 0.25  # how far back the quadratics count, a share of the steps made
+
+
+class GaussNewton:
+    """Minimises the mean of the quadratics seen so far, the later with the more weight, as recursive least squares do.
+
+    Args:
+        start: [G, K], on the simplex.
+        radius: how far towards each expert the outputs are taken, a share of the way.
+    Attributes:
+        alpha: the estimate so far, [G, K].
+        n_forwards: of a whole step; with fewer, down to about half, it takes some of the experts at random.
+        n_rounds: steps after which a poor basin shows.
+    """
+
+    n_rounds = 3
+
+    def __init__(self, objective: Objective, start: Tensor, *, radius: float, seed: int) -> None:
+        self.alpha = start
+        self.n_forwards = start.numel() + 1
+        self.least_forwards = start.numel() // 2 + 1
+        self._objective, self._radius, self._seed = objective, radius, seed
+        self._curvature = torch.zeros(start.numel(), start.numel(), dtype=torch.float64)
+        self._linear = torch.zeros(start.numel(), dtype=torch.float64)
+        self._weight, self._n_steps = 0.0, 0
+
+    def step(self, step: int, n_forwards: float) -> float:
+        """Make a step on the minibatch of `step` with at most `n_forwards`; return the loss before it."""
+        n_coordinates = self.alpha.numel()
+        order = torch.randperm(n_coordinates, generator=generator(self._seed, "coordinates", step))
+        coordinates = order[: int(min(n_forwards - 1, n_coordinates))].sort()[0]
+        found = self._objective.quadratic(self.alpha, coordinates, self._radius, step)
+        check_finite(found.loss, step, "loss")
+        check_finite(found.gradient.sum().item() + found.curvature.sum().item(), step, "curvature of the loss")
+        gradient, curvature = self._around_zero(found, coordinates)
+        self._n_steps += 1
+        kept = 1 - 1 / (1 + _MEMORY * self._n_steps)
+        self._weight = kept * self._weight + 1
+        self._curvature = kept * self._curvature + curvature
+        self._linear = kept * self._linear + curvature @ self.alpha.flatten() - gradient
+        damping = _DAMPING * self._curvature.diagonal().mean()
+        self.alpha = minimise_quadratic(
+            self._curvature + damping * torch.eye(n_coordinates),
+            self._linear + damping * self.alpha.flatten(),
+            self.alpha,
+        )
+        return found.loss
+
+    def _around_zero(self, found: Quadratic, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gradient [G K] and curvature [G K, G K] by alpha, zero along the experts that were left out.
+
+        All experts' directions e_k - alpha have the mean 0, weighted by alpha; their secants have it after this.
+        """
+        n_coordinates = self.alpha.numel()
+        gradient = torch.zeros(n_coordinates, dtype=torch.float64)
+        curvature = torch.zeros(n_coordinates, n_coordinates, dtype=torch.float64)
+        gradient[coordinates] = found.gradient
+        curvature[coordinates[:, None], coordinates] = found.curvature
+        if len(coordinates) < n_coordinates:
+            return gradient, curvature
+        blocks = [alpha.expand(len(alpha), -1) for alpha in self.alpha]
+        rows = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        centre = torch.eye(n_coordinates, dtype=torch.float64) - rows.T  # columns are e_k - alpha
+        return centre.T @ gradient, centre.T @ curvature @ centre

@@ -1,0 +1,34 @@
+"""What each expert is worth to a blend: the loss without it."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from glue_cli.methods.objective import Objective
+
+
+def leave_one_out(objective: Objective, alpha: Tensor) -> list[dict[str, Any]]:
+    """Return for each expert how much the validation loss rises when it is left out and the others fill its place.
+
+    Args:
+        alpha: [G, K], on the simplex.
+    Returns:
+        `loss`, `difference` to that of the blend, paired example by example, and its `standard_error`, None where
+        there is a single term; None all for an expert that has all of a group's weight.
+    Cost: a validation for the blend, and one for each expert that takes part.
+    """
+    whole = objective.validation_terms(alpha)
+    found: list[dict[str, Any]] = []
+    for k in range(alpha.shape[1]):
+        rest = alpha.clone()
+        rest[:, k] = 0
+        weights = rest.sum(1, keepdim=True)
+        if (weights == 0).any():
+            found.append({"loss": None, "difference": None, "standard_error": None})
+            continue
+        terms = objective.validation_terms(rest / weights) if (alpha[:, k] > 0).any() else whole
+        differences = terms - whole
+        error = differences.std().item() / math.sqrt(len(terms)) if len(terms) > 1 else None
+        found.append({"loss": terms.mean().item(), "difference": differences.mean().item(), "standard_error": error})
+    return found

@@ -1,0 +1,79 @@
+"""Where a search starts: the loss over the simplex has several basins, and the uniform blend may lie in a poor one."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from glue_cli.core.budget import Purse
+from glue_cli.core.seeds import generator
+from glue_cli.methods.objective import Objective, check_finite
+
+SHARE = 0.25  # the most that screening takes of a budget
+N_MINIBATCHES = 2  # those of the steps 0 and 1
+# How far a start lies towards its expert, from the uniform blend; from nearer to the expert, poor basins are entered.
+_TOWARDS_EXPERT = 0.5
+_N_FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a search may start: alpha [G, K], the expert that it lies towards, if one, and its losses."""
+
+    name: str
+    alpha: Tensor
+    expert: int | None = None
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+
+def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
+    """Compare starts on one minibatch, and the best of them on a second one.
+
+    These are the uniform blend, the points half-way to each expert and softmax(-losses) of these; of more experts than
+    the budget allows, some are drawn.
+
+    Returns:
+        The starts from the least loss up, without those whose loss is not finite; those that were looked at once come
+        after those looked at twice.
+    Raises:
+        NumericalError: the loss of the uniform blend is not finite.
+    """
+    shape = objective.n_groups, objective.n_experts
+    uniform = torch.full(shape, 1 / objective.n_experts, dtype=torch.float64)
+    starts = [Start("uniform", uniform)]
+    _look(objective, starts, 0)
+    check_finite(starts[0].loss, 0, "loss")
+    n_affordable = purse.forwards(SHARE) - 1 - _N_FINALISTS
+    if n_affordable < 2:
+        return starts
+    drawn = torch.randperm(objective.n_experts, generator=generator(seed, "screening")).tolist()
+    for k in sorted(drawn[: int(min(n_affordable, objective.n_experts))]):
+        expert = torch.zeros(shape, dtype=torch.float64)
+        expert[:, k] = 1
+        starts.append(Start(f"towards expert {k}", uniform.lerp(expert, _TOWARDS_EXPERT), expert=k))
+    _look(objective, starts[1:], 0)
+    if len(starts) == objective.n_experts + 1:
+        weights = torch.softmax(-torch.tensor([start.loss for start in starts[1:]], dtype=torch.float64), 0)
+        starts.append(Start("by loss", weights.expand(shape).clone()))
+        _look(objective, starts[-1:], 0)
+    starts = sorted((start for start in starts if math.isfinite(start.loss)), key=_loss)
+    finalists = starts[:_N_FINALISTS]
+    _look(objective, finalists, 1)
+    return sorted(finalists, key=_loss) + starts[_N_FINALISTS:]
+
+
+def _look(objective: Objective, starts: list[Start], step: int) -> None:
+    """Note the starts' losses on the minibatch of `step`; two blends at a time, as many as a search holds anyway."""
+    pairs = torch.split(torch.stack([start.alpha for start in starts]), 2)
+    losses = [objective.probe_losses(pair, step) for pair in pairs]
+    for start, loss in zip(starts, torch.cat(losses).tolist(), strict=True):
+        start.losses.append(loss)
+
+
+def _loss(start: Start) -> float:
+    return start.loss

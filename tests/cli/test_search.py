@@ -1,0 +1,79 @@
+"""What people can ask of a search: a budget, an explanation, another objective."""
+
+import pytest
+
+
+@pytest.mark.parametrize("method", ["spsa", "fullgrad", "cmaes", "greedy"])
+@pytest.mark.parametrize("budget", [40, 100])
+def test_a_budget_of_forwards_is_kept(here, glue, experts, method, budget):
+    result = glue("mix", "--method", method, *experts, "--budget", budget, "--json", code=0).json
+    cost = result["cost"]
+    least = 0 if method == "greedy" else budget / 2  # greedy needs no more than five validations
+    assert least < cost["forwards"] + 2 * cost["backwards"] <= budget
+    assert result["settings"]["mix"]["budget"] == str(budget)
+
+
+def test_a_budget_of_examples_is_kept(here, glue, experts):
+    result = glue("mix", "--method", "spsa", *experts, "--budget", "1500ex", "--json", code=0).json
+    assert 750 < result["cost"]["examples"] <= 1500 and result["stopped"] == "budget"
+
+
+def test_a_budget_of_time_ends_the_search(here, glue, experts):
+    result = glue("mix", "--method", "spsa", *experts, "--budget", "0.5s", "--json", code=0).json
+    assert result["stopped"] == "budget" and result["steps"] > 0
+
+
+@pytest.mark.parametrize("budget", ["", "0", "-3", "many", "3x", "1e999"])
+def test_a_budget_that_is_none(here, glue, experts, budget):
+    glue("mix", "--method", "spsa", *experts, f"--budget={budget}").refused(2, "--budget", "no budget")
+
+
+def test_a_budget_that_is_none_in_the_spec(here, glue, experts):
+    glue("mix", "--method", "spsa", *experts, "--set", "mix.budget=3x").refused(2, "mix.budget", "3x")
+
+
+@pytest.mark.parametrize("option", [("--budget", "300"), ("--explain",)])
+@pytest.mark.parametrize("method", ["uniform", "data-size", "proxy"])
+def test_methods_that_do_not_search_have_neither(here, glue, experts, method, option):
+    glue("mix", "--method", method, *experts, *option).refused(2, f"{option[0]} is for a search", "spsa")
+
+
+def test_stages_and_guard_are_accounted_for(here, glue, experts):
+    result = glue("mix", "--method", "spsa", *experts, "--budget", "100", "--json", code=0).json
+    search, cost = result["search"], result["cost"]
+    assert [stage["stage"] for stage in search["stages"]] == ["screen", "race", "descend", "guard"]
+    assert sum(stage["forwards"] for stage in search["stages"]) == cost["forwards"]
+    assert search["stages"][-1]["forwards"] == cost["validation_forwards"] <= 15
+    assert search["start"] in search["starts"] and "uniform" in search["starts"]
+    losses = {"end": search["guard"]["end_loss"]} | {r["name"]: r["loss"] for r in search["guard"]["rivals"]}
+    assert result["loss"] == {"val": losses[search["returned"]], "val_uniform": losses["uniform"]}
+
+
+def test_an_explanation_says_what_each_expert_is_worth(here, glue, experts):
+    answer = glue("mix", "--method", "spsa", *experts, "--budget", "60", "--explain", "--json", code=0)
+    assert len(answer.json["left_out"]) == 3
+    for alpha, left_out in zip(answer.json["alpha"], answer.json["left_out"], strict=True):
+        assert left_out["difference"] != 0 if alpha > 0.05 else abs(left_out["difference"]) < 0.2
+    shown = glue("mix", "--method", "spsa", *experts, "--budget", "60", "--explain", "-f", code=0).out
+    assert "loss without it" in shown and "end of the search" in shown and "started from" in shown
+
+
+def test_accuracy_is_shown_as_accuracy(here, glue, experts):
+    call = ["mix", "--method", "spsa", *experts, "--set", "objective=accuracy", "--budget", "100", "-f"]
+    answer = glue(*call, "--json", code=0)
+    objective, loss = answer.json["objective"], answer.json["loss"]
+    assert objective["name"] == "accuracy" and loss == {} and 0 <= objective["val"] <= 1
+    (evaluated,) = glue("evaluate", "prior.safetensors", "--split", "val", "--json", code=0).json["results"]
+    assert evaluated["accuracy"] == pytest.approx(objective["val"], abs=1e-6)
+    assert f"{objective['val']:.4f}" in glue(*call, code=0).out
+
+
+def test_a_function_of_the_users_is_searched(here, glue, experts):
+    (here / "scoring.py").write_text("def right(outputs, targets):\n    return (outputs.argmax(1) == targets).sum()\n")
+    call = ["mix", "--method", "spsa", *experts, "--set", "objective=python:scoring:right", "--budget", "100"]
+    objective = glue(*call, "--json", code=0).json["objective"]
+    assert objective["name"] == "python:scoring:right" and 0 <= objective["val"] <= 30  # of a minibatch
+
+
+def test_fullgrad_needs_a_derivative(here, glue, experts):
+    glue("mix", "--method", "fullgrad", *experts, "--set", "objective=f1").refused(3, "fullgrad", "spsa")

@@ -1,0 +1,118 @@
+"""CMA-ES as a strategy of the staged search."""
+
+import math
+
+import pytest
+import torch
+
+from glue_cli.core.errors import NumericalError
+from glue_cli.core.spec import MixSpec
+from glue_cli.methods.cmaes import CmaEs, cmaes
+
+INF = math.inf
+
+
+def learn(objective, seed=0, **keys):
+    return cmaes(objective, MixSpec.model_validate(keys), seed=seed)
+
+
+@pytest.fixture
+def uniform():
+    return lambda *shape: torch.full(shape, 1 / shape[-1], dtype=torch.float64)
+
+
+@pytest.fixture
+def stairs(quadratic):
+    """A target loss in steps of 0.02, which has no slope anywhere."""
+
+    class Stairs(quadratic):
+        is_smooth = False
+
+        def loss(self, alphas):
+            return (super().loss(alphas) * 50).floor() / 50
+
+        def quadratic(self, alpha, coordinates, radius, step):
+            raise AssertionError("there is no derivative")
+
+        gradient = quadratic
+
+    return Stairs
+
+
+@pytest.mark.parametrize("target", [[[0.7, 0.3]], [[0.1, 0.6, 0.05, 0.25]], [[0.3, 0.7], [0.75, 0.25]]])
+def test_finds_the_optimum_of_a_quadratic(quadratic, target):
+    learned = learn(quadratic(target), steps=150, validate_every=150)
+    torch.testing.assert_close(learned.alpha, torch.tensor(target, dtype=torch.float64), rtol=0, atol=1e-3)
+    assert learned.val_loss < 1e-5 < learned.val_loss_start
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 5), (3, 4), (1, 64)])
+def test_a_step_is_a_generation_on_one_minibatch_two_blends_at_a_time(quadratic, uniform, shape):
+    objective = quadratic(uniform(*shape).tolist())
+    strategy = CmaEs(objective, uniform(*shape), seed=0)
+    population = 4 + math.floor(3 * math.log(math.prod(shape)))  # Hansen 2016, eq. (48)
+    assert strategy.n_forwards == strategy.least_forwards == population
+    for step in (4, 9):
+        objective.probed.clear()
+        strategy.step(step, INF)
+        assert {at for _, at in objective.probed} == {step} and max(m for m, _ in objective.probed) == 2
+        assert sum(m for m, _ in objective.probed) == population
+
+
+def test_a_step_tells_the_mean_loss_of_its_generation(quadratic, uniform):
+    objective, losses = quadratic([0.5, 0.2, 0.3]), []
+    strategy = CmaEs(objective, uniform(1, 3), seed=0)
+    asked = objective.probe_losses
+    objective.probe_losses = lambda alphas, step: losses.append(asked(alphas, step)) or losses[-1]
+    assert strategy.step(0, INF) == pytest.approx(torch.cat(losses).mean().item(), rel=1e-12)
+    assert torch.cat(losses).unique().numel() == strategy.n_forwards
+
+
+@pytest.mark.parametrize("start", [[[0.4, 0.3, 0.2, 0.1]], [[0.97, 0.01, 0.01, 0.01], [0.25] * 4]])
+def test_it_starts_where_it_is_told_to(quadratic, start):
+    start = torch.tensor(start, dtype=torch.float64)
+    torch.testing.assert_close(CmaEs(quadratic(start.tolist()), start, seed=0).alpha, start)
+
+
+def test_an_expert_that_a_start_leaves_out_comes_back(quadratic):
+    strategy = CmaEs(quadratic([0.1, 0.8, 0.1]), torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), seed=0)
+    assert 0.99 < strategy.alpha[0, 0] < 1
+    for step in range(100):
+        strategy.step(step, INF)
+    assert strategy.alpha.tolist()[0] == pytest.approx([0.1, 0.8, 0.1], abs=1e-3)
+
+
+@pytest.mark.parametrize("budget", [None, 100])
+def test_no_derivative_is_needed(stairs, budget):
+    learned = learn(stairs([0.0, 0.1, 0.1, 0.8]), budget=budget)
+    assert learned.val_loss <= 0.04 < 0.3 < learned.val_loss_start
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_the_search_is_staged_in_either_preset(quadratic, preset):
+    learned = learn(quadratic([0.2, 0.3, 0.5]), preset=preset, steps=3)
+    assert [stage["stage"] for stage in learned.account["stages"]] == ["screen", "race", "descend", "guard"]
+
+
+@pytest.mark.parametrize("budget", [1, 5, 20, 60, 300])
+@pytest.mark.parametrize("n_experts", [2, 16])
+def test_the_budget_is_kept(quadratic, budget, n_experts):
+    objective = quadratic([0.0] * (n_experts - 1) + [1.0])
+    learned = learn(objective, budget=budget)
+    assert objective.cost.equivalents <= budget
+    assert budget < 60 or (learned.n_steps > 0 and learned.stopped == "budget")
+
+
+def test_draws_by_its_seed(quadratic):
+    first, second, again = (
+        learn(quadratic([0.2, 0.3, 0.5]), seed=seed, steps=3).alpha for seed in (0, 2**63 - 1, 2**63 - 1)
+    )
+    assert not torch.equal(first, second) and torch.equal(second, again)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(quadratic):
+    objective = quadratic([0.2, 0.8])
+    asked = objective.probe_losses
+    objective.probe_losses = lambda alphas, step: asked(alphas, step) * (math.nan if step == 4 else 1)
+    with pytest.raises(NumericalError, match="the loss is nan at mixing step 2"):
+        learn(objective)
