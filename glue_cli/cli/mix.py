@@ -59,7 +59,7 @@ def mix(
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", metavar="", help="Also find out what each expert is worth to the blend.")
+        bool, typer.Option("--explain", metavar="", help="Then find out what each expert is worth.")
     ] = False,
     bank: Annotated[
         str,

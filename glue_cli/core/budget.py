@@ -57,14 +57,22 @@ class Purse:
 
     def forwards(self, share: float = 1.0) -> float:
         """Return how many forwards are left until a share of the budget, from its start, is spent."""
+        return max(0, math.floor(self.worth(share) - self._spent)) if self._budget else math.inf
+
+    def worth(self, share: float = 1.0) -> float:
+        """Return how many forwards a share of the budget is; of time, as far as it can be told by now."""
         if self._budget is None:
             return math.inf
-        limit, spent = share * self._budget.limit, self._cost.equivalents
+        if self._budget.unit == "examples":
+            return share * self._budget.limit / self._batch_size
         if self._budget.unit == "forwards":
-            left = limit - spent
-        elif self._budget.unit == "examples":
-            left = (limit - self._cost.examples) / self._batch_size - 2 * self._cost.backwards
-        else:
-            elapsed = time.monotonic() - self._began
-            left = (limit - elapsed) * spent / elapsed if spent and elapsed else 1
-        return max(0, math.floor(left))
+            return share * self._budget.limit
+        elapsed = time.monotonic() - self._began
+        return share * self._budget.limit * self._spent / elapsed if self._spent and elapsed else self._spent + 1
+
+    @property
+    def _spent(self) -> float:
+        """What is spent, in forwards of a whole minibatch where the budget is one of examples."""
+        if self._budget and self._budget.unit == "examples":
+            return self._cost.examples / self._batch_size + 2 * self._cost.backwards
+        return self._cost.equivalents

@@ -207,6 +207,13 @@ class MixSpec(_Section):
         preset = given.get("preset", "default")
         return {**PRESETS.get(preset if isinstance(preset, str) else "default", _PAPER), **given}
 
+    @model_validator(mode="after")
+    def _budget_of_a_minibatch(self) -> "MixSpec":
+        budget = self.parsed_budget
+        if budget and budget.limit < {"forwards": 1, "examples": self.batch_size, "seconds": 0}[budget.unit]:
+            raise ValueError(f"budget {self.budget} is less than a minibatch of {self.batch_size}")
+        return self
+
     @property
     def parsed_budget(self) -> Budget | None:
         return parse_budget(self.budget) if self.budget is not None else None

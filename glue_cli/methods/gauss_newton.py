@@ -4,12 +4,13 @@ Two losses say how the loss changes along one direction. The outputs of the same
 and by that the slopes along many directions and the curvatures between them: a step needs no learning rate.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from glue_cli.core.secants import Quadratic
 from glue_cli.core.seeds import generator
-from glue_cli.methods.objective import Objective, check_finite
+from glue_cli.methods.objective import Objective
 from glue_cli.methods.quadratic_program import minimise_quadratic
 
 # Chosen on the digits and CIFAR-10, see examples/benchmarks/search/README.md: a third or the triple of each does too.
@@ -38,20 +39,26 @@ class GaussNewton:
         self._objective, self._radius, self._seed = objective, radius, seed
         self._curvature = torch.zeros(start.numel(), start.numel(), dtype=torch.float64)
         self._linear = torch.zeros(start.numel(), dtype=torch.float64)
-        self._weight, self._n_steps = 0.0, 0
+        self._n_steps = 0
 
     def step(self, step: int, n_forwards: float) -> float:
-        """Make a step on the minibatch of `step` with at most `n_forwards`; return the loss before it."""
+        """Make a step on the minibatch of `step` with at most `n_forwards`.
+
+        Returns:
+            The loss before it; NaN, and no step is made, where the outputs somewhere on the way are not finite.
+        """
         n_coordinates = self.alpha.numel()
         order = torch.randperm(n_coordinates, generator=generator(self._seed, "coordinates", step))
         coordinates = order[: int(min(n_forwards - 1, n_coordinates))].sort()[0]
         found = self._objective.quadratic(self.alpha, coordinates, self._radius, step)
-        check_finite(found.loss, step, "loss")
-        check_finite(found.gradient.sum().item() + found.curvature.sum().item(), step, "curvature of the loss")
-        gradient, curvature = self._around_zero(found, coordinates)
+        if not (found.gradient.isfinite().all() and found.curvature.isfinite().all()):
+            return math.nan
+        gradient = torch.zeros(n_coordinates, dtype=torch.float64)
+        curvature = torch.zeros(n_coordinates, n_coordinates, dtype=torch.float64)
+        gradient[coordinates] = found.gradient
+        curvature[coordinates[:, None], coordinates] = found.curvature
         self._n_steps += 1
         kept = 1 - 1 / (1 + _MEMORY * self._n_steps)
-        self._weight = kept * self._weight + 1
         self._curvature = kept * self._curvature + curvature
         self._linear = kept * self._linear + curvature @ self.alpha.flatten() - gradient
         damping = _DAMPING * self._curvature.diagonal().mean()
@@ -61,20 +68,3 @@ class GaussNewton:
             self.alpha,
         )
         return found.loss
-
-    def _around_zero(self, found: Quadratic, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gradient [G K] and curvature [G K, G K] by alpha, zero along the experts that were left out.
-
-        All experts' directions e_k - alpha have the mean 0, weighted by alpha; their secants have it after this.
-        """
-        n_coordinates = self.alpha.numel()
-        gradient = torch.zeros(n_coordinates, dtype=torch.float64)
-        curvature = torch.zeros(n_coordinates, n_coordinates, dtype=torch.float64)
-        gradient[coordinates] = found.gradient
-        curvature[coordinates[:, None], coordinates] = found.curvature
-        if len(coordinates) < n_coordinates:
-            return gradient, curvature
-        blocks = [alpha.expand(len(alpha), -1) for alpha in self.alpha]
-        rows = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-        centre = torch.eye(n_coordinates, dtype=torch.float64) - rows.T  # columns are e_k - alpha
-        return centre.T @ gradient, centre.T @ curvature @ centre

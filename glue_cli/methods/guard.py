@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from glue_cli.core.budget import Purse
 from glue_cli.methods.objective import Objective
 
-SHARE = 0.15  # what is kept of a budget for the guard, its last part; it takes all that is left
+SHARE = 0.15  # of a budget, its last part
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,32 @@ def guard(objective: Objective, purse: Purse, end: Tensor, rivals: Mapping[str, 
 
     Args:
         end, rivals: alphas, [G, K]; the rivals in the order in which they matter.
-    Cost: as many validation batches for each as the budget has left, all without a budget; and no more rivals.
+    Cost: the guard's share of the budget, in validation batches, the same for each; all batches without a budget.
     """
-    affordable = purse.forwards()
+    affordable = min(purse.forwards(), purse.worth(SHARE))
     if affordable < 1:
         return Verdict("end", end, None, 0, None, [])
-    compared = dict(list(rivals.items())[: int(min(affordable - 1, len(rivals)))])
+    others = [(name, alpha) for name, alpha in rivals.items() if not torch.equal(alpha, end)]
+    compared = others[: int(min(affordable - 1, len(others)))]
     per_blend = affordable / (1 + len(compared))
     n_batches = None if math.isinf(per_blend) else int(per_blend)
     wanted = objective.validation_terms(end, n_batches)
-    found = [
-        _compare(name, alpha, objective.validation_terms(alpha, n_batches), wanted) for name, alpha in compared.items()
-    ]
+    found = []
+    for name, alpha in compared:
+        terms = objective.validation_terms(alpha, n_batches)
+        found.append(Rival(name, alpha, terms.mean().item(), *paired_difference(terms, wanted)))
     end_loss = wanted.mean().item()
     better = [r for r in found if r.standard_error is not None and r.difference < -r.standard_error]
-    if better:
-        best = min(better, key=lambda rival: rival.loss)
-        return Verdict(best.name, best.alpha, best.loss, len(wanted), end_loss, found)
-    return Verdict("end", end, end_loss, len(wanted), end_loss, found)
+    best = min(better, key=lambda rival: rival.loss, default=None)
+    name, alpha, loss = (best.name, best.alpha, best.loss) if best else ("end", end, end_loss)
+    return Verdict(name, alpha, loss, len(wanted), end_loss, found)
+
+
+def paired_difference(terms: Tensor, others: Tensor) -> tuple[float, float | None]:
+    """Return the mean of terms [N] less others [N], and its standard error, None of a single term."""
+    differences = terms - others
+    error = differences.std().item() / math.sqrt(len(terms)) if len(terms) > 1 else None
+    return differences.mean().item(), error
 
 
 def account(verdict: Verdict) -> dict[str, Any]:
@@ -76,9 +85,3 @@ def account(verdict: Verdict) -> dict[str, Any]:
             ],
         },
     }
-
-
-def _compare(name: str, alpha: Tensor, terms: Tensor, wanted: Tensor) -> Rival:
-    differences = terms - wanted
-    error = differences.std().item() / math.sqrt(len(terms)) if len(terms) > 1 else None
-    return Rival(name, alpha, terms.mean().item(), differences.mean().item(), error)

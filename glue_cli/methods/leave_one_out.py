@@ -1,10 +1,10 @@
 """What each expert is worth to a blend: the loss without it."""
 
-import math
 from typing import Any
 
 from torch import Tensor
 
+from glue_cli.methods.guard import paired_difference
 from glue_cli.methods.objective import Objective
 
 
@@ -28,7 +28,6 @@ def leave_one_out(objective: Objective, alpha: Tensor) -> list[dict[str, Any]]:
             found.append({"loss": None, "difference": None, "standard_error": None})
             continue
         terms = objective.validation_terms(rest / weights) if (alpha[:, k] > 0).any() else whole
-        differences = terms - whole
-        error = differences.std().item() / math.sqrt(len(terms)) if len(terms) > 1 else None
-        found.append({"loss": terms.mean().item(), "difference": differences.mean().item(), "standard_error": error})
+        difference, error = paired_difference(terms, whole)
+        found.append({"loss": terms.mean().item(), "difference": difference, "standard_error": error})
     return found

@@ -46,8 +46,8 @@ def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
     shape = objective.n_groups, objective.n_experts
     uniform = torch.full(shape, 1 / objective.n_experts, dtype=torch.float64)
     starts = [Start("uniform", uniform)]
-    _look(objective, starts, 0)
-    check_finite(starts[0].loss, 0, "loss")
+    if not _look(objective, starts, 0):
+        check_finite(starts[0].loss, 0, "loss")
     n_affordable = purse.forwards(SHARE) - 1 - _N_FINALISTS
     if n_affordable < 2:
         return starts
@@ -56,23 +56,26 @@ def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
         expert = torch.zeros(shape, dtype=torch.float64)
         expert[:, k] = 1
         starts.append(Start(f"towards expert {k}", uniform.lerp(expert, _TOWARDS_EXPERT), expert=k))
-    _look(objective, starts[1:], 0)
+    starts[1:] = _look(objective, starts[1:], 0)
     if len(starts) == objective.n_experts + 1:
         weights = torch.softmax(-torch.tensor([start.loss for start in starts[1:]], dtype=torch.float64), 0)
         starts.append(Start("by loss", weights.expand(shape).clone()))
-        _look(objective, starts[-1:], 0)
-    starts = sorted((start for start in starts if math.isfinite(start.loss)), key=_loss)
-    finalists = starts[:_N_FINALISTS]
-    _look(objective, finalists, 1)
+        starts[-1:] = _look(objective, starts[-1:], 0)
+    starts.sort(key=_loss)
+    finalists = _look(objective, starts[:_N_FINALISTS], 1)
     return sorted(finalists, key=_loss) + starts[_N_FINALISTS:]
 
 
-def _look(objective: Objective, starts: list[Start], step: int) -> None:
-    """Note the starts' losses on the minibatch of `step`; two blends at a time, as many as a search holds anyway."""
+def _look(objective: Objective, starts: list[Start], step: int) -> list[Start]:
+    """Note the starts' losses on the minibatch of `step`, and return those that are finite.
+
+    Two blends are made at a time, as many as a search holds anyway.
+    """
     pairs = torch.split(torch.stack([start.alpha for start in starts]), 2)
     losses = [objective.probe_losses(pair, step) for pair in pairs]
     for start, loss in zip(starts, torch.cat(losses).tolist(), strict=True):
         start.losses.append(loss)
+    return [start for start in starts if math.isfinite(start.loss)]
 
 
 def _loss(start: Start) -> float:

@@ -81,7 +81,7 @@ def spsa(
 
     def make_strategy(start: Tensor) -> Strategy:
         if settings.optimizer == "auto" and objective.is_smooth:
-            return GaussNewton(objective, start, radius=settings.mu, seed=seed)
+            return GaussNewton(objective, start, radius=min(settings.mu, 1), seed=seed)
         return SpsaDescent(objective, start, settings, seed)
 
     return search(objective, settings, make_strategy, seed=seed, observe=observe)

@@ -117,18 +117,19 @@ class _Search:
 
         Whenever each has made as many steps as tell them apart, the worse half is dropped.
         """
-        first = self._make_strategy(starts[0].alpha)
-        affordable = RACE_SHARE * self._left() / (first.n_rounds * first.n_forwards)
+        first = _Contender(starts[0], self._make_strategy(starts[0].alpha))
+        n_rounds = first.strategy.n_rounds
+        affordable = RACE_SHARE * self._left() / (n_rounds * first.strategy.n_forwards)
         n_contenders = max(n for n in range(1, _MOST_CONTENDERS + 1) if _race_length(n) <= affordable)
         entered = starts[:n_contenders]
         uniform = next(start for start in starts if start.name == "uniform")
         if n_contenders > 1 and uniform not in entered:
             entered[-1] = uniform
-        contenders = [_Contender(start, self._make_strategy(start.alpha)) for start in entered]
+        contenders = [first, *(_Contender(start, self._make_strategy(start.alpha)) for start in entered[1:])]
         runner_up = None
         while len(contenders) > 1 and self._can_step(contenders):
             self._step(contenders)
-            if len(contenders[0].losses) % first.n_rounds == 0:
+            if len(contenders[0].losses) % n_rounds == 0:
                 contenders.sort(key=lambda contender: contender.score)
                 runner_up = contenders[1]
                 del contenders[(len(contenders) + 1) // 2 :]
@@ -178,7 +179,10 @@ class _Search:
             expert = torch.zeros_like(winner.strategy.alpha)
             expert[:, nearest] = 1
             rivals[f"expert {nearest}"] = expert
-        return guard.guard(self._objective, self._purse, winner.strategy.alpha, rivals)
+        verdict = guard.guard(self._objective, self._purse, winner.strategy.alpha, rivals)
+        if verdict.end_loss is not None:
+            check_finite(verdict.end_loss, self._n_steps, "validation loss")
+        return verdict
 
     def _left(self) -> float:
         return self._purse.forwards(1 - guard.SHARE)

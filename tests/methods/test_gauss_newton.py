@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glue_cli.core.cost import Cost
-from glue_cli.core.errors import NumericalError
 from glue_cli.core.losses import example_losses
 from glue_cli.core.objective import towards_experts
 from glue_cli.core.secants import Secants
@@ -215,12 +214,11 @@ def test_outputs_so_sure_that_they_show_no_curvature():
 def test_outputs_that_are_no_numbers(wrong):
     objective = classification()
     objective.experts[3, 0, 0] = wrong
-    with pytest.raises(NumericalError, match="the loss is nan at mixing step 7"):
-        start_of(objective).step(7, math.inf)
+    assert math.isnan(start_of(objective).step(7, math.inf))
     start = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]], dtype=torch.float64)
     objective.experts[3, 0, 0] = 3e38  # finite, and too large for float32 on the way there
-    with pytest.raises(NumericalError, match="the curvature of the loss is"):
-        start_of(objective, start).step(7, math.inf)
+    descent = start_of(objective, start)
+    assert math.isnan(descent.step(7, math.inf)) and torch.equal(descent.alpha, start)
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,7 +5,7 @@ import torch
 
 from glue_cli.core.budget import Budget, Purse
 from glue_cli.core.cost import Cost
-from glue_cli.methods.guard import account, guard
+from glue_cli.methods.guard import SHARE, account, guard
 
 N_BATCHES, BATCH = 5, 40
 
@@ -106,12 +106,24 @@ def test_without_budget_nothing_is_compared(spent):
 )
 def test_what_is_left_is_shared_out(left, n_rivals, n_batches):
     objective = Noisy([1.0, 0.9, 0.8, 0.7])
-    verdict = run(objective, expert(0), RIVALS, budget=10 + left, spent=10)
+    verdict = run(objective, expert(0), RIVALS, budget=10_000, spent=10_000 - left)
     assert [rival.name for rival in verdict.rivals] == list(RIVALS)[:n_rivals]
     assert verdict.n_terms == n_batches * BATCH
-    assert objective.cost.forwards == 10 + (1 + n_rivals) * n_batches <= 10 + left
+    assert objective.cost.forwards == 10_000 - left + (1 + n_rivals) * n_batches <= 10_000
     assert verdict.end_loss is not None
     assert verdict.name == (f"expert {n_rivals}" if n_rivals else "end")
+
+
+def test_no_more_than_its_share_is_spent():
+    objective = Noisy([1.0, 0.9, 0.8, 0.7])
+    verdict = run(objective, expert(0), RIVALS, budget=60, spent=10)
+    assert objective.cost.forwards - 10 == 8 <= SHARE * 60 and len(verdict.rivals) == 3
+
+
+def test_a_rival_that_is_the_end_is_not_compared_with_it():
+    objective = Noisy([1.0, 0.9, 0.8, 0.7])
+    verdict = run(objective, expert(0), {"itself": expert(0), "expert 1": expert(1)}, budget=1000)
+    assert [rival.name for rival in verdict.rivals] == ["expert 1"]
 
 
 def test_without_rivals_only_the_loss_is_found():
