@@ -1,12 +1,12 @@
 """How a method appears, the same in every table and figure: its name, its place in the order, its line."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 # Okabe and Ito's colours, told apart with any colour vision; without their yellow, which is too pale on white.
 # Variants of a method have its hue, darker or paler, which greyscale print keeps apart too.
-BLACK, GREY = "#000000", "#7F7F7F"
+BLACK, DARK_GREY, GREY = "#000000", "#4D4D4D", "#7F7F7F"
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 DARK_VERMILLION, PALE_VERMILLION = "#7A3300", "#F2A36B"
 
@@ -24,7 +24,6 @@ class Look:
 
 _KNOWN = {
     "uniform": Look("uniform", SKY, "v"),
-    "uniform-refreshed": Look("uniform, BatchNorm refreshed", SKY, "v", "--", hollow=True),
     "data-size": Look("data size", GREEN, "^"),
     "proxy": Look("proxy accuracy", PURPLE, "D"),
     "fullgrad": Look("full gradient", BLUE, "s"),
@@ -32,8 +31,11 @@ _KNOWN = {
     "spsa-n2": Look("GLUE, 2 directions", DARK_VERMILLION, "X", "--"),
     "spsa-n4": Look("GLUE, 4 directions", PALE_VERMILLION, "P", "-."),
     "spsa-default": Look("GLUE, default preset", ORANGE, "o", hollow=True),
+    "cmaes": Look("CMA-ES", DARK_GREY, "<", "-."),
+    "greedy": Look("greedy soup", GREY, ">", "--"),
     "scratch": Look("from scratch", BLACK, "x", ":"),
 }
+_REFRESHED = "-refreshed"
 _MARKERS, _DASHES = ("*", "p", "h", "<", ">", "d"), (":", "-.", "--")
 
 
@@ -46,7 +48,8 @@ def base_of(label: str) -> str:
 def looks_of(labels: Collection[str]) -> dict[str, Look]:
     """Return each label's look, in the order in which methods are listed.
 
-    A label that is not known has the colour of the method that it begins with, else grey, and a line of its own.
+    A known one with `-refreshed` has its look, hollow and dashed; another has the colour of the method that it begins
+    with, else grey, and a line of its own.
     """
     order = {label: i for i, label in enumerate(_KNOWN)}
     lines = cycle(zip(_MARKERS, cycle(_DASHES), strict=False))
@@ -54,6 +57,8 @@ def looks_of(labels: Collection[str]) -> dict[str, Look]:
     for label in sorted(labels, key=lambda label: (order.get(base_of(label), len(order)), label)):
         if label in _KNOWN:
             looks[label] = _KNOWN[label]
+        elif (known := _KNOWN.get(label.removesuffix(_REFRESHED))) is not None:
+            looks[label] = replace(known, name=f"{known.name}, BatchNorm refreshed", dash="--", hollow=True)
         else:
             base = _KNOWN.get(base_of(label))
             looks[label] = Look(label, base.color if base else GREY, *next(lines), hollow=True)
