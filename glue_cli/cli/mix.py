@@ -15,6 +15,7 @@ from glue_cli.core.errors import UsageError
 from glue_cli.methods import METHODS
 from glue_cli.workflows.plan_recipe import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
 
+_SEARCH = "Search, by fullgrad, spsa, cmaes and greedy"
 _TENSORS = "Heads, single tensors and adapters"
 
 Number = TypeVar("Number", int, float)
@@ -55,18 +56,26 @@ def mix(
         typer.Option(
             "--budget",
             metavar="N|TIME|Nex",
-            help="What a search may spend: 300 forwards, 2m, 1e6ex; by default, until the validation loss is level.",
+            help="What it may spend: 300 forwards, 2m, 1e6ex; by default, until the validation loss is level.",
+            rich_help_panel=_SEARCH,
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", metavar="", help="Then find out what each expert is worth.")
+        bool,
+        typer.Option(
+            "--explain",
+            metavar="",
+            help="Afterwards, find the loss without each expert.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = False,
     bank: Annotated[
         str,
         typer.Option(
             "--bank",
             metavar="auto|device|host|disk",
-            help="Where a search keeps the experts; auto takes the first where they fit.",
+            help="Where the experts are kept; auto takes the first where they fit.",
+            rich_help_panel=_SEARCH,
         ),
     ] = "auto",
     batchnorm: Annotated[
@@ -154,7 +163,7 @@ def mix(
 ) -> None:
     """Choose coefficients for the experts and blend them into one model, the prior.
 
-    uniform, data-size and --alpha need the experts alone; proxy, fullgrad and spsa also a spec and its data.
+    uniform, data-size and --alpha need the experts alone, the other methods also a spec and its data.
     """
     from glue_cli.workflows.plan_mix import BANKS, FILE_DTYPES, plan_mix
 
