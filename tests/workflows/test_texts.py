@@ -15,7 +15,9 @@ from glue_cli.core.spec import AugmentSpec, Spec
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.examples import read_expert, read_target
 from glue_cli.workflows.finetune import finetune
+from glue_cli.workflows.mix import mix
 from glue_cli.workflows.plan import Outputs, plan_evaluate, plan_finetune, plan_train_expert
+from glue_cli.workflows.plan_mix import plan_mix
 from glue_cli.workflows.train_expert import train_expert
 from glue_cli.workflows.training import evaluate_model
 from glue_cli.workflows.weights import initial_model
@@ -126,6 +128,37 @@ def test_a_language_model_from_end_to_end(alone, folder, run, tmp_path):
         total, n_tokens = total + loss * (ids.shape[1] - 1), n_tokens + ids.shape[1] - 1
     assert found["loss"] == pytest.approx(total / n_tokens, rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(total / n_tokens), rel=1e-5)
+
+
+def test_language_models_are_mixed_towards_what_lowers_the_loss(alone, run, tmp_path):
+    experts = []
+    for epochs in (1, 6):  # from one start, so that they blend
+        spec = alone.model_copy(update={"finetune": alone.finetune.model_copy(update={"epochs": epochs})})
+        experts.append(tmp_path / f"e{epochs}.safetensors")
+        plan = plan_finetune(spec.located_in(alone.path(".")), None, Outputs(experts[-1]), track_test=False)
+        finetune(plan, run)
+    mixing = alone.mix.model_copy(update={"budget": "120", "batch_size": 10})
+    spec = alone.model_copy(update={"mix": mixing}).located_in(alone.path("."))
+    outputs = Outputs(tmp_path / "p.safetensors")
+    plan = plan_mix(
+        experts,
+        outputs,
+        method="spsa",
+        alpha=None,
+        sizes=None,
+        dtype=None,
+        max_shard_bytes=None,
+        memory_bytes=1 << 26,
+        hashing=False,
+        spec=spec,
+        seed=0,
+    )
+    result = mix(plan, run)
+    losses = [
+        line["loss"] for line in evaluate(plan_evaluate(spec, experts, "val", {}, Outputs(None)), run)["results"]
+    ]
+    assert result["search"]["returned"] == "end" and result["loss"]["val"] <= min(losses) * 1.001
+    assert result["alpha"][1] > 0.9 and losses[1] < losses[0]
 
 
 def test_the_training_loss_of_a_language_model_is_a_mean_over_tokens(alone, run, tmp_path):
