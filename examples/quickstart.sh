@@ -17,7 +17,7 @@ for expert in 0 1 2 3 4; do
     glue train-expert --expert $expert -q >>log.txt
 done
 
-echo "Mix them by every method, and finetune each prior on 300 digits of the target"
+echo "Mix them by five methods, and finetune each prior on 300 digits of the target"
 for method in uniform data-size proxy fullgrad spsa; do
     glue mix --method $method experts/*.safetensors -o $method.safetensors -q >>log.txt
     glue finetune $method.safetensors -o $method-finetuned.safetensors -q >>log.txt

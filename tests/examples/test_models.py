@@ -124,7 +124,7 @@ def test_reviews(run, tmp_path, monkeypatch, torchvision, make_tokenizer):
     for name, n_lines in (("books", 20), ("dvd", 20), ("electronics", 20), ("kitchen", 440)):
         lines = [json.dumps({"text": REVIEWS[i % 4], "label": int(i % 4 < 2)}) for i in range(n_lines)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    folder, printed = run("sentiment", "mix.steps=2", "finetune.epochs=1", "precision=fp32", DATA=str(tmp_path))
+    folder, printed = run("sentiment", "mix.budget=20", "finetune.epochs=1", "precision=fp32", DATA=str(tmp_path))
     assert len((folder / "data/kitchen/test.jsonl").read_text().splitlines()) == 40
     heads = [load_file(path / "model.safetensors")["classifier.weight"] for path in sorted(folder.glob("experts/*"))]
     mean = sum(a * head for a, head in zip(mixed(printed)["spsa"], heads, strict=True))

@@ -16,7 +16,7 @@ model: {{arch: cnn, args: {{in_channels: 1, width: 8}}}}
 data: {{format: safetensors, root: '{digits}', target: {{train: 100, val: 50}}}}
 experts: {{count: {count}, size: 100}}
 train: {{epochs: 2}}
-mix: {{steps: 3, validate_every: 3}}
+mix: {{budget: 20}}
 finetune: {{epochs: 2}}
 precision: fp32
 """
