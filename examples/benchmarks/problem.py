@@ -52,7 +52,7 @@ class Problem:
             self._bank,
             loss=self._loss,
             train_batch=lambda step: self._train.at_step(step, BATCH, seed),
-            validation_batches=lambda: self._val.in_order(BATCH),
+            validation_batches=lambda: self._val.in_random_order(BATCH, seed),
             compute=self._compute,
             seed=seed,
         )

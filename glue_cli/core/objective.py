@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Literal
 
@@ -14,7 +15,7 @@ from glue_cli.core.batchnorm import differentiate_statistics, use_batch_statisti
 from glue_cli.core.cost import Cost
 from glue_cli.core.device import Compute
 from glue_cli.core.forward import Batch, outputs_of
-from glue_cli.core.losses import Loss, Score, example_losses
+from glue_cli.core.losses import IGNORED, Loss, Score, example_losses
 from glue_cli.core.secants import Quadratic, Secants
 from glue_cli.core.seeds import derive_seed, generator
 
@@ -150,18 +151,25 @@ class BlendObjective:
         Args:
             n_batches: of how many validation batches, from the first on; None for all.
         Returns:
-            float64: the losses of the examples, or a number a batch where the score has no others.
+            float64, a term an example, or a batch where the score has no others. That of a text is the sum over its
+            tokens by the mean number of tokens: texts are independent, tokens are not.
         """
         self._load(alpha[None])
         before = self.cost.forwards
         batches = islice(self._validation_batches(), n_batches)
-        terms = torch.cat([self._terms(self._copies[0], batch, 0) for batch in batches]).double().cpu()
+        found = [_by_example(self._terms(self._copies[0], batch, 0), batch[1]) for batch in batches]
         self.cost.validation_forwards += self.cost.forwards - before
-        return terms
+        sums, counts = (torch.cat(parts).double().cpu() for parts in zip(*found, strict=True))
+        return sums / counts.mean()
 
-    def validation_loss(self, alpha: Tensor) -> float:
-        """Return the loss of the blend with coefficients alpha [G, K] on the whole validation set."""
-        return self.validation_terms(alpha).mean().item()
+    def validation_loss(self, alpha: Tensor, n_batches: int | None = None) -> float:
+        """Return the loss of the blend with coefficients alpha [G, K] on validation data, as `validation_terms`."""
+        return self.validation_terms(alpha, n_batches).mean().item()
+
+    @cached_property
+    def n_validation_batches(self) -> int:
+        """How many batches the validation data are."""
+        return sum(1 for _ in self._validation_batches())
 
     def _terms(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         return self._score(self._forward(model, batch, step), batch[1])
@@ -182,7 +190,8 @@ class BlendObjective:
         if m > len(self._copies):
             self._copies = []
             self._blends = torch.empty(m, self._bank.n_columns, device=self._bank.device)
-            self._copies = [_bind(self._model, self._bank, row) for row in self._blends]
+            made = self._make_tensors(alphas[0])
+            self._copies = [_bind(self._model, self._bank, row, made.keys()) for row in self._blends]
         self._bank.blend(alphas, self._blends[:m])
         for copied, alpha in zip(self._copies, alphas, strict=False):
             _set_tensors(copied, self._make_tensors(alpha))
@@ -192,7 +201,8 @@ class BlendObjective:
         if self._differentiable is None:
             theta = torch.empty(1, self._bank.n_columns, device=self._bank.device)
             gradient = torch.zeros_like(theta)
-            model = _bind(self._model, self._bank, theta[0])
+            made = self._make_tensors(torch.full((self.n_groups, self.n_experts), 1 / self.n_experts))
+            model = _bind(self._model, self._bank, theta[0], made.keys())
             leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
             if self._bn_gradient:
                 differentiate_statistics(model)
@@ -215,10 +225,21 @@ def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float) -> Tensor
     return ends
 
 
-def _bind(model: nn.Module, bank: ExpertBank, row: Tensor) -> nn.Module:
-    """Return a copy of the model whose blended tensors are views of `row` [d], and the rest its own."""
-    copied = copy.deepcopy(model)
+def _by_example(terms: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of the terms of each example, and how many these are; of the batch, where it has one in all."""
+    n_terms = (targets != IGNORED).flatten(1).sum(1) if targets.dim() > 1 and not targets.is_floating_point() else None
+    if n_terms is None or n_terms.sum() != len(terms):
+        return terms, torch.ones_like(terms)
+    texts = torch.repeat_interleave(torch.arange(len(targets), device=terms.device), n_terms)
+    return torch.zeros_like(n_terms, dtype=torch.float64).index_add(0, texts, terms.double()), n_terms
+
+
+def _bind(model: nn.Module, bank: ExpertBank, row: Tensor, made: Collection[str]) -> nn.Module:
+    """Return a copy of the model: blended tensors are views of `row` [d], those `made` its own, the rest is shared."""
     tied = _tied_names(model)
+    own = {alias for name in (*bank.places, *made) for alias in (name, *tied.get(name, ()))}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    copied = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
     for name, place in bank.places.items():
         shared = nn.Parameter(place.view(row), requires_grad=False)
         for alias in (name, *(other for other in tied.get(name, ()) if other not in bank.places)):

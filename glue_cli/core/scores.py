@@ -50,8 +50,8 @@ def load_score(objective: str, loss: "Loss", folder: Path) -> "Score | None":
 
 def figure_of(objective: str, loss: float | None) -> float | None:
     """Return the figure, of which more is better, that a score's mean of terms stands for."""
-    if loss is None:
-        return None
+    if loss is None or objective == "loss":
+        return loss
     return -loss if objective.startswith(PREFIX) else 1 - loss
 
 

@@ -29,7 +29,7 @@ def _check_budget(given: Any) -> Any:
     """Return a budget as its text: YAML reads 300 as a number."""
     if given is None:
         return None
-    text = f"{given:g}" if isinstance(given, float) else str(given)
+    text = str(given)
     parse_budget(text)
     return text
 

@@ -12,6 +12,9 @@ from glue_cli.core.spec import MixSpec
 from glue_cli.methods.objective import Learned, Objective, StepRecord, check_finite
 from glue_cli.methods.plateau import Plateau
 
+# Of a budget, what a validation may take at most.
+_VALIDATION_SHARE = 0.05
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -26,6 +29,8 @@ def descend(
     estimate: Callable[[Tensor, int], Estimate],
     settings: MixSpec,
     observe: Callable[[StepRecord], None],
+    *,
+    n_forwards: int,
 ) -> Learned:
     """Minimise the target loss over alpha = softmax(beta) from the uniform blend, eqs. (7) and (8).
 
@@ -35,6 +40,7 @@ def descend(
     Args:
         estimate: the gradient at beta [G, K] on the minibatch of a step.
         observe: told of every step as it ends.
+        n_forwards: what a step costs, a backward counted as two.
     Raises:
         NumericalError: a loss is not finite.
     """
@@ -44,24 +50,26 @@ def descend(
     purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
     optimizer = make_optimizer(beta, settings)
     best_alpha = alpha = softmax(beta)
-    best = start = _validate(objective, alpha, 0)
-    validation_forwards = objective.cost.validation_forwards
+    n_batches = int(min(objective.n_validation_batches, max(1, _VALIDATION_SHARE * purse.worth())))
+    if purse.forwards() < 2 * n_batches + n_forwards:
+        return Learned(alpha, None, None, 0, "budget")
+    best = start = _validate(objective, alpha, 0, n_batches)
+    purse.warmed_up()
     plateau = Plateau(settings.patience, start)
     observe(StepRecord(0, None, alpha, start))
     step, stopped = 0, "steps"
     last = math.inf if purse.is_limited else settings.steps
     while step < last and stopped == "steps":
-        before = objective.cost.equivalents
         found = estimate(beta, step)
         check_finite(found.loss, step, "loss")
         beta.grad = found.gradient
         optimizer.step()
         step += 1
         alpha, val_loss = softmax(beta), None
-        if purse.forwards() < 2 * validation_forwards + objective.cost.equivalents - before:
+        if purse.forwards() < 2 * n_batches + n_forwards:
             stopped = "budget"
         if step % settings.validate_every == 0 or step == last or stopped == "budget":
-            val_loss = _validate(objective, alpha, step)
+            val_loss = _validate(objective, alpha, step, n_batches)
             if val_loss < best:
                 best_alpha, best = alpha, val_loss
             if plateau.reached(val_loss) and stopped == "steps":
@@ -82,5 +90,5 @@ def make_optimizer(beta: Tensor, settings: MixSpec) -> torch.optim.Optimizer:
     return torch.optim.Adam([beta], lr=settings.lr, betas=(settings.betas[0], settings.betas[1]))
 
 
-def _validate(objective: Objective, alpha: Tensor, step: int) -> float:
-    return check_finite(objective.validation_loss(alpha), step, "validation loss")
+def _validate(objective: Objective, alpha: Tensor, step: int, n_batches: int) -> float:
+    return check_finite(objective.validation_loss(alpha, n_batches), step, "validation loss")

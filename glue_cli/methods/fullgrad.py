@@ -23,4 +23,4 @@ def fullgrad(
         by_beta = alpha * (by_alpha - (alpha * by_alpha).sum(1, keepdim=True))  # chain rule through the softmax
         return Estimate(by_beta, loss)
 
-    return descend(objective, estimate, settings, observe)
+    return descend(objective, estimate, settings, observe, n_forwards=3)

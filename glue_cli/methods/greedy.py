@@ -35,7 +35,10 @@ def greedy(
         return Learned(uniform, None, None, 0, "steps")
     purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
     if purse.is_limited:
-        objective.validation_terms(uniform, 1)  # which shows how many forwards a budget of time is
+        objective.validation_terms(uniform, 1)
+        purse.warmed_up()
+    if purse.is_timed and purse.forwards():
+        objective.validation_terms(uniform, 1)  # which shows how many forwards the time is
     affordable = purse.forwards()
     n_tried = int(min(objective.n_experts, affordable / 2))
     if n_tried < 2:

@@ -12,6 +12,7 @@ from glue_cli.core.budget import Purse
 from glue_cli.methods.objective import Objective
 
 SHARE = 0.15  # of a budget, its last part
+MOST_BLENDS = 5  # that are compared
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Rival:
     difference: float
     standard_error: float | None
 
+    @property
+    def is_better(self) -> bool:
+        return self.standard_error is not None and self.difference < -self.standard_error
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -40,17 +45,24 @@ class Verdict:
     rivals: list[Rival]
 
 
+def reserve(objective: Objective, purse: Purse) -> float:
+    """Return how many forwards of a budget are kept for the guard: what it could spend, at most its share."""
+    return min(purse.worth(SHARE), MOST_BLENDS * objective.n_validation_batches)
+
+
 def guard(objective: Objective, purse: Purse, end: Tensor, rivals: Mapping[str, Tensor]) -> Verdict:
     """Return the end of a search, or a rival that is better by more than the standard error of their difference.
+
+    If the loss of the end is not finite, the best rival whose loss is, is better.
 
     Args:
         end, rivals: alphas, [G, K]; the rivals in the order in which they matter.
     Cost: the guard's share of the budget, in validation batches, the same for each; all batches without a budget.
     """
     affordable = min(purse.forwards(), purse.worth(SHARE))
-    if affordable < 1:
+    if affordable < 2:
         return Verdict("end", end, None, 0, None, [])
-    others = [(name, alpha) for name, alpha in rivals.items() if not torch.equal(alpha, end)]
+    others = [(name, alpha) for name, alpha in rivals.items() if not torch.equal(alpha, end)][: MOST_BLENDS - 1]
     compared = others[: int(min(affordable - 1, len(others)))]
     per_blend = affordable / (1 + len(compared))
     n_batches = None if math.isinf(per_blend) else int(per_blend)
@@ -60,7 +72,7 @@ def guard(objective: Objective, purse: Purse, end: Tensor, rivals: Mapping[str, 
         terms = objective.validation_terms(alpha, n_batches)
         found.append(Rival(name, alpha, terms.mean().item(), *paired_difference(terms, wanted)))
     end_loss = wanted.mean().item()
-    better = [r for r in found if r.standard_error is not None and r.difference < -r.standard_error]
+    better = [r for r in found if math.isfinite(r.loss) and (r.is_better or not math.isfinite(end_loss))]
     best = min(better, key=lambda rival: rival.loss, default=None)
     name, alpha, loss = (best.name, best.alpha, best.loss) if best else ("end", end, end_loss)
     return Verdict(name, alpha, loss, len(wanted), end_loss, found)

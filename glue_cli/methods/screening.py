@@ -32,7 +32,7 @@ class Start:
 
 
 def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
-    """Compare starts on one minibatch, and the best of them on a second one.
+    """Compare starts on one minibatch, and the uniform blend and the best of them on a second one.
 
     These are the uniform blend, the points half-way to each expert and softmax(-losses) of these; of more experts than
     the budget allows, some are drawn.
@@ -44,10 +44,13 @@ def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
         NumericalError: the loss of the uniform blend is not finite.
     """
     shape = objective.n_groups, objective.n_experts
-    uniform = torch.full(shape, 1 / objective.n_experts, dtype=torch.float64)
-    starts = [Start("uniform", uniform)]
-    if not _look(objective, starts, 0):
-        check_finite(starts[0].loss, 0, "loss")
+    uniform = Start("uniform", torch.full(shape, 1 / objective.n_experts, dtype=torch.float64))
+    starts = [uniform]
+    _look(objective, starts, 0)
+    purse.warmed_up()
+    if purse.forwards(SHARE) >= 1:
+        _look(objective, starts, 1)
+    check_finite(uniform.loss, 0, "loss")
     n_affordable = purse.forwards(SHARE) - 1 - _N_FINALISTS
     if n_affordable < 2:
         return starts
@@ -55,15 +58,16 @@ def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
     for k in sorted(drawn[: int(min(n_affordable, objective.n_experts))]):
         expert = torch.zeros(shape, dtype=torch.float64)
         expert[:, k] = 1
-        starts.append(Start(f"towards expert {k}", uniform.lerp(expert, _TOWARDS_EXPERT), expert=k))
+        starts.append(Start(f"towards expert {k}", uniform.alpha.lerp(expert, _TOWARDS_EXPERT), expert=k))
     starts[1:] = _look(objective, starts[1:], 0)
     if len(starts) == objective.n_experts + 1:
         weights = torch.softmax(-torch.tensor([start.loss for start in starts[1:]], dtype=torch.float64), 0)
-        starts.append(Start("by loss", weights.expand(shape).clone()))
-        starts[-1:] = _look(objective, starts[-1:], 0)
-    starts.sort(key=_loss)
-    finalists = _look(objective, starts[:_N_FINALISTS], 1)
-    return sorted(finalists, key=_loss) + starts[_N_FINALISTS:]
+        starts += _look(objective, [Start("by loss", weights.expand(shape).clone())], 0)
+    starts.sort(key=lambda start: start.losses[0])
+    finalists, rest = starts[:_N_FINALISTS], starts[_N_FINALISTS:]
+    looked_at = [start for start in finalists if start is uniform]
+    looked_at += _look(objective, [start for start in finalists if start is not uniform], 1)
+    return sorted(looked_at, key=lambda start: start.loss) + rest
 
 
 def _look(objective: Objective, starts: list[Start], step: int) -> list[Start]:
@@ -71,12 +75,10 @@ def _look(objective: Objective, starts: list[Start], step: int) -> list[Start]:
 
     Two blends are made at a time, as many as a search holds anyway.
     """
+    if not starts:
+        return []
     pairs = torch.split(torch.stack([start.alpha for start in starts]), 2)
     losses = [objective.probe_losses(pair, step) for pair in pairs]
     for start, loss in zip(starts, torch.cat(losses).tolist(), strict=True):
         start.losses.append(loss)
     return [start for start in starts if math.isfinite(start.loss)]
-
-
-def _loss(start: Start) -> float:
-    return start.loss

@@ -37,6 +37,9 @@ def estimate_gradient(
     return Estimate(gradient, losses.mean().item())
 
 
+_FLOOR = 0.01  # of 1 / K: further down, an expert that a start leaves out would be out of reach
+
+
 class SpsaDescent:
     """A strategy of a staged search: the optimizer's steps along SPSA's estimates, from a start.
 
@@ -48,7 +51,7 @@ class SpsaDescent:
 
     def __init__(self, objective: Objective, start: Tensor, settings: MixSpec, seed: int) -> None:
         self.n_forwards = self.least_forwards = 2 * settings.n_directions
-        self._beta = start.log()
+        self._beta = start.clamp_min(_FLOOR / objective.n_experts).log()
         self._optimizer = make_optimizer(self._beta, settings)
         self._estimate = _make_estimate(objective, settings, seed)
         self._alphas = [start]
@@ -77,7 +80,8 @@ def spsa(
     objective has no derivative by the outputs.
     """
     if settings.search == "plain":
-        return descend(objective, _make_estimate(objective, settings, seed), settings, observe)
+        estimate = _make_estimate(objective, settings, seed)
+        return descend(objective, estimate, settings, observe, n_forwards=2 * settings.n_directions)
 
     def make_strategy(start: Tensor) -> Strategy:
         if settings.optimizer == "auto" and objective.is_smooth:

@@ -16,7 +16,7 @@ from glue_cli.methods import guard, screening
 from glue_cli.methods.objective import Learned, Objective, StepRecord, check_finite
 from glue_cli.methods.plateau import Plateau
 
-RACE_SHARE = 0.5  # the most that the race takes of a budget
+_RACE_SHARE = 0.5  # the most that the race takes of a budget
 _MOST_CONTENDERS = 4
 
 
@@ -95,13 +95,16 @@ class _Search:
         starts = screening.screen(self._objective, self._purse, self._seed)
         uniform = next(start for start in starts if start.name == "uniform")
         self._observe(StepRecord(0, uniform.losses[0], uniform.alpha))
-        self._note("screen")
+        self._note("screen", uniform.losses[0], starts[0].losses[0])
         winner, runner_up = self._race(starts)
         self._note("race")
         self._descend(winner)
         self._note("descend")
         verdict = self._guard(winner, runner_up, starts)
         self._note("guard")
+        losses = {rival.name: rival.loss for rival in verdict.rivals}
+        descent = next(stage for stage in self._stages if stage["stage"] == "descend")
+        descent |= {"loss_before": losses.get(winner.start.name), "loss_after": verdict.end_loss}
         account = {
             "start": winner.start.name,
             "starts": {start.name: start.loss for start in starts},
@@ -109,7 +112,8 @@ class _Search:
             **guard.account(verdict),
         }
         self._observe(StepRecord(self._n_steps, None, verdict.alpha, verdict.loss))
-        val_uniform = next((rival.loss for rival in verdict.rivals if rival.name == "uniform"), None)
+        is_uniform = torch.equal(winner.strategy.alpha, uniform.alpha)
+        val_uniform = verdict.end_loss if is_uniform else losses.get("uniform")
         return Learned(verdict.alpha, verdict.loss, val_uniform, self._n_steps, self._stopped, account)
 
     def _race(self, starts: list[screening.Start]) -> tuple[_Contender, _Contender | None]:
@@ -119,7 +123,7 @@ class _Search:
         """
         first = _Contender(starts[0], self._make_strategy(starts[0].alpha))
         n_rounds = first.strategy.n_rounds
-        affordable = RACE_SHARE * self._left() / (n_rounds * first.strategy.n_forwards)
+        affordable = _RACE_SHARE * self._left() / (n_rounds * first.strategy.n_forwards)
         n_contenders = max(n for n in range(1, _MOST_CONTENDERS + 1) if _race_length(n) <= affordable)
         entered = starts[:n_contenders]
         uniform = next(start for start in starts if start.name == "uniform")
@@ -133,6 +137,9 @@ class _Search:
                 contenders.sort(key=lambda contender: contender.score)
                 runner_up = contenders[1]
                 del contenders[(len(contenders) + 1) // 2 :]
+        if len(contenders) > 1 and contenders[0].losses:  # the race was cut short
+            contenders.sort(key=lambda contender: contender.score)
+            runner_up = contenders[1]
         return contenders[0], runner_up
 
     def _descend(self, winner: _Contender) -> None:
@@ -180,16 +187,18 @@ class _Search:
             expert[:, nearest] = 1
             rivals[f"expert {nearest}"] = expert
         verdict = guard.guard(self._objective, self._purse, winner.strategy.alpha, rivals)
-        if verdict.end_loss is not None:
-            check_finite(verdict.end_loss, self._n_steps, "validation loss")
+        if verdict.loss is not None:
+            check_finite(verdict.loss, self._n_steps, "validation loss")
         return verdict
 
     def _left(self) -> float:
-        return self._purse.forwards(1 - guard.SHARE)
+        return max(0, self._purse.forwards() - guard.reserve(self._objective, self._purse))
 
-    def _note(self, stage: str) -> None:
+    def _note(self, stage: str, before: float | None = None, after: float | None = None) -> None:
+        """Note what a stage has spent, and the loss before and after it on the same data, where that is known."""
         spent = sum(done["forwards"] for done in self._stages)
-        self._stages.append({"stage": stage, "forwards": self._objective.cost.forwards - spent})
+        forwards = self._objective.cost.forwards - spent
+        self._stages.append({"stage": stage, "forwards": forwards, "loss_before": before, "loss_after": after})
 
 
 def _race_length(n_contenders: int) -> int:

@@ -96,6 +96,17 @@ class Batches:
             return list(batches_by_length(inputs.lengths, batch_size, _EVALUATION_TOKENS))
         return torch.split(torch.arange(len(self)), batch_size)
 
+    def in_random_order(self, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Yield all examples, in parts of like size, so that the first ones stand for all; the same at every call."""
+        draws = generator(seed, "validation")
+        if isinstance(self._dataset.inputs, Ragged):
+            parts = list(self._parts(batch_size))
+            order = torch.randperm(len(parts), generator=draws).tolist()
+            yield from (self.pick(parts[i]) for i in order)
+        else:
+            shuffled = torch.randperm(len(self), generator=draws)
+            yield from map(self.pick, torch.tensor_split(shuffled, -(-len(self) // batch_size)))
+
     def epoch(self, batch_size: int, seed: int, epoch: int, augment: AugmentSpec) -> Iterator[Batch]:
         """Yield the examples in the random order of one epoch, a pure function of seed and epoch.
 

@@ -1,5 +1,6 @@
 """The methods that run the model: by each expert's accuracy, and by searching the target loss."""
 
+import math
 import time
 from dataclasses import asdict
 from typing import Any
@@ -9,9 +10,9 @@ import torch
 from glue_cli.core.cost import Cost
 from glue_cli.core.errors import SpecError
 from glue_cli.core.objective import BlendObjective
-from glue_cli.core.progress import Advanced, Finished, Started
+from glue_cli.core.progress import Advanced, Finished, Noted, Started
 from glue_cli.core.scores import figure_of, load_score
-from glue_cli.core.spec import MixSpec, Spec
+from glue_cli.core.spec import PRESETS, MixSpec, Spec
 from glue_cli.methods import METHODS
 from glue_cli.methods.leave_one_out import leave_one_out
 from glue_cli.methods.objective import Learned, StepRecord
@@ -24,6 +25,9 @@ from glue_cli.workflows.plan import Run
 from glue_cli.workflows.plan_mix import MixPlan
 from glue_cli.workflows.training import evaluate_model
 from glue_cli.workflows.weights import check_fits_data
+
+# What the steps of an optimizer depend on, and those of Gauss-Newton do not.
+_OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum")
 
 
 def choose_by_accuracy(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) -> Choice:
@@ -76,7 +80,7 @@ def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) 
         experts.bank(compute, n_blends=_count_blends(plan.method, settings), run=run),
         loss=spec.loss,
         train_batch=lambda step: train.at_step(step, settings.batch_size, plan.seed),
-        validation_batches=lambda: val.in_order(settings.batch_size),
+        validation_batches=lambda: val.in_random_order(_validation_size(spec, len(val)), plan.seed),
         compute=compute,
         seed=plan.seed,
         statistics=settings.bn_statistics,
@@ -85,26 +89,27 @@ def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) 
         score=load_score(spec.objective, spec.loss, spec.path(".")),
     )
     budget, began = settings.parsed_budget, time.monotonic()
-    total, unit = (int(budget.limit), budget.unit) if budget else (settings.steps, "steps")
+    total, unit = (math.ceil(budget.limit), budget.unit) if budget else (settings.steps, "steps")
     if plan.method == "greedy":
         total, unit = n_experts, "steps"
+    _warn_of_idle_settings(plan.method, spec, run)
     run.progress(Started(f"mix by {plan.method}", total, unit))
-    val_loss = None
+    shown: dict[str, float] = {}
 
     def observe(record: StepRecord) -> None:
-        nonlocal val_loss
-        val_loss = record.val_loss if record.val_loss is not None else val_loss
+        for name, loss in (("", record.loss), ("val ", record.val_loss)):
+            if (figure := figure_of(spec.objective, loss)) is not None:
+                shown[name + spec.objective.partition(":")[0]] = figure
         alpha = by_expert(record.alpha)
         line = {"step": record.step, "loss": record.loss, "alpha": alpha, "val_loss": record.val_loss}
         write({**line, **by_group(plan, record.alpha), **asdict(objective.cost)})
-        figures = {name: x for name, x in (("loss", record.loss), ("val loss", val_loss)) if x is not None}
         spent = {
             "steps": record.step,
             "forwards": objective.cost.equivalents,
             "examples": objective.cost.examples,
             "seconds": int(time.monotonic() - began),
         }
-        run.progress(Advanced(min(total, spent[unit]), figures, tuple(alpha)))
+        run.progress(Advanced(min(total, spent[unit]), dict(shown), tuple(alpha)))
 
     learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
     run.progress(Finished())
@@ -115,20 +120,42 @@ def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) 
         details["objective"] = {"name": spec.objective, **figures}
     if learned.account:
         details["search"] = learned.account
+    searched = {"forwards": objective.cost.equivalents, "stopped": learned.stopped}
+    searched |= {key: learned.account[key] for key in ("start", "returned") if key in learned.account}
     if plan.explains:
+        before = objective.cost.forwards
         details["left_out"] = leave_one_out(objective, learned.alpha)
+        explained = {"stage": "explain", "forwards": objective.cost.forwards - before}
+        details.get("search", {}).get("stages", []).append(explained)
     return Choice(
         learned.alpha,
         settings={
             "mix": settings.model_dump(),
             "loss": spec.loss,
             "objective": spec.objective,
+            "search": searched,
             "precision": compute.precision,
         },
         cost=objective.cost,
         loss=losses if objective.is_smooth else {},
         details=details,
     )
+
+
+def _validation_size(spec: Spec, n_examples: int) -> int:
+    """Return how many examples a validation batch has; few enough for four, where a batch has one term in all."""
+    has_terms_by_example = spec.objective in ("loss", "accuracy")
+    return spec.mix.batch_size if has_terms_by_example else min(spec.mix.batch_size, -(-n_examples // 4))
+
+
+def _warn_of_idle_settings(method: str, spec: Spec, run: Run) -> None:
+    """Say which settings that differ from their preset have no part in this search."""
+    settings, preset = spec.mix, PRESETS[spec.mix.preset]
+    if method == "spsa" and settings.search == "staged" and settings.optimizer == "auto" and spec.objective == "loss":
+        idle = [f"mix.{key}" for key in _OF_OPTIMIZERS if getattr(settings, key) != preset[key]]
+        if idle:
+            text = f"{', '.join(idle)}: of no effect on Gauss-Newton's steps; with mix.optimizer: adam it has"
+            run.progress(Noted(text, warning=True))
 
 
 def _count_blends(method: str, settings: MixSpec) -> int:

@@ -14,7 +14,7 @@ class Quadratic:
         target: [G, K], or [K] for one group.
     """
 
-    is_smooth = True
+    is_smooth, n_validation_batches = True, 1
 
     def __init__(self, target):
         self.cost = Cost()
@@ -46,7 +46,7 @@ class Quadratic:
         slope = 2 * (alpha - self.target)
         return self.loss(alpha).item(), slope - (alpha * slope).sum(1, keepdim=True)
 
-    def validation_loss(self, alpha):
+    def validation_loss(self, alpha, n_batches=None):
         return self.validation_terms(alpha).item()
 
     def validation_terms(self, alpha, n_batches=None):

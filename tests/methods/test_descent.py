@@ -18,12 +18,12 @@ def settings_of(**keys):
 class Scripted:
     """An objective whose validation losses are given, the last one for ever; remembers which alphas it saw."""
 
-    n_groups, n_experts = 1, 3
+    n_groups, n_experts, n_validation_batches = 1, 3, 1
 
     def __init__(self, *val_losses):
         self.val_losses, self.seen, self.cost = val_losses, [], Cost()
 
-    def validation_loss(self, alpha):
+    def validation_loss(self, alpha, n_batches=None):
         self.seen.append(alpha.tolist())
         return self.val_losses[min(len(self.seen), len(self.val_losses)) - 1]
 
@@ -35,7 +35,7 @@ def along(*slope, loss=1.0):
 
 def run(objective, estimate, **keys):
     records = []
-    return descend(objective, estimate, settings_of(**keys), records.append), records
+    return descend(objective, estimate, settings_of(**keys), records.append, n_forwards=2), records
 
 
 @pytest.mark.parametrize(("validate_every", "patience"), [(1, 1), (5, 3), (20, 2)])

@@ -102,7 +102,7 @@ def test_without_budget_nothing_is_compared(spent):
 
 @pytest.mark.parametrize(
     ("left", "n_rivals", "n_batches"),
-    [(1, 0, 1), (2, 1, 1), (3, 2, 1), (4, 3, 1), (7, 3, 1), (8, 3, 2), (19, 3, 4), (20, 3, 5), (1000, 3, 5)],
+    [(2, 1, 1), (3, 2, 1), (4, 3, 1), (7, 3, 1), (8, 3, 2), (19, 3, 4), (20, 3, 5), (1000, 3, 5)],
 )
 def test_what_is_left_is_shared_out(left, n_rivals, n_batches):
     objective = Noisy([1.0, 0.9, 0.8, 0.7])

@@ -58,9 +58,9 @@ def test_a_quarter_of_the_budget_is_the_most(n_experts, budget):
     objective = Levels(falling(n_experts))
     starts = run(objective, budget)
     assert 1 <= objective.cost.forwards <= budget / 4
-    looked_at = min(n_experts, budget // 4 - 6)
+    looked_at = min(n_experts, budget // 4 - 7)
     if looked_at < 2:
-        assert [start.name for start in starts] == ["uniform"] and objective.cost.forwards == 1
+        assert [start.name for start in starts] == ["uniform"] and objective.cost.forwards == 2
     else:
         assert sum(start.expert is not None for start in starts) == looked_at
         assert ("by loss" in [start.name for start in starts]) == (looked_at == n_experts)
@@ -79,7 +79,7 @@ def test_without_a_budget_every_start_is_looked_at():
     objective = Levels(falling(64))
     names = {start.name for start in run(objective)}
     assert names == {"uniform", "by loss", *(f"towards expert {k}" for k in range(64))}
-    assert objective.cost.forwards == 66 + 4
+    assert objective.cost.forwards == 66 + 5
 
 
 def test_where_the_starts_lie():
@@ -121,7 +121,7 @@ def test_starts_are_compared_on_the_same_minibatches_two_at_a_time():
     run(objective)
     assert {step for step, _ in objective.calls} == {0, 1} and max(n for _, n in objective.calls) == 2
     assert sum(n for step, n in objective.calls if step == 0) == 9
-    assert sum(n for step, n in objective.calls if step == 1) == 4
+    assert sum(n for step, n in objective.calls if step == 1) == 5
 
 
 def test_experts_are_drawn_by_the_seed_where_there_are_too_many():
@@ -129,7 +129,7 @@ def test_experts_are_drawn_by_the_seed_where_there_are_too_many():
         return sorted(s.expert for s in run(Levels(falling(64)), 100, seed) if s.expert is not None)
 
     assert drawn(0) == drawn(0) != drawn(1)
-    assert len(set(drawn(0))) == 19
+    assert len(set(drawn(0))) == 18
     assert set().union(*map(drawn, range(30))) == set(range(64))  # everyone has a chance
 
 
@@ -164,4 +164,4 @@ def test_a_uniform_blend_without_a_finite_loss(wrong):
     objective = Levels([1.0, wrong, 2.0])
     with pytest.raises(NumericalError, match=f"the loss is {wrong} at mixing step 0"):
         run(objective)
-    assert objective.cost.forwards == 1
+    assert objective.cost.forwards == 2
