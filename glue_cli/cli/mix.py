@@ -3,11 +3,12 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
 from glue_cli.cli import options
+from glue_cli.cli.mix_dry_run import planned
 from glue_cli.cli.mix_result import show_mix
 from glue_cli.cli.session import Session, check_name
 from glue_cli.core.budget import parse_budget
@@ -56,7 +57,8 @@ def mix(
         typer.Option(
             "--budget",
             metavar="N|TIME|Nex",
-            help="What it may spend: 300 forwards, 2m, 1e6ex; by default, until the validation loss is level.",
+            help="What it may spend: 300 forwards, 2m, 1e6ex. Without one, greedy tries all experts, "
+            "and the others go on until the validation loss is level, or for mix.steps.",
             rich_help_panel=_SEARCH,
         ),
     ] = None,
@@ -207,17 +209,7 @@ def mix(
         seed=read.seed if read else seed or 0,
     )
     if dry_run:
-        first = plan.experts[0]
-        planned: dict[str, Any] = {
-            "method": plan.method,
-            "experts": len(plan.experts),
-            "tensors": len(first.entries),
-            "bytes_read": sum(expert.n_bytes for expert in plan.experts),
-            "output": str(plan.destination.result),
-        }
-        if read and is_search and method != "greedy":
-            planned |= {"budget": read.mix.budget} if read.mix.budget else {"steps_at_most": read.mix.steps}
-        session.finish_dry_run("mix", planned)
+        session.finish_dry_run("mix", planned(plan))
         return
     with session.running() as run:
         from glue_cli.workflows.mix import mix as work

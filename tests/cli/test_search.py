@@ -1,5 +1,7 @@
 """What people can ask of a search: a budget, an explanation, another objective."""
 
+import json
+
 import pytest
 
 
@@ -55,7 +57,7 @@ def test_an_explanation_says_what_each_expert_is_worth(here, glue, experts):
     for alpha, left_out in zip(answer.json["alpha"], answer.json["left_out"], strict=True):
         assert left_out["difference"] != 0 if alpha > 0.05 else abs(left_out["difference"]) < 0.2
     shown = glue("mix", "--method", "spsa", *experts, "--budget", "60", "--explain", "-f", code=0).out
-    assert "loss without it" in shown and "end of the search" in shown and "started from" in shown
+    assert "loss without it" in shown and "end of the search" in shown and "starts\n" in shown
 
 
 def test_accuracy_is_shown_as_accuracy(here, glue, experts):
@@ -77,3 +79,41 @@ def test_a_function_of_the_users_is_searched(here, glue, experts):
 
 def test_fullgrad_needs_a_derivative(here, glue, experts):
     glue("mix", "--method", "fullgrad", *experts, "--set", "objective=f1").refused(3, "fullgrad", "spsa")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "planned"),
+    [
+        (["spsa"], {"steps_at_most": 4, "forwards_a_step": 4}),
+        (["spsa", "--budget", "90"], {"budget": "90", "forwards_a_step": 4}),
+        (["spsa", "--set", "mix.groups.head=head.*"], {"steps_at_most": 4, "forwards_a_step": 7}),
+        (["spsa", "--set", "mix.preset=paper", "--set", "mix.n_directions=3"], {"forwards_a_step": 6}),
+        (["spsa", "--set", "mix.optimizer=adam"], {"forwards_a_step": 2}),
+        (["spsa", "--set", "objective=accuracy"], {"forwards_a_step": 2}),
+        (["greedy"], {"validations_at_most": 6}),
+        (["greedy", "--budget", "2m"], {"budget": "2m", "validations_at_most": 6}),
+        (["fullgrad", "--budget", "2m"], {"budget": "2m"}),
+    ],
+    ids=lambda found: " ".join(found) if isinstance(found, list) else "",
+)
+def test_a_dry_run_says_what_may_be_spent(here, glue, experts, arguments, planned):
+    plan = glue("mix", "--method", *arguments, *experts, "--dry-run", "--json", code=0).json
+    assert {key: plan.get(key) for key in planned} == planned
+    assert ("budget" in plan) == ("--budget" in arguments)
+    assert not ("budget" in plan and "steps_at_most" in plan)
+
+
+@pytest.mark.parametrize("optimizer", ["auto", "adam"])
+def test_a_step_costs_what_the_dry_run_said(here, glue, experts, optimizer):
+    groups = ["--set", "mix.groups.head=head.*", "--set", f"mix.optimizer={optimizer}"]
+    call = ["mix", "--method", "spsa", *experts, *groups, "--budget", "60", "--json"]
+    planned = glue(*call, "--dry-run", code=0).json["forwards_a_step"]
+    glue(*call, "--history", "h.jsonl", code=0)
+    spent = [json.loads(line)["forwards"] for line in (here / "h.jsonl").read_text().splitlines()]
+    assert spent[2] - spent[1] == planned  # between the first two steps
+
+
+@pytest.mark.parametrize("budget", [1, 3, 7])
+def test_a_budget_too_small_for_the_search_says_so(here, glue, experts, budget):
+    shown = glue("mix", "--method", "spsa", *experts, "--budget", budget, code=0).out
+    assert "the budget had no room for" in shown and "nothing could be" not in shown

@@ -129,3 +129,17 @@ def test_what_is_left_is_a_whole_number_and_never_negative(limit, unit, forwards
     cost = Cost(forwards=forwards, backwards=backwards, examples=64 * forwards)
     left = Purse(Budget(limit, unit), cost, 64).forwards(share)
     assert left == int(left) >= 0
+
+
+def test_the_first_forward_does_not_set_the_pace(clock):
+    cost = Cost()
+    purse = Purse(Budget(60, "seconds"), cost, 64)
+    assert purse.forwards() == 1  # to see how long one takes
+    cost.forwards, clock.now = 1, clock.now + 10  # the GPU wakes up
+    purse.warmed_up()
+    assert purse.forwards() == 1
+    cost.forwards, clock.now = 3, clock.now + 1
+    assert purse.forwards() == (60 - 11) * 2 and purse.worth(0.5) == 60
+    assert purse.forwards(0.25) == (15 - 11) * 2
+    clock.now += 60
+    assert purse.forwards() == 0

@@ -11,6 +11,7 @@ from glue_cli.core.bank_load import load_bank
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.cost import Cost
 from glue_cli.core.device import Compute
+from glue_cli.core.losses import IGNORED, example_losses
 from glue_cli.core.objective import BlendObjective, towards_experts
 from glue_cli.core.recipe import PLAIN, Recipe
 from glue_cli.core.tensors import write_checkpoint
@@ -579,3 +580,30 @@ def test_cuda_equals_the_cpu(objective_of, cuda, make):
     assert found.gradient.device == found.curvature.device == CPU
     assert (found.gradient - wanted.gradient).norm() < 1e-2 * wanted.gradient.norm()
     assert (found.curvature - wanted.curvature).norm() < 1e-2 * wanted.curvature.norm()
+
+
+def test_the_terms_of_texts_are_their_sums_by_the_mean_length(objective_of, monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    inputs, tokens = batch_of(0)[0], torch.randint(0, 40, (N, 2), generator=draws)
+    tokens[0] = IGNORED
+    tokens[1, 0] = IGNORED
+    objective, _, _ = objective_of(Speaking)
+    monkeypatch.setattr(objective, "_validation_batches", lambda: [(inputs, tokens), (inputs[:3], tokens[:3])])
+    terms = objective.validation_terms(ALPHA)
+    assert len(terms) == N + 3 and terms[0] == terms[N] == 0
+    objective._load(ALPHA[None])
+    outputs = objective._copies[0](inputs)
+    losses = torch.cat([example_losses("cross_entropy", outputs[k], tokens[k]) for k in (slice(N), slice(3))])
+    assert terms.mean().item() == pytest.approx(losses.mean().item(), rel=1e-5)
+    last = example_losses("cross_entropy", outputs[-1:], tokens[-1:]).sum().item()
+    assert terms[N - 1].item() == pytest.approx(last * len(terms) / len(losses), rel=1e-5)
+
+
+def test_copies_share_what_no_blend_changes(objective_of):
+    objective, model, _ = objective_of(normed)
+    objective.probe_losses(ALPHAS, 0)
+    blended_names = set(objective._bank.places)
+    for copied in objective._copies:
+        for name, tensor in copied.state_dict(keep_vars=True).items():
+            own = model.state_dict(keep_vars=True)[name]
+            assert (tensor is own) == (name not in blended_names)

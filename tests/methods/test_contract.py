@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glue_cli.core.spec import MixSpec
@@ -106,3 +106,15 @@ def test_closed_forms():
 def test_data_size_does_not_depend_on_the_unit(sizes, factor):
     data_size = METHODS["data-size"].load()
     assert data_size([size * factor for size in sizes]) == pytest.approx(data_size(sizes), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("search", ["plain", "staged"])
+@given(budget=st.integers(1, 80), n_experts=st.integers(2, 20))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_budget_is_never_exceeded(quadratic, method, search, budget, n_experts):
+    objective = quadratic(rising(n_experts))
+    keys = {"budget": str(budget), "search": search, "n_directions": 2}
+    learned = METHODS[method].load()(objective, settings_of(**keys), seed=0)
+    assert objective.cost.equivalents <= budget
+    assert learned.alpha.sum().item() == pytest.approx(1) and learned.alpha.min() >= 0

@@ -165,3 +165,10 @@ def test_a_uniform_blend_without_a_finite_loss(wrong):
     with pytest.raises(NumericalError, match=f"the loss is {wrong} at mixing step 0"):
         run(objective)
     assert objective.cost.forwards == 2
+
+
+@pytest.mark.parametrize("n_experts", [2, 8])
+def test_a_second_minibatch_without_a_finite_loss(n_experts):
+    objective = Levels([1.0] * n_experts, [math.nan] * n_experts)
+    with pytest.raises(NumericalError, match="the loss is nan"):
+        run(objective)

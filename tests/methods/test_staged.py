@@ -388,3 +388,39 @@ def test_the_real_strategies_keep_a_budget(n_experts, budget):
         objective = Bowl(rising(n_experts), noise=0.1)
         spsa(objective, settings_of(budget=str(budget), **keys), seed=0)
         assert objective.cost.forwards <= budget
+
+
+def test_a_race_that_is_cut_short_is_won_by_the_best_so_far():
+    class Two(Bowl):
+        def noise_at(self, step):
+            return torch.zeros(1, dtype=torch.float64)
+
+    objective = Two([0.0, 0.0, 1.0])
+    learned, _, contenders = run(objective, lambda *start: Walk(*start, n_rounds=10), steps=4)
+    assert len(contenders) > 1 and all(len(contender.steps) == 4 for contender in contenders)
+    losses = {name: loss for name, loss in learned.account["starts"].items()}
+    assert learned.account["start"] == min(losses, key=losses.get) == "towards expert 2"
+    assert "runner-up" in [rival["name"] for rival in learned.account["guard"]["rivals"]]
+
+
+def test_what_a_stage_bought_is_said():
+    learned, _, _ = run(Bowl([0.0, 0.1, 0.9], noise=0.01), budget="200")
+    screen, race, descend, guarded = learned.account["stages"]
+    assert screen["loss_after"] < screen["loss_before"] and descend["loss_after"] < descend["loss_before"]
+    assert race["loss_before"] is guarded["loss_before"] is None
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_an_end_without_a_finite_validation_loss_loses_to_a_sound_rival(wrong):
+    class Broken(Bowl):
+        def validation_terms(self, alpha, n_batches=None):
+            terms = super().validation_terms(alpha, n_batches)
+            return terms + (wrong if self.loss(alpha) < 0.01 else 0)
+
+    learned, _, _ = run(Broken([0.0, 0.1, 0.9]), budget="200")
+    assert learned.account["returned"] != "end" and math.isfinite(learned.val_loss)
+
+
+def test_no_more_is_kept_for_the_guard_than_it_can_spend():
+    learned, _, _ = run(objective := Bowl(rising(4)), budget="2000")
+    assert objective.cost.forwards > 2000 - 2 * 5 and spent_by_stage(learned)["guard"] <= 5 * N_VALIDATION_BATCHES

@@ -157,3 +157,20 @@ def test_minibatches_of_the_search(spec, run):
     first_epoch = torch.cat(steps[:2]).flatten(1).unique(dim=0)
     assert len(first_epoch) == 40  # no example twice within an epoch
     assert len(batches.at_step(9, 500, 0)[0]) == 50
+
+
+@pytest.mark.parametrize("batch_size", [7, 16, 40, 64])
+def test_validation_batches_stand_for_all(spec, run, batch_size):
+    val = read_target(spec, ["val"], run)["val"]
+    order = val.dataset.labels.argsort()
+    by_class = val.subset(order).on(CPU)  # as folders and tables have them
+    batches = list(by_class.in_random_order(batch_size, seed=0))
+    sizes = [len(targets) for _, targets in batches]
+    assert sum(sizes) == len(val) and max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
+    inputs = torch.cat([inputs for inputs, _ in batches]).flatten(1)
+    in_order = torch.cat([inputs for inputs, _ in by_class.in_order()]).flatten(1)
+    assert sorted(inputs.tolist()) == sorted(in_order.tolist()) and not torch.equal(inputs, in_order)
+    again = torch.cat([inputs for inputs, _ in by_class.in_random_order(batch_size, seed=0)]).flatten(1)
+    assert torch.equal(inputs, again)
+    if batch_size == 16:
+        assert len(set(batches[0][1].tolist())) > 1

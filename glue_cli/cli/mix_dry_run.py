@@ -1,0 +1,41 @@
+"""What glue mix would do."""
+
+from typing import TYPE_CHECKING, Any
+
+from glue_cli.methods import METHODS
+
+if TYPE_CHECKING:
+    from glue_cli.core.spec import Spec
+    from glue_cli.workflows.plan_mix import MixPlan
+
+
+def planned(plan: "MixPlan") -> dict[str, Any]:
+    """Return what a plan reads, spends and writes, as the result of a dry run has it."""
+    first = plan.experts[0]
+    found: dict[str, Any] = {
+        "method": plan.method,
+        "experts": len(plan.experts),
+        "tensors": len(first.entries),
+        "bytes_read": sum(expert.n_bytes for expert in plan.experts),
+        "output": str(plan.destination.result),
+    }
+    if plan.spec and plan.method in METHODS and METHODS[plan.method].needs == "objective":
+        found |= _search(plan, plan.spec)
+    return found
+
+
+def _search(plan: "MixPlan", spec: "Spec") -> dict[str, Any]:
+    """Return what a search may spend."""
+    found: dict[str, Any] = {"budget": spec.mix.budget} if spec.mix.budget else {}
+    if plan.method == "greedy":
+        return found | {"validations_at_most": 2 * len(plan.experts)}
+    found = found or {"steps_at_most": spec.mix.steps}
+    if plan.method == "spsa":
+        found["forwards_a_step"] = _spsa_step(plan, spec)
+    return found
+
+
+def _spsa_step(plan: "MixPlan", spec: "Spec") -> int:
+    """Return the forwards of a step: Gauss-Newton's, towards every expert in every group, or probe pairs."""
+    takes_outputs = spec.mix.search == "staged" and spec.mix.optimizer == "auto" and spec.objective == "loss"
+    return len(plan.recipe.groups) * len(plan.experts) + 1 if takes_outputs else 2 * spec.mix.n_directions
