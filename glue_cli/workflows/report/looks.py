@@ -35,6 +35,8 @@ _KNOWN = {
     "greedy": Look("greedy soup", GREY, ">", "--"),
     "scratch": Look("from scratch", BLACK, "x", ":"),
 }
+# `spsa` by the default preset, which takes Gauss-Newton's steps where it can.
+_PAPERS_SEARCH, _DEFAULT_SEARCH = _KNOWN["spsa"].name, "GLUE, default search"
 _REFRESHED = "-refreshed"
 _MARKERS, _DASHES = ("*", "p", "h", "<", ">", "d"), (":", "-.", "--")
 
@@ -45,8 +47,8 @@ def base_of(label: str) -> str:
     return max(bases, key=len, default=label)
 
 
-def looks_of(labels: Collection[str]) -> dict[str, Look]:
-    """Return each label's look, in the order in which methods are listed.
+def looks_of(labels: Collection[str], default: Collection[str] = ()) -> dict[str, Look]:
+    """Return each label's look, in the order in which methods are listed; `default` are those by the default search.
 
     A known one with `-refreshed` has its look, hollow and dashed; another has the colour of the method that it begins
     with, else grey, and a line of its own.
@@ -62,4 +64,6 @@ def looks_of(labels: Collection[str]) -> dict[str, Look]:
         else:
             base = _KNOWN.get(base_of(label))
             looks[label] = Look(label, base.color if base else GREY, *next(lines), hollow=True)
+    for label in looks.keys() & set(default):
+        looks[label] = replace(looks[label], name=looks[label].name.replace(_PAPERS_SEARCH, _DEFAULT_SEARCH))
     return looks

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from glue_cli.core.user_code import PREFIX
 from glue_cli.workflows.report.looks import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
 from glue_cli.workflows.report.measures import Point
 from glue_cli.workflows.report.results import Step
@@ -30,6 +31,7 @@ _EXPERT_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 _MIB = 2**20
 # Whatever has an accuracy was trained by cross-entropy, the rest by squared error.
 _LOSS_UNITS = {"accuracy": "cross-entropy, nats", "r2": "squared error"}
+_FEW_POINTS = 3
 
 
 def accuracy(row: RowSummary, runs: Sequence[Run]) -> Plot:
@@ -87,7 +89,7 @@ def alpha(row: RowSummary, runs: Sequence[Run]) -> Plot:
     for axes, (method, run, search) in zip(grid.flat, searches, strict=False):
         if search:
             axes.set_title(f"{method.look.name}, {seed_name(run.seed)}", fontsize=9)
-            _coefficients(axes, search, drawn)
+            _coefficients(axes, search, run.trials[method.label].kept_step, drawn)
         else:
             axes.set_visible(False)
     figure.supxlabel("mixing step", fontsize=9)
@@ -95,21 +97,22 @@ def alpha(row: RowSummary, runs: Sequence[Run]) -> Plot:
     figure.legend(handles=_expert_handles(drawn, shown, runs), loc="outside right center")
     caption = (
         "The coefficients over the steps of each search, a line an expert; every seed has experts of its own. "
-        "Dotted: the step with the lowest validation loss, whose alpha is kept."
+        "Dotted: the alpha that is kept."
     )
     names = ", ".join(method.look.name for method in shown)
     return figure, f"Coefficients over the mixing steps, a panel for each method and seed: {names}.", caption
 
 
-def _coefficients(axes: "Axes", search: Sequence[Step], looks: dict[int, tuple[str, Any]]) -> None:
+def _coefficients(
+    axes: "Axes", search: Sequence[Step], kept_step: int | None, looks: dict[int, tuple[str, Any]]
+) -> None:
     axes.set_ylim(0, 1)
     axes.margins(x=0.01)
     for k in range(len(search[0].alpha)):
         color, dash = looks.get(k, (GREY, "-"))
         axes.plot([s.step for s in search], [s.alpha[k] for s in search], color=color, linestyle=dash)
-    losses = [(s.val_loss, s.step) for s in search if s.val_loss is not None]
-    if losses:
-        axes.axvline(min(losses)[1], color=BLACK, linewidth=0.8, linestyle=":")
+    if kept_step is not None:
+        axes.axvline(kept_step, color=BLACK, linewidth=0.8, linestyle=":")
 
 
 def _searched(run: Run, method: MethodSummary) -> list[Step]:
@@ -149,21 +152,38 @@ def loss(row: RowSummary, runs: Sequence[Run]) -> Plot:
     methods = [method for method in row.methods if method.search]
     if not methods:
         return None
-    figure, axes = _new(8.0, 4.4)
+    objectives = sorted({method.objective or "loss" for method in methods}, key=lambda name: (name != "loss", name))
+    figure = _figure(8.0, 1.0 + 3.4 * len(objectives))
+    panels = dict(zip(objectives, figure.subplots(len(objectives), squeeze=False, sharex=True).flat, strict=True))
     end = max(point.x for method in methods for point in method.search)
     for method in methods:
-        _curve(axes, method.look, method.search)
-        if len(method.search) == 1:  # no search: its loss, for as long as the others go on
+        axes = panels[method.objective or "loss"]
+        _curve(axes, method.look, method.search, 7 if len(method.search) <= _FEW_POINTS else None)
+        if method.objective is None:  # its loss, for as long as the searches go on
             axes.plot([method.search[0].x, end], [method.search[0].y.mean] * 2, color=method.look.color, linewidth=0.7)
-    axes.set_xlabel("budget spent (minibatch forwards, validation included; a backward counts as two)")
-    axes.set_ylabel(f"validation loss ({_LOSS_UNITS[row.merit.figure]})" if row.merit else "validation loss")
+    for objective, axes in panels.items():
+        axes.set_ylabel(_minimised(objective, row))
+    panels[objectives[-1]].set_xlabel(
+        "budget spent (minibatch forwards, validation included; a backward counts as two)"
+    )
     figure.legend(loc="outside right center")
+    what = " and ".join(_minimised(objective, row) for objective in objectives)
+    level = "A thin level line: a method without a search. " if any(m.objective is None for m in methods) else ""
     caption = (
-        "Validation loss of the blend against the budget spent on the choice of alpha. A thin level line: "
-        f"a method without a search. A search that has ended keeps its last loss. {_spread_said(row)}"
+        f"{_capital(what)} of the blend against the budget spent on the choice of alpha. "
+        "Markers: validations, and the uniform blend where a search starts without one; lines just join them. "
+        f"{level}A search that has ended keeps its last loss. {_spread_said(row)}"
     )
     names = ", ".join(method.look.name for method in methods)
     return figure, f"A line for each method, over the budget in minibatch forwards: {names}.", caption
+
+
+def _minimised(objective: str, row: RowSummary) -> str:
+    """Name what a search minimises on the validation split: the loss, or an objective turned round."""
+    if objective == "loss":
+        return f"validation loss ({_LOSS_UNITS[row.merit.figure]})" if row.merit else "validation loss"
+    own = objective.removeprefix(PREFIX)
+    return f"{'1 -' if own == objective else 'minus'} {own} on validation data"
 
 
 def cost(row: RowSummary, runs: Sequence[Run]) -> Plot:
@@ -205,12 +225,19 @@ def _new(width: float, height: float) -> tuple["Figure", "Axes"]:
     return figure, figure.add_subplot()
 
 
-def _curve(axes: "Axes", look: Look, points: Sequence[Point]) -> None:
+def _curve(axes: "Axes", look: Look, points: Sequence[Point], marker_size: float | None = None) -> None:
     """Draw a mean over the seeds, with a band of one standard deviation."""
     xs, means = [point.x for point in points], [point.y.mean for point in points]
     face = "white" if look.hollow else look.color
     axes.plot(
-        xs, means, color=look.color, marker=look.marker, linestyle=look.dash, markerfacecolor=face, label=look.name
+        xs,
+        means,
+        color=look.color,
+        marker=look.marker,
+        markersize=marker_size,
+        linestyle=look.dash,
+        markerfacecolor=face,
+        label=look.name,
     )
     spreads = [point.y.sd or 0.0 for point in points]
     if any(spreads):

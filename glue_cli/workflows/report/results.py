@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from glue_cli.core.scores import figure_of
+
 Settings = dict[str, Any]
 
 
@@ -53,13 +55,34 @@ class Cost(BaseModel):
 
 
 class Mix(Result):
-    """`glue.mix/1`."""
+    """`glue.mix/1`.
+
+    Attributes:
+        steps: those of the search; None where there was none.
+        loss: the validation loss found, and that of the uniform blend; without them where there is another objective.
+        objective: this one's name, and the same figures of it, of which more is better.
+    """
 
     method: str
     alpha: list[float] = Field(min_length=1)
     experts: list[Expert]
     output: str
     cost: Cost
+    steps: int | None = None
+    loss: dict[str, float | None] = {}
+    objective: Settings = {}
+
+    @property
+    def goal(self) -> str:
+        """What the search sought: the name of the objective, `loss` where it tells none."""
+        return str(self.objective.get("name", "loss"))
+
+    @property
+    def uniform_loss(self) -> float | None:
+        """What the search minimises, of the uniform blend on the held-out examples; None where that is not told."""
+        if self.objective:
+            return figure_of(self.goal, self.objective.get("val_uniform"))  # it is its own inverse
+        return self.loss.get("val_uniform")
 
     @model_validator(mode="after")
     def _of_one_length(self) -> "Mix":
@@ -69,10 +92,11 @@ class Mix(Result):
 
 
 class Step(Read):
-    """A line of a search's history."""
+    """A line of a search's history: what is minimised, `loss` of the minibatch, `val_loss` of the validation split."""
 
     step: int = Field(ge=0)
     alpha: list[float] = Field(min_length=1)
+    loss: float | None = None
     val_loss: float | None = None
     forwards: int = 0
     backwards: int | None = None

@@ -4,17 +4,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from glue_cli.workflows.report.looks import looks_of
 from glue_cli.workflows.report.results import Result
-from glue_cli.workflows.report.trials import Run, name_of
+from glue_cli.workflows.report.trials import Run, looks_of_runs, name_of
 
 
 def list_settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     """Return (key, value, where it holds) of every setting that the results tell."""
-    looks = looks_of({label for run in runs for label in run.trials})
+    names = {label: look.name for label, look in looks_of_runs(runs).items()}
     where: dict[str, dict[str, list[str]]] = {}
     for run in runs:
-        for place, key, value in _told(run, {label: look.name for label, look in looks.items()}):
+        for place, key, value in _told(run, names):
             places = where.setdefault(key, {}).setdefault(value, [])
             if place not in places:
                 places.append(place)

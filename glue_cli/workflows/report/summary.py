@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from glue_cli.workflows.report.looks import Look, base_of, looks_of
+from glue_cli.workflows.report.looks import Look, base_of
 from glue_cli.workflows.report.measures import Measures, Point, Series, Stat, measure, stat
 from glue_cli.workflows.report.results import Evaluation
-from glue_cli.workflows.report.trials import Run, Trial
+from glue_cli.workflows.report.trials import Run, Trial, looks_of_runs
 
 BASELINES = ("data-size", "proxy", "fullgrad")
 GLUE = "spsa"
@@ -50,7 +50,8 @@ class MethodSummary:
     seeds: those whose figures of merit are known.
     merit: its figure of merit; against: less that of each baseline, over the seeds that both have.
     cost: what the choice of alpha took, by the keys of `cost` in `glue.mix/1`, and `budget`.
-    search: the validation loss by the budget spent, in forwards.
+    objective: what the search minimised, such as `loss` or `accuracy`; None without a search.
+    search: the validation loss by the budget spent, in forwards: 1 - accuracy where that is the objective.
     """
 
     label: str
@@ -60,6 +61,7 @@ class MethodSummary:
     merit: Measures
     against: dict[str, Measures]
     cost: dict[str, Stat]
+    objective: str | None
     search: list[Point]
 
 
@@ -94,7 +96,7 @@ class RowSummary:
 def summarise(row: str, runs: Sequence[Run]) -> RowSummary:
     """Return the summary of a row's runs."""
     merit = _find_merit(runs)
-    looks = looks_of({label for run in runs for label in run.trials})
+    looks = looks_of_runs(runs)
     series = {label: _series_of(label, runs, merit) for label in looks}
     methods = []
     for label, look in looks.items():
@@ -108,6 +110,7 @@ def summarise(row: str, runs: Sequence[Run]) -> RowSummary:
                 measure(series[label].values()),
                 {b: _difference(series[label], series[b]) for b in BASELINES if b in looks and b != label},
                 _cost(trials),
+                next((trial.objective for trial in trials if trial.objective), None),
                 _search(trials),
             )
         )
@@ -181,9 +184,17 @@ def _search(trials: Sequence[Trial]) -> list[Point]:
 
 
 def _validated(trial: Trial) -> dict[int, float]:
-    """Return a trial's validation losses by budget: of its search, else the prior's own as finetuning found it."""
+    """Return a trial's validation losses by budget: of its search, else the prior's own as finetuning found it.
+
+    A search that does not validate the uniform blend first compares with it at the end, on the same examples: it has
+    that loss before it spends anything.
+    """
     if trial.search:
-        return {step.budget: step.val_loss for step in trial.search if step.val_loss is not None}
+        uniform = trial.mix.uniform_loss if trial.mix and not trial.begins_validated else None
+        found = {step.budget: step.val_loss for step in trial.search if step.val_loss is not None}
+        return found if uniform is None else {0: uniform, **found}
+    if trial.objective not in (None, "loss"):
+        return {}  # which finetuning does not record
     first = trial.finetune.history[0] if trial.finetune else None
     loss = first.figure("val_loss") if first and first.epoch == 0 else None
     return {trial.mix.cost.budget: loss} if trial.mix and loss is not None else {}

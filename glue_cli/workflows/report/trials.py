@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from glue_cli.core.errors import DataError
+from glue_cli.workflows.report.looks import Look, looks_of
 from glue_cli.workflows.report.read import Source, why
 from glue_cli.workflows.report.results import Evaluate, Evaluation, Finetune, Mix, Read, Step, TrainExpert
 
@@ -35,6 +36,36 @@ class Trial:
     finetune: Finetune | None = None
     evaluated: dict[str, Evaluation] = field(default_factory=dict)
 
+    @property
+    def objective(self) -> str | None:
+        """What its search minimised, `loss` unless it tells another objective; None where there was no search."""
+        if self.mix is None:
+            return "loss" if self.search else None
+        return self.mix.goal if self.search or self.mix.steps is not None else None
+
+    @property
+    def is_default_search(self) -> bool:
+        """Tell whether alpha was found by the search of the default preset, with an optimizer of its own choice."""
+        settings = self.mix.settings.get("mix", {}) if self.mix else {}
+        return settings.get("search") == "staged" and settings.get("optimizer") == "auto"
+
+    @property
+    def begins_validated(self) -> bool:
+        """Tell whether the search validated the uniform blend first, at step 0, as a plain one does."""
+        return bool(self.search) and self.search[0].step == 0 and self.search[0].val_loss is not None
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose alpha the search keeps: of a plain one, that with the lowest validation loss.
+
+        The others keep that of their last line. A staged one ends with the alpha that its guard returns, which has
+        no loss of a minibatch; None before that.
+        """
+        if self.begins_validated:
+            return min((s.val_loss, s.step) for s in self.search if s.val_loss is not None)[1]
+        has_ended = bool(self.search) and (self.search[0].step > 0 or self.search[-1].loss is None)
+        return self.search[-1].step if has_ended else None
+
 
 @dataclass
 class Run:
@@ -60,6 +91,14 @@ def name_of(checkpoint: str) -> str:
     path = PurePath(checkpoint.encode(errors="replace").decode())  # a file's name may be no text
     name = re.sub(r"\.safetensors(\.index\.json)?$", "", path.name)
     return path.parent.name if name == "model" and path.parent.name else name
+
+
+def looks_of_runs(runs: Sequence[Run]) -> dict[str, Look]:
+    """Return the look of every label of a row, in the order in which methods are listed."""
+    labels = {label for run in runs for label in run.trials}
+    trials = {label: [run.trials[label] for run in runs if label in run.trials] for label in labels}
+    default = {label for label in labels if all(trial.is_default_search for trial in trials[label])}
+    return looks_of(labels, default)
 
 
 def sort_runs(sources: Sequence[Source]) -> dict[str, list[Run]]:

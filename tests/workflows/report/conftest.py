@@ -51,6 +51,20 @@ def search_lines(method, n_steps=4, **more):
     ]
 
 
+def staged_lines(method, n_steps=3, **more):
+    """Make the history of a staged search with a budget: 9 forwards a step, one validation, by the guard at its end.
+
+    The guard returns another alpha than the last step's.
+    """
+    common = {"schema": "glue.history/1", "command": "mix", "method": method, "backwards": 0}
+    steps = [
+        {**common, "step": step, "loss": 1.0, "alpha": [0.5, 0.3, 0.2], "val_loss": None, "forwards": 9 * (step + 1)}
+        for step in range(n_steps + 1)
+    ]
+    guarded = {"loss": None, "alpha": [0.2, 0.2, 0.6], "val_loss": 0.4, "forwards": 9 * (n_steps + 2)}
+    return [{**line, **more} for line in [*steps, {**steps[-1], **guarded}]]
+
+
 def evaluate_result(accuracy_of, split="test"):
     results = [{"checkpoint": path, "split": split, "examples": 9, "accuracy": a} for path, a in accuracy_of.items()]
     return {"schema": "glue.evaluate/1", "results": results}
@@ -98,7 +112,12 @@ def make():
     from types import SimpleNamespace
 
     return SimpleNamespace(
-        experts=EXPERTS, mix=mix_result, finetune=finetune_result, search=search_lines, evaluate=evaluate_result
+        experts=EXPERTS,
+        mix=mix_result,
+        finetune=finetune_result,
+        search=search_lines,
+        staged=staged_lines,
+        evaluate=evaluate_result,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from glue_cli.core.errors import UsageError
 from glue_cli.core.progress import silent
 from glue_cli.workflows.report import figures, plan_report, plots, report
+from glue_cli.workflows.report.looks import BLACK
 from glue_cli.workflows.report.read import read_sources
 from glue_cli.workflows.report.summary import summarise
 from glue_cli.workflows.report.trials import sort_runs
@@ -141,6 +142,68 @@ def test_many_experts_are_told_apart_but_for_the_lightest(write, make, notes):
     assert [text.get_text() for text in legend.get_texts()] == [*(f"expert {k}" for k in range(26, 40)), "the others"]
     styles = [(line.get_color(), line.get_linestyle()) for line in legend.get_lines()]
     assert len(set(styles)) == 15
+
+
+@pytest.fixture
+def drawn(write, notes):
+    """Write results, each beside its history, and draw a figure of them; return it with its caption."""
+
+    def draw(plot, found):
+        files = [
+            write(f"row/seed-0/{name}.{'jsonl' if isinstance(content, list) else 'json'}", content)
+            for name, content in found
+        ]
+        runs = sort_runs(read_sources(files, notes))["row"]
+        figure, _, caption = plot(summarise("row", runs), runs)
+        return figure, caption
+
+    return draw
+
+
+def test_the_dotted_line_is_where_the_kept_alpha_is(drawn, make):
+    plain, staged = make.search("fullgrad", 4), make.staged("spsa", 7)
+    plain[2]["val_loss"] = 0.1
+    figure, caption = drawn(plots.alpha, [("fullgrad", plain), ("spsa", staged), ("cmaes", make.staged("cmaes")[:-1])])
+    dotted = {
+        axes.get_title().removesuffix(", seed 0"): [
+            line.get_xdata()[0] for line in axes.lines if line.get_color() == BLACK and line.get_linewidth() == 0.8
+        ]
+        for axes in figure.axes
+    }
+    assert dotted == {"full gradient": [2], "GLUE (SPSA)": [7], "CMA-ES": []}  # the last has not ended
+    assert "Dotted: the alpha that is kept." in caption
+
+
+def lines_of(axes):
+    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_a_search_with_few_validations_is_no_method_without_a_search(drawn, make):
+    found = [("spsa", make.mix("spsa", "spsa", steps=3)), ("spsa", make.staged("spsa"))]
+    figure, caption = drawn(plots.loss, [*found, ("fullgrad", make.search("fullgrad", 40))])
+    (axes,) = figure.axes
+    assert len(axes.lines) == 2 and "level" not in caption
+    lines = lines_of(axes)
+    assert lines["GLUE (SPSA)"].get_markersize() > lines["full gradient"].get_markersize()
+    without = [("uniform", make.mix("uniform", "uniform")), ("f", make.finetune("uniform", [0.1, 0.2]))]
+    figure, caption = drawn(plots.loss, [*found, *without])
+    (level,) = [line for line in figure.axes[0].lines if line.get_linewidth() == 0.7]
+    assert list(level.get_xdata()) == [10, 45] and list(level.get_ydata()) == [2.0, 2.0]
+    assert "A thin level line: a method without a search." in caption
+
+
+def test_searches_for_different_objectives_have_axes_of_their_own(drawn, make):
+    found = [("fullgrad", make.search("fullgrad"))]
+    for label, name in (("spsa", "accuracy"), ("cmaes", "python:scores:gain")):
+        score = {"name": name, "val": 0.9, "val_uniform": 0.8}
+        found += [(label, make.mix(label, label, steps=3, objective=score)), (label, make.staged(label))]
+    figure, caption = drawn(plots.loss, found)
+    assert {axes.get_ylabel(): list(lines_of(axes)) for axes in figure.axes} == {
+        "validation loss": ["full gradient"],
+        "1 - accuracy on validation data": ["GLUE (SPSA)"],
+        "minus scores:gain on validation data": ["CMA-ES"],
+    }
+    assert caption.startswith("Validation loss and 1 - accuracy on validation data and minus scores:gain on")
 
 
 def test_without_matplotlib_the_tables_are_written_and_the_way_to_install_it_is_told(

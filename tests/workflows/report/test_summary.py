@@ -107,6 +107,48 @@ def test_a_method_without_a_search_has_the_loss_that_finetuning_found(summary):
     assert (point.x, point.y.mean) == (10, 2.0)
 
 
+@pytest.fixture
+def searched(write, make, notes):
+    """Write spsa's result and history, and its finetuning; return what is summed up of it."""
+
+    def sum_up(lines, finetune=None, **result):
+        files = [write("row/seed-0/spsa.json", make.mix("spsa", "spsa", steps=3, **result))]
+        files += [write("row/seed-0/spsa.jsonl", lines)] if lines else []
+        files += [write("row/seed-0/f.json", finetune)] if finetune else []
+        (spsa,) = summarise("row", sort_runs(read_sources(files, notes))["row"]).methods
+        return spsa
+
+    return sum_up
+
+
+def points(method):
+    return [(point.x, pytest.approx(point.y.mean)) for point in method.search]
+
+
+def test_a_search_without_a_validation_at_its_start_begins_with_the_uniform_blend(searched, make):
+    loss = {"val": 0.4, "val_uniform": 0.7}
+    found = searched(make.staged("spsa"), loss=loss)
+    assert found.objective == "loss" and points(found) == [(0, 0.7), (45, 0.4)]
+    assert points(searched(make.search("spsa", 2), loss=loss)) == [(3, 3.0), (10, 2.8)]  # which it validated itself
+    assert points(searched(make.staged("spsa"), loss={"val": 0.4, "val_uniform": None})) == [(45, 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "uniform", "minimised"),
+    [("accuracy", 0.8, 0.2), ("f1", 0.7, 0.3), ("python:scores:gain", 5.0, -5.0)],
+)
+def test_a_figure_of_which_more_is_better_is_drawn_as_it_was_minimised(searched, make, objective, uniform, minimised):
+    score = {"name": objective, "val": 0.6, "val_uniform": uniform}
+    found = searched(make.staged("spsa"), objective=score)
+    assert found.objective == objective and points(found) == [(0, minimised), (45, 0.4)]
+
+
+def test_the_loss_of_finetuning_does_not_stand_in_for_another_objective(searched, make):
+    finetune, score = make.finetune("spsa", [0.3, 0.4]), {"name": "accuracy", "val": 0.6, "val_uniform": 0.5}
+    assert points(searched(None, finetune)) == [(10, 2.0)]
+    assert points(searched(None, finetune, objective=score)) == []
+
+
 def test_experts_alone_and_what_is_noted_of_one_seed(summary):
     found = summary({0: {"spsa": [0.3, 0.4]}})
     assert [expert.merit for expert in found.experts] == [

@@ -4,7 +4,7 @@ import pytest
 
 from glue_cli.core.errors import DataError
 from glue_cli.workflows.report.read import read_sources
-from glue_cli.workflows.report.trials import name_of, sort_runs
+from glue_cli.workflows.report.trials import looks_of_runs, name_of, sort_runs
 
 
 @pytest.fixture
@@ -76,6 +76,67 @@ def test_experts_blends_and_finetuned_models_are_told_apart(runs, make):
     assert set(run.experts) == {"expert-001", "mine"}
     assert set(run.trials) == {"spsa"}
     assert run.trials["spsa"].evaluated["test"].figure("accuracy") == 0.5
+
+
+def test_a_plain_search_keeps_the_alpha_with_the_lowest_validation_loss(runs, make):
+    lines = make.search("spsa", 6)  # validated at steps 0, 2, 4 and 6
+    for line, val_loss in zip(lines[::2], [3.0, 1.0, 1.0, 2.0], strict=True):
+        line["val_loss"] = val_loss
+    assert runs(spsa=lines)[0].trials["spsa"].kept_step == 2  # the first of equals
+
+
+def test_a_staged_search_keeps_what_its_guard_returns(runs, make):
+    lines = make.staged("spsa", 5)
+    lines[3]["val_loss"] = 0.1  # lower than the guard's
+    assert runs(spsa=lines)[0].trials["spsa"].kept_step == 5
+    lines[-1]["val_loss"] = None  # a guard that can afford nothing
+    assert runs(spsa=lines)[0].trials["spsa"].kept_step == 5
+    assert runs(spsa=lines[:-1])[0].trials["spsa"].kept_step is None  # it has not ended
+
+
+def test_a_greedy_soup_keeps_that_of_its_last_line(runs, make):
+    lines = [{**line, "val_loss": 0.5} for line in make.search("greedy", 3)[1:]]  # no step 0; equal losses
+    assert runs(greedy=lines)[0].trials["greedy"].kept_step == 3
+
+
+def test_what_a_search_minimised(runs, make):
+    score = {"name": "accuracy", "val": 0.9, "val_uniform": 0.8}
+    found = {
+        "searched": make.mix("cmaes", "cmaes"),
+        "searched-": make.search("cmaes", output="cmaes.safetensors"),
+        "scored": make.mix("spsa", "spsa", steps=3, objective=score),
+        "plain": make.mix("uniform", "uniform"),
+        "alone": make.search("fullgrad", output="fullgrad.safetensors"),
+    }
+    (run,) = runs(**found)
+    objectives = {label: trial.objective for label, trial in run.trials.items()}
+    assert objectives == {"cmaes": "loss", "spsa": "accuracy", "uniform": None, "fullgrad": "loss"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"search": "staged", "optimizer": "auto"}, "GLUE, default search"),
+        ({"search": "staged", "optimizer": "adam"}, "GLUE (SPSA)"),
+        ({"search": "plain", "optimizer": "adam"}, "GLUE (SPSA)"),
+        ({}, "GLUE (SPSA)"),
+    ],
+)
+def test_glue_is_named_by_its_search(runs, make, settings, name):
+    told = {"settings": {"mix": settings}}
+    blends = {label: make.mix(label, "spsa", **told) for label in ("spsa", "spsa-refreshed")}
+    looks = looks_of_runs(runs(**blends, cma=make.mix("cmaes", "cmaes", **told)))
+    assert {label: look.name for label, look in looks.items()} == {
+        "spsa": name,
+        "spsa-refreshed": f"{name}, BatchNorm refreshed",
+        "cmaes": "CMA-ES",
+    }
+
+
+def test_seeds_by_different_searches_have_no_name_of_one(write, make, notes):
+    told = [{"settings": {"mix": {"search": search, "optimizer": "auto"}}} for search in ("staged", "plain")]
+    files = [write(f"row/seed-{seed}/m.json", make.mix("spsa", "spsa", **more)) for seed, more in enumerate(told)]
+    assert looks_of_runs(sort_runs(read_sources(files, notes))["row"])["spsa"].name == "GLUE (SPSA)"
 
 
 @pytest.mark.parametrize(
