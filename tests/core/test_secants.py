@@ -5,7 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.functional import hessian, jacobian
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from glue_cli.core.losses import IGNORED
 from glue_cli.core.secants import Secants
@@ -100,6 +103,61 @@ def test_what_stands_at_ignored_targets_does_not_count(value):
         outputs[targets == IGNORED] = value
     found = by_secants("tokens", z, experts, targets, radius=0.1)
     assert torch.equal(found.gradient, wanted.gradient) and torch.equal(found.curvature, wanted.curvature)
+
+
+def test_more_rows_than_are_taken_at_a_time():
+    for kind, shape in {"labels": (300, C), "tokens": (3, 100, C)}.items():
+        z, *experts = torch.randn(1 + K, *shape, generator=generator(0))
+        targets = torch.randint(0, C, shape[:-1], generator=generator(1))
+        found = by_secants(kind, z, experts, targets, radius=0.2)
+        gradient, curvature = by_derivatives(kind, z, experts, targets)
+        torch.testing.assert_close(found.gradient, gradient, rtol=1e-4, atol=1e-5)
+        assert (found.curvature - curvature).norm() < (1e-4 if kind == "labels" else 0.05) * curvature.norm()
+
+
+def test_a_text_without_targets_and_outputs_that_are_a_part_of_others():
+    random = generator(0)
+    z, *experts = torch.randn(1 + K, 3, 6, C, generator=random)[:, :, :-1]  # not contiguous
+    targets = torch.randint(0, C, (3, 5), generator=random)
+    targets[2] = IGNORED  # the last, so that the others have the same draws without it
+    found = by_secants("tokens", z, experts, targets, radius=0.1)
+    some = [outputs[:2] for outputs in (z, *experts)]
+    wanted = by_secants("tokens", some[0], some[1:], targets[:2], radius=0.1)
+    torch.testing.assert_close(found.gradient, wanted.gradient)
+    torch.testing.assert_close(found.curvature, wanted.curvature)
+
+
+def storages_in(tree):
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return {StorageWeakRef(storage): storage.nbytes() for storage in storages}
+
+
+class MadeBytes(TorchDispatchMode):
+    """The most bytes that were held at a time by tensors made since it was entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.most, self._held = 0, {}
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        made = call(*args, **(kwargs or {}))
+        given, new = storages_in((args, kwargs)), storages_in(made)
+        self._held |= {storage: n for storage, n in new.items() if storage not in given}  # a view holds nothing
+        self._held = {storage: n for storage, n in self._held.items() if not storage.expired()}
+        self.most = max(self.most, sum(self._held.values()))
+        return made
+
+
+@pytest.mark.parametrize("shape", [(8, 128, 8000), (1, 1024, 8000)])
+def test_tokens_take_a_part_of_the_memory_that_their_outputs_would_in_float32(shape):
+    z, *ends = torch.randn(1 + K, *shape, generator=generator(0)).bfloat16()
+    targets = torch.randint(0, shape[-1], shape[:-1], generator=generator(1))
+    with MadeBytes() as made:
+        secants = Secants("cross_entropy", z, targets, radius=0.1, draws=generator(0))
+        for end in ends:
+            secants.add(end)
+        secants.quadratic(0.0)
+    assert 0.1 < made.most / (4 * z.numel()) < 0.3
 
 
 @pytest.mark.parametrize("kind", ["labels", "tokens", "numbers"])
