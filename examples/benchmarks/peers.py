@@ -50,11 +50,13 @@ class Trail:
 class Unvalidated:
     """An objective of which a search has only the minibatches: validation costs nothing, and tells nothing."""
 
+    n_validation_batches = 1
+
     def __init__(self, objective: BlendObjective) -> None:
         self.n_groups, self.n_experts, self.cost = objective.n_groups, objective.n_experts, objective.cost
         self.probe_losses, self.gradient = objective.probe_losses, objective.gradient
 
-    def validation_loss(self, alpha: Tensor) -> float:
+    def validation_loss(self, alpha: Tensor, n_batches: int | None = None) -> float:
         return 0.0
 
 
