@@ -117,3 +117,17 @@ def test_a_step_costs_what_the_dry_run_said(here, glue, experts, optimizer):
 def test_a_budget_too_small_for_the_search_says_so(here, glue, experts, budget):
     shown = glue("mix", "--method", "spsa", *experts, "--budget", budget, code=0).out
     assert "the budget had no room for" in shown and "nothing could be" not in shown
+
+
+def test_settings_of_no_effect_are_named(here, glue, experts):
+    call = ["mix", "--method", "spsa", *experts, "--budget", "40", "-f", "--set"]
+    assert "mix.lr: of no effect on Gauss-Newton's steps" in glue(*call, "mix.lr=0.5", code=0).err
+    assert "no effect" not in glue(*call, "mix.mu=0.2", code=0).err
+    assert "no effect" not in glue(*call, "mix={optimizer: adam, lr: 0.5, batch_size: 30}", code=0).err
+
+
+def test_the_blend_records_what_its_search_took(here, glue, experts):
+    result = glue("mix", "--method", "spsa", *experts, "--budget", "0.4s", "--json", code=0).json
+    searched = result["settings"]["search"]
+    assert searched["forwards"] == result["cost"]["forwards"] > 0 and searched["stopped"] == "budget"
+    assert searched["returned"] == result["search"]["returned"] and searched["start"] == result["search"]["start"]
