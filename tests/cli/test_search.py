@@ -21,7 +21,7 @@ def test_a_budget_of_examples_is_kept(here, glue, experts):
 
 
 def test_a_budget_of_time_ends_the_search(here, glue, experts):
-    result = glue("mix", "--method", "spsa", *experts, "--budget", "0.5s", "--json", code=0).json
+    result = glue("mix", "--method", "spsa", *experts, "--budget", "1.5s", "--json", code=0).json
     assert result["stopped"] == "budget" and result["steps"] > 0
 
 
