@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[1]
 SENTIMENT = EXAMPLES / "sentiment"
 DOMAINS = ("books", "dvd", "electronics")  # an expert each
 TARGET = "kitchen"
+MAX_LENGTH = 64  # tokens of a review; the example has 128, which takes twice the time
 SHORT, LONG = (100, 300), (100, 300, 1000)
 
 
@@ -101,10 +102,12 @@ def _prepare_sentiment(source: Path, folder: Path) -> list[str]:
     if not encoder.exists():  # it is copied last
         subprocess.run([sys.executable, str(SENTIMENT / "prepare.py"), str(source), str(folder)], check=True)
     members = [
-        {"name": name, "data": {"format": "jsonl", "root": str(folder / name), "max_length": 128}} for name in DOMAINS
+        {"name": name, "data": {"format": "jsonl", "root": str(folder / name), "max_length": MAX_LENGTH}}
+        for name in DOMAINS
     ]
     return [
         f"data.root={folder / TARGET}",
+        f"data.max_length={MAX_LENGTH}",
         f"model.args.path={encoder}",
         f"experts.init={encoder}",
         f"experts.members={json.dumps(members)}",
