@@ -1,5 +1,6 @@
 """The program: its commands, and the one place where an error becomes text and an exit code."""
 
+import atexit
 import io
 import os
 import signal
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -96,7 +97,16 @@ def run() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by the caller
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text, and is printed all the same
-    sys.exit(main())
+    _leave(main())
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: Python would take itself and torch apart object by object, which takes 0.3 s and serves nobody."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 def _set_up_torch() -> None:

@@ -13,6 +13,7 @@ from glue_cli.cli.mix_result import show_mix
 from glue_cli.cli.session import Session, check_name
 from glue_cli.core.budget import parse_budget
 from glue_cli.core.errors import UsageError
+from glue_cli.core.hashing import hashing_ahead
 from glue_cli.methods import METHODS
 from glue_cli.workflows.plan_recipe import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
 
@@ -212,8 +213,8 @@ def mix(
         session.finish_dry_run("mix", planned(plan))
         return
     with session.running() as run:
-        from glue_cli.workflows.mix import mix as work
-
+        with hashing_ahead(plan.hashes):  # while torch is imported, which takes a second
+            from glue_cli.workflows.mix import mix as work
         result = work(plan, run)
     prior = shlex.quote(result["output"])
     session.finish(result, show_mix, f"glue finetune {prior}, or glue evaluate {prior}")

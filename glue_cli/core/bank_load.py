@@ -12,10 +12,11 @@ from glue_cli.core.bank_rows import DiskRows, HostRows, ResidentRows, Rows
 from glue_cli.core.checkpoint import Checkpoint, TensorEntry
 from glue_cli.core.compatibility import FLOAT_DTYPES
 from glue_cli.core.errors import CheckpointError
+from glue_cli.core.files import open_files, read_into
 from glue_cli.core.memory import free_memory
 from glue_cli.core.progress import Noted, Progress
 from glue_cli.core.recipe import PLAIN, Recipe
-from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, open_files, read_into
+from glue_cli.core.tensors import TORCH_DTYPES, bytes_of
 from glue_cli.core.units import size
 
 BankKind = Literal["device", "host", "disk"]

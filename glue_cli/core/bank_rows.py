@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint
-from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, open_file, read_into
+from glue_cli.core.files import open_file, read_into
+from glue_cli.core.tensors import TORCH_DTYPES, bytes_of
 
 
 class Rows(ABC):

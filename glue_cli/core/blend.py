@@ -21,12 +21,13 @@ from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.core.compatibility import check_copied
 from glue_cli.core.destination import Destination
 from glue_cli.core.errors import CheckpointError
+from glue_cli.core.files import check_unchanged, open_files, read_into, write_all
 from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.layout import header_of, metadata_of
 from glue_cli.core.output import reserve, writing
 from glue_cli.core.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.core.recipe import PLAIN, Recipe
-from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, check_unchanged, open_files, read_into, write_all
+from glue_cli.core.tensors import TORCH_DTYPES, bytes_of
 from glue_cli.core.threads import single_threaded_torch
 
 MEMORY_BYTES = 192 << 20
@@ -49,7 +50,7 @@ def blend_files(
     recipe: Recipe = PLAIN,
     made: Mapping[str, Tensor] | None = None,
     memory_bytes: int = MEMORY_BYTES,
-    hashing: bool = True,
+    hashes: Sequence[StreamedHash] = (),
     n_threads: int = N_THREADS,
     progress: Progress = silent,
 ) -> Sequence[str | None]:
@@ -64,7 +65,7 @@ def blend_files(
         made: the tensors that the recipe leaves to be made elsewhere.
         describe: builds glue's metadata from the experts' sha256 [K], None where they are not taken.
         memory_bytes: what the buffers of all threads together may take.
-        hashing: whether to take the experts' sha256 on the way.
+        hashes: the experts' sha256 [K], which are completed on the way; none to leave them out.
     Returns:
         the experts' sha256 in hexadecimal [K]; of an expert in shards, that of its files one after another.
     Raises:
@@ -76,8 +77,8 @@ def blend_files(
     check_copied(experts, apart=recipe.apart)
     plan = plan_blend(experts, alphas, destination, recipe)
     # a digest's length is known before its value, and so is the headers'
-    hashes: Sequence[str | None] = ["0" * 64 if hashing else None] * len(experts)
-    starts = [len(header) for header in _headers(plan, describe(hashes))]
+    digests: Sequence[str | None] = ["0" * 64 if hashes else None] * len(experts)
+    starts = [len(header) for header in _headers(plan, describe(digests))]
     with ExitStack() as stack:
         readers = [_Reader(stack, expert) for expert in experts]
         outputs = _open_outputs(stack, destination, plan, starts)
@@ -87,18 +88,18 @@ def blend_files(
         for entry in plan.made:
             tensor = (made or {})[entry.name].to("cpu", TORCH_DTYPES[entry.dtype]).contiguous()
             outputs[entry.file].write(bytes_of(tensor), entry.offset)
-        _Blending(plan, readers, outputs, memory_bytes, hashing, n_threads, progress).run()
-        if hashing:
+        _Blending(plan, readers, outputs, memory_bytes, hashes, n_threads, progress).run()
+        if hashes:
             with ThreadPoolExecutor(n_threads) as pool:
-                hashes = list(pool.map(lambda reader: reader.hash.finish(), readers))
+                digests = list(pool.map(StreamedHash.finish, hashes))
         for reader in readers:
             check_unchanged(reader.expert, reader.descriptors)
-        for output, header in zip(outputs, _headers(plan, describe(hashes)), strict=True):
+        for output, header in zip(outputs, _headers(plan, describe(digests)), strict=True):
             write_all(output.descriptor, header, 0)
     for stale in destination.stale_files():
         stale.unlink()
     progress(Finished())
-    return hashes
+    return digests
 
 
 def _headers(plan: Plan, glue: dict[str, Any]) -> list[bytes]:
@@ -146,7 +147,6 @@ class _Reader:
     def __init__(self, stack: ExitStack, expert: Checkpoint) -> None:
         self.expert = expert
         self.descriptors = stack.enter_context(open_files(expert))
-        self.hash = StreamedHash(expert.files, self.descriptors)
 
     def read(self, file: int, offset: int, buffer: memoryview) -> None:
         read_into(self.descriptors[file], buffer, offset, self.expert.files[file])
@@ -161,14 +161,15 @@ class _Blending:
         readers: Sequence[_Reader],
         outputs: Sequence[_Output],
         memory_bytes: int,
-        hashing: bool,
+        hashes: Sequence[StreamedHash],
         n_threads: int,
         progress: Progress,
     ) -> None:
         self._readers, self._outputs = readers, outputs
         self._n_threads, self._progress = n_threads, progress
         self._blocks = list(plan.blocks(min(memory_bytes // n_threads, SLOT_BYTES), CHUNK))
-        self._streamed = self._in_file_order() if hashing else [False] * len(readers)
+        self._hashes = hashes
+        self._streamed = self._in_file_order() if hashes else [False] * len(readers)
         needed = max((b.n_elements * slot_element_bytes(b.segment) for b in self._blocks), default=0)
         n_slots = min(n_threads, len(self._blocks))
         self._slots: SimpleQueue[Tensor] = SimpleQueue()
@@ -194,8 +195,8 @@ class _Blending:
             finally:
                 for future in futures:
                     future.cancel()
-                for reader in self._readers:
-                    reader.hash.stop()
+                for streamed in self._hashes:
+                    streamed.stop()
 
     def _in_file_order(self) -> list[bool]:
         """Tell for each expert whether the blocks pass over its files in their own order."""
@@ -224,7 +225,7 @@ class _Blending:
                 offset = source.offset + block.start * DTYPE_BYTES[source.dtype]
                 reader.read(source.file, offset, bytes_of(tensor))
                 if self._streamed[source.expert]:
-                    reader.hash.update(turns[source.expert], source.file, offset, bytes_of(tensor))
+                    self._hashes[source.expert].update(turns[source.expert], source.file, offset, bytes_of(tensor))
             if block.segment.copied:
                 out.copy_(inputs[0])
             else:
@@ -232,8 +233,8 @@ class _Blending:
             offset = block.segment.offset + block.start * DTYPE_BYTES[block.segment.dtype]
             self._outputs[block.segment.file].write(bytes_of(out), offset)
         except BaseException:
-            for reader in self._readers:
-                reader.hash.stop()
+            for streamed in self._hashes:
+                streamed.stop()
             raise
         finally:
             self._slots.put(slot)

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from glue_cli.core.errors import ResourceError
+from glue_cli.core.files import write_all
 from glue_cli.core.output import writing
 from glue_cli.core.progress import Noted, Progress
-from glue_cli.core.tensors import write_all
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

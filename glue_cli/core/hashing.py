@@ -1,21 +1,17 @@
-"""sha256 of the experts, from the blocks that a blend has read anyway."""
+"""sha256 of the experts, from the blocks that a blend has read anyway. Needs no torch."""
 
 import hashlib
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from threading import Condition
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Condition, Event, Thread
 
 from glue_cli.core.checkpoint import Checkpoint
-from glue_cli.core.tensors import open_files, read_into
+from glue_cli.core.errors import CheckpointError
+from glue_cli.core.files import open_file, read_into
 
 _READ_BYTES = 1 << 20
-
-
-def hash_of(checkpoint: Checkpoint) -> str:
-    """Return the sha256 of a checkpoint's files one after another, in hexadecimal."""
-    with open_files(checkpoint) as descriptors:
-        return StreamedHash(checkpoint.files, descriptors).finish()
+# Ahead, more: between two reads a thread may have to wait for the interpreter, which is busy with imports.
+_AHEAD_BYTES = 8 << 20
 
 
 class StreamedHash:
@@ -24,9 +20,9 @@ class StreamedHash:
     Parts must be given in the files' order; what lies between them is read here.
     """
 
-    def __init__(self, files: Sequence[Path], descriptors: Sequence[int]) -> None:
-        self._files, self._descriptors = files, descriptors
-        self._sizes = [os.fstat(descriptor).st_size for descriptor in descriptors]
+    def __init__(self, expert: Checkpoint) -> None:
+        self._expert = expert
+        self._sizes = [n_bytes for n_bytes, _ in expert.stamps]
         self._sha256 = hashlib.sha256()
         self._file, self._position = 0, 0
         self._turn, self._turned, self._stopped = 0, Condition(), False
@@ -37,8 +33,10 @@ class StreamedHash:
             self._turned.wait_for(lambda: self._turn == turn or self._stopped)
             if not self._stopped:
                 self._catch_up(file, offset)
-                self._sha256.update(part)
-                self._position += len(part)
+                n_known = self._position - offset if self._file == file else len(part)
+                if n_known < len(part):
+                    self._sha256.update(part[n_known:])
+                    self._position += len(part) - n_known
             self._turn += 1
             self._turned.notify_all()
 
@@ -48,21 +46,60 @@ class StreamedHash:
             self._stopped = True
             self._turned.notify_all()
 
+    def read_ahead(self, enough: Event) -> None:
+        """Read the files from where the hash is on, to their end or until there is `enough`.
+
+        Raises:
+            CheckpointError: a file cannot be read, or changed since its header was read.
+        """
+        while self._file < len(self._sizes):
+            self._read_to(self._sizes[self._file], _AHEAD_BYTES, enough)
+            if enough.is_set():
+                return
+            self._file, self._position = self._file + 1, 0
+
     def finish(self) -> str:
-        """Read what is left and return the digest in hexadecimal."""
-        self._catch_up(len(self._files), 0)
+        """Read what is left and return the digest in hexadecimal.
+
+        Raises:
+            CheckpointError: as for `read_ahead`.
+        """
+        self._catch_up(len(self._sizes), 0)
         return self._sha256.hexdigest()
 
     def _catch_up(self, file: int, offset: int) -> None:
         while self._file < file:
             self._read_to(self._sizes[self._file])
             self._file, self._position = self._file + 1, 0
-        if file < len(self._files):
+        if self._file == file < len(self._sizes):
             self._read_to(offset)
 
-    def _read_to(self, offset: int) -> None:
-        while self._position < offset:
-            part = memoryview(bytearray(min(_READ_BYTES, offset - self._position)))
-            read_into(self._descriptors[self._file], part, self._position, self._files[self._file])
-            self._sha256.update(part)
-            self._position += len(part)
+    def _read_to(self, offset: int, at_once: int = _READ_BYTES, enough: Event | None = None) -> None:
+        if self._position >= offset:
+            return
+        buffer = memoryview(bytearray(min(at_once, offset - self._position)))
+        with open_file(self._expert, self._file) as descriptor:
+            while self._position < offset and not (enough and enough.is_set()):
+                part = buffer[: offset - self._position]
+                read_into(descriptor, part, self._position, self._expert.files[self._file])
+                self._sha256.update(part)
+                self._position += len(part)
+
+
+@contextmanager
+def hashing_ahead(hashes: Sequence[StreamedHash]) -> Iterator[None]:
+    """Let a thread take hashes, one after the other and as far as it comes, while the block waits for other things."""
+    enough = Event()
+
+    def work() -> None:
+        with suppress(CheckpointError):  # which the blend will meet again
+            for streamed in hashes:
+                streamed.read_ahead(enough)
+
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()

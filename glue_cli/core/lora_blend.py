@@ -14,11 +14,12 @@ from torch import Tensor
 from glue_cli.core.checkpoint import Checkpoint
 from glue_cli.core.compatibility import FLOAT_DTYPES, is_counter
 from glue_cli.core.errors import CheckpointError
+from glue_cli.core.files import write_all
 from glue_cli.core.layout import header_of, metadata_of, place
 from glue_cli.core.lora import CONFIG, WEIGHTS, Adapter, Update, check_adapters
 from glue_cli.core.lora_base import AdaptedBase
 from glue_cli.core.output import reserve, writing
-from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, read_tensors, write_all, write_checkpoint
+from glue_cli.core.tensors import TORCH_DTYPES, bytes_of, read_tensors, write_checkpoint
 
 # What the experts' configurations say of single modules, and of the start of their training, does not hold of the mix.
 _UNIFORM: dict[str, Any] = {

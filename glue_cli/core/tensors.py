@@ -1,17 +1,15 @@
 """Tensors to and from checkpoint files."""
 
 import ctypes
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from glue_cli.core.checkpoint import Checkpoint, stamp_of
-from glue_cli.core.errors import CheckpointError
+from glue_cli.core.checkpoint import Checkpoint
+from glue_cli.core.files import open_files, read_into, write_all
 from glue_cli.core.layout import header_of, metadata_of, place
 from glue_cli.core.output import reserve, writing
 
@@ -43,71 +41,6 @@ def bytes_of(tensor: Tensor) -> memoryview:
     if n_bytes == 0:
         return memoryview(b"")
     return memoryview((ctypes.c_char * n_bytes).from_address(tensor.data_ptr())).cast("B")
-
-
-@contextmanager
-def open_file(checkpoint: Checkpoint, number: int) -> Iterator[int]:
-    """Open one of a checkpoint's files for reading; yields its descriptor.
-
-    Raises:
-        CheckpointError: it cannot be opened, or changed since its header was read.
-    """
-    file = checkpoint.files[number]
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
-    try:
-        _check_unchanged(file, descriptor, checkpoint.stamps[number])
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def open_files(checkpoint: Checkpoint) -> Iterator[list[int]]:
-    """Open all of a checkpoint's files, as `open_file` does one; yields their descriptors."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(open_file(checkpoint, number)) for number in range(len(checkpoint.files))]
-
-
-def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
-    """Check that nobody wrote to a checkpoint's open files since its header was read.
-
-    Raises:
-        CheckpointError: somebody did.
-    """
-    for file, descriptor, stamp in zip(checkpoint.files, descriptors, checkpoint.stamps, strict=True):
-        _check_unchanged(file, descriptor, stamp)
-
-
-def _check_unchanged(file: Path, descriptor: int, stamp: tuple[int, int]) -> None:
-    if stamp_of(descriptor) != stamp:
-        raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
-
-
-def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
-    """Fill `buffer` from the file at `offset`.
-
-    Raises:
-        CheckpointError: the file ends before the buffer is full, or cannot be read.
-    """
-    filled = 0
-    while filled < len(buffer):
-        try:
-            n_read = os.preadv(descriptor, [buffer[filled:]], offset + filled)
-        except OSError as error:
-            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
-        if n_read == 0:
-            raise CheckpointError(f"'{path}' became shorter while it was read")
-        filled += n_read
-
-
-def write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
-    """Write all of `data` at `offset`."""
-    view, written = memoryview(data), 0
-    while written < len(view):
-        written += os.pwrite(descriptor, view[written:], offset + written)
 
 
 def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> dict[str, Tensor]:

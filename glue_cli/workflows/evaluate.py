@@ -5,11 +5,11 @@ from typing import Any
 
 from glue_cli.core.device import find_device
 from glue_cli.core.errors import UsageError
+from glue_cli.core.files import write_all
 from glue_cli.core.losses import Evaluation
 from glue_cli.core.metrics import METRICS, MakeMetric, load_metrics
 from glue_cli.core.output import writing
 from glue_cli.core.progress import Advanced, Finished, Noted, Started
-from glue_cli.core.tensors import write_all
 from glue_cli.workflows.as_json import as_json
 from glue_cli.workflows.compute import forward_compute
 from glue_cli.workflows.examples import Examples, read_target

@@ -15,13 +15,12 @@ from glue_cli.core.blend_tensors import blend_tensors
 from glue_cli.core.checkpoint import Checkpoint, TensorEntry
 from glue_cli.core.destination import Destination
 from glue_cli.core.device import Compute
-from glue_cli.core.hashing import hash_of
+from glue_cli.core.files import write_all
 from glue_cli.core.heads import AlignedHead
 from glue_cli.core.lora_base import AdaptedBase
 from glue_cli.core.lora_blend import concatenate, expert_tensors, mixed_tensor, write_merged
 from glue_cli.core.output import writing
 from glue_cli.core.spec import Spec
-from glue_cli.core.tensors import write_all
 from glue_cli.workflows.plan import Run
 from glue_cli.workflows.plan_mix import MixPlan
 from glue_cli.workflows.save import relabelled
@@ -117,7 +116,7 @@ class WholeExperts(Experts):
                 recipe=replace(plan.recipe, made={**plan.recipe.made, **shapes}),
                 made={**made, **self.make_tensors(alphas)},
                 memory_bytes=plan.memory_bytes,
-                hashing=plan.hashing,
+                hashes=plan.hashes,
                 progress=run.progress,
             )
 
@@ -158,7 +157,7 @@ class AdapterExperts(Experts):
 
     def write(self, alphas: Tensor, made: dict[str, Tensor], describe: Describe, run: Run) -> Sequence[str | None]:
         plan = self._plan
-        hashes = [hash_of(adapter.checkpoint) if plan.hashing else None for adapter in plan.adapters]
+        hashes = [streamed.finish() for streamed in plan.hashes] if plan.hashes else [None] * len(plan.adapters)
         if plan.merges:
             with ExitStack() as stack:
                 for source, companion in plan.destination.companions:

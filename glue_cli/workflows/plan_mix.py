@@ -10,6 +10,7 @@ from glue_cli.core.compatibility import check_compatible, check_copied
 from glue_cli.core.destination import Destination, plan_destination
 from glue_cli.core.errors import CheckpointError, SpecError, UsageError
 from glue_cli.core.experts import read_experts
+from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.lora import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
 from glue_cli.core.lora_base import AdaptedBase, fit
 from glue_cli.core.recipe import PLAIN, Recipe
@@ -37,7 +38,7 @@ class MixPlan:
     adapters: the experts as adapters, where they are; adapted: them on their base, where that is known.
     merges: whether adapters are merged into their base; else the blend is an adapter too.
     bank: where the experts are kept in a search: one of `BANKS`.
-    memory_bytes: what the blend's buffers may take; hashing: whether the experts' sha256 are taken.
+    memory_bytes: what the blend's buffers may take; hashes: the experts' sha256, to be taken; empty for none.
     explains: whether each expert's leave-one-out value is wanted.
     spec: None where nothing needs one.
     """
@@ -56,7 +57,7 @@ class MixPlan:
     merges: bool = False
     bank: str = "auto"
     memory_bytes: int = 192 << 20
-    hashing: bool = True
+    hashes: tuple[StreamedHash, ...] = ()
     explains: bool = False
     spec: Spec | None = None
     seed: int = 0
@@ -99,7 +100,6 @@ def plan_mix(
         destination=Destination(outputs.result, (), (outputs.result,)),
         bank=bank,
         memory_bytes=memory_bytes,
-        hashing=hashing,
         explains=explains,
         spec=spec,
         seed=seed,
@@ -118,7 +118,7 @@ def plan_mix(
         plan = replace(plan, sizes=tuple(_recorded_sizes(plan.experts)))
     if spec and _is_search(plan):
         _check_objective(plan.method, spec)
-    return plan
+    return replace(plan, hashes=tuple(StreamedHash(expert) for expert in plan.experts)) if hashing else plan
 
 
 def _check_numbers(paths: Sequence[Path], alpha: Sequence[float] | None, sizes: Sequence[int] | None) -> None:

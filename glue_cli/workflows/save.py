@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from glue_cli.core.destination import Destination
 from glue_cli.core.errors import CheckpointError
+from glue_cli.core.files import write_all
 from glue_cli.core.output import writing
-from glue_cli.core.tensors import write_all, write_checkpoint
+from glue_cli.core.tensors import write_checkpoint
 
 
 def save_model(

@@ -74,6 +74,21 @@ def test_module_and_command_are_one_program():
         assert (done.returncode, done.stdout, done.stderr) == (0, f"glue {__version__}\n", "")
 
 
+@pytest.mark.parametrize("arguments, code", [(["--version"], 0), (["evaluate", EXPERT_0, "-n"], 0), (["mxi"], 2)])
+def test_what_is_left_for_the_exit_is_done(here, arguments, code):
+    program = f"""
+import atexit, sys, tempfile
+from glue_cli.cli.app import run
+folder = tempfile.TemporaryDirectory(dir=".", prefix="kept-to-the-end")
+atexit.register(sys.stdout.write, "the end")
+sys.argv[1:] = {arguments!r}
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == code and done.stdout.endswith("the end")
+    assert not list(here.glob("kept-to-the-end*"))
+
+
 def test_ctrl_c_while_training(here):
     files = set(here.rglob("*"))
     command = [*GLUE, "train-expert", "--expert", "0", "-o", "e.safetensors", "--history", "h.jsonl"]

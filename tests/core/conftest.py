@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from glue_cli.core.blend import blend_files
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.destination import plan_destination
+from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.tensors import FILE_DTYPES
 
 
@@ -77,9 +78,9 @@ def blend(tmp_path):
 
     def blend(experts, alpha, name="blend", dtype=None, **options):
         path = blend.path = tmp_path / f"{name}.safetensors"
-        blend.hashes = blend_files(
-            experts, [alpha], plan_destination(path, experts, dtype=dtype), lambda hashes: {}, **options
-        )
+        destination = plan_destination(path, experts, dtype=dtype)
+        options.setdefault("hashes", [StreamedHash(expert) for expert in experts])
+        blend.hashes = blend_files(experts, [alpha], destination, lambda hashes: {}, **options)
         return load_file(path)
 
     return blend

@@ -14,6 +14,7 @@ from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.compatibility import check_compatible
 from glue_cli.core.destination import plan_destination
 from glue_cli.core.errors import CheckpointError
+from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.progress import Advanced, Finished, Started
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -85,7 +86,8 @@ def test_equals_an_independent_sum_whatever_the_experts(data):
             save_file(expert, path)
         output = Path(folder, "blend.safetensors")
         found = [read_checkpoint(path) for path in paths]
-        hashes = blend_files(found, [alpha], plan_destination(output, found), lambda hashes: {})
+        destination, begun = plan_destination(output, found), [StreamedHash(expert) for expert in found]
+        hashes = blend_files(found, [alpha], destination, lambda hashes: {}, hashes=begun)
         assert hashes == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
         assert_blend(load_file(output), experts, alpha)
 
@@ -236,6 +238,7 @@ def test_memory_stays_within_the_budget(tmp_path):
         plan_destination(tmp_path / "blend.safetensors", experts),
         lambda hashes: {},
         memory_bytes=8 << 20,
+        hashes=[StreamedHash(expert) for expert in experts],
     )
     assert bytes_of("VmHWM") - before < 32 << 20  # the experts and the output are 240 MiB
 
@@ -380,6 +383,7 @@ def test_metadata_is_told_the_hashes(save, tmp_path):
         [[0.5, 0.5]],
         plan_destination(tmp_path / "out.safetensors", experts),
         lambda hashes: {"of": list(hashes)},
+        hashes=[StreamedHash(expert) for expert in experts],
     )
     assert read_checkpoint(tmp_path / "out.safetensors").glue == {"of": hashes}
     assert hashes == [hashlib.sha256(expert.files[0].read_bytes()).hexdigest() for expert in experts]

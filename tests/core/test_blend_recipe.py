@@ -11,6 +11,7 @@ from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.compatibility import check_compatible
 from glue_cli.core.destination import plan_destination
 from glue_cli.core.errors import CheckpointError
+from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.recipe import Recipe
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -37,7 +38,8 @@ def blend(tmp_path):
         check_compatible(experts, dtype_given=dtype is not None, apart=recipe.apart)
         path = tmp_path / f"{name}.safetensors"
         destination = plan_destination(path, experts, recipe=recipe, dtype=dtype, max_shard_bytes=max_shard_bytes)
-        hashes = blend_files(experts, alphas, destination, lambda hashes: {}, recipe=recipe, **options)
+        begun = [StreamedHash(expert) for expert in experts]
+        hashes = blend_files(experts, alphas, destination, lambda hashes: {}, recipe=recipe, hashes=begun, **options)
         assert hashes == [hashlib.sha256(b"".join(f.read_bytes() for f in e.files)).hexdigest() for e in experts]
         return {key: tensor for file in destination.files for key, tensor in load_file(file).items()}
 
