@@ -83,6 +83,23 @@ class ExpertBank:
 
         self._each(blend_block, self._blocks)
 
+    def move(self, theta: Tensor, group: int, expert: int, radius: float, out: Tensor) -> None:
+        """Move a blend towards one expert: out = theta + radius (theta_k - theta) in a group's tensors, else theta.
+
+        Args:
+            theta, out: [d], float32, on the bank's device; `out` is overwritten.
+        Cost: one expert is read, of the group's tensors.
+        """
+
+        def move_block(block: _Block) -> None:
+            there = theta[block.there]
+            if block.group == group:
+                torch.lerp(there, block.rows.read_one(expert, block.start, block.stop), radius, out=out[block.there])
+            else:
+                out[block.there] = there
+
+        self._each(move_block, self._blocks)
+
     def inner_products(self, gradient: Tensor, theta: Tensor) -> Tensor:
         """Return <gradient, theta_k - theta> for every expert, over each group's tensors, [G, K], float64.
 

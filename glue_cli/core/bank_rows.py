@@ -34,6 +34,10 @@ class Rows(ABC):
     def read(self, start: int, stop: int) -> Tensor:
         """Return columns [K, stop - start], float32, on the device; valid until this thread reads again."""
 
+    @abstractmethod
+    def read_one(self, k: int, start: int, stop: int) -> Tensor:
+        """Return columns [stop - start] of one expert, as `read` does of all."""
+
 
 class ResidentRows(Rows):
     """Rows where the work is done, in the experts' dtype."""
@@ -44,6 +48,9 @@ class ResidentRows(Rows):
 
     def read(self, start: int, stop: int) -> Tensor:
         return self.matrix[:, start:stop].float()
+
+    def read_one(self, k: int, start: int, stop: int) -> Tensor:
+        return self.matrix[k, start:stop].float()
 
 
 class HostRows(Rows):
@@ -63,6 +70,9 @@ class HostRows(Rows):
         current.wait_event(arrived)
         block.record_stream(current)
         return block[:, : stop - start].float()
+
+    def read_one(self, k: int, start: int, stop: int) -> Tensor:
+        return self._matrix[k, start:stop].to(self._device, non_blocking=True).float()
 
     def _stage(self, start: int, stop: int) -> tuple[Tensor, torch.cuda.Event]:
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -108,13 +118,21 @@ class DiskRows(Rows):
         buffer = self._buffer("blocks", len(self._experts) * self._width, torch.float32)
         block = buffer[: len(self._experts) * (stop - start)].view(len(self._experts), stop - start)
         for row, expert in zip(block, self._experts, strict=True):
-            if expert.dtype == torch.float32:
-                expert.read(start, row)
-            else:
-                stored = self._buffer("stored", self._width, expert.dtype)[: stop - start]
-                expert.read(start, stored)
-                row.copy_(stored)
+            self._read_row(expert, start, row)
         return block.to(self._device)
+
+    def read_one(self, k: int, start: int, stop: int) -> Tensor:
+        row = self._buffer("blocks", len(self._experts) * self._width, torch.float32)[: stop - start]
+        self._read_row(self._experts[k], start, row)
+        return row.to(self._device)
+
+    def _read_row(self, expert: "_ExpertOnDisk", start: int, row: Tensor) -> None:
+        if expert.dtype == torch.float32:
+            expert.read(start, row)
+        else:
+            stored = self._buffer("stored", self._width, expert.dtype)[: len(row)]
+            expert.read(start, stored)
+            row.copy_(stored)
 
     def _buffer(self, name: str, n: int, dtype: torch.dtype) -> Tensor:
         """Return this thread's buffer of `n` elements."""

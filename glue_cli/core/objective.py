@@ -1,8 +1,7 @@
 """The target loss of a blend as a function of alpha, eq. (2), with every pass charged to one account."""
 
 import copy
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Literal
@@ -19,7 +18,7 @@ from glue_cli.core.losses import IGNORED, Loss, Score, example_losses
 from glue_cli.core.secants import Quadratic, Secants
 from glue_cli.core.seeds import derive_seed, generator
 
-# What the blends of one pass may take: beyond it the probes of a model along many directions come two at a time.
+# What the blends towards all experts may take together; beyond it they come one at a time.
 _PASS_BYTES = 64 << 20
 
 # Tensors that follow from alpha [G, K] in another way than as a blend; differentiable.
@@ -66,6 +65,7 @@ class BlendObjective:
         self.is_smooth = score is None
         self.n_groups, self.n_experts = bank.n_groups, bank.n_experts
         self.cost = Cost()
+        self._uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
         self._model, self._bank, self._loss, self._compute = model.eval(), bank, loss, compute
         self._train_batch, self._validation_batches = train_batch, validation_batches
         self._seed, self._make_tensors = seed, make_tensors
@@ -100,23 +100,16 @@ class BlendObjective:
             alpha: [G, K], on the simplex.
             coordinates: the directions, int64 [n], as positions in alpha flattened: a group goes to an expert.
             radius: how far towards the expert the outputs are taken, in (0, 1].
-        Cost: n + 1 forwards. A small model is one pass over the experts, a large one a pass for each two forwards.
+        Cost: n + 1 forwards. Of a small model one pass over the experts; of a large one a pass, and each expert alone.
         """
         batch = self._train_batch(step)
-        ends = towards_experts(alpha, coordinates, radius)
-        rows = max(2, _PASS_BYTES // (4 * self._bank.n_columns))
-        secants, loss = None, math.nan
-        for alphas in torch.split(torch.cat([alpha[None], ends]), rows):
-            self._load(alphas)
-            for copied in self._copies[: len(alphas)]:
-                outputs = self._forward(copied, batch, step)
-                if secants is None:
-                    draws = generator(self._seed, "secants", step)
-                    secants = Secants(self._loss, outputs, batch[1], radius=radius, draws=draws)
-                    loss = example_losses(self._loss, outputs, batch[1]).mean(dtype=torch.float64).item()
-                else:
-                    secants.add(outputs)
-        assert secants
+        models = self._blends_towards_experts(alpha, coordinates, radius)
+        outputs = self._forward(next(models), batch, step)
+        loss = example_losses(self._loss, outputs, batch[1]).mean(dtype=torch.float64).item()
+        draws = generator(self._seed, "secants", step)
+        secants = Secants(self._loss, outputs, batch[1], radius=radius, draws=draws)
+        for model in models:
+            secants.add(self._forward(model, batch, step))
         return secants.quadratic(loss)
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
@@ -185,23 +178,43 @@ class BlendObjective:
                 return outputs_of(model, inputs)
 
     def _load(self, alphas: Tensor) -> None:
-        """Blend into the rows of the copies, of which more are made when there are not enough."""
-        m = len(alphas)
+        """Blend into the rows of the first copies."""
+        self._make_copies(len(alphas))
+        self._bank.blend(alphas, self._blends[: len(alphas)])
+        for copied, alpha in zip(self._copies, alphas, strict=False):
+            _set_tensors(copied, self._make_tensors(alpha))
+
+    def _make_copies(self, m: int) -> None:
+        """See to it that there are `m` copies at least; when there are fewer, all are made anew."""
         if m > len(self._copies):
             self._copies = []
             self._blends = torch.empty(m, self._bank.n_columns, device=self._bank.device)
-            made = self._make_tensors(alphas[0])
+            made = self._make_tensors(self._uniform)
             self._copies = [_bind(self._model, self._bank, row, made.keys()) for row in self._blends]
-        self._bank.blend(alphas, self._blends[:m])
-        for copied, alpha in zip(self._copies, alphas, strict=False):
-            _set_tensors(copied, self._make_tensors(alpha))
+
+    def _blends_towards_experts(self, alpha: Tensor, coordinates: Tensor, radius: float) -> Iterator[nn.Module]:
+        """Yield the blend for alpha [G, K], then it moved by `radius` towards single experts; each for a forward."""
+        ends = towards_experts(alpha, coordinates, radius)
+        if 4 * self._bank.n_columns * (1 + len(ends)) <= _PASS_BYTES:
+            self._load(torch.cat([alpha[None], ends]))
+            yield from self._copies[: 1 + len(ends)]
+            return
+        self._make_copies(2)
+        self._load(alpha[None])
+        blend, moved = self._copies[:2]
+        yield blend
+        for end, coordinate in zip(ends, coordinates.tolist(), strict=True):
+            group, expert = divmod(coordinate, self.n_experts)
+            self._bank.move(self._blends[0], group, expert, radius, self._blends[1])
+            _set_tensors(moved, self._make_tensors(end))
+            yield moved
 
     def _differentiable_model(self) -> tuple[nn.Module, Tensor, Tensor]:
         """Return a copy of the model whose tensors are views of theta [1, d], and whose gradients gather in [1, d]."""
         if self._differentiable is None:
             theta = torch.empty(1, self._bank.n_columns, device=self._bank.device)
             gradient = torch.zeros_like(theta)
-            made = self._make_tensors(torch.full((self.n_groups, self.n_experts), 1 / self.n_experts))
+            made = self._make_tensors(self._uniform)
             model = _bind(self._model, self._bank, theta[0], made.keys())
             leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
             if self._bn_gradient:

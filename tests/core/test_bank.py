@@ -179,6 +179,23 @@ def test_each_group_has_coefficients_of_its_own(save, dtype):
             torch.testing.assert_close(place.view(row).double(), wanted, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_group_moves_towards_one_expert(save, dtype, group):
+    experts = [draw(k, dtype) for k in range(3)]
+    bank = load_bank([save(str(k), expert) for k, expert in enumerate(experts)], device=CPU, recipe=GROUPS)
+    theta, moved = torch.zeros(1, bank.n_columns), torch.full((bank.n_columns,), float("nan"))
+    bank.blend(BY_GROUP[:1], theta)
+    before = theta.clone()
+    bank.move(theta[0], group, 2, 0.3, moved)
+    assert torch.equal(theta, before)
+    for name, place in bank.places.items():
+        blend = place.view(theta[0]).double()
+        share = 0.3 if GROUPS.group_of[name] == group else 0
+        wanted = blend + share * (experts[2][name].double() - blend)
+        torch.testing.assert_close(place.view(moved).double(), wanted, rtol=0, atol=2e-6 * (share > 0))
+
+
 def test_inner_products_are_taken_group_by_group(save):
     experts = [draw(k) for k in range(3)]
     bank = load_bank([save(str(k), expert) for k, expert in enumerate(experts)], device=CPU, recipe=GROUPS)
@@ -223,3 +240,7 @@ def test_cuda_equals_the_cpu(save, cuda, dtype, kind, monkeypatch):
             bank.inner_products(gradient.to(bank.device), row[0]) for bank, row in zip(banks, rows, strict=True)
         ]
         torch.testing.assert_close(products[1].cpu(), products[0], rtol=1e-4, atol=1e-3)
+        moved = [torch.full_like(row[0], float("nan")) for row in rows]
+        for bank, row, out in zip(banks, rows, moved, strict=True):
+            bank.move(row[0], 0, 1, 0.3, out)
+        torch.testing.assert_close(moved[1].cpu(), moved[0], rtol=0, atol=2e-6)

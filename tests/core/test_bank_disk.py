@@ -38,9 +38,11 @@ def block_columns(monkeypatch):
 
 
 def assert_right(on_disk, experts):
-    """Compare blends and inner products with sums in float64."""
+    """Compare blends, one that is moved, and inner products with sums in float64."""
     blends = torch.full((len(ALPHAS), on_disk.n_columns), float("nan"))
     on_disk.blend(ALPHAS, blends)
+    moved = torch.full((on_disk.n_columns,), float("nan"))
+    on_disk.move(blends[0], 1, 2, 0.3, moved)
     assert on_disk.places.keys() == SHAPES.keys()
     gradient = torch.randn(on_disk.n_columns, generator=torch.Generator().manual_seed(99))
     wanted = torch.zeros(2, 3, dtype=torch.float64)
@@ -49,6 +51,9 @@ def assert_right(on_disk, experts):
         for row, alphas in zip(blends, ALPHAS, strict=True):
             blend = sum(a * expert[name].double() for a, expert in zip(alphas[group], experts, strict=True))
             torch.testing.assert_close(place.view(row).double(), blend, rtol=0, atol=2e-6)
+        here = place.view(blends[0]).double()
+        wanted_move = here + 0.3 * group * (experts[2][name].double() - here)
+        torch.testing.assert_close(place.view(moved).double(), wanted_move, rtol=0, atol=2e-6)
         for k, expert in enumerate(experts):
             difference = expert[name].double() - place.view(blends[0]).double()
             wanted[group, k] += (difference * place.view(gradient).double()).sum()

@@ -1,5 +1,6 @@
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -261,13 +262,12 @@ def mixed_head(experts, alpha):
 
 
 @pytest.mark.parametrize("n_groups", [1, 2])
-def test_made_tensors_follow_alpha(objective_of, n_groups):
+def test_made_tensors_follow_alpha(objective_of, monkeypatch, n_groups):
     _, experts = make_experts(conv_net)
     groups = in_turn(conv_net, n_groups)
     recipe = Recipe(groups.groups, groups.group_of, made={name: tuple(experts[0][name].shape) for name in HEAD})
-    objective, model, experts = objective_of(
-        conv_net, recipe=recipe, make_tensors=lambda alpha: mixed_head(experts, alpha)
-    )
+    make_tensors = partial(mixed_head, experts)
+    objective, model, experts = objective_of(conv_net, recipe=recipe, make_tensors=make_tensors)
 
     def loss_at(alpha):
         theta = blended(experts, alpha, recipe) | mixed_head(experts, alpha)
@@ -286,6 +286,11 @@ def test_made_tensors_follow_alpha(objective_of, n_groups):
         lambda alpha: wide_loss(model, blended(experts, alpha, recipe) | frozen, batch_of(1)).detach(), alphas[0]
     )
     assert (wanted - without).norm() > 0.1 * wanted.norm()  # the head's own slope does matter
+    for pass_bytes in (1 << 26, 0):
+        monkeypatch.setattr(objective_module, "_PASS_BYTES", pass_bytes)
+        slopes = objective.quadratic(alphas[0], torch.arange(alphas[0].numel()), 1e-3, 1).gradient.view_as(wanted)
+        centred = slopes - (alphas[0] * slopes).sum(1, keepdim=True)
+        assert (alphas[0] * centred - wanted).norm() < 0.02 * wanted.norm()
 
 
 # ---- BatchNorm
@@ -397,16 +402,17 @@ def test_some_directions_of_two_groups_in_any_order(objective_of):
     torch.testing.assert_close(found.curvature, whole.curvature[coordinates][:, coordinates], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("pass_bytes", "n_passes"), [(1 << 26, 1), (0, 2)])
-def test_a_large_model_is_blended_two_at_a_time(objective_of, monkeypatch, pass_bytes, n_passes):
-    objective, model, experts = objective_of(conv_net)
-    objective_of_its_own, _, _ = objective_of(conv_net)
-    wanted = objective_of_its_own.quadratic(ALPHA, torch.arange(3), 0.1, 0)
-    monkeypatch.setattr(objective_module, "_PASS_BYTES", pass_bytes)
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_of_a_large_model_each_expert_is_read_alone(objective_of, monkeypatch, n_groups):
+    recipe, alpha = in_turn(conv_net, n_groups), ALPHA_OF_TWO[:n_groups]
+    (objective, _, _), (objective_of_its_own, _, _) = (objective_of(conv_net, recipe=recipe) for _ in range(2))
+    coordinates = torch.arange(1, alpha.numel())
+    wanted = objective_of_its_own.quadratic(alpha, coordinates, 0.1, 0)
+    monkeypatch.setattr(objective_module, "_PASS_BYTES", 0)
     blend, passes = objective._bank.blend, []
     monkeypatch.setattr(objective._bank, "blend", lambda alphas, out: (passes.append(len(alphas)), blend(alphas, out)))
-    found = objective.quadratic(ALPHA, torch.arange(3), 0.1, 0)
-    assert len(passes) == n_passes and sum(passes) == 4
+    found = objective.quadratic(alpha, coordinates, 0.1, 0)
+    assert passes == [1] and len(objective._copies) == 2
     assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
     torch.testing.assert_close(found.gradient, wanted.gradient, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.curvature, wanted.curvature, rtol=1e-3, atol=1e-5)
