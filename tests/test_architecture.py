@@ -1,4 +1,4 @@
-"""The walls of DESIGN.md: who may import whom, who prints, and what the documents promise."""
+"""The floors of the tree: who may import whom, who prints, and what the documents promise."""
 
 import ast
 import re

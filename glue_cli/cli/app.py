@@ -3,6 +3,7 @@
 import atexit
 import io
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -61,7 +62,7 @@ def _root(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code of DESIGN's table, having printed the error where there is one."""
+    """Run one command; return its exit code, having printed the error where there is one."""
     try:
         result = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="glue", standalone_mode=False)
         sys.stdout.flush()
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Entry point of the command `glue`."""
     signal.signal(signal.SIGTERM, _terminate)
+    _allow_many_files()
     _set_up_torch()
     sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by the caller
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -107,6 +109,13 @@ def _leave(code: int) -> NoReturn:
         with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
             stream.flush()
     os._exit(code)
+
+
+def _allow_many_files() -> None:
+    """Let the process open as many files as it may: a blend has all shards of all experts open."""
+    with suppress(ValueError, OSError):  # not so on every system
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _set_up_torch() -> None:

@@ -168,7 +168,7 @@ def mix(
 
     uniform, data-size and --alpha need the experts alone, the other methods also a spec and its data.
     """
-    from glue_cli.workflows.plan_mix import BANKS, FILE_DTYPES, plan_mix
+    from glue_cli.workflows.plan_mix import BANKS, OUTPUT_DTYPES, plan_mix
 
     overrides = [*(set_ or ()), *([f"mix.budget={budget}"] if budget is not None else [])]
     session = Session(spec, overrides, device, precision, seed, history, force, quiet, json)
@@ -178,12 +178,12 @@ def mix(
         check_name("--method", method, list(METHODS))
     if sizes is not None and method != "data-size":
         raise UsageError("--sizes is for --method data-size only", hint="leave --sizes out")
-    is_search = method is not None and METHODS[method].needs == "objective"
-    _check_search_options(budget, explain, is_search)
-    check_name("--dtype", dtype, ["same", *FILE_DTYPES])
+    is_search = method is not None and METHODS[method].is_search
+    check_name("--dtype", dtype, ["same", *OUTPUT_DTYPES])
     check_name("--bank", bank, list(BANKS))
-    needs_data = method is not None and METHODS[method].needs in ("accuracies", "objective")
-    read = session.read_spec() if needs_data or batchnorm == "refresh" else None
+    _check_search_options(budget, explain, bank, is_search)
+    needs_spec = method is not None and METHODS[method].needs_data or batchnorm == "refresh"
+    read = session.read_spec() if needs_spec or spec or set_ else None
     plan = plan_mix(
         experts or [],
         session.outputs(output),
@@ -206,7 +206,7 @@ def mix(
         memory_bytes=_bytes("--memory", memory),
         hashing=not no_hash,
         explains=explain,
-        spec=read,
+        spec=read if needs_spec else None,
         seed=read.seed if read else seed or 0,
     )
     if dry_run:
@@ -217,18 +217,21 @@ def mix(
             from glue_cli.workflows.mix import mix as work
         result = work(plan, run)
     prior = shlex.quote(result["output"])
-    session.finish(result, show_mix, f"glue finetune {prior}, or glue evaluate {prior}")
+    hint = f"glue finetune {prior}, or glue evaluate {prior}"
+    if plan.adapters and not plan.merges:
+        hint = f"peft loads {prior}; with --base BASE the adapters are merged into a model that glue evaluates"
+    session.finish(result, show_mix, hint)
 
 
-def _check_search_options(budget: str | None, explain: bool, is_search: bool) -> None:
+def _check_search_options(budget: str | None, explain: bool, bank: str, is_search: bool) -> None:
     if budget is not None:
         try:
             parse_budget(budget)
         except ValueError as error:
             raise UsageError(f"--budget: {error}", hint="for example --budget 300") from None
-    for option, given in (("--budget", budget is not None), ("--explain", explain)):
+    for option, given in (("--budget", budget is not None), ("--explain", explain), ("--bank", bank != "auto")):
         if given and not is_search:
-            searches = [name for name, known in METHODS.items() if known.needs == "objective"]
+            searches = [name for name, known in METHODS.items() if known.is_search]
             raise UsageError(f"{option} is for a search", hint=f"--method {' or '.join(searches)}")
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from glue_cli.methods import METHODS
+from glue_cli.methods import METHODS, makes_gauss_newton_steps
 
 if TYPE_CHECKING:
     from glue_cli.core.spec import Spec
@@ -19,7 +19,7 @@ def planned(plan: "MixPlan") -> dict[str, Any]:
         "bytes_read": sum(expert.n_bytes for expert in plan.experts),
         "output": str(plan.destination.result),
     }
-    if plan.spec and plan.method in METHODS and METHODS[plan.method].needs == "objective":
+    if plan.spec and plan.method in METHODS and METHODS[plan.method].is_search:
         found |= _search(plan, plan.spec)
     return found
 
@@ -37,5 +37,6 @@ def _search(plan: "MixPlan", spec: "Spec") -> dict[str, Any]:
 
 def _spsa_step(plan: "MixPlan", spec: "Spec") -> int:
     """Return the forwards of a step: Gauss-Newton's, towards every expert in every group, or probe pairs."""
-    takes_outputs = spec.mix.search == "staged" and spec.mix.optimizer == "auto" and spec.objective == "loss"
-    return len(plan.recipe.groups) * len(plan.experts) + 1 if takes_outputs else 2 * spec.mix.n_directions
+    if makes_gauss_newton_steps(plan.method, spec.mix, spec.objective):
+        return len(plan.recipe.groups) * len(plan.experts) + 1
+    return 2 * spec.mix.n_directions

@@ -74,14 +74,14 @@ def _show_stages(result: dict[str, Any], stages: Sequence[dict[str, Any]]) -> No
 
 
 def _search_lines(result: dict[str, Any], search: dict[str, Any]) -> list[str]:
-    lines, loss, names = [], result["loss"], _names(result)
+    lines, figures, names = [], result.get("objective", result["loss"]), _names(result)
     if "guard" in search:
         n_starts = len(search["starts"])
         best = f"the best of {n_starts} starts" if n_starts > 1 else "the only start"
         lines.append(f"started {_start(search['start'], names)}, {best}")
-    elif loss.get("val") is not None:
-        beside = f", uniform blend {number(loss['val_uniform'])}" if loss["val_uniform"] is not None else ""
-        lines.append(f"validation loss {number(loss['val'])}{beside}")
+    elif figures.get("val") is not None:
+        beside = f", uniform blend {number(figures['val_uniform'])}" if figures["val_uniform"] is not None else ""
+        lines.append(f"validation {_objective(result)} {number(figures['val'])}{beside}")
     if "ingredients" in search:
         lines.append(_soup([names[k] for k in search["ingredients"]], result["steps"]))
     elif result.get("steps"):

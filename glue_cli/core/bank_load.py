@@ -53,7 +53,8 @@ def choose_bank(
     host = torch.device("cpu")
     free = {"device": _SHARE_OF_FREE * free_memory(device) - blends, "host": _SHARE_OF_FREE * free_memory(host)}
     kinds: list[BankKind] = ["device", "host"] if device.type == "cuda" else ["device"]
-    fitting = [kind for kind in kinds if in_bank <= free[kind]]
+    taken = {"device": in_bank, "host": 1 << (in_bank - 1).bit_length()}  # torch pins powers of two
+    fitting = [kind for kind in kinds if taken[kind] <= free[kind]]
     kind = next((known for known in KINDS if known == wanted), fitting[0] if fitting else "disk")
     if device.type == "cpu" and kind == "host":
         kind = "device"  # the same
@@ -98,7 +99,7 @@ def bank_of_tensors(
 ) -> ExpertBank:
     """Make a bank of experts that lie in no file, each given as its tensors, in one order; float32, on the device."""
     places: dict[str, Place] = {}
-    matrix = torch.empty(n_experts, 0)
+    matrix = torch.empty(n_experts, 0, device=device)
     for k, expert in enumerate(experts):
         tensors = {name: tensor for name, tensor in expert if tensor.is_floating_point() and tensor.numel()}
         if k == 0:
@@ -106,10 +107,10 @@ def bank_of_tensors(
             for name, tensor in tensors.items():
                 places[name] = Place(width, tuple(tensor.shape), channels_last=False)
                 width += tensor.numel() + (-tensor.numel() % _ALIGN)
-            matrix = torch.zeros(n_experts, width)
+            matrix = torch.zeros(n_experts, width, device=device)
         for name, tensor in tensors.items():
             places[name].view(matrix[k]).copy_(tensor)
-    return ExpertBank([(0, ResidentRows(matrix.to(device)))], places, n_experts=n_experts, device=device)
+    return ExpertBank([(0, ResidentRows(matrix))], places, n_experts=n_experts, device=device)
 
 
 def _blended(expert: Checkpoint, recipe: Recipe) -> Iterable[TensorEntry]:
@@ -157,10 +158,11 @@ def _memory_rows(
     n_columns = places[last].start + experts[0].entries[last].n_elements
     n_columns += -n_columns % _ALIGN
     on_host = kind == "host" and device.type == "cuda"
-    matrix = torch.zeros(len(experts), n_columns, dtype=_stored_dtype(experts, last), pin_memory=on_host)
+    dtype, where = _stored_dtype(experts, last), "cpu" if on_host else device
+    matrix = torch.zeros(len(experts), n_columns, dtype=dtype, device=where, pin_memory=on_host)
     for row, expert in zip(matrix, experts, strict=True):
         _read_row(expert, places, row)
-    return HostRows(matrix, device, _HOST_BLOCK) if on_host else ResidentRows(matrix.to(device))
+    return HostRows(matrix, device, _HOST_BLOCK) if on_host else ResidentRows(matrix)
 
 
 def _read_row(expert: Checkpoint, places: Mapping[str, Place], row: Tensor) -> None:

@@ -64,7 +64,7 @@ def blend_files(
         recipe: which of the G groups a tensor belongs to, and which tensors are not blended.
         made: the tensors that the recipe leaves to be made elsewhere.
         describe: builds glue's metadata from the experts' sha256 [K], None where they are not taken.
-        memory_bytes: what the buffers of all threads together may take.
+        memory_bytes: what the buffers of all threads together may take; a chunk of every expert is the least.
         hashes: the experts' sha256 [K], which are completed on the way; none to leave them out.
     Returns:
         the experts' sha256 in hexadecimal [K]; of an expert in shards, that of its files one after another.
@@ -166,15 +166,17 @@ class _Blending:
         progress: Progress,
     ) -> None:
         self._readers, self._outputs = readers, outputs
-        self._n_threads, self._progress = n_threads, progress
+        self._progress = progress
         self._blocks = list(plan.blocks(min(memory_bytes // n_threads, SLOT_BYTES), CHUNK))
         self._hashes = hashes
         self._streamed = self._in_file_order() if hashes else [False] * len(readers)
         needed = max((b.n_elements * slot_element_bytes(b.segment) for b in self._blocks), default=0)
-        n_slots = min(n_threads, len(self._blocks))
+        slot_bytes = needed + 64 * (len(readers) + 1)
+        # of many experts a chunk each may be more than a thread's share
+        self._n_threads = max(1, min(n_threads, memory_bytes // slot_bytes))
         self._slots: SimpleQueue[Tensor] = SimpleQueue()
-        for _ in range(n_slots):
-            self._slots.put(torch.empty(needed + 64 * (len(readers) + 1), dtype=torch.uint8))
+        for _ in range(min(self._n_threads, len(self._blocks))):
+            self._slots.put(torch.empty(slot_bytes, dtype=torch.uint8))
 
     def run(self) -> None:
         self._progress(Started("blend", sum(block.n_bytes for block in self._blocks), "B"))

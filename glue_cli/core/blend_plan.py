@@ -61,11 +61,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes:
-    entries: the output's tensors in the order of its files.
-    segments: runs of tensors to blend or copy, in the output's order.
-    counters: entries of `num_batches_tracked`, whose value is chosen, not blended.
-    made: entries of tensors that come from elsewhere.
+    """All that a blend reads and writes.
+
+    Attributes:
+        entries: the output's tensors in the order of its files.
+        segments: runs of tensors to blend or copy, in the output's order.
+        counters: entries of `num_batches_tracked`, whose value is chosen, not blended.
+        made: entries of tensors that come from elsewhere.
     """
 
     entries: tuple[TensorEntry, ...]

@@ -59,7 +59,10 @@ def find_device(name: str) -> torch.device:
         return device
     if (device.index or 0) >= n_gpus:
         raise ResourceError(f"no device '{name}': torch sees {n_gpus} CUDA devices", hint="use --device cpu")
-    torch.backends.cudnn.deterministic = True  # equal runs are to give equal bytes
+    torch.backends.cudnn.deterministic = True  # equal runs are to give equal bytes, as far as that can be asked for
+    torch.backends.cudnn.allow_tf32 = (
+        False  # whose 10 bits would drown the loss differences that float32 is chosen for
+    )
     return torch.device("cuda", device.index or 0)
 
 

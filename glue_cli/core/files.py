@@ -1,12 +1,13 @@
 """Bytes from and to a checkpoint's files. Needs no torch."""
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from glue_cli.core.checkpoint import Checkpoint, stamp_of
-from glue_cli.core.errors import CheckpointError
+from glue_cli.core.errors import CheckpointError, ResourceError
 
 
 @contextmanager
@@ -15,12 +16,16 @@ def open_file(checkpoint: Checkpoint, number: int) -> Iterator[int]:
 
     Raises:
         CheckpointError: it cannot be opened, or changed since its header was read.
+        ResourceError: too many files are open.
     """
     file = checkpoint.files[number]
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
+        message = f"'{file}' cannot be read: {error.strerror}"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise ResourceError(message, hint="raise the limit of open files: ulimit -n 4096") from None
+        raise CheckpointError(message) from None
     try:
         _check_unchanged(file, descriptor, checkpoint.stamps[number])
         yield descriptor

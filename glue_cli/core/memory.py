@@ -2,18 +2,26 @@
 
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# What a control group says of its memory: the limit, what is held, and what of that are files that can be dropped.
+_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),  # version 2
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+)
+_UNLIMITED = 2**63
 
 
 def free_memory(device: torch.device) -> int:
     """Return the bytes that this process may still take, on a GPU or in host memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return max(0, min(_free_of_machine(), _free_of_group(), _free_of_process()))
+    of_groups = (_free_of_group(folder) for folder in _groups())
+    return max(0, min(_free_of_machine(), *of_groups, _free_of_process()))
 
 
 def _free_of_machine() -> int:
@@ -25,22 +33,37 @@ def _free_of_machine() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _free_of_group() -> int:
-    """Return what a container or a batch job leaves: its limit less what it holds, files that can be dropped aside."""
+def _groups() -> Iterator[Path]:
+    """Yield the control groups that this process is in, those of containers and batch jobs, up to the outermost."""
     try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return 2**63  # no limit, or none that is known
-    return limit - used + int(stat.get("inactive_file", 0))
+        lines = _MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            root = _CGROUP / "memory" if controllers else _CGROUP
+            inner = root / path.lstrip("/")
+            yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(root))
+
+
+def _free_of_group(folder: Path) -> int:
+    """Return the limit of a control group less what it holds, files that can be dropped aside."""
+    for limit, used, droppable in _FILES:
+        try:
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            free = int((folder / limit).read_text()) - int((folder / used).read_text())
+        except (OSError, ValueError):  # no limit, or none that is known
+            continue
+        return free + int(stat.get(droppable, 0))
+    return _UNLIMITED
 
 
 def _free_of_process() -> int:
     """Return what `ulimit -v` leaves."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
-        return 2**63
+        return _UNLIMITED
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

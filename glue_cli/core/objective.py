@@ -66,7 +66,8 @@ class BlendObjective:
         self.n_groups, self.n_experts = bank.n_groups, bank.n_experts
         self.cost = Cost()
         self._uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
-        self._model, self._bank, self._loss, self._compute = model.eval(), bank, loss, compute
+        self._model, self._bank = model.eval().requires_grad_(False), bank
+        self._loss, self._compute = loss, compute
         self._train_batch, self._validation_batches = train_batch, validation_batches
         self._seed, self._make_tensors = seed, make_tensors
         self._score: Score = score or (lambda outputs, targets: example_losses(loss, outputs, targets))
@@ -187,7 +188,7 @@ class BlendObjective:
     def _make_copies(self, m: int) -> None:
         """See to it that there are `m` copies at least; when there are fewer, all are made anew."""
         if m > len(self._copies):
-            self._copies = []
+            self._copies, self._blends = [], self._blends.new_empty(0)  # before others take their place
             self._blends = torch.empty(m, self._bank.n_columns, device=self._bank.device)
             made = self._make_tensors(self._uniform)
             self._copies = [_bind(self._model, self._bank, row, made.keys()) for row in self._blends]
@@ -243,14 +244,15 @@ def _by_example(terms: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     n_terms = (targets != IGNORED).flatten(1).sum(1) if targets.dim() > 1 and not targets.is_floating_point() else None
     if n_terms is None or n_terms.sum() != len(terms):
         return terms, torch.ones_like(terms)
-    texts = torch.repeat_interleave(torch.arange(len(targets), device=terms.device), n_terms)
-    return torch.zeros_like(n_terms, dtype=torch.float64).index_add(0, texts, terms.double()), n_terms
+    terms, n_terms = terms.double().cpu(), n_terms.cpu()  # a GPU would add in any order
+    texts = torch.repeat_interleave(torch.arange(len(targets)), n_terms)
+    return torch.zeros(len(targets), dtype=torch.float64).index_add(0, texts, terms), n_terms
 
 
 def _bind(model: nn.Module, bank: ExpertBank, row: Tensor, made: Collection[str]) -> nn.Module:
     """Return a copy of the model: blended tensors are views of `row` [d], those `made` its own, the rest is shared."""
     tied = _tied_names(model)
-    own = {alias for name in (*bank.places, *made) for alias in (name, *tied.get(name, ()))}
+    own = {alias for name in made for alias in (name, *tied.get(name, ()))}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     copied = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
     for name, place in bank.places.items():

@@ -71,11 +71,10 @@ class Secants:
 
     def _of_labels(self, ends: Tensor) -> tuple[Tensor, Tensor]:
         """The same for logits [N, C]: the curvature is the covariance of their changes under the probabilities."""
-        kept = self._targets != IGNORED
-        z, labels = self._outputs[kept].float(), self._targets[kept]
-        change, probabilities = ends[kept].float() - z, z.softmax(-1)
+        z = self._outputs.float()
+        change, probabilities = ends.float() - z, z.softmax(-1)
         change -= (probabilities * change).sum(-1, keepdim=True)
-        slope = -change.gather(1, labels[:, None]).mean(dtype=torch.float64)
+        slope = -change.gather(1, self._targets[:, None]).mean(dtype=torch.float64)
         return slope, change * (probabilities / len(change)).sqrt()
 
     def _of_tokens(self, ends: Tensor) -> tuple[Tensor, Tensor]:

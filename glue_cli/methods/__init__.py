@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from glue_cli.core.spec import MixSpec
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,14 @@ class Method:
 
     location: str
     needs: Literal["count", "sizes", "accuracies", "objective"]
+
+    @property
+    def is_search(self) -> bool:
+        return self.needs == "objective"
+
+    @property
+    def needs_data(self) -> bool:
+        return self.needs in ("accuracies", "objective")
 
     def load(self) -> Callable[..., Any]:
         """Return the method's function."""
@@ -28,3 +39,8 @@ METHODS = {
     "cmaes": Method("cmaes:cmaes", needs="objective"),
     "greedy": Method("greedy:greedy", needs="objective"),
 }
+
+
+def makes_gauss_newton_steps(method: str, settings: "MixSpec", objective: str) -> bool:
+    """Tell whether a search goes by the model's outputs, not by losses alone: what spsa does unless told otherwise."""
+    return method == "spsa" and (settings.search, settings.optimizer, objective) == ("staged", "auto", "loss")

@@ -50,11 +50,14 @@ def descend(
     purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
     optimizer = make_optimizer(beta, settings)
     best_alpha = alpha = softmax(beta)
+    if purse.is_timed:  # the second one tells the pace, the first sets things up
+        _validate(objective, alpha, 0, 1)
+        purse.warmed_up()
+        _validate(objective, alpha, 0, 1)
     n_batches = int(min(objective.n_validation_batches, max(1, _VALIDATION_SHARE * purse.worth())))
     if purse.forwards() < 2 * n_batches + n_forwards:
         return Learned(alpha, None, None, 0, "budget")
     best = start = _validate(objective, alpha, 0, n_batches)
-    purse.warmed_up()
     plateau = Plateau(settings.patience, start)
     observe(StepRecord(0, None, alpha, start))
     step, stopped = 0, "steps"

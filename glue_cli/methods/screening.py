@@ -38,8 +38,8 @@ def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
     the budget allows, some are drawn.
 
     Returns:
-        The starts from the least loss up, without those whose loss is not finite; those that were looked at once come
-        after those looked at twice.
+        The starts from the least loss up, without those whose loss is not finite: the best, looked at twice, and
+        behind them the rest.
     Raises:
         NumericalError: the loss of the uniform blend is not finite.
     """

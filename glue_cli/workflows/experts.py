@@ -29,8 +29,10 @@ Describe = Callable[[Sequence[str | None]], dict[str, Any]]  # the experts' sha2
 
 
 class Experts(ABC):
-    """Attributes:
-    header: the blend's, as a checkpoint's: the names, dtypes and shapes of its tensors.
+    """What a mix does with its experts.
+
+    Attributes:
+        header: the blend's, as a checkpoint's: the names, dtypes and shapes of its tensors.
     """
 
     header: Checkpoint

@@ -43,6 +43,8 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
     settings = {**chosen.settings, "batchnorm": "refresh"} if plan.refreshes else chosen.settings
 
+    sizes = plan.sizes or [expert.glue.get("examples") for expert in plan.experts]
+
     def describe(hashes: Sequence[str | None]) -> dict[str, Any]:
         return {
             "glue": __version__,
@@ -52,15 +54,14 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
             "alpha": alpha,
             **groups,
             "experts": [
-                {"name": expert.path.name, "sha256": digest, "examples": expert.glue.get("examples")}
-                for expert, digest in zip(plan.experts, hashes, strict=True)
+                {"name": expert.path.name, "sha256": digest, "examples": size}
+                for expert, digest, size in zip(plan.experts, hashes, sizes, strict=True)
             ],
             "seed": plan.seed,
             "settings": settings,
         }
 
     hashes = experts.write(chosen.alpha, made, describe, run)
-    sizes = plan.sizes or [expert.glue.get("examples") for expert in plan.experts]
     return {
         "schema": "glue.mix/1",
         "method": plan.method,
@@ -95,7 +96,8 @@ def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
 
 def _peak_bytes(run: Run) -> int:
     """Return the most memory that the run has held: on the GPU where it used one, else the process's resident set."""
-    if torch.cuda.is_available() and run.device != "cpu":
-        return torch.cuda.max_memory_allocated()
+    device = find_device(run.device)
+    if device.type == "cuda" and (on_gpu := torch.cuda.max_memory_allocated(device)):
+        return on_gpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

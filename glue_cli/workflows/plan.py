@@ -94,9 +94,11 @@ class TrainExpertPlan:
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """Attributes:
-    checkpoint: None to train from scratch.
-    track_test: record the test figures of every epoch too; they select nothing.
+    """What `glue finetune` is asked to do.
+
+    Attributes:
+        checkpoint: None to train from scratch.
+        track_test: record the test figures of every epoch too; they select nothing.
     """
 
     spec: Spec
@@ -107,10 +109,12 @@ class FinetunePlan:
 
 @dataclass(frozen=True)
 class EvaluatePlan:
-    """Attributes:
-    metrics: figures beyond the usual ones, names of `core.metrics.METRICS`.
-    bars: a figure's least value, by its name.
-    output: a file for the result as JSON, if any.
+    """What `glue evaluate` is asked to do.
+
+    Attributes:
+        metrics: figures beyond the usual ones, names of `core.metrics.METRICS`.
+        bars: a figure's least value, by its name.
+        output: a file for the result as JSON, if any.
     """
 
     spec: Spec

@@ -22,25 +22,27 @@ from glue_cli.methods import METHODS
 from glue_cli.workflows.plan import Outputs
 from glue_cli.workflows.plan_recipe import NO_RULES, HeadPlan, TensorRules, head_classes_of, plan_recipe
 
-FILE_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 BANKS = ("auto", "device", "host", "disk")
 _FILES = (".safetensors", ".json", *TORCH_SUFFIXES)  # how the names of checkpoints' files end
 
 
 @dataclass(frozen=True)
 class MixPlan:
-    """Attributes:
-    method: a name of `METHODS`, or "alpha" for given coefficients.
-    alpha: given coefficients [K]; sizes: numbers of training examples [K]; None where the method needs none.
-    recipe: how each tensor comes about; head: the head that is made anew, if any.
-    head_classes: of a head that is not blended; none where it is, or its classes are not known.
-    refreshes: whether BatchNorm's statistics are taken anew from the target's data.
-    adapters: the experts as adapters, where they are; adapted: them on their base, where that is known.
-    merges: whether adapters are merged into their base; else the blend is an adapter too.
-    bank: where the experts are kept in a search: one of `BANKS`.
-    memory_bytes: what the blend's buffers may take; hashes: the experts' sha256, to be taken; empty for none.
-    explains: whether each expert's leave-one-out value is wanted.
-    spec: None where nothing needs one.
+    """What `glue mix` is asked to do.
+
+    Attributes:
+        method: a name of `METHODS`, or "alpha" for given coefficients.
+        alpha: given coefficients [K]; sizes: numbers of training examples [K]; None where the method needs none.
+        recipe: how each tensor comes about; head: the head that is made anew, if any.
+        head_classes: of a head that is not blended; none where it is, or its classes are not known.
+        refreshes: whether BatchNorm's statistics are taken anew from the target's data.
+        adapters: the experts as adapters, where they are; adapted: them on their base, where that is known.
+        merges: whether adapters are merged into their base; else the blend is an adapter too.
+        bank: where the experts are kept in a search: one of `BANKS`.
+        memory_bytes: what the blend's buffers may take; hashes: the experts' sha256, to be taken; empty for none.
+        explains: whether each expert's leave-one-out value is wanted.
+        spec: None where nothing needs one.
     """
 
     experts: tuple[Checkpoint, ...]
@@ -159,7 +161,7 @@ def _plan_checkpoints(
         plan.destination.result,
         experts,
         recipe=recipe,
-        dtype=FILE_DTYPES[dtype] if dtype else None,
+        dtype=OUTPUT_DTYPES[dtype] if dtype else None,
         max_shard_bytes=max_shard_bytes,
     )
     outputs.check(experts, plan.spec, destination)
@@ -183,7 +185,7 @@ def _groups_of(plan: MixPlan) -> Mapping[str, str | list[str]]:
 
 
 def _is_search(plan: MixPlan) -> bool:
-    return plan.method in METHODS and METHODS[plan.method].needs == "objective"
+    return plan.method in METHODS and METHODS[plan.method].is_search
 
 
 def _check_objective(method: str, spec: Spec) -> None:
@@ -212,13 +214,18 @@ def _plan_adapters(
             "adapters are mixed as they are: no rules for heads, tensors, groups or BatchNorm",
             hint="merge each adapter into its base, and mix those",
         )
+    if plan.bank != "auto":
+        raise UsageError(
+            "--bank is for whole checkpoints: a search over adapters keeps their updates where the model is",
+            hint="leave --bank out",
+        )
     whole = [str(path) for path in paths if not is_adapter(path)]
     if whole:
         raise CheckpointError("adapters and whole checkpoints cannot be mixed", items=whole, hint="name either kind")
     adapters = tuple(read_adapter(path) for path in paths)
     experts = tuple(replace(adapter.checkpoint, path=adapter.path) for adapter in adapters)
     output, searched = plan.destination.result, _base_of(plan, base)
-    if searched is None and plan.method in METHODS and METHODS[plan.method].needs in ("accuracies", "objective"):
+    if searched is None and plan.method in METHODS and METHODS[plan.method].needs_data:
         raise SpecError("a search over adapters needs their base model", hint="set model.args.path to its folder")
     adapted = fit(searched, adapters) if searched else None
     if base and searched:

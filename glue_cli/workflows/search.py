@@ -13,7 +13,7 @@ from glue_cli.core.objective import BlendObjective
 from glue_cli.core.progress import Advanced, Finished, Noted, Started
 from glue_cli.core.scores import figure_of, load_score
 from glue_cli.core.spec import PRESETS, MixSpec, Spec
-from glue_cli.methods import METHODS
+from glue_cli.methods import METHODS, makes_gauss_newton_steps
 from glue_cli.methods.leave_one_out import leave_one_out
 from glue_cli.methods.objective import Learned, StepRecord
 from glue_cli.workflows.choose import Choice, by_expert, by_group
@@ -99,7 +99,7 @@ def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) 
     def observe(record: StepRecord) -> None:
         for name, loss in (("", record.loss), ("val ", record.val_loss)):
             if (figure := figure_of(spec.objective, loss)) is not None:
-                shown[name + spec.objective.partition(":")[0]] = figure
+                shown[name + spec.objective.rpartition(":")[2]] = figure
         alpha = by_expert(record.alpha)
         line = {"step": record.step, "loss": record.loss, "alpha": alpha, "val_loss": record.val_loss}
         write({**line, **by_group(plan, record.alpha), **asdict(objective.cost)})
@@ -151,7 +151,7 @@ def _validation_size(spec: Spec, n_examples: int) -> int:
 def _warn_of_idle_settings(method: str, spec: Spec, run: Run) -> None:
     """Say which settings that differ from their preset have no part in this search."""
     settings, preset = spec.mix, PRESETS[spec.mix.preset]
-    if method == "spsa" and settings.search == "staged" and settings.optimizer == "auto" and spec.objective == "loss":
+    if makes_gauss_newton_steps(method, settings, spec.objective):
         idle = [f"mix.{key}" for key in _OF_OPTIMIZERS if getattr(settings, key) != preset[key]]
         if idle:
             text = f"{', '.join(idle)}: of no effect on Gauss-Newton's steps; with mix.optimizer: adam it has"
@@ -159,8 +159,8 @@ def _warn_of_idle_settings(method: str, spec: Spec, run: Run) -> None:
 
 
 def _count_blends(method: str, settings: MixSpec) -> int:
-    """Return how many float32 blends a search holds: the probes of a pass, or a blend with its gradient."""
-    return {"fullgrad": 3, "spsa": 2 * settings.n_directions, "cmaes": 2, "greedy": 1}[method]
+    """Return how many float32 models a search holds: one, and the probes of a pass, or a blend with its gradient."""
+    return 1 + {"fullgrad": 3, "spsa": 2 * settings.n_directions, "cmaes": 2, "greedy": 1}[method]
 
 
 def _check_classes(plan: MixPlan, class_names: list[str] | None) -> None:

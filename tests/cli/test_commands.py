@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 EXPERT_0 = "experts/expert-000.safetensors"
 
-# command line -> the keys of its JSON, DESIGN.md
+# command line -> the keys of its JSON
 ORIGIN = {"glue", "model", "data", "seed"}
 CALLS = {
     "train-expert": (
@@ -225,6 +225,12 @@ def test_given_coefficients_on_any_checkpoints_without_a_spec(tmp_path, monkeypa
     glue(*arguments, "-f").refused(2, "a.safetensors", "b.safetensors", "--sizes")
     glue("mix", "--alpha", "1,0", "a.safetensors", "b.safetensors", "-o", "one.safetensors", code=0)
     assert load_file("one.safetensors")["w"].tolist() == [1.0, 2.0]
+
+
+def test_a_spec_that_is_named_is_read_by_every_method(here, glue, experts):
+    for wrong in (["--spec", "nowhere.yaml"], ["--set", "mix.step=3"]):
+        glue("mix", "--method", "uniform", *experts, *wrong).refused(2, wrong[1][:8])
+    glue("mix", "--method", "uniform", *experts, "--set", "mix.steps=3", code=0)
 
 
 def test_a_single_expert_is_its_own_prior(here, glue):

@@ -112,7 +112,9 @@ def test_groups_are_set_in_the_spec(here, glue, experts):
 
 
 def test_adapters_give_an_adapter_or_a_model(adapters, glue):
-    result = glue("mix", "--alpha", "0.25,0.75", *adapters, "-o", "prior", "--json", code=0).json
+    answer = glue("mix", "--alpha", "0.25,0.75", *adapters, "-o", "prior", code=0)
+    assert "hint: peft loads prior; with --base BASE" in answer.err
+    result = glue("mix", "--alpha", "0.25,0.75", *adapters, "-o", "prior", "-f", "--json", code=0).json
     assert result["output"] == "prior" and sorted(path.name for path in Path("prior").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -178,6 +180,7 @@ def test_adapters_that_cannot_be_mixed(refused, adapters, experts):
     refused(2, "--method", "uniform", "-o", "p", "--batchnorm", "from:0", paths=adapters, parts=["BatchNorm"])
     refused(3, "--method", "uniform", "-o", "p", paths=[adapters[0], experts[0]], parts=["whole checkpoints"])
     refused(3, "--method", "spsa", "-o", "p", paths=adapters, parts=["base model", "model.args.path"])
+    refused(2, "--method", "spsa", "-o", "p", "--bank", "disk", paths=adapters, parts=["--bank is for whole"])
     refused(2, "--method", "uniform", "--base", "gone", paths=adapters, parts=["no checkpoint at 'gone'"])
     refused(3, "--method", "uniform", "--base", experts[0], paths=adapters, parts=["lacks weights"])
 
@@ -192,7 +195,6 @@ def test_adapters_that_cannot_be_mixed(refused, adapters, experts):
         ["--batchnorm", "from:1"],
         ["--exclude", "head.*", "--copy-from", "2"],
         ["--head", "head.*", "--head-policy", "reset", "--classes", "a,b"],
-        ["--bank", "disk"],
     ],
     ids=" ".join,
 )

@@ -20,8 +20,12 @@ def test_a_budget_of_examples_is_kept(here, glue, experts):
     assert 750 < result["cost"]["examples"] <= 1500 and result["stopped"] == "budget"
 
 
-def test_a_budget_of_time_ends_the_search(here, glue, experts):
-    result = glue("mix", "--method", "spsa", *experts, "--budget", "1.5s", "--json", code=0).json
+@pytest.mark.parametrize(
+    "how", [["spsa"], ["spsa", "--set", "mix.search=plain"], ["spsa", "--set", "mix.preset=paper"], ["fullgrad"]]
+)
+def test_a_budget_of_time_ends_the_search(here, glue, experts, how):
+    patient = ["--set", "mix.patience=10000"]
+    result = glue("mix", "--method", *how, *experts, "--budget", "1.5s", *patient, "--json", code=0).json
     assert result["stopped"] == "budget" and result["steps"] > 0
 
 
@@ -34,7 +38,7 @@ def test_a_budget_that_is_none_in_the_spec(here, glue, experts):
     glue("mix", "--method", "spsa", *experts, "--set", "mix.budget=3x").refused(2, "mix.budget", "3x")
 
 
-@pytest.mark.parametrize("option", [("--budget", "300"), ("--explain",)])
+@pytest.mark.parametrize("option", [("--budget", "300"), ("--explain",), ("--bank", "disk")])
 @pytest.mark.parametrize("method", ["uniform", "data-size", "proxy"])
 def test_methods_that_do_not_search_have_neither(here, glue, experts, method, option):
     glue("mix", "--method", method, *experts, *option).refused(2, f"{option[0]} is for a search", "spsa")
@@ -60,8 +64,9 @@ def test_an_explanation_says_what_each_expert_is_worth(here, glue, experts):
     assert "loss without it" in shown and "end of the search" in shown and "starts\n" in shown
 
 
-def test_accuracy_is_shown_as_accuracy(here, glue, experts):
-    call = ["mix", "--method", "spsa", *experts, "--set", "objective=accuracy", "--budget", "100", "-f"]
+@pytest.mark.parametrize("how", [["spsa"], ["spsa", "--set", "mix.search=plain"], ["greedy"]])
+def test_accuracy_is_shown_as_accuracy(here, glue, experts, how):
+    call = ["mix", "--method", *how, *experts, "--set", "objective=accuracy", "--budget", "100", "-f"]
     answer = glue(*call, "--json", code=0)
     objective, loss = answer.json["objective"], answer.json["loss"]
     assert objective["name"] == "accuracy" and loss == {} and 0 <= objective["val"] <= 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glue_cli.core import blend as blend_module
 from glue_cli.core.blend import blend_files
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.destination import plan_destination
@@ -84,6 +85,12 @@ def blend(tmp_path):
         return load_file(path)
 
     return blend
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Cut blends into blocks of one chunk, of which several threads find some to do."""
+    monkeypatch.setattr(blend_module, "SLOT_BYTES", 1)
 
 
 @pytest.fixture

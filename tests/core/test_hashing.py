@@ -45,7 +45,7 @@ def test_a_blend_goes_on_from_wherever_a_hash_is(experts, blend, monkeypatch, n_
         streamed.read_ahead(After(n_reads))
     plain, begun = blend(experts, [0.2, 0.3, 0.5]), blend.path.read_bytes()
     assert blend.hashes == [digest_of(expert) for expert in experts]
-    again = blend(experts, [0.2, 0.3, 0.5], hashes=hashes, n_threads=2, memory_bytes=1)
+    again = blend(experts, [0.2, 0.3, 0.5], hashes=hashes, n_threads=2)
     assert blend.hashes == [digest_of(expert) for expert in experts]
     assert blend.path.read_bytes() == begun and plain.keys() == again.keys()
 

@@ -26,13 +26,16 @@ def address_space():
 
 @pytest.fixture
 def group(tmp_path, monkeypatch):
-    """Pretend to live in a control group with these files."""
+    """Pretend to live in a control group with these files, below others or not."""
 
-    def group(**files):
+    def group(folder=".", **files):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (tmp_path / name.replace("_", ".")).write_text(text)
+            (tmp_path / folder / name.replace("_", ".", 1)).write_text(text)
 
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "membership")
+    (tmp_path / "membership").write_text("0::/\n")
     return group
 
 
@@ -58,6 +61,37 @@ def test_a_limit_on_the_control_group_counts(group):
     stat = f"anon {5 * MiB}\nfile {40 * MiB}\ninactive_file {3 * MiB}\nactive_file {37 * MiB}\n"
     group(memory_max=f"{64 * MiB}\n", memory_current=f"{50 * MiB}\n", memory_stat=stat)
     assert free_memory(CPU) == (64 - 50 + 3) * MiB
+
+
+def limit(n_mib):
+    return {"memory_max": f"{n_mib * MiB}\n", "memory_current": f"{MiB}\n", "memory_stat": "inactive_file 0\n"}
+
+
+@pytest.mark.parametrize(("step", "job", "wanted"), [(8, 32, 7), (32, 8, 7), (None, 8, 7)])
+def test_a_batch_job_has_the_least_of_the_limits_above_it(group, tmp_path, step, job, wanted):
+    (tmp_path / "membership").write_text("1:cpu,cpuacct:/elsewhere\n0::/slurm/job_7/step_0\n")
+    group("slurm/job_7", **limit(job))
+    group("slurm/job_7/step_0", **({} if step is None else limit(step)))
+    group("elsewhere", **limit(2))
+    assert free_memory(CPU) == wanted * MiB
+
+
+def test_limits_of_the_first_version_count(group, tmp_path):
+    (tmp_path / "membership").write_text("5:cpuset:/\n4:memory:/slurm/job_7\n0::/\n")
+    group(
+        "memory/slurm/job_7",
+        memory_limit_in_bytes=f"{16 * MiB}\n",
+        memory_usage_in_bytes=f"{12 * MiB}\n",
+        memory_stat=f"inactive_file 0\ntotal_inactive_file {MiB}\n",
+    )
+    group("memory", memory_limit_in_bytes="9223372036854771712\n", memory_usage_in_bytes="0\n", memory_stat="")
+    assert free_memory(CPU) == 5 * MiB
+
+
+def test_a_group_that_is_out_of_sight_is_none(group, tmp_path):
+    (tmp_path / "membership").write_text("0::/../../of/the/host\n")
+    group(**limit(8))
+    assert free_memory(CPU) == 7 * MiB
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from glue_cli.core import budget as budget_module
 from glue_cli.core.cost import Cost
 from glue_cli.core.errors import NumericalError
 from glue_cli.core.spec import MixSpec
@@ -115,6 +116,36 @@ def test_adam_steps_do_not_depend_on_the_slope_of_the_loss():
     assert paths[0][1] == pytest.approx(torch.softmax(torch.tensor([-0.1, 0.1, 0.1]), 0).tolist(), rel=1e-5)
     for one, other in zip(*paths, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2, 30])
+@pytest.mark.parametrize("n_validation_batches", [1, 40])
+def test_a_time_is_spent_and_not_exceeded(monkeypatch, seconds, n_validation_batches):
+    class Timed(Scripted):
+        """A tenth of a second a forward, and a second more for the first."""
+
+        def work(self, n_forwards):
+            self.cost.forwards += n_forwards
+
+        def now(self):
+            return 0.1 * self.cost.forwards + (self.cost.forwards > 0)
+
+        def validation_loss(self, alpha, n_batches=None):
+            self.work(n_batches or n_validation_batches)
+            return super().validation_loss(alpha)
+
+    objective = Timed(2.0)
+    objective.n_validation_batches = n_validation_batches
+    monkeypatch.setattr(budget_module.time, "monotonic", objective.now)
+
+    def estimate(beta, step):
+        objective.work(2)
+        return along(1, 0, 0)(beta, step)
+
+    learned, _ = run(objective, estimate, budget=f"{seconds}s", patience=1000)
+    assert learned.stopped == "budget"
+    assert objective.now() <= max(seconds, 1.2)  # two forwards are made in any case
+    assert seconds < 2 or objective.now() > 0.7 * seconds and learned.n_steps > 1
 
 
 def test_one_expert_is_done_at_once():

@@ -196,7 +196,7 @@ def cost(row: RowSummary, runs: Sequence[Run]) -> Plot:
         "budget": ("budget\n(forwards, a backward as two)", 1.0),
         "examples": ("examples seen\n(thousands)", 1e3),
         "wall_s": ("wall time\n(s)", 1.0),
-        "peak_bytes": ("peak memory\n(MiB, whole process)", _MIB),
+        "peak_bytes": ("peak memory\n(MiB)", _MIB),
     }
     for axes, (key, (title, unit)) in zip(panels, panel_of.items(), strict=True):
         found = [method.cost.get(key) for method in methods]

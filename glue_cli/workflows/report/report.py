@@ -28,9 +28,11 @@ _TERMS = (
 
 @dataclass(frozen=True)
 class ReportPlan:
-    """Attributes:
-    output: the folder that is written to.
-    title: None for the rows' names.
+    """What `glue report` is asked to do.
+
+    Attributes:
+        output: the folder that is written to.
+        title: None for the rows' names.
     """
 
     files: tuple[Path, ...]

@@ -21,8 +21,10 @@ class Read(BaseModel):
 
 
 class Result(Read):
-    """Attributes:
-    glue, model, data, settings, precision: what it takes to run it again.
+    """What the results of all commands share.
+
+    Attributes:
+        glue, model, data, settings, precision: what it takes to run it again.
     """
 
     glue: str | None = None
@@ -39,7 +41,7 @@ class Expert(Read):
 
 
 class Cost(BaseModel):
-    """What a method spent; forwards and backwards are of minibatches, `peak_bytes` is of the whole process."""
+    """What a method spent; forwards and backwards are of minibatches, `peak_bytes` of the GPU, or of the process."""
 
     forwards: int = 0
     validation_forwards: int = 0
@@ -50,7 +52,7 @@ class Cost(BaseModel):
 
     @property
     def budget(self) -> int:
-        """What was spent in forwards: a backward takes about as long as two, METHOD.md (9)."""
+        """What was spent in forwards: a backward takes about as long as two."""
         return self.forwards + 2 * self.backwards
 
 

@@ -11,7 +11,7 @@ from glue_cli.workflows.report.trials import Run, Trial, looks_of_runs
 BASELINES = ("data-size", "proxy", "fullgrad")
 GLUE = "spsa"
 
-# What the paper says of GLUE beside each baseline, in points of test accuracy: its section 5, see METHOD.md.
+# What the paper says of GLUE beside each baseline, in points of test accuracy: its section 5.
 CLAIMS = {
     "cifar10-resnet20": {"data-size": "up to +6.7", "proxy": "up to +7.0", "fullgrad": "up to +4.5"},
     "svhn-mobilenetv2": {"data-size": "up to +3.8", "proxy": "up to +3.9", "fullgrad": "within 1.4"},
@@ -45,13 +45,15 @@ MERITS = (
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """Attributes:
-    method: how alpha was chosen; the label where that is not known.
-    seeds: those whose figures of merit are known.
-    merit: its figure of merit; against: less that of each baseline, over the seeds that both have.
-    cost: what the choice of alpha took, by the keys of `cost` in `glue.mix/1`, and `budget`.
-    objective: what the search minimised, such as `loss` or `accuracy`; None without a search.
-    search: the validation loss by the budget spent, in forwards: 1 - accuracy where that is the objective.
+    """One method of a row, over the seeds.
+
+    Attributes:
+        method: how alpha was chosen; the label where that is not known.
+        seeds: those whose figures of merit are known.
+        merit: its figure of merit; against: less that of each baseline, over the seeds that both have.
+        cost: what the choice of alpha took, by the keys of `cost` in `glue.mix/1`, and `budget`.
+        objective: what the search minimised, such as `loss` or `accuracy`; None without a search.
+        search: the validation loss by the budget spent, in forwards: 1 - accuracy where that is the objective.
     """
 
     label: str
@@ -67,8 +69,10 @@ class MethodSummary:
 
 @dataclass(frozen=True)
 class ExpertSummary:
-    """Attributes:
-    merit: its figure of merit, a value a run; None where that is not known.
+    """One expert of a row, over the runs.
+
+    Attributes:
+        merit: its figure of merit, a value a run; None where that is not known.
     """
 
     name: str
@@ -77,11 +81,13 @@ class ExpertSummary:
 
 @dataclass(frozen=True)
 class RowSummary:
-    """Attributes:
-    seeds: one a run; None where it is not known.
-    merit: None where no file has figures of merit.
-    claims: what the paper says of this row, by baseline.
-    notes: what a reader has to know to read the figures.
+    """One row of the experiment, over its runs.
+
+    Attributes:
+        seeds: one a run; None where it is not known.
+        merit: None where no file has figures of merit.
+        claims: what the paper says of this row, by baseline.
+        notes: what a reader has to know to read the figures.
     """
 
     row: str
