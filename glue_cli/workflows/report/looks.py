@@ -50,8 +50,8 @@ def base_of(label: str) -> str:
 def looks_of(labels: Collection[str], default: Collection[str] = ()) -> dict[str, Look]:
     """Return each label's look, in the order in which methods are listed; `default` are those by the default search.
 
-    A known one with `-refreshed` has its look, hollow and dashed; another has the colour of the method that it begins
-    with, else grey, and a line of its own.
+    A known one with `-refreshed` has its look, hollow and dashed; another has name and colour of the method that it
+    begins with, else grey, and a line of its own.
     """
     order = {label: i for i, label in enumerate(_KNOWN)}
     lines = cycle(zip(_MARKERS, cycle(_DASHES), strict=False))
@@ -63,7 +63,8 @@ def looks_of(labels: Collection[str], default: Collection[str] = ()) -> dict[str
             looks[label] = replace(known, name=f"{known.name}, BatchNorm refreshed", dash="--", hollow=True)
         else:
             base = _KNOWN.get(base_of(label))
-            looks[label] = Look(label, base.color if base else GREY, *next(lines), hollow=True)
+            name = f"{base.name}, {label.removeprefix(base_of(label))[1:].replace('-', ' ')}" if base else label
+            looks[label] = Look(name, base.color if base else GREY, *next(lines), hollow=True)
     for label in looks.keys() & set(default):
         looks[label] = replace(looks[label], name=looks[label].name.replace(_PAPERS_SEARCH, _DEFAULT_SEARCH))
     return looks

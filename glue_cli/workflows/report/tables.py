@@ -92,7 +92,7 @@ def costs(row: RowSummary) -> Table | None:
         )
     caption = (
         "Cost of choosing alpha, mean over the seeds; the budget counts minibatch forwards, a backward as two. "
-        "Peak memory is the whole process's"
+        "Peak memory is the GPU's, or without one the whole process's"
     )
     return Table(caption, columns, rows) if rows else None
 

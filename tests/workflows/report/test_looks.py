@@ -28,6 +28,11 @@ def test_a_variant_has_its_methods_colour_and_place():
     assert looks["mine"].color == GREY
 
 
+def test_a_variant_is_named_after_its_method():
+    looks = looks_of(["spsa-n2-same-forwards", "spsa-n8", "mine"])
+    assert [look.name for look in looks.values()] == ["GLUE (SPSA), n8", "GLUE, 2 directions, same forwards", "mine"]
+
+
 @pytest.mark.parametrize(
     ("label", "base"), [("spsa-n2-forwards", "spsa-n2"), ("data-size", "data-size"), ("spsax", "spsax")]
 )
