@@ -14,10 +14,10 @@ from glue_cli.cli.session import Session, check_name
 from glue_cli.core.budget import parse_budget
 from glue_cli.core.errors import UsageError
 from glue_cli.core.hashing import hashing_ahead
-from glue_cli.methods import METHODS
+from glue_cli.methods import METHODS, SEARCHES
 from glue_cli.workflows.plan_recipe import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
 
-_SEARCH = "Search, by fullgrad, spsa, cmaes and greedy"
+_SEARCH = f"Search, by {', '.join(SEARCHES)}"
 _TENSORS = "Heads, single tensors and adapters"
 
 Number = TypeVar("Number", int, float)
@@ -231,8 +231,7 @@ def _check_search_options(budget: str | None, explain: bool, bank: str, is_searc
             raise UsageError(f"--budget: {error}", hint="for example --budget 300") from None
     for option, given in (("--budget", budget is not None), ("--explain", explain), ("--bank", bank != "auto")):
         if given and not is_search:
-            searches = [name for name, known in METHODS.items() if known.is_search]
-            raise UsageError(f"{option} is for a search", hint=f"--method {' or '.join(searches)}")
+            raise UsageError(f"{option} is for a search", hint=f"--method {' or '.join(SEARCHES)}")
 
 
 def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:

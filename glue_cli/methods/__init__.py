@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """Where a method is, and what it chooses alpha from."""
+    """Where a method is, what it chooses alpha from, and how many float32 blends it holds while it searches."""
 
     location: str
     needs: Literal["count", "sizes", "accuracies", "objective"]
+    n_blends: int = 0
 
     @property
     def is_search(self) -> bool:
@@ -34,11 +35,12 @@ METHODS = {
     "uniform": Method("uniform:uniform", needs="count"),
     "data-size": Method("data_size:data_size", needs="sizes"),
     "proxy": Method("proxy:proxy", needs="accuracies"),
-    "fullgrad": Method("fullgrad:fullgrad", needs="objective"),
-    "spsa": Method("spsa:spsa", needs="objective"),
-    "cmaes": Method("cmaes:cmaes", needs="objective"),
-    "greedy": Method("greedy:greedy", needs="objective"),
+    "fullgrad": Method("fullgrad:fullgrad", needs="objective", n_blends=3),
+    "spsa": Method("spsa:spsa", needs="objective", n_blends=2),
+    "cmaes": Method("cmaes:cmaes", needs="objective", n_blends=2),
+    "greedy": Method("greedy:greedy", needs="objective", n_blends=1),
 }
+SEARCHES = [name for name, method in METHODS.items() if method.is_search]
 
 
 def makes_gauss_newton_steps(method: str, settings: "MixSpec", objective: str) -> bool:

@@ -15,9 +15,8 @@ from glue_cli.core.errors import ResourceError, SpecError
 if TYPE_CHECKING:
     from torch import nn
 
-ARCHITECTURES: dict[
-    str, str
-] = {  # name in `model.arch` -> module:function; the function's parameters are `model.args`
+# name in `model.arch` -> module:function; the function's parameters are `model.args`
+ARCHITECTURES: dict[str, str] = {
     "cnn": "glue_cli.models.cnn:cnn",
     "resnet20": "glue_cli.models.resnet:resnet20",
     "mobilenet_v2": "glue_cli.models.mobilenet:mobilenet_v2",

@@ -159,8 +159,8 @@ def _warn_of_idle_settings(method: str, spec: Spec, run: Run) -> None:
 
 
 def _count_blends(method: str, settings: MixSpec) -> int:
-    """Return how many float32 models a search holds: one, and the probes of a pass, or a blend with its gradient."""
-    return 1 + {"fullgrad": 3, "spsa": 2 * settings.n_directions, "cmaes": 2, "greedy": 1}[method]
+    """Return how many float32 models a search holds: its blends, of spsa for each pair of probes, and one more."""
+    return 1 + METHODS[method].n_blends * (settings.n_directions if method == "spsa" else 1)
 
 
 def _check_classes(plan: MixPlan, class_names: list[str] | None) -> None:

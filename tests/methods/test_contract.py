@@ -8,9 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glue_cli.core.spec import MixSpec
-from glue_cli.methods import METHODS
-
-SEARCHES = [name for name, method in METHODS.items() if method.needs == "objective"]
+from glue_cli.methods import METHODS, SEARCHES
 
 
 @pytest.fixture
