@@ -10,7 +10,6 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -21,6 +20,7 @@ from glue_cli.cli.finetune import finetune
 from glue_cli.cli.mix import mix
 from glue_cli.cli.output import print_error
 from glue_cli.cli.report import report
+from glue_cli.cli.signals import ignore_signals, unwind_on_signals
 from glue_cli.cli.train_expert import train_expert
 from glue_cli.core.errors import GlueError, ResourceError, UsageError
 
@@ -93,20 +93,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the command `glue`."""
-    signal.signal(signal.SIGTERM, _terminate)
+    unwind_on_signals()
     _allow_many_files()
     _set_up_torch()
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by the caller
+    for name in ("stderr", "stdout"):  # closed by the caller: the next file that is opened would take its place
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text, and is printed all the same
-    _leave(main())
+    try:
+        code = main()
+    except SystemExit as error:  # a signal's
+        code = error.code if isinstance(error.code, int) else 1
+    _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
     """Exit at once: Python would take itself and torch apart object by object, which takes 0.3 s and serves nobody."""
+    ignore_signals()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
+        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
             stream.flush()
     os._exit(code)
 
@@ -126,10 +133,6 @@ def _set_up_torch() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # which glue does not use
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # unwinds, so that temporary files are removed
 
 
 def _leave_pipe() -> int:

@@ -9,6 +9,7 @@ import typer
 from glue_cli.cli import options
 from glue_cli.cli.output import number, percent, print_table
 from glue_cli.cli.session import Session, check_name
+from glue_cli.cli.signals import holding_signals
 from glue_cli.core.errors import GateMissedError, UsageError
 
 
@@ -62,7 +63,8 @@ def evaluate(
         session.finish_dry_run("evaluate", planned)
         return
     with session.running() as run:
-        from glue_cli.workflows.evaluate import evaluate as work
+        with holding_signals():
+            from glue_cli.workflows.evaluate import evaluate as work
 
         result = work(plan, run)
     session.finish(result, _show_with_classes if by_class else _show)

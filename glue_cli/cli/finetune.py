@@ -9,6 +9,7 @@ import typer
 from glue_cli.cli import options
 from glue_cli.cli.output import duration, number, percent, print_table
 from glue_cli.cli.session import Session
+from glue_cli.cli.signals import holding_signals
 from glue_cli.core.errors import UsageError
 
 
@@ -55,7 +56,8 @@ def finetune(
         session.finish_dry_run("finetune", planned)
         return
     with session.running() as run:
-        from glue_cli.workflows.finetune import finetune as work
+        with holding_signals():
+            from glue_cli.workflows.finetune import finetune as work
 
         result = work(plan, run)
     session.finish(result, _show, f"glue evaluate {shlex.quote(str(output))}")

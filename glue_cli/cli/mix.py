@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,6 +13,7 @@ from glue_cli.cli import options
 from glue_cli.cli.mix_dry_run import planned
 from glue_cli.cli.mix_result import show_mix
 from glue_cli.cli.session import Session, check_name
+from glue_cli.cli.signals import holding_signals
 from glue_cli.core.budget import parse_budget
 from glue_cli.core.errors import UsageError
 from glue_cli.core.hashing import hashing_ahead
@@ -184,36 +187,37 @@ def mix(
     _check_search_options(budget, explain, bank, is_search)
     needs_spec = method is not None and METHODS[method].needs_data or batchnorm == "refresh"
     read = session.read_spec() if needs_spec or spec or set_ else None
-    plan = plan_mix(
-        experts or [],
-        session.outputs(output),
-        method=method,
-        alpha=_numbers("--alpha", alpha, float) if alpha is not None else None,
-        sizes=_numbers("--sizes", sizes, int) if sizes is not None else None,
-        rules=TensorRules(
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
-            copy_from=copy_from,
-            head=head,
-            head_policy=head_policy,
-            classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
-            batchnorm=batchnorm,
-        ),
-        base=base,
-        bank=bank,
-        dtype=None if dtype == "same" else dtype,
-        max_shard_bytes=_bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
-        memory_bytes=_bytes("--memory", memory),
-        hashing=not no_hash,
-        explains=explain,
-        spec=read if needs_spec else None,
-        seed=read.seed if read else seed or 0,
-    )
+    with redirect_stdout(sys.stderr):  # of a user's module, which is imported here
+        plan = plan_mix(
+            experts or [],
+            session.outputs(output),
+            method=method,
+            alpha=_numbers("--alpha", alpha, float) if alpha is not None else None,
+            sizes=_numbers("--sizes", sizes, int) if sizes is not None else None,
+            rules=TensorRules(
+                include=tuple(include or ()),
+                exclude=tuple(exclude or ()),
+                copy_from=copy_from,
+                head=head,
+                head_policy=head_policy,
+                classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
+                batchnorm=batchnorm,
+            ),
+            base=base,
+            bank=bank,
+            dtype=None if dtype == "same" else dtype,
+            max_shard_bytes=_bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
+            memory_bytes=_bytes("--memory", memory),
+            hashing=not no_hash,
+            explains=explain,
+            spec=read if needs_spec else None,
+            seed=read.seed if read else seed or 0,
+        )
     if dry_run:
         session.finish_dry_run("mix", planned(plan))
         return
     with session.running() as run:
-        with hashing_ahead(plan.hashes):  # while torch is imported, which takes a second
+        with holding_signals(), hashing_ahead(plan.hashes):  # while torch is imported, which takes a second
             from glue_cli.workflows.mix import mix as work
         result = work(plan, run)
     prior = shlex.quote(result["output"])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glue_cli.cli.output import duration, number, percent, print_table
-from glue_cli.core.units import size
+from glue_cli.core.units import counted, size
 
 _STAGES = {
     "screen": "screening",
@@ -54,7 +54,8 @@ def _show_guard(result: dict[str, Any], search: dict[str, Any]) -> None:
         rows.append([name, _figure(result, rival["loss"]), _difference(result, rival)])
     objective = _objective(result)
     print_table(
-        [f"on {_count(guard['terms'], f'held-out {_term(result)}')}", objective, f"{objective} beyond the end's"], rows
+        [f"on {counted(guard['terms'], f'held-out {_term(result)}')}", objective, f"{objective} beyond the end's"],
+        rows,
     )
 
 
@@ -85,7 +86,7 @@ def _search_lines(result: dict[str, Any], search: dict[str, Any]) -> list[str]:
     if "ingredients" in search:
         lines.append(_soup([names[k] for k in search["ingredients"]], result["steps"]))
     elif result.get("steps"):
-        lines.append(f"{_count(result['steps'], 'step')}, ended {_ENDED[result['stopped']]}")
+        lines.append(f"{counted(result['steps'], 'step')}, ended {_ENDED[result['stopped']]}")
     elif result.get("stopped") == "budget":
         lines.append(f"the budget had no room for {'two experts' if result['method'] == 'greedy' else 'a step'}")
     if "guard" in search:
@@ -112,8 +113,8 @@ def _cost_lines(result: dict[str, Any]) -> list[str]:
     lines = []
     if cost["forwards"]:
         lines.append(
-            f"{_count(cost['forwards'], 'forward')} ({cost['validation_forwards']:,} for validation), "
-            f"{_count(cost['backwards'], 'backward')}, {_count(cost['examples'], 'example')}"
+            f"{counted(cost['forwards'], 'forward')} ({cost['validation_forwards']:,} for validation), "
+            f"{counted(cost['backwards'], 'backward')}, {counted(cost['examples'], 'example')}"
         )
     return [*lines, f"{duration(cost['wall_s'])}, peak memory {size(cost['peak_bytes'])}"]
 
@@ -172,11 +173,6 @@ def _term(result: dict[str, Any]) -> str:
     """Return what the objective is a mean over."""
     name = result.get("objective", {}).get("name", "loss")
     return "example" if name in ("loss", "accuracy") else "minibatch"
-
-
-def _count(n: int, noun: str) -> str:
-    ending = "es" if noun.endswith("ch") else "s"
-    return f"{n:,} {noun}{'' if n == 1 else ending}"
 
 
 # ---- figures

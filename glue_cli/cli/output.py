@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO, Any, cast
 
 from rich import box
 from rich.console import Console
@@ -13,9 +15,28 @@ from glue_cli.core.errors import GlueError
 MAX_ITEMS = 5
 
 
+class _Stderr:
+    """stderr, whether anybody listens or not: a closed terminal or a full disk behind it stops no work."""
+
+    def __init__(self) -> None:
+        self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # without what a live view puts before it
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def stderr_console() -> Console:
     """Return the console for everything that is not the result; paths in it stay whole."""
-    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    return Console(file=cast(IO[str], _Stderr()), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_error(error: GlueError) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glue_cli.cli.output import duration, number, print_warning, stderr_console
-from glue_cli.core.progress import Advanced, Event, Finished, Noted, Progress, Started, silent
+from glue_cli.core.progress import Advanced, Event, Finished, Noted, Progress, Started
 from glue_cli.core.units import size
 
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -28,7 +28,7 @@ def listening(*, quiet: bool) -> Iterator[Progress]:
     """Give a listener that shows progress as fits stderr, until the block ends."""
     console = stderr_console()
     if quiet:
-        yield silent
+        yield _warn
     elif console.is_terminal and not os.environ.get("GLUE_NO_PROGRESS"):
         view = _LiveView(console)
         try:
@@ -37,6 +37,12 @@ def listening(*, quiet: bool) -> Iterator[Progress]:
             view.close()
     else:
         yield _PlainLines(console)
+
+
+def _warn(event: Event) -> None:
+    """Show warnings alone."""
+    if isinstance(event, Noted) and event.warning:
+        print_warning(event.text)
 
 
 class _Task:

@@ -2,8 +2,9 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ class Session:
         """Give the work its surroundings, and show its progress while it lasts."""
         from glue_cli.workflows.plan import Run
 
-        with listening(quiet=self.quiet) as progress:
+        with redirect_stdout(sys.stderr), listening(quiet=self.quiet) as progress:  # stdout is for the result alone
             yield Run(self.device, _cache_folder(), self.history, progress)
 
     def finish(self, result: dict[str, Any], show: Callable[[dict[str, Any]], None], hint: str | None = None) -> None:

@@ -9,6 +9,7 @@ import typer
 from glue_cli.cli import options
 from glue_cli.cli.output import duration, number, print_table
 from glue_cli.cli.session import Session
+from glue_cli.cli.signals import holding_signals
 
 
 def train_expert(
@@ -46,7 +47,8 @@ def train_expert(
         session.finish_dry_run("train-expert", planned)
         return
     with session.running() as run:
-        from glue_cli.workflows.train_expert import train_expert as work
+        with holding_signals():
+            from glue_cli.workflows.train_expert import train_expert as work
 
         result = work(plan, run)
     folder = shlex.quote(str(plan.destination.result.parent))

@@ -17,7 +17,7 @@ from glue_cli.core.memory import free_memory
 from glue_cli.core.progress import Noted, Progress
 from glue_cli.core.recipe import PLAIN, Recipe
 from glue_cli.core.tensors import TORCH_DTYPES, bytes_of
-from glue_cli.core.units import size
+from glue_cli.core.units import counted, size
 
 BankKind = Literal["device", "host", "disk"]
 KINDS: tuple[BankKind, ...] = ("device", "host", "disk")
@@ -60,7 +60,7 @@ def choose_bank(
         kind = "device"  # the same
     where = "on disk" if kind == "disk" else "in memory" if device.type == "cpu" or kind == "host" else f"on {device}"
     room = size(free_memory(host if kind == "host" else device))
-    progress(Noted(f"bank: {len(experts)} experts, {size(in_bank)}, {where}; {room} are free"))
+    progress(Noted(f"bank: {counted(len(experts), 'expert')}, {size(in_bank)}, {where}; {room} are free"))
     return kind
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glue_cli.core.checkpoint import Checkpoint, TensorEntry
+from glue_cli.core.checkpoint import TORCH_SUFFIXES, Checkpoint, TensorEntry
+from glue_cli.core.errors import UsageError
 from glue_cli.core.layout import place
 from glue_cli.core.recipe import PLAIN, Recipe
 
@@ -35,6 +36,11 @@ class Destination:
     @property
     def is_folder(self) -> bool:
         return self.result not in (*self.files, self.index)
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(entry.n_bytes for number, shard in enumerate(self.shards) for entry in place(shard, number))
 
     def stale_files(self) -> list[Path]:
         """Return what an earlier blend left in the folder that would be read in place of this one, or beside it."""
@@ -67,7 +73,10 @@ def plan_destination(
         recipe: which tensors the blend has.
         dtype: the output's floating-point dtype, such as "F16"; None keeps each tensor's own.
         max_shard_bytes: the most bytes of tensors in a file; None puts all into one. A larger tensor has a file alone.
+    Raises:
+        UsageError: the name is that of another kind of file.
     """
+    _check_name(output)
     groups = _cut(place(recipe.describe(experts, dtype)), max_shard_bytes)
     shards = tuple(tuple((entry.name, entry.dtype, entry.shape) for entry in group) for group in groups)
     first = experts[0].path
@@ -85,11 +94,23 @@ def plan_model_destination(output: Path, model_folder: Path | None) -> Destinati
 
     Args:
         model_folder: where the configuration and the tokenizer of a model of transformers are; None for other models.
+    Raises:
+        UsageError: the name is that of another kind of file.
     """
+    _check_name(output)
     if model_folder is None or output.suffix == _WEIGHTS:
         return Destination(output, (), (output,))
     companions = tuple(pair for pair in _companions(model_folder, output) if pair[1].name != "config.json")
     return Destination(output, (), (output / f"model{_WEIGHTS}", output / "config.json"), companions=companions)
+
+
+def _check_name(output: Path) -> None:
+    """Check that the output is not named as what it will not be: a reader would go by the name."""
+    if output.suffix in TORCH_SUFFIXES or output.suffix == ".json" and not output.name.endswith(_WEIGHTS + _INDEX):
+        raise UsageError(
+            f"the output '{output}' has the name of another kind of file",
+            hint=f"blends and models are safetensors: -o {output.with_suffix(_WEIGHTS)}",
+        )
 
 
 def _companions(folder: Path, output: Path) -> tuple[tuple[Path, Path], ...]:

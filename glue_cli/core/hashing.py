@@ -96,7 +96,7 @@ def hashing_ahead(hashes: Sequence[StreamedHash]) -> Iterator[None]:
             for streamed in hashes:
                 streamed.read_ahead(enough)
 
-    thread = Thread(target=work)
+    thread = Thread(target=work, daemon=True)  # which nobody waits for when a signal comes before the block
     thread.start()
     try:
         yield

@@ -3,11 +3,13 @@
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glue_cli.core.errors import ResourceError, UsageError
+from glue_cli.core.units import size
 
 
 def check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
@@ -47,6 +49,23 @@ def check_output_folder(folder: Path, inputs: Sequence[Path], *, force: bool) ->
         raise UsageError(f"the output '{folder}' is also an input", hint="name another folder with --output")
     if any(folder.iterdir()) and not force:
         raise UsageError(f"the output '{folder}' exists", hint="name another with --output, or give --force")
+
+
+def check_room(output: Path, n_bytes: int) -> None:
+    """Refuse an output of `n_bytes` for which the disk has no room; what it replaces is there until it is whole.
+
+    Raises:
+        ResourceError: it is so.
+    """
+    folder = output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise ResourceError(
+            f"'{output}' takes {size(n_bytes)}, and {size(free)} are free in '{folder}'",
+            hint="free some space, or name another place with --output",
+        )
 
 
 @contextmanager

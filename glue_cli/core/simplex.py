@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from glue_cli.core.errors import UsageError
+from glue_cli.core.units import counted
 
 SUM_TOLERANCE = 1e-6
 
@@ -16,7 +17,7 @@ def check_alpha(alpha: Sequence[float], n_experts: int) -> None:
     """
     if len(alpha) != n_experts:
         raise UsageError(
-            f"--alpha has {len(alpha)} coefficients, but there are {n_experts} experts",
+            f"--alpha has {counted(len(alpha), 'coefficient')} for {counted(n_experts, 'expert')}",
             hint="give one coefficient an expert, in the experts' order",
         )
     wrong = [str(a) for a in alpha if not math.isfinite(a) or a < 0]

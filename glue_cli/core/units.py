@@ -1,6 +1,12 @@
 """Figures as people read them. Needs no torch."""
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number of things, such as 1 step or 2,000 minibatches."""
+    ending = "es" if noun.endswith("ch") else "s"
+    return f"{n:,} {noun}{'' if n == 1 else ending}"
+
+
 def size(n_bytes: float) -> str:
     """Return a number of bytes such as 1.2 GB."""
     if round(n_bytes) < 1000:

@@ -13,6 +13,7 @@ from glue_cli.core.experts import read_experts
 from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.lora import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
 from glue_cli.core.lora_base import AdaptedBase, fit
+from glue_cli.core.output import check_room
 from glue_cli.core.recipe import PLAIN, Recipe
 from glue_cli.core.scores import load_score
 from glue_cli.core.simplex import check_alpha
@@ -165,6 +166,7 @@ def _plan_checkpoints(
         max_shard_bytes=max_shard_bytes,
     )
     outputs.check(experts, plan.spec, destination)
+    check_room(destination.files[0], destination.n_bytes)
     check_vocabularies(experts)
     check_compatible(experts, dtype_given=dtype is not None, apart=recipe.apart)
     check_copied(experts, apart=recipe.apart)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ class Answer:
         return json.loads(self.out, parse_constant=refuse)
 
     def refused(self, code, *parts, hint=True):
-        """Check that this is an error block with that exit code, which says `parts`, and nothing else."""
+        """Check that this is an error block with that exit code, which says `parts`; warnings may stand before it."""
         assert (self.code, self.out) == (code, ""), (self.code, self.out, self.err)
-        lines = self.err.splitlines()
+        lines = list(dropwhile(lambda line: line.startswith("warning: "), self.err.splitlines()))
         assert lines[0].startswith("error: "), self.err
         assert lines[-1].startswith("hint: ") or not hint, self.err
         assert all(line.startswith("  ") for line in lines[1:-1]), self.err

@@ -145,6 +145,8 @@ def test_adapters_give_an_adapter_or_a_model(adapters, glue):
         (["--exclude", "*", "--copy-from", "0"], "nothing to blend"),
         (["--exclude", "head.*", "--copy-from", "nobody"], "no expert of that name"),
         (["--base", "experts/expert-000.safetensors"], "--base is for adapters"),
+        (["-o", "prior.pt"], "the name of another kind of file"),
+        (["-o", "prior.json"], "-o prior.safetensors"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

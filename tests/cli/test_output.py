@@ -91,6 +91,13 @@ def test_long_messages_are_not_wrapped(capsys):
     assert capsys.readouterr().err.splitlines() == wanted
 
 
+def test_quiet_keeps_the_warnings(capsys):
+    with listening(quiet=True) as listener:
+        for event in (Started("mix", 3, "steps"), Noted("a note"), Noted("mind this", warning=True), Finished()):
+            listener(event)
+    assert tuple(capsys.readouterr()) == ("", "warning: mind this\n")
+
+
 # ---- progress off a terminal
 
 

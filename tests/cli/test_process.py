@@ -107,7 +107,8 @@ def test_ctrl_c_while_training(here):
     assert all(json.loads(line) for line in history.read_text().splitlines())
 
 
-def test_the_batch_system_says_stop_while_writing(here):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_batch_system_says_stop_while_writing(here, number):
     files = set(here.rglob("*"))
     program = """
 import os, time
@@ -120,11 +121,11 @@ run()
     try:
         wait_until(lambda: set(here.rglob("*")) - files, process)
         time.sleep(0.3)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         out, err = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
-    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    assert (process.returncode, out) == (128 + number, "")
     assert "Traceback" not in err
     assert set(here.rglob("*")) == files
 
@@ -148,8 +149,17 @@ def test_a_reader_who_has_enough(here, arguments):
 
 
 def test_nobody_reads_the_progress(here):
-    shell(f"GLUE mix --alpha 1 {EXPERT_0} 2>&1 >/dev/null | sleep 0")
+    done = shell(f"GLUE mix --alpha 1 {EXPERT_0} 2>&1 >/dev/null | sleep 0")
+    assert done.returncode == 0 and Path("prior.safetensors").exists()
     assert not list(here.glob(".*.tmp"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_behind_stderr_stops_nothing_and_changes_no_code(here):
+    done = shell(f"GLUE mix --alpha 1 {EXPERT_0} --json 2>/dev/full")
+    assert done.returncode == 0 and json.loads(done.stdout)["output"] == "prior.safetensors"
+    assert shell("GLUE mxi 2>/dev/full").returncode == 2
+    assert shell(f"GLUE mix --alpha 1 {EXPERT_0} -f 2>&-").returncode == 0
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -175,6 +185,16 @@ def test_a_name_that_is_no_text(here):
 
 def test_without_a_home_and_off_a_terminal(here):
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
-    done = run("evaluate", EXPERT_0, "--precision", "auto", env={**environment, "HOME": "/nonexistent"})
+    done = run("evaluate", EXPERT_0, "--precision", "auto", env={**environment, "HOME": "/dev/null"})
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_what_a_users_code_prints_is_no_result(here):
+    (here / "chatty.py").write_text(
+        "print('imported')\n"
+        "def score(outputs, targets):\n    print('scored')\n    return (outputs.argmax(1) == targets).float().mean()\n"
+    )
+    done = run("mix", "--method", "greedy", EXPERT_0, EXPERT_0, "--set", "objective=python:chatty:score", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["method"] == "greedy"
+    assert "imported" in done.stderr and "scored" in done.stderr

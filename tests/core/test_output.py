@@ -1,11 +1,23 @@
 import errno
 import os
 import stat
+from collections import namedtuple
 
 import pytest
 
+from glue_cli.core import output as output_module
 from glue_cli.core.errors import ResourceError, UsageError
-from glue_cli.core.output import check_output, reserve, writing
+from glue_cli.core.output import check_output, check_room, reserve, writing
+
+Usage = namedtuple("Usage", ["total", "used", "free"])
+
+
+def test_no_room_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_module.shutil, "disk_usage", lambda folder: Usage(10_000, 9_000, 1_000))
+    check_room(tmp_path / "not" / "there" / "yet.bin", 1_000)
+    with pytest.raises(ResourceError) as caught:
+        check_room(tmp_path / "yet.bin", 1_001)
+    assert caught.value.message == f"'{tmp_path}/yet.bin' takes 1.0 kB, and 1.0 kB are free in '{tmp_path}'"
 
 
 def test_a_file_appears_whole_in_folders_that_are_made(tmp_path):

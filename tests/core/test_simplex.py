@@ -17,7 +17,7 @@ def test_coefficients_on_the_simplex(alpha):
 @pytest.mark.parametrize(
     ("alpha", "message"),
     [
-        ([0.5, 0.5], "has 2 coefficients, but there are 3 experts"),
+        ([0.5, 0.5], "has 2 coefficients for 3 experts"),
         ([], "has 0 coefficients"),
         ([0.5, 0.75, -0.25], "-0.25 is not a coefficient"),
         ([0.5, 0.5, math.nan], "nan is not a coefficient"),

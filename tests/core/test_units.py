@@ -1,6 +1,13 @@
 import pytest
 
-from glue_cli.core.units import size
+from glue_cli.core.units import counted, size
+
+
+@pytest.mark.parametrize(
+    ("n", "noun", "text"), [(1, "step", "1 step"), (0, "step", "0 steps"), (2000, "minibatch", "2,000 minibatches")]
+)
+def test_things_are_counted(n, noun, text):
+    assert counted(n, noun) == text
 
 
 @pytest.mark.parametrize(
