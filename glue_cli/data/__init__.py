@@ -68,6 +68,29 @@ def check_format(name: str) -> Format:
     )
 
 
+def check_data(data: DataSpec, root: Path) -> Format:
+    """Check that a data section fits its format, and that its folder is there; reads nothing.
+
+    Args:
+        root: `data.root`, looked up from the spec's folder.
+    Raises:
+        SpecError: it does not fit.
+        DataError: there is no such folder.
+    """
+    form = check_format(data.format)
+    for field in ("image_size", "splits", "max_length", "columns"):
+        if getattr(data, field) and field not in form.takes:
+            users = " and ".join(f"'{name}'" for name, other in FORMATS.items() if field in other.takes)
+            raise SpecError(
+                f"data.{field} means nothing to format '{data.format}': it is for {users}",
+                hint=f"remove data.{field} from the spec",
+            )
+    if not data.format.startswith(PREFIX) and not root.is_dir():
+        problem = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data.root: '{root}' {problem}; wanted a folder", hint="check data.root in the spec")
+    return form
+
+
 def read_dataset(
     data: DataSpec,
     split: str,
@@ -98,21 +121,10 @@ def read_dataset(
 
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, wanted one of {SPLITS}")
-    form = check_format(data.format)
-    for field in ("image_size", "splits", "max_length", "columns"):
-        if getattr(data, field) and field not in form.takes:
-            users = " and ".join(f"'{name}'" for name, other in FORMATS.items() if field in other.takes)
-            raise SpecError(
-                f"data.{field} means nothing to format '{data.format}': it is for {users}",
-                hint=f"remove data.{field} from the spec",
-            )
-    is_python = data.format.startswith(PREFIX)
-    if not is_python and not root.is_dir():
-        problem = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"data.root: '{root}' {problem}; wanted a folder", hint="check data.root in the spec")
+    form = check_data(data, root)
     module, _, function = form.reader.partition(":")
     reader = getattr(importlib.import_module(f".{module}", __name__), function)
-    read = partial(reader, folder=folder) if is_python else reader
+    read = partial(reader, folder=folder) if data.format.startswith(PREFIX) else reader
     found: Dataset | Texts | None = read(data, split, root=root, cache=cache, progress=progress)
     if isinstance(found, Texts):
         from glue_cli.data.tokens import tokenise

@@ -13,6 +13,7 @@ from glue_cli.core.metrics import BARS, METRICS
 from glue_cli.core.output import check_output, check_output_folder
 from glue_cli.core.progress import Progress, silent
 from glue_cli.core.spec import Spec
+from glue_cli.data import check_data
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
 
     Raises:
         UsageError: there is no such expert, or the output cannot be.
-        SpecError: the spec has no experts.
+        SpecError: the spec has no experts, or its data section does not fit the format.
+        DataError: there is no folder of data.
         CheckpointError: the checkpoint to start from is damaged.
     """
     if spec.experts is None:
@@ -143,6 +145,8 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
     output = outputs.result or Path("experts") / f"expert-{expert:03d}.safetensors"
     destination = plan_model_destination(output, _model_folder(spec))
     replace(outputs, result=output).check(_initial_checkpoint(spec), spec, destination)
+    data = spec.experts.members[expert].data if spec.experts.members else spec.data
+    check_data(data, spec.path(data.root))
     return TrainExpertPlan(spec.of_expert(expert), expert, name, destination)
 
 
@@ -166,11 +170,13 @@ def plan_finetune(spec: Spec, checkpoint: Path | None, outputs: Outputs, *, trac
     Raises:
         UsageError: the checkpoint is not there, or the output cannot be.
         CheckpointError: the checkpoint is damaged.
+        SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
     assert outputs.result
     found = read_checkpoint(checkpoint) if checkpoint else None
     destination = plan_model_destination(outputs.result, _model_folder(spec))
     outputs.check([found] if found else _initial_checkpoint(spec), spec, destination)
+    check_data(spec.data, spec.path(spec.data.root))
     return FinetunePlan(spec, found, track_test, destination)
 
 
@@ -188,6 +194,7 @@ def plan_evaluate(
     Raises:
         UsageError: a checkpoint is not there, or a metric or a bar is for no figure of this loss.
         CheckpointError: a checkpoint is damaged.
+        SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
     known, with_bars = METRICS[spec.loss], BARS[spec.loss]
     for name in metrics:
@@ -202,4 +209,5 @@ def plan_evaluate(
     metrics = tuple(dict.fromkeys([*metrics, *(name for name in bars if name in known)]))
     found = tuple(read_checkpoint(path) for path in checkpoints)
     outputs.check(found, spec)
+    check_data(spec.data, spec.path(spec.data.root))
     return EvaluatePlan(spec, found, split, metrics, bars, outputs.result)

@@ -19,6 +19,7 @@ from glue_cli.core.scores import load_score
 from glue_cli.core.simplex import check_alpha
 from glue_cli.core.spec import Spec
 from glue_cli.core.vocabulary import check_vocabularies
+from glue_cli.data import check_data
 from glue_cli.methods import METHODS
 from glue_cli.workflows.plan import Outputs
 from glue_cli.workflows.plan_recipe import NO_RULES, HeadPlan, TensorRules, head_classes_of, plan_recipe
@@ -91,7 +92,9 @@ def plan_mix(
     Raises:
         UsageError: the command line does not make sense, or the method needs a package that is not installed.
         CheckpointError: an expert is damaged, or they do not fit each other.
-        SpecError: the spec's objective is not there, or does not fit the method or the loss.
+        SpecError: the spec's objective is not there, or does not fit the method or the loss; or its data section does
+            not fit the format.
+        DataError: there is no folder of data.
     """
     _check_numbers(paths, alpha, sizes)
     assert outputs.result
@@ -119,6 +122,8 @@ def plan_mix(
         plan = _plan_checkpoints(plan, paths, outputs, rules, dtype, max_shard_bytes)
     if method is not None and METHODS[method].needs == "sizes" and sizes is None:
         plan = replace(plan, sizes=tuple(_recorded_sizes(plan.experts)))
+    if spec:
+        check_data(spec.data, spec.path(spec.data.root))
     if spec and _is_search(plan):
         _check_objective(plan.method, spec)
     return replace(plan, hashes=tuple(StreamedHash(expert) for expert in plan.experts)) if hashing else plan

@@ -294,7 +294,8 @@ def test_data_that_is_not_there_or_damaged(here, refused):
         ["evaluate", EXPERT_0, "--split=val"],
     ]
     for command in [*commands, ["mix", "--method=proxy", EXPERT_0]]:
-        refused([*command, "--set", "data.root=nowhere"], 3, "'nowhere'", "data.root")
+        for dry in ([], ["--dry-run"]):
+            refused([*command, "--set", "data.root=nowhere", *dry], 3, "'nowhere'", "data.root")
         refused([*command, "--set", "data.format=cifar10"], 3, "data")
     refused(["finetune", EXPERT_0, "--set", "data.target.train=10000"], 3, "data.target", "600")
     refused(["train-expert", "--expert=0", "-o", "n.st", "--set", "experts.size=10000"], 3, "experts.size")
@@ -371,7 +372,7 @@ def test_a_gpu_that_is_not_there(here, refused, monkeypatch):
     commands = [["train-expert", "--expert=0", "-o", "n.st"], ["finetune", EXPERT_0], ["evaluate", EXPERT_0]]
     for command in [*commands, ["mix", "--method=spsa", EXPERT_0]]:
         refused([*command, "--device", "cuda"], 5, "'cuda'", "--device cpu")
-        refused([*command, "--device", "cuda:3", "--set", "data.root=nowhere"], 5, "'cuda:3'")  # before the data
+        refused([*command, "--device", "cuda:3"], 5, "'cuda:3'")
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,7 @@ def test_which_spec(here, glue, monkeypatch):
     plan = ["train-expert", "--expert", "0", "-n", "--json", "-o", "x.safetensors"]
     text = (here / "glue.yaml").read_text()
     (here / "other").mkdir()
+    (here / "other/data").symlink_to(here / "data")
     (here / "other/a.yaml").write_text(text.replace("epochs: 1", "epochs: 21"))
     (here / "other/b.yaml").write_text(text.replace("epochs: 1", "epochs: 22"))
     assert glue(*plan, code=0).json["epochs"] == 1

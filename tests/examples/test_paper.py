@@ -106,7 +106,7 @@ def test_a_row_builds_its_model(row, n_classes):
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_is_planned_without_faults(row, tmp_path, capsys):
     arguments = ["--spec", str(PAPER / row / "glue.yaml"), "-o", str(tmp_path / "expert.safetensors"), "--dry-run"]
-    assert main(["train-expert", "--expert", "4", *arguments]) == 0
+    assert main(["train-expert", "--expert", "4", *arguments, "--set", f"data.root={tmp_path}"]) == 0
     assert spec_of(row).model.arch in capsys.readouterr().out
 
 
