@@ -12,8 +12,11 @@ from glue_cli.core.errors import ResourceError, UsageError
 from glue_cli.core.units import size
 
 
-def check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
+def check_output(output: Path, inputs: Sequence[Path], *, force: bool, option: str = "--output") -> None:
     """Refuse an output that is an input, exists without `force`, or lies where nothing can be written.
+
+    Args:
+        option: what names another.
 
     Raises:
         UsageError: it is an input (`force` or not), a folder, or exists.
@@ -21,18 +24,18 @@ def check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
     """
     for path in inputs:
         if output.exists() and path.exists() and os.path.samefile(output, path):
-            raise UsageError(f"the output '{output}' is also an input", hint="name another file with --output")
+            raise UsageError(f"the output '{output}' is also an input", hint=f"name another file with {option}")
     if output.is_dir():
-        raise UsageError(f"the output '{output}' is a folder", hint="name a file with --output")
+        raise UsageError(f"the output '{output}' is a folder", hint=f"name a file with {option}")
     if output.exists() and not output.is_file():
-        raise UsageError(f"the output '{output}' is no regular file", hint="name another file with --output")
+        raise UsageError(f"the output '{output}' is no regular file", hint=f"name another file with {option}")
     if output.exists() and not force:
-        raise UsageError(f"the output '{output}' exists", hint="name another with --output, or give --force")
+        raise UsageError(f"the output '{output}' exists", hint=f"name another with {option}, or give --force")
     folder = output.absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError(f"nothing can be written in '{folder}'", hint="name another place with --output")
+        raise ResourceError(f"nothing can be written in '{folder}'", hint=f"name another place with {option}")
 
 
 def check_output_folder(folder: Path, inputs: Sequence[Path], *, force: bool) -> None:

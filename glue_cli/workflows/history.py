@@ -1,7 +1,7 @@
 """A run's history: a JSON line a step or epoch, each saying what it is, on disk as soon as it is known."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ Write = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def writing_history(path: Path | None, **always: Any) -> Iterator[Write]:
-    """Give a function that writes one line; `always` is part of every line. Without a path, lines go nowhere."""
+    """Give a function that writes one line; `always` is part of every line. Without a path, lines go nowhere.
+
+    Raises:
+        ResourceError: the file cannot be written, now or later.
+    """
     if path is None:
         yield lambda line: None
         return
@@ -21,6 +25,20 @@ def writing_history(path: Path | None, **always: Any) -> Iterator[Write]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w", encoding="utf-8", buffering=1)
     except OSError as error:
-        raise ResourceError(f"'{path}' cannot be written: {error.strerror}", hint="name another --history") from None
-    with file:
-        yield lambda line: print(as_json({"schema": "glue.history/1", **always, **line}), file=file)
+        raise _cannot_write(path, error) from None
+
+    def write(line: dict[str, Any]) -> None:
+        try:
+            print(as_json({"schema": "glue.history/1", **always, **line}), file=file)
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+
+    try:
+        yield write
+    finally:
+        with suppress(OSError):  # of a line that could not be written
+            file.close()
+
+
+def _cannot_write(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"'{path}' cannot be written: {error.strerror}", hint="name another --history")

@@ -71,7 +71,8 @@ class Outputs:
         if len({os.path.realpath(path) for path in outputs}) < len(outputs):
             raise UsageError(f"'{self.result}' is both the output and the history", hint="name another --history")
         for path in outputs:
-            check_output(path, inputs, force=self.force)
+            option = "--history" if path == self.history else "--output"
+            check_output(path, inputs, force=self.force, option=option)
 
 
 def _data_files(spec: Spec) -> list[Path]:

@@ -255,7 +255,9 @@ def test_one_file_for_two_outputs(here, refused):
 def test_outputs_that_cannot_be(here, refused, monkeypatch):
     refused(["mix", "--alpha=1", EXPERT_0, "-o", "experts"], 2, "'experts' is a folder")
     refused(["mix", "--alpha=1", EXPERT_0, "-o", f"{EXPERT_1}/x.safetensors"], 5, "expert-001")
-    refused(["mix", "--alpha=1", EXPERT_0, "--history", "experts", "-f"], 2, "'experts' is a folder")
+    refused(["mix", "--alpha=1", EXPERT_0, "--history", "experts", "-f"], 2, "'experts' is a folder", "with --history")
+    full = ["mix", "--method=spsa", EXPERT_0, EXPERT_1, "--history", "/dev/full", "--set", "mix.steps=3"]
+    refused([*full, "-f"], 2, "'/dev/full' is no regular file", "with --history")
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     refused(["mix", "--alpha=1", EXPERT_0], 5, "nothing can be written", "--output")
     refused(["train-expert", "--expert", "0", "-o", "new/x.safetensors"], 5, "nothing can be written")
