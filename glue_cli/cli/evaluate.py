@@ -26,7 +26,9 @@ def evaluate(
             help="Another figure: f1, precision, recall or auroc, each the mean over the classes (repeatable).",
         ),
     ] = None,
-    by_class: Annotated[bool, typer.Option("--by-class", help="Print the accuracy of each class too.")] = False,
+    by_class: Annotated[
+        bool, typer.Option("--by-class", metavar="", help="Print the accuracy of each class too.")
+    ] = False,
     fail_under: Annotated[
         list[str] | None,
         typer.Option("--fail-under", metavar="FIGURE=BAR", help="Exit with 6 when a checkpoint is under the bar."),
