@@ -47,8 +47,8 @@ def descend(
     beta = torch.zeros(objective.n_groups, objective.n_experts, dtype=torch.float64)
     if objective.n_experts == 1:
         return Learned(softmax(beta), None, None, 0, "steps")
+    optimizer = make_optimizer(beta, settings)  # the first one imports parts of torch, and the clock stands still yet
     purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
-    optimizer = make_optimizer(beta, settings)
     best_alpha = alpha = softmax(beta)
     if purse.is_timed:  # the second one tells the pace, the first sets things up
         _validate(objective, alpha, 0, 1)
