@@ -85,7 +85,7 @@ def spsa(
 
     def make_strategy(start: Tensor) -> Strategy:
         if settings.optimizer == "auto" and objective.is_smooth:
-            return GaussNewton(objective, start, radius=min(settings.mu, 1), seed=seed)
+            return GaussNewton(objective, start, seed=seed)
         return SpsaDescent(objective, start, settings, seed)
 
     return search(objective, settings, make_strategy, seed=seed, observe=observe)

@@ -182,7 +182,7 @@ def read_expert(spec: Spec, expert: int, run: Run) -> Examples:
         short = [label for label, n in enumerate(share.shortfall) if n]
         which = f"class {short[0]} has" if len(short) == 1 else f"{len(short)} classes have"
         lack = f"{sum(share.shortfall)} examples too few for this expert's share"
-        run.progress(Noted(f"{which} {lack}; other classes make up for them", warning=True))
+        run.progress(Noted(f"{which} {lack}; other classes make up for them"))
     return whole.subset(share.indices)
 
 

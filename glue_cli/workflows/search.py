@@ -27,7 +27,7 @@ from glue_cli.workflows.training import evaluate_model
 from glue_cli.workflows.weights import check_fits_data
 
 # What the steps of an optimizer depend on, and those of Gauss-Newton do not.
-_OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum")
+_OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum", "mu")
 
 
 def choose_by_accuracy(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) -> Choice:

@@ -58,18 +58,17 @@ def uniform(n_experts, n_groups=1):
     return torch.full((n_groups, n_experts), 1 / n_experts, dtype=torch.float64)
 
 
-def start_of(objective, start=None, radius=0.1, seed=0):
-    return GaussNewton(objective, uniform(objective.n_experts) if start is None else start, radius=radius, seed=seed)
+def start_of(objective, start=None, seed=0):
+    return GaussNewton(objective, uniform(objective.n_experts) if start is None else start, seed=seed)
 
 
 WEIGHTS = [0.5, 0.0, 0.3, 0.2, 0.0]
 
 
-@pytest.mark.parametrize("radius", [0.05, 0.3, 1.0])
 @pytest.mark.parametrize("start", [[0.2] * 5, [0.0, 0.9, 0.0, 0.0, 0.1]])
-def test_one_step_minimises_a_squared_loss_but_for_the_damping(radius, start):
+def test_one_step_minimises_a_squared_loss_but_for_the_damping(start):
     objective, start = regression(WEIGHTS), torch.tensor([start], dtype=torch.float64)
-    descent = start_of(objective, start, radius)
+    descent = start_of(objective, start)
     assert descent.step(0, math.inf) == pytest.approx(objective.loss_at(start), rel=1e-4)
     wanted = torch.tensor([WEIGHTS], dtype=torch.float64)
     ways = objective.experts - torch.einsum("k,knc->nc", start[0].float(), objective.experts)
