@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_nets import batch_of, make_experts
 
 from glue_cli.core import blend as blend_module
+from glue_cli.core.bank_load import load_bank
 from glue_cli.core.blend import blend_files
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.destination import plan_destination
+from glue_cli.core.device import Compute
 from glue_cli.core.hashing import StreamedHash
-from glue_cli.core.tensors import FILE_DTYPES
+from glue_cli.core.objective import BlendObjective
+from glue_cli.core.recipe import PLAIN
+from glue_cli.core.tensors import FILE_DTYPES, write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +108,37 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     return torch.device("cuda:0")
+
+
+_ON_CPU = Compute(torch.device("cpu"))
+
+
+@pytest.fixture
+def objective_of(tmp_path):
+    def objective_of(
+        make, loss="cross_entropy", compute=_ON_CPU, seed=0, recipe=PLAIN, kind="device", lacking=(), **options
+    ):
+        model, experts = make_experts(make)
+        for k, expert in enumerate(experts):
+            kept = {name: tensor for name, tensor in expert.items() if name not in lacking}
+            write_checkpoint(tmp_path / f"{k}.safetensors", kept, {})
+        checkpoints = [read_checkpoint(tmp_path / f"{k}.safetensors") for k in range(len(experts))]
+
+        def on_device(step):
+            return tuple(tensor.to(compute.device) for tensor in batch_of(step, loss))
+
+        objective = BlendObjective(
+            compute.place(model),
+            load_bank(
+                checkpoints, device=compute.device, channels_last=compute.channels_last, recipe=recipe, kind=kind
+            ),
+            loss=loss,
+            train_batch=on_device,
+            validation_batches=lambda: [on_device(100), tuple(part[:5] for part in on_device(101))],
+            compute=compute,
+            seed=seed,
+            **options,
+        )
+        return objective, model, experts
+
+    return objective_of

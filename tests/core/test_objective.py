@@ -1,184 +1,40 @@
 import copy
-import itertools
 from functools import partial
 
 import pytest
 import torch
+from small_nets import (
+    ALPHA,
+    ALPHA_OF_TWO,
+    ALPHAS,
+    ALPHAS_OF_TWO,
+    BOTH,
+    Attentive,
+    N,
+    Noisy,
+    Recurrent,
+    Speaking,
+    batch_of,
+    blended,
+    by_beta,
+    conv_net,
+    in_turn,
+    make_experts,
+    normed,
+    slopes_by_beta,
+    wide_loss,
+    wide_outputs,
+)
 from torch import nn
 from torch.nn import functional as F
 
 from glue_cli.core import objective as objective_module
-from glue_cli.core.bank_load import load_bank
-from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.cost import Cost
 from glue_cli.core.device import Compute
 from glue_cli.core.losses import IGNORED, example_losses
-from glue_cli.core.objective import BlendObjective, towards_experts
-from glue_cli.core.recipe import PLAIN, Recipe
-from glue_cli.core.tensors import write_checkpoint
+from glue_cli.core.recipe import Recipe
 
 CPU = torch.device("cpu")
-ON_CPU = Compute(CPU)
-N, N_CLASSES = 12, 3
-
-
-def conv_net():
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(4, 6, 3, bias=False),
-        nn.BatchNorm2d(6, affine=False),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(24, N_CLASSES),
-        nn.BatchNorm1d(N_CLASSES),
-    )
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(8, 5, batch_first=True)
-        self.head = nn.Linear(5, N_CLASSES)
-
-    def forward(self, images):
-        return self.head(self.lstm(images.flatten(2).transpose(1, 2)[..., [0, 1] * 4])[0][:, -1])
-
-
-class Attentive(nn.Module):
-    """A transformer's layer, a position embedding of its own, and a head that is tied to a weight below it."""
-
-    def __init__(self):
-        super().__init__()
-        self.position = nn.Parameter(torch.zeros(16, 2))
-        self.layer = nn.TransformerEncoderLayer(2, 1, 8, batch_first=True)
-        self.body, self.head = nn.Linear(32, 32), nn.Linear(32, 32)
-        self.head.weight = self.body.weight
-
-    def forward(self, images):
-        tokens = self.layer(images.flatten(2).transpose(1, 2) + self.position)
-        return self.head(self.body(tokens.flatten(1)).relu())[:, :N_CLASSES]
-
-
-def normed():
-    linear = nn.utils.parametrizations.weight_norm(nn.Linear(32, N_CLASSES))
-    return nn.Sequential(nn.Flatten(), linear)
-
-
-class Noisy(nn.Module):
-    """Draws random numbers in eval mode too."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = conv_net()
-
-    def forward(self, images):
-        return F.dropout(self.inner(images), 0.5, training=True)
-
-
-def make_experts(make, n_experts=3):
-    """Return the model, and experts near each other as state dicts, running statistics included."""
-    torch.manual_seed(0)
-    model = make()
-    experts = []
-    for _ in range(n_experts):
-        expert = {}
-        for name, tensor in model.state_dict().items():
-            noise = 0.3 * torch.randn_like(tensor) if tensor.is_floating_point() else 0
-            expert[name] = (tensor + noise).abs() + 0.2 if name.endswith("running_var") else tensor + noise
-        for name, tensor in model.named_parameters(remove_duplicate=False):
-            same = [other for other, t in model.named_parameters(remove_duplicate=False) if t is tensor]
-            expert[name] = expert[same[0]]
-        experts.append(expert)
-    return model, experts
-
-
-def batch_of(step, loss="cross_entropy"):
-    random = torch.Generator().manual_seed(step)
-    inputs = torch.randn(N, 2, 4, 4, generator=random)
-    if loss == "mse":
-        return inputs, torch.randn(N, N_CLASSES, generator=random)
-    return inputs, torch.randint(0, N_CLASSES, (N,), generator=random)
-
-
-BOTH = [batch_of(100), tuple(part[:5] for part in batch_of(101))]  # the validation set
-
-
-@pytest.fixture
-def objective_of(tmp_path):
-    def objective_of(
-        make, loss="cross_entropy", compute=ON_CPU, seed=0, recipe=PLAIN, kind="device", lacking=(), **options
-    ):
-        model, experts = make_experts(make)
-        for k, expert in enumerate(experts):
-            kept = {name: tensor for name, tensor in expert.items() if name not in lacking}
-            write_checkpoint(tmp_path / f"{k}.safetensors", kept, {})
-        checkpoints = [read_checkpoint(tmp_path / f"{k}.safetensors") for k in range(len(experts))]
-
-        def on_device(step):
-            return tuple(tensor.to(compute.device) for tensor in batch_of(step, loss))
-
-        objective = BlendObjective(
-            compute.place(model),
-            load_bank(
-                checkpoints, device=compute.device, channels_last=compute.channels_last, recipe=recipe, kind=kind
-            ),
-            loss=loss,
-            train_batch=on_device,
-            validation_batches=lambda: [on_device(100), tuple(part[:5] for part in on_device(101))],
-            compute=compute,
-            seed=seed,
-            **options,
-        )
-        return objective, model, experts
-
-    return objective_of
-
-
-def blended(experts, alpha, recipe=PLAIN):
-    """Return theta(alpha) in float64, alpha [G, K]; whole numbers stay the first expert's."""
-    names = [name for name, tensor in experts[0].items() if tensor.is_floating_point()]
-    own = {name: alpha[recipe.group_of.get(name, 0)] for name in names}
-    return {name: sum(a * e[name].double() for a, e in zip(own[name], experts, strict=True)) for name in names}
-
-
-def in_turn(make, n_groups):
-    """Return a recipe that deals the tensors of a model out to groups."""
-    names = enumerate(make().state_dict())
-    return Recipe(tuple(f"g{group}" for group in range(n_groups)), {name: i % n_groups for i, name in names})
-
-
-def wide_loss(model, theta, batch, loss="cross_entropy", by_batch=False):
-    """Return the loss in float64, by torch's own eval mode; BatchNorm by the batch's statistics where asked for."""
-    wide = copy.deepcopy(model).double().eval()
-    for module in wide.modules():
-        module.training = by_batch and isinstance(module, nn.modules.batchnorm._BatchNorm)
-    inputs, targets = batch
-    outputs = torch.func.functional_call(wide, theta, (inputs.double(),), tie_weights=False)
-    return F.cross_entropy(outputs, targets) if loss == "cross_entropy" else F.mse_loss(outputs, targets.double())
-
-
-def slopes_by_beta(loss_at, alpha, radius=1e-4):
-    """Return dL/dbeta at alpha = softmax(beta) by central differences in float64."""
-    beta, slopes = alpha.log(), torch.zeros_like(alpha)
-    for place in itertools.product(*map(range, beta.shape)):
-        step = torch.zeros_like(beta)
-        step[place] = radius
-        there, back = (loss_at(torch.softmax(beta + sign * step, 1)) for sign in (1, -1))
-        slopes[place] = (there - back) / (2 * radius)
-    return slopes
-
-
-def by_beta(alpha, by_alpha):
-    """Return dL/dbeta from dL/dalpha, both [G, K]."""
-    return alpha * (by_alpha - (alpha * by_alpha).sum(1, keepdim=True))
-
-
-ALPHA = torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.float64)
-ALPHAS = torch.stack([ALPHA, torch.eye(3, dtype=torch.float64)[1:2], torch.full((1, 3), 1 / 3, dtype=torch.float64)])
-ALPHA_OF_TWO = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]], dtype=torch.float64)
-ALPHAS_OF_TWO = torch.stack([ALPHA_OF_TWO, torch.eye(3, dtype=torch.float64)[1:], ALPHA_OF_TWO.flip(0)])
 
 
 @pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive, normed])
@@ -334,132 +190,6 @@ def test_gradient_points_the_way_the_probes_go(objective_of):
     step = 2e-3 * torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
     there, back = objective.probe_losses(torch.stack([ALPHA + step, ALPHA - step]), 3)
     assert ((there - back) / 2).item() == pytest.approx((by_alpha * step).sum().item(), rel=1e-2)
-
-
-# ---- the loss to second order
-
-
-def wide_outputs(model, theta, batch):
-    wide = copy.deepcopy(model).double().eval()
-    return torch.func.functional_call(wide, theta, (batch[0].double(),), tie_weights=False).detach()
-
-
-def by_matrices(model, experts, alpha, coordinates, radius, batch, recipe=PLAIN, loss="cross_entropy"):
-    """Return the gradient and the curvature along directions, as products of Jacobians by secants, in float64."""
-    z = wide_outputs(model, blended(experts, alpha, recipe), batch)
-    n_terms, changes = len(z), []
-    for group, k in (divmod(place, alpha.shape[1]) for place in coordinates):
-        end = alpha.clone()
-        end[group] = (1 - radius) * alpha[group] + radius * torch.eye(alpha.shape[1], dtype=torch.float64)[k]
-        changes.append((wide_outputs(model, blended(experts, end, recipe), batch) - z) / radius)
-    by_output = torch.stack(changes, 1)  # [N, n, n_outputs]
-    if loss == "mse":
-        residuals, factors = 2 * (z - batch[1]) / z.shape[1], torch.eye(z.shape[1]).double() * 2 / z.shape[1]
-        factors = factors.expand(n_terms, -1, -1)
-    else:
-        p = z.softmax(1)
-        residuals, factors = p - F.one_hot(batch[1], z.shape[1]), p.diag_embed() - p[:, :, None] * p[:, None]
-    gradient = torch.einsum("inc,ic->n", by_output, residuals) / n_terms
-    return gradient, torch.einsum("inc,icd,imd->nm", by_output, factors, by_output) / n_terms
-
-
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-@pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive, normed])
-@pytest.mark.parametrize("radius", [0.1, 1.0])
-def test_second_order_is_that_of_the_outputs_at_the_ends(objective_of, make, loss, radius):
-    objective, model, experts = objective_of(make, loss)
-    found = objective.quadratic(ALPHA, torch.arange(3), radius, 2)
-    gradient, curvature = by_matrices(model, experts, ALPHA, range(3), radius, batch_of(2, loss), loss=loss)
-    assert found.loss == pytest.approx(objective.probe_losses(ALPHA[None], 2).item(), rel=1e-6)
-    assert (found.gradient - gradient).norm() < 1e-3 * gradient.norm()
-    assert (found.curvature - curvature).norm() < 1e-3 * curvature.norm()
-
-
-@pytest.mark.parametrize("make", [conv_net, Attentive])
-@pytest.mark.parametrize("n_groups", [1, 2])
-def test_slopes_near_the_blend_are_the_gradient(objective_of, make, n_groups):
-    """That goes through the running statistics as well; the constant of both is the mean over alpha."""
-    objective, _, _ = objective_of(make, recipe=in_turn(make, n_groups))
-    alpha = ALPHA_OF_TWO[:n_groups]
-    found = objective.quadratic(alpha, torch.arange(alpha.numel()), 1e-3, 1)
-    loss, by_alpha = objective.gradient(alpha, 1)
-    assert found.loss == pytest.approx(loss, rel=1e-5)
-    assert (found.gradient.view_as(alpha) - by_alpha).norm() < 0.02 * by_alpha.norm()
-
-
-def test_some_directions_of_two_groups_in_any_order(objective_of):
-    recipe = in_turn(conv_net, 2)
-    objective, model, experts = objective_of(conv_net, recipe=recipe)
-    coordinates = torch.tensor([4, 0, 5])
-    found = objective.quadratic(ALPHA_OF_TWO, coordinates, 0.2, 1)
-    gradient, curvature = by_matrices(
-        model, experts, ALPHA_OF_TWO, coordinates.tolist(), 0.2, batch_of(1), recipe=recipe
-    )
-    assert (found.gradient - gradient).norm() < 1e-3 * gradient.norm()
-    assert (found.curvature - curvature).norm() < 1e-3 * curvature.norm()
-    whole = objective.quadratic(ALPHA_OF_TWO, torch.arange(6), 0.2, 1)
-    torch.testing.assert_close(found.gradient, whole.gradient[coordinates], rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(found.curvature, whole.curvature[coordinates][:, coordinates], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("n_groups", [1, 2])
-def test_of_a_large_model_each_expert_is_read_alone(objective_of, monkeypatch, n_groups):
-    recipe, alpha = in_turn(conv_net, n_groups), ALPHA_OF_TWO[:n_groups]
-    (objective, _, _), (objective_of_its_own, _, _) = (objective_of(conv_net, recipe=recipe) for _ in range(2))
-    coordinates = torch.arange(1, alpha.numel())
-    wanted = objective_of_its_own.quadratic(alpha, coordinates, 0.1, 0)
-    monkeypatch.setattr(objective_module, "_PASS_BYTES", 0)
-    blend, passes = objective._bank.blend, []
-    monkeypatch.setattr(objective._bank, "blend", lambda alphas, out: (passes.append(len(alphas)), blend(alphas, out)))
-    found = objective.quadratic(alpha, coordinates, 0.1, 0)
-    assert passes == [1] and len(objective._copies) == 2
-    assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
-    torch.testing.assert_close(found.gradient, wanted.gradient, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(found.curvature, wanted.curvature, rtol=1e-3, atol=1e-5)
-
-
-def test_an_end_sees_the_draws_of_the_point(objective_of):
-    objective, _, _ = objective_of(Noisy)
-    alpha = torch.eye(3, dtype=torch.float64)[1:2]
-    found = objective.quadratic(alpha, torch.arange(3), 0.5, 1)  # towards the second expert nothing changes
-    assert found.gradient[1].abs() < 1e-4 < found.gradient[[0, 2]].abs().min()
-    assert found.curvature[1].abs().max() < 1e-4 < found.curvature.diagonal()[[0, 2]].min()
-
-
-class Speaking(nn.Module):
-    """Predicts one of 40 tokens at each of two places."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(16, 40)
-
-    def forward(self, images):
-        return self.head(images.flatten(2))
-
-
-def test_the_curvature_of_tokens_is_drawn_by_step_and_seed(objective_of, monkeypatch):
-    inputs, tokens = batch_of(0)[0], torch.randint(0, 40, (N, 2), generator=torch.Generator().manual_seed(0))
-    curvatures = []
-    for seed in (0, 1):
-        objective, _, _ = objective_of(Speaking, seed=seed)
-        monkeypatch.setattr(objective, "_train_batch", lambda step: (inputs, tokens))
-        first, again, other = (objective.quadratic(ALPHA, torch.arange(3), 0.1, step) for step in (0, 0, 1))
-        assert torch.equal(first.curvature, again.curvature)
-        assert torch.equal(first.gradient, other.gradient)
-        curvatures += [first.curvature, other.curvature]
-    for one, other in itertools.combinations(curvatures, 2):
-        assert 0 < (one - other).norm() < 0.3 * one.norm()
-
-
-@pytest.mark.parametrize("radius", [0.01, 0.3, 1.0])
-def test_points_on_the_way_to_experts(radius):
-    before = ALPHA_OF_TWO.clone()
-    found = towards_experts(ALPHA_OF_TWO, torch.tensor([5, 0, 1]), radius)
-    assert torch.equal(ALPHA_OF_TWO, before)
-    for end, (group, k) in zip(found, [(1, 2), (0, 0), (0, 1)], strict=True):
-        expert = ALPHA_OF_TWO.clone()
-        expert[group] = torch.eye(3, dtype=torch.float64)[k]
-        torch.testing.assert_close(end, ALPHA_OF_TWO.lerp(expert, radius), rtol=0, atol=1e-15)
 
 
 # ---- what two probes share
