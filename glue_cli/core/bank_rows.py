@@ -78,9 +78,8 @@ class HostRows(Rows):
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._copying):
             block = torch.empty(len(self._matrix), stop - start, dtype=self._matrix.dtype, device=self._device)
-            for there, row in zip(
-                block, self._matrix, strict=True
-            ):  # torch would first gather what is not in one piece
+            # row by row: what is not in one piece, torch would first gather in memory that is not pinned
+            for there, row in zip(block, self._matrix, strict=True):
                 there.copy_(row[start:stop], non_blocking=True)
             arrived.record(self._copying)
         return block, arrived

@@ -60,9 +60,8 @@ def find_device(name: str) -> torch.device:
     if (device.index or 0) >= n_gpus:
         raise ResourceError(f"no device '{name}': torch sees {n_gpus} CUDA devices", hint="use --device cpu")
     torch.backends.cudnn.deterministic = True  # equal runs are to give equal bytes, as far as that can be asked for
-    torch.backends.cudnn.allow_tf32 = (
-        False  # whose 10 bits would drown the loss differences that float32 is chosen for
-    )
+    # Its 10 bits would drown the loss differences for whose sake float32 is chosen.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda", device.index or 0)
 
 

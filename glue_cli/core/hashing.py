@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Event, Thread
 
 from glue_cli.core.checkpoint import Checkpoint
-from glue_cli.core.errors import CheckpointError
+from glue_cli.core.errors import CheckpointError, ResourceError
 from glue_cli.core.files import open_file, read_into
 
 _READ_BYTES = 1 << 20
@@ -92,7 +92,7 @@ def hashing_ahead(hashes: Sequence[StreamedHash]) -> Iterator[None]:
     enough = Event()
 
     def work() -> None:
-        with suppress(CheckpointError):  # which the blend will meet again
+        with suppress(CheckpointError, ResourceError):  # which the blend will meet again
             for streamed in hashes:
                 streamed.read_ahead(enough)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glue_cli.core import hashing
-from glue_cli.core.errors import CheckpointError
+from glue_cli.core.errors import CheckpointError, ResourceError
 from glue_cli.core.hashing import StreamedHash, hashing_ahead
 
 
@@ -83,6 +83,20 @@ def test_a_file_that_changed_meanwhile_is_told_by_the_blend(experts, blend):
         blend(experts, [0.2, 0.3, 0.5], hashes=hashes)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         hashes[1].finish()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [CheckpointError("gone"), ResourceError("too many open files")])
+def test_what_a_thread_trips_over_is_left_to_the_blend(experts, monkeypatch, error):
+    tried = Event()
+
+    def fail(*arguments):
+        tried.set()
+        raise error
+
+    monkeypatch.setattr(hashing, "open_file", fail)
+    with hashing_ahead([StreamedHash(expert) for expert in experts]):
+        assert tried.wait(60)
 
 
 def test_an_import_that_fails_stops_the_thread(experts):
