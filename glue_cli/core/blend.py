@@ -28,7 +28,7 @@ from glue_cli.core.output import reserve, writing
 from glue_cli.core.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.core.recipe import PLAIN, Recipe
 from glue_cli.core.tensors import TORCH_DTYPES, bytes_of
-from glue_cli.core.threads import single_threaded_torch
+from glue_cli.core.threads import single_threaded
 
 MEMORY_BYTES = 192 << 20
 # One more than the cores, so that somebody reads while the others compute; beyond a dozen, the storage is the limit.
@@ -182,7 +182,7 @@ class _Blending:
         self._progress(Started("blend", sum(block.n_bytes for block in self._blocks), "B"))
         n_done = n_flushed = 0
         turns = self._turns()
-        with single_threaded_torch(), ThreadPoolExecutor(self._n_threads) as pool:
+        with single_threaded(self._n_threads) as pool:
             futures: list[Future[None]] = [
                 pool.submit(self._do, block, turn) for block, turn in zip(self._blocks, turns, strict=True)
             ]

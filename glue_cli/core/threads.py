@@ -15,20 +15,19 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def single_threaded_torch() -> Iterator[int]:
-    """Let torch compute on one thread in the block, and in the Python threads that start in it.
+def single_threaded(n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Open a pool of Python threads, and let torch compute on one thread in each of them and in the block.
 
-    Torch's own threads would cut a piece of work anew, and where it is cut, bits change.
-
-    Yields:
-        the number of threads that torch had, and has again behind the block.
+    Torch's own threads would cut a piece of work anew, and where it is cut, bits change. It has to be told in each
+    thread: MKL does not pass the number on, and two threads with two of MKL's each took 1.25 times as long.
     """
-    n_threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield n_threads
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
     finally:
-        torch.set_num_threads(n_threads)
+        torch.set_num_threads(before)
 
 
 def share_out(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -37,6 +36,7 @@ def share_out(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Res
     def do_part(start: int) -> list[Result]:
         return [work(item) for item in items[start : start + size]]
 
-    with single_threaded_torch() as n_threads, ThreadPoolExecutor(n_threads) as pool:
-        size = max(1, len(items) // (_PARTS * n_threads))  # handing a part to a thread costs more than a small item
+    n_threads = torch.get_num_threads()
+    size = max(1, len(items) // (_PARTS * n_threads))  # handing a part to a thread costs more than a small item
+    with single_threaded(n_threads) as pool:
         return [result for part in pool.map(do_part, range(0, len(items), size)) for result in part]
