@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from glue_cli.core.bank import ExpertBank
 from glue_cli.core.batchnorm import differentiate_statistics, use_batch_statistics
 from glue_cli.core.cost import Cost
+from glue_cli.core.cuda_graphs import CudaCapture, GraphedForwards
 from glue_cli.core.device import Compute
 from glue_cli.core.forward import Batch, outputs_of
 from glue_cli.core.losses import IGNORED, Loss, Score, example_losses
@@ -20,6 +21,8 @@ from glue_cli.core.seeds import derive_seed, generator
 
 # What the blends towards all experts may take together; beyond it they come one at a time.
 _PASS_BYTES = 64 << 20
+# A larger model keeps a GPU busy for longer than its kernels take to launch.
+_GRAPHED_COLUMNS = 1 << 24
 
 # Tensors that follow from alpha [G, K] in another way than as a blend; differentiable.
 MakeTensors = Callable[[Tensor], Mapping[str, Tensor]]
@@ -74,6 +77,8 @@ class BlendObjective:
         self._bn_gradient = bn_gradient and statistics == "running"
         if statistics == "batch":
             use_batch_statistics(self._model)
+        is_graphed = compute.device.type == "cuda" and bank.n_columns <= _GRAPHED_COLUMNS
+        self._outputs_of = GraphedForwards(CudaCapture(compute.device)) if is_graphed else outputs_of
         self._blends = torch.empty(0, bank.n_columns, device=bank.device)
         self._copies: list[nn.Module] = []
         self._differentiable: tuple[nn.Module, Tensor, Tensor] | None = None
@@ -176,7 +181,7 @@ class BlendObjective:
         with torch.random.fork_rng(devices):
             torch.manual_seed(derive_seed(self._seed, "probe", step))
             with self._compute.autocast():
-                return outputs_of(model, inputs)
+                return self._outputs_of(model, inputs)
 
     def _load(self, alphas: Tensor) -> None:
         """Blend into the rows of the first copies."""
