@@ -25,7 +25,6 @@ GLUE = [sys.executable, "-m", "glue_cli", "mix", "--method", "uniform", "--force
 MAKE = """
 import sys, torch
 from pathlib import Path
-from typing import Any
 from glue_cli.core.tensors import write_checkpoint
 folder, count, n, side = Path(sys.argv[1]), *map(int, sys.argv[2:])
 for k in range(count):
@@ -39,7 +38,6 @@ for k in range(count):
 MAKE_SHAPES = """
 import sys
 from pathlib import Path
-from typing import Any
 from glue_cli.core.layout import header_of, metadata_of, place
 folder, count, n, side = Path(sys.argv[1]), *map(int, sys.argv[2:])
 for k in range(count):

@@ -1,0 +1,86 @@
+"""The benchmarks of the blend and of a step, on something small: they run, and their figures hang together."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+
+# In place of mergekit: its recipe in, one file out.
+PEER = """#!{python}
+import json, sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+models = json.loads(Path(sys.argv[1]).read_text())["models"]
+tensors = [(load_file(model["model"]), model["parameters"]["weight"]) for model in models]
+folder = Path(sys.argv[2])
+folder.mkdir(exist_ok=True)
+save_file({{name: sum(w * t[name] for t, w in tensors) for name in tensors[0][0]}}, folder / "model.safetensors")
+"""
+
+
+@pytest.fixture
+def module_of(monkeypatch):
+    """Import a benchmark."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    for name in ("blend", "step", "measure"):
+        sys.modules.pop(name, None)
+
+
+def test_a_step_is_measured_with_its_terms(module_of, tmp_path, monkeypatch, capsys):
+    step = module_of("step")
+    monkeypatch.setattr(sys, "argv", ["step.py", "--runs=1"])
+    monkeypatch.setattr(step, "RESULTS", tmp_path)
+    monkeypatch.setattr(step, "D", 100_000)
+    monkeypatch.setattr(step, "NETS", {"ResNet-20": ("resnet20", {}, (3, 32, 32))})
+    monkeypatch.setattr(step, "PRECISIONS", ("fp32",))
+    monkeypatch.setattr(step, "peak_of", lambda kind, *_: {"spsa": 1.0, "fullgrad": 2.0}[kind])
+    step.main()
+    result, printed = json.loads((tmp_path / "step.json").read_text()), capsys.readouterr().out
+    bandwidth, terms = result["bandwidth"], result["steps"]["ResNet-20, fp32"]
+    assert bandwidth["pair_gb_per_s"] == pytest.approx(4 * (8 + 2) * 1e5 / bandwidth["pair_s"]["median"] / 1e9)
+    assert bandwidth["of_copy"] == pytest.approx(bandwidth["pair_gb_per_s"] / bandwidth["copy_gb_per_s"])
+    full, spsa = (
+        terms["C_mix_ms"] + terms["F + B_ms"] + terms["C_inner_ms"],
+        terms["C_mix, pair_ms"] + 2 * terms["F_ms"],
+    )
+    assert terms["fullgrad_of_spsa_predicted"] == pytest.approx(full / spsa)
+    assert terms["F + B_ms"] > terms["F_ms"] > 0 and terms["peak_mib"] == {"spsa": 1, "fullgrad": 2}
+    assert "ResNet-20, fp32" in printed and "One probe pair" in printed
+
+
+@pytest.mark.parametrize("kind", ["spsa", "fullgrad"])
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak")
+def test_the_peak_of_a_step_holds_its_blends(module_of, monkeypatch, capsys, kind):
+    step = module_of("step")
+    wide = ("cnn", {"width": 256, "in_channels": 3}, (3, 8, 8))  # 3.5 million parameters
+    monkeypatch.setattr(step, "NETS", {"wide": wide})
+    step.print_peak(kind, "wide", "fp32", torch.device("cpu"))
+    assert float(capsys.readouterr().out) > 2 * 4 * 3.5e6 / 2**20  # both probes, or theta and its gradient
+
+
+def test_all_peers_make_the_same_blend(module_of, tmp_path):
+    blend, measure = module_of("blend"), module_of("measure")
+    experts = [tmp_path / f"expert-{k}.safetensors" for k in range(3)]
+    for k, expert in enumerate(experts):
+        save_file({"layers.0.weight": torch.full((2, 3), 3.0**k)}, expert)
+    peer = tmp_path / "peer"
+    peer.write_text(PEER.format(python=sys.executable))
+    peer.chmod(0o755)
+    commands = blend.blend_commands(tmp_path, list(map(str, experts)), peer)
+    found = {"import torch": [measure.Finished(1.0, 200.0)]}
+    outputs = {"mergekit-pytorch": "mergekit/model", "python sum": "sum"}
+    for name in ("glue", "glue, no hashes", "mergekit-pytorch", "python sum"):
+        found[name] = [measure.run(commands[name], tmp_path / "log.txt")]
+        made = load_file(tmp_path / f"{outputs.get(name, 'blend')}.safetensors")
+        torch.testing.assert_close(made, {"layers.0.weight": torch.full((2, 3), 13 / 3)})
+    row = blend.summarise(found)["glue"]
+    glue, theirs = found["glue"][0], found["mergekit-pytorch"][0]
+    assert row["of_mergekit"] == pytest.approx(glue.wall_s / theirs.wall_s)
+    assert row["above_import_torch_mib"] == pytest.approx(glue.peak_mib - 200)
