@@ -105,7 +105,14 @@ def run() -> None:
         code = main()
     except SystemExit as error:  # a signal's
         code = error.code if isinstance(error.code, int) else 1
+    if _is_profiled():
+        sys.exit(code)  # to a profiler that has its results to write
     _leave(code)
+
+
+def _is_profiled() -> bool:
+    monitoring = getattr(sys, "monitoring", None)  # Python 3.12 and newer; cProfile's there
+    return sys.getprofile() is not None or bool(monitoring and monitoring.get_tool(monitoring.PROFILER_ID))
 
 
 def _leave(code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pstats
 import shutil
 import signal
 import subprocess
@@ -198,3 +199,11 @@ def test_what_a_users_code_prints_is_no_result(here):
     done = run("mix", "--method", "greedy", EXPERT_0, EXPERT_0, "--set", "objective=python:chatty:score", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["method"] == "greedy"
     assert "imported" in done.stderr and "scored" in done.stderr
+
+
+def test_a_profiler_gets_its_results(tmp_path):
+    profile = tmp_path / "profile"
+    command = [sys.executable, "-m", "cProfile", "-o", str(profile), "-m", "glue_cli", "--version"]
+    subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=True)
+    functions = pstats.Stats(str(profile)).stats
+    assert any(name == "main" and file.endswith("app.py") for file, _, name in functions)
