@@ -15,6 +15,8 @@ from glue_cli.core.threads import share_out
 _BLOCK = 1 << 15
 # Columns at once where calls or launches count for more than the cache: small models, and GPUs.
 _WIDE_BLOCK = 1 << 22
+# From row to row of a matrix, in elements: BLAS counts in 32 bits.
+_LONGEST_STRIDE = 2**31 - 1
 # A model with fewer columns is blended before threads have started.
 _SHARED_COLUMNS = 1 << 23
 
@@ -79,7 +81,10 @@ class ExpertBank:
         alphas = alphas.to(self.device, torch.float32)
 
         def blend_block(block: _Block) -> None:
-            torch.mm(alphas[:, block.group], block.read(), out=out[:, block.there])
+            if self.n_columns <= _LONGEST_STRIDE:
+                torch.mm(alphas[:, block.group], block.read(), out=out[:, block.there])
+            else:
+                out[:, block.there] = alphas[:, block.group] @ block.read().contiguous()
 
         self._each(blend_block, self._blocks)
 

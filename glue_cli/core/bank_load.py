@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.core.bank import ExpertBank, Place
-from glue_cli.core.bank_rows import DiskRows, HostRows, ResidentRows, Rows
+from glue_cli.core.bank_rows import DiskRows, HostRows, ResidentRows, Rows, Staging
 from glue_cli.core.checkpoint import Checkpoint, TensorEntry
 from glue_cli.core.compatibility import FLOAT_DTYPES
 from glue_cli.core.errors import CheckpointError
@@ -28,8 +28,8 @@ _ALIGN = 16
 _SHARE_OF_FREE = 0.6
 # What the buffers of all threads that read a bank on disk may take.
 _DISK_BUFFER_BYTES = 128 << 20
-# Columns of every expert that travel to a GPU at once.
-_HOST_BLOCK = 1 << 22
+# What travels to a GPU at once of all experts: 1 ms or more of copying, for a few launches.
+_STAGED_BYTES = 64 << 20
 
 
 def choose_bank(
@@ -85,9 +85,10 @@ def load_bank(
     sections: list[tuple[int, Rows]] = []
     n_before = 0
     on_disk, buffers = kind == "disk", local()
+    staging = Staging(device, _STAGED_BYTES) if kind == "host" and device.type == "cuda" else None
     for (group, _), names in _group(experts, recipe).items():
         own = _lay_out(names, experts[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
-        rows = _disk_rows(experts, own, device, buffers) if on_disk else _memory_rows(experts, own, device, kind)
+        rows = _disk_rows(experts, own, device, buffers) if on_disk else _memory_rows(experts, own, device, staging)
         sections.append((group, rows))
         places |= {name: Place(n_before + at.start, at.shape, at.channels_last) for name, at in own.items()}
         n_before += rows.n_columns
@@ -152,17 +153,16 @@ def _lay_out(names: Sequence[str], expert: Checkpoint, *, channels_last: bool, a
 
 
 def _memory_rows(
-    experts: Sequence[Checkpoint], places: dict[str, Place], device: torch.device, kind: BankKind
+    experts: Sequence[Checkpoint], places: dict[str, Place], device: torch.device, staging: Staging | None
 ) -> Rows:
     last = list(places)[-1]
     n_columns = places[last].start + experts[0].entries[last].n_elements
     n_columns += -n_columns % _ALIGN
-    on_host = kind == "host" and device.type == "cuda"
-    dtype, where = _stored_dtype(experts, last), "cpu" if on_host else device
-    matrix = torch.zeros(len(experts), n_columns, dtype=dtype, device=where, pin_memory=on_host)
+    dtype, where = _stored_dtype(experts, last), "cpu" if staging else device
+    matrix = torch.zeros(len(experts), n_columns, dtype=dtype, device=where, pin_memory=staging is not None)
     for row, expert in zip(matrix, experts, strict=True):
         _read_row(expert, places, row)
-    return HostRows(matrix, device, _HOST_BLOCK) if on_host else ResidentRows(matrix)
+    return HostRows(matrix, staging) if staging else ResidentRows(matrix)
 
 
 def _read_row(expert: Checkpoint, places: Mapping[str, Place], row: Tensor) -> None:

@@ -53,35 +53,48 @@ class ResidentRows(Rows):
         return self.matrix[k, start:stop].float()
 
 
+class Staging:
+    """Two buffers on a GPU and the stream that fills them; all sections of a bank share them, one after another."""
+
+    def __init__(self, device: torch.device, n_bytes: int) -> None:
+        self.device, self.n_bytes = device, n_bytes
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # They stay: the CPU runs ahead, and new ones would come faster than they are filled.
+        self.buffers = [torch.empty(n_bytes, dtype=torch.uint8, device=device) for _ in range(2)]
+
+
 class HostRows(Rows):
     """Rows in pinned host memory, copied to a GPU block by block: the next one travels while this one is used."""
 
-    def __init__(self, matrix: Tensor, device: torch.device, block_columns: int) -> None:
-        self.n_columns, self.block_columns, self._width = matrix.shape[1], block_columns, block_columns
-        self._matrix, self._device = matrix, device
-        self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, matrix: Tensor, staging: Staging) -> None:
+        self.n_columns = matrix.shape[1]
+        self.block_columns = self._width = max(1, staging.n_bytes // (len(matrix) * matrix.element_size()))
+        self._matrix, self._staging = matrix, staging
         self._staged: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
 
     def read(self, start: int, stop: int) -> Tensor:
+        current = torch.cuda.current_stream(self._staging.device)
+        self._staging.stream.wait_stream(current)  # until what lies in the buffers has been put to use
         block, arrived = self._staged.pop(start) if start in self._staged else self._stage(start, stop)
+        self._staged.clear()  # of a pass that broke off
         if stop < self.n_columns:
             self._staged[stop] = self._stage(stop, min(stop + self._width, self.n_columns))
-        current = torch.cuda.current_stream(self._device)
         current.wait_event(arrived)
-        block.record_stream(current)
-        return block[:, : stop - start].float()
+        return block.float()
 
     def read_one(self, k: int, start: int, stop: int) -> Tensor:
-        return self._matrix[k, start:stop].to(self._device, non_blocking=True).float()
+        return self._matrix[k, start:stop].to(self._staging.device, non_blocking=True).float()
 
     def _stage(self, start: int, stop: int) -> tuple[Tensor, torch.cuda.Event]:
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(self._copying):
-            block = torch.empty(len(self._matrix), stop - start, dtype=self._matrix.dtype, device=self._device)
+        shape = len(self._matrix), stop - start
+        buffer = self._staging.buffers[start // self._width % 2].view(self._matrix.dtype)
+        block = buffer[: shape[0] * shape[1]].view(shape)
+        with torch.cuda.stream(self._staging.stream):
             # row by row: what is not in one piece, torch would first gather in memory that is not pinned
             for there, row in zip(block, self._matrix, strict=True):
                 there.copy_(row[start:stop], non_blocking=True)
-            arrived.record(self._copying)
+            arrived.record(self._staging.stream)
         return block, arrived
 
 

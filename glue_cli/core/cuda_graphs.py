@@ -3,6 +3,7 @@
 Source: torch's notes on CUDA semantics, "CUDA Graphs".
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,12 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 class GraphedForwards:
     """`outputs_of` for models whose tensors keep their places, whatever values they get: passes that recur are graphs.
 
-    A pass is a model and the shapes of its inputs. One that is to have gradients, cannot be captured, or comes out
-    otherwise when it is replayed, is run as ever.
+    A pass is a model and the shapes of its inputs. One that is to have gradients is run as ever. Once a pass cannot be
+    captured, or comes out otherwise when it is replayed, none is captured any more.
     """
 
     def __init__(self, capture: Capture) -> None:
-        self._capture = capture
+        self._capture, self._is_capturable = capture, True
         self._passes: WeakKeyDictionary[nn.Module, defaultdict[object, _Pass]] = WeakKeyDictionary()
 
     def __call__(self, model: nn.Module, inputs: Inputs) -> Tensor:
@@ -43,8 +44,9 @@ class GraphedForwards:
             return known.graph(inputs)
         outputs = outputs_of(model, inputs)
         known.n_times += 1
-        if known.n_times == _CAPTURED_AT:
+        if known.n_times == _CAPTURED_AT and self._is_capturable:
             known.graph = self._graph(model, inputs, outputs)
+            self._is_capturable = known.graph is not None
         return outputs
 
     def _graph(self, model: nn.Module, inputs: Inputs, outputs: Tensor) -> "_Graph | None":
@@ -96,8 +98,11 @@ class CudaCapture:
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.device(self._device), torch.cuda.stream(current):  # to which a capture that fails must return
             self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream), _refusing_to_wait():
-                forward()
+            try:
+                with torch.cuda.stream(self._stream), _refusing_to_wait():
+                    forward()
+            finally:
+                current.wait_stream(self._stream)  # which may still read inputs that the caller lets go
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 outputs = forward()
         return graph.replay, outputs
@@ -107,8 +112,10 @@ class CudaCapture:
 def _refusing_to_wait() -> Iterator[None]:
     """Raise where a pass would wait for the GPU: found in a capture, that would leave torch's allocator astray."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")  # which torch calls a prototype
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)

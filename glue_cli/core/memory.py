@@ -19,7 +19,8 @@ _UNLIMITED = 2**63
 def free_memory(device: torch.device) -> int:
     """Return the bytes that this process may still take, on a GPU or in host memory."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
+        return torch.cuda.mem_get_info(device)[0] + cached
     of_groups = (_free_of_group(folder) for folder in _groups())
     return max(0, min(_free_of_machine(), *of_groups, _free_of_process()))
 

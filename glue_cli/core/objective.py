@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +158,7 @@ class BlendObjective:
         batches = islice(self._validation_batches(), n_batches)
         found = [_by_example(self._terms(self._copies[0], batch, 0), batch[1]) for batch in batches]
         self.cost.validation_forwards += self.cost.forwards - before
-        sums, counts = (torch.cat(parts).double().cpu() for parts in zip(*found, strict=True))
+        sums, counts = (torch.cat([part.cpu() for part in parts]).double() for parts in zip(*found, strict=True))
         return sums / counts.mean()
 
     def validation_loss(self, alpha: Tensor, n_batches: int | None = None) -> float:
@@ -269,7 +269,20 @@ def _bind(model: nn.Module, bank: ExpertBank, row: Tensor, made: Collection[str]
                 module._parameters[leaf] = shared
             else:
                 module._buffers[leaf] = shared.data
+    for module in copied.modules():
+        if isinstance(module, nn.RNNBase):
+            module.forward = _without_cudnn(module.forward)
     return copied
+
+
+def _without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep cuDNN from a recurrent layer: it moves the weights out of their row, and has no backward in eval mode."""
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        with torch.backends.cudnn.flags(enabled=False):
+            return forward(*arguments, **named)
+
+    return run
 
 
 def _tied_names(model: nn.Module) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from glue_cli.core.bank_load import load_bank
 from glue_cli.core.blend import blend_files
 from glue_cli.core.checkpoint import read_checkpoint
 from glue_cli.core.destination import plan_destination
-from glue_cli.core.device import Compute
+from glue_cli.core.device import Compute, find_device
 from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.objective import BlendObjective
 from glue_cli.core.recipe import PLAIN
@@ -107,7 +107,7 @@ def golden():
 def cuda():
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    return torch.device("cuda:0")
+    return find_device("cuda:0")
 
 
 _ON_CPU = Compute(torch.device("cpu"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from glue_cli.core import bank as bank_module
 from glue_cli.core import bank_load
 from glue_cli.core.bank import ExpertBank
 from glue_cli.core.bank_load import load_bank
@@ -62,6 +63,14 @@ def test_halves_stay_halves(save, dtype):
     expert = draw(1, dtype)
     row = blend_rows(bank, [[0.0, 1.0]])[0]
     assert all(torch.equal(place.view(row), expert[name].float()) for name, place in bank.places.items())
+
+
+def test_rows_too_long_for_blas_are_blended_all_the_same(save, monkeypatch):
+    bank = load_bank([save(str(k), draw(k)) for k in range(3)], device=CPU, channels_last=False)
+    wanted = blend_rows(bank, ALPHAS)
+    monkeypatch.setattr(bank_module, "_LONGEST_STRIDE", 1000)
+    monkeypatch.setattr(torch, "mm", None)  # it would have to be told of the stride
+    torch.testing.assert_close(blend_rows(bank, ALPHAS), wanted)
 
 
 def test_layout_of_convolutions(save):
@@ -222,7 +231,7 @@ def test_what_a_recipe_takes_from_elsewhere_stays_out(save):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["device", "host", "disk"])
 def test_cuda_equals_the_cpu(save, cuda, dtype, kind, monkeypatch):
-    monkeypatch.setattr(bank_load, "_HOST_BLOCK", 50_000)  # so that there are several
+    monkeypatch.setattr(bank_load, "_STAGED_BYTES", 50_000 * 4 * 3)  # so that there are several
     monkeypatch.setattr(bank_load, "_DISK_BUFFER_BYTES", 50_000 * 4 * (3 + 1))
     experts = [save(str(k), draw(k, dtype)) for k in range(3)]
     # on disk there is no padding, so that both have it or neither

@@ -49,6 +49,21 @@ def test_probes_are_losses_of_the_blended_model(objective_of, make, channels_las
         torch.testing.assert_close(found, torch.stack(wanted).detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_recurrent_layer_stays_where_its_blend_is(objective_of, monkeypatch):
+    def move_away(layer):
+        """As cuDNN does on a GPU, into memory of its own."""
+        if torch.backends.cudnn.enabled:
+            for weight in layer._flat_weights:
+                weight.data = weight.data.clone()
+
+    objective, model, experts = objective_of(Recurrent)
+    monkeypatch.setattr(nn.LSTM, "flatten_parameters", move_away)
+    for alphas in (ALPHAS, ALPHAS.flip(0)):
+        wanted = [wide_loss(model, blended(experts, alpha), batch_of(4)).detach() for alpha in alphas]
+        torch.testing.assert_close(objective.probe_losses(alphas, step=4), torch.stack(wanted), rtol=1e-5, atol=1e-6)
+    assert torch.backends.cudnn.enabled
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 @pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive, normed])
 def test_gradient_equals_finite_differences(objective_of, make, loss):
@@ -311,6 +326,8 @@ def test_cuda_equals_the_cpu(objective_of, cuda, make):
     (loss, by_alpha), (cuda_loss, cuda_by_alpha) = here.gradient(ALPHA, 1), there.gradient(ALPHA, 1)
     assert cuda_loss == pytest.approx(loss, rel=1e-3)
     assert cuda_by_alpha.device == CPU and (cuda_by_alpha - by_alpha).norm() < 1e-2 * by_alpha.norm()
+    again = there.probe_losses(ALPHAS.flip(0), 1)  # in the same places
+    torch.testing.assert_close(again.flip(0), here.probe_losses(ALPHAS, 1), rtol=1e-3, atol=1e-4)
     assert there.validation_loss(ALPHA) == pytest.approx(here.validation_loss(ALPHA), rel=1e-3)
     found, wanted = (objective.quadratic(ALPHA, torch.arange(3), 0.3, 1) for objective in (there, here))
     assert found.gradient.device == found.curvature.device == CPU

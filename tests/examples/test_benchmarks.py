@@ -55,14 +55,14 @@ def test_a_step_is_measured_with_its_terms(module_of, tmp_path, monkeypatch, cap
     assert "ResNet-20, fp32" in printed and "One probe pair" in printed
 
 
-@pytest.mark.parametrize("kind", ["spsa", "fullgrad"])
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak")
-def test_the_peak_of_a_step_holds_its_blends(module_of, monkeypatch, capsys, kind):
+def test_the_peak_of_a_step_is_taken_in_a_process_of_its_own(module_of):
     step = module_of("step")
-    wide = ("cnn", {"width": 256, "in_channels": 3}, (3, 8, 8))  # 3.5 million parameters
-    monkeypatch.setattr(step, "NETS", {"wide": wide})
-    step.print_peak(kind, "wide", "fp32", torch.device("cpu"))
-    assert float(capsys.readouterr().out) > 2 * 4 * 3.5e6 / 2**20  # both probes, or theta and its gradient
+    found = {
+        kind: step.peak_of(kind, "ResNet-20, 32x32", "fp32", torch.device("cpu")) for kind in ("spsa", "fullgrad")
+    }
+    blends = 2 * 4 * 272_474 / 2**20  # MiB; of both probes
+    assert found["fullgrad"] > found["spsa"] > blends
 
 
 def test_all_peers_make_the_same_blend(module_of, tmp_path):
