@@ -59,7 +59,8 @@ class Session:
         architectures = [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
         overrides = [*self.overrides]
         if self.seed is not None:
-            overrides.append(f"seed={self.seed}")
+            is_variable = str(self.seed) == os.environ.get("GLUE_SEED")  # which --set goes before, as any flag
+            overrides.insert(0 if is_variable else len(overrides), f"seed={self.seed}")
         if self.precision is not None:
             overrides.append(f"precision={self.precision}")
         return read_spec(self._spec_file, overrides, known_names={"arch": architectures, "format": FORMATS})

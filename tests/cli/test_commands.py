@@ -315,6 +315,7 @@ def test_flag_beats_variable_beats_spec_beats_default(here, glue, experts, monke
     assert seed("--set", "seed=9") == 9
     monkeypatch.setenv("GLUE_SEED", "11")
     assert seed() == 11
+    assert seed("--set", "seed=9") == 9
     assert seed("--seed", "13") == 13
     assert seed("--seed", "13", "--set", "seed=9") == 13
     monkeypatch.delenv("GLUE_SEED")
