@@ -86,7 +86,7 @@ def measure_bandwidth(device: torch.device, n_runs: int) -> dict[str, Any]:
     for row in rows:
         row.normal_(generator=draws)
     bank = ExpertBank([(0, ResidentRows(rows))], {"theta": Place(0, (D,), False)}, n_experts=K, device=rows.device)
-    alphas = torch.rand(2, 1, K).softmax(2)
+    alphas = torch.rand(2, 1, K, generator=torch.Generator().manual_seed(0)).softmax(2)
     out = torch.empty(2, D, device=device)
 
     def loops() -> None:
