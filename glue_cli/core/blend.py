@@ -21,7 +21,7 @@ from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.core.compatibility import check_copied
 from glue_cli.core.destination import Destination
 from glue_cli.core.errors import CheckpointError
-from glue_cli.core.files import check_unchanged, open_files, read_into, write_all
+from glue_cli.core.files import check_unchanged, copy_into, open_files, read_into, write_all
 from glue_cli.core.hashing import StreamedHash
 from glue_cli.core.layout import header_of, metadata_of
 from glue_cli.core.output import reserve, writing
@@ -123,7 +123,7 @@ def _open_outputs(stack: ExitStack, destination: Destination, plan: Plan, starts
     Files get their names in the reverse order: the weights first, then the index, at last the configuration.
     """
     for source, copy in destination.companions:
-        write_all(stack.enter_context(writing(copy)), source.read_bytes(), 0)
+        copy_into(stack.enter_context(writing(copy)), source)
     by_file = plan.entries_by_file()
     if destination.index:
         text = _index_text(destination, by_file)

@@ -1,5 +1,6 @@
 """Where a blend goes: one file, shards with an index, or a Hugging Face folder. Needs no torch."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from glue_cli.core.recipe import PLAIN, Recipe
 
 _INDEX = ".index.json"
 _WEIGHTS = ".safetensors"
+# The weights that a reader looks for in a model's folder; others, such as somebody's backup, are not glue's to delete.
+_LOADED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 # What a model's folder holds beside its weights: configuration, tokenizer, chat template.
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
@@ -46,7 +49,7 @@ class Destination:
         """Return what an earlier blend left in the folder that would be read in place of this one, or beside it."""
         if not self.is_folder:
             return []
-        found = [*self.result.glob(f"model*{_WEIGHTS}"), *self.result.glob(f"model*{_WEIGHTS}{_INDEX}")]
+        found = (path for path in sorted(self.result.glob("model*")) if _LOADED.fullmatch(path.name))
         return [path for path in found if path not in self.paths]
 
     @property

@@ -72,6 +72,19 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> N
         filled += n_read
 
 
+def copy_into(descriptor: int, source: Path) -> None:
+    """Write what a small file holds, such as a configuration, to an open one.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
+    write_all(descriptor, content, 0)
+
+
 def write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
     """Write all of `data` at `offset`."""
     view, written = memoryview(data), 0

@@ -15,7 +15,7 @@ from glue_cli.core.blend_tensors import blend_tensors
 from glue_cli.core.checkpoint import Checkpoint, TensorEntry
 from glue_cli.core.destination import Destination
 from glue_cli.core.device import Compute
-from glue_cli.core.files import write_all
+from glue_cli.core.files import copy_into, write_all
 from glue_cli.core.heads import AlignedHead
 from glue_cli.core.lora_base import AdaptedBase
 from glue_cli.core.lora_blend import concatenate, expert_tensors, mixed_tensor, write_merged
@@ -23,7 +23,7 @@ from glue_cli.core.output import writing
 from glue_cli.core.spec import Spec
 from glue_cli.workflows.plan import Run
 from glue_cli.workflows.plan_mix import MixPlan
-from glue_cli.workflows.save import relabelled
+from glue_cli.workflows.save import configured
 
 Describe = Callable[[Sequence[str | None]], dict[str, Any]]  # the experts' sha256 [K] -> glue's metadata
 
@@ -113,7 +113,7 @@ class WholeExperts(Experts):
             return blend_files(
                 plan.experts,
                 alphas.tolist(),
-                self._relabel(stack),
+                self._configure(stack),
                 describe,
                 recipe=replace(plan.recipe, made={**plan.recipe.made, **shapes}),
                 made={**made, **self.make_tensors(alphas)},
@@ -122,12 +122,13 @@ class WholeExperts(Experts):
                 progress=run.progress,
             )
 
-    def _relabel(self, stack: ExitStack) -> Destination:
-        """Write a folder's configuration for a head with other classes; return where all the rest goes."""
+    def _configure(self, stack: ExitStack) -> Destination:
+        """Write a folder's configuration where it says other classes or another dtype; return where the rest goes."""
         plan, rest = self._plan, self._plan.destination
         for source, copy in plan.destination.companions:
-            if plan.head_classes and copy.name == "config.json":
-                write_all(stack.enter_context(writing(copy)), relabelled(source, plan.head_classes), 0)
+            if (plan.head_classes or plan.dtype) and copy.name == "config.json":
+                text = configured(source, plan.head_classes, plan.dtype)
+                write_all(stack.enter_context(writing(copy)), text, 0)
                 rest = replace(rest, companions=tuple(pair for pair in rest.companions if pair[1] != copy))
         return rest
 
@@ -163,7 +164,7 @@ class AdapterExperts(Experts):
         if plan.merges:
             with ExitStack() as stack:
                 for source, companion in plan.destination.companions:
-                    write_all(stack.enter_context(writing(companion)), source.read_bytes(), 0)
+                    copy_into(stack.enter_context(writing(companion)), source)
                 write_merged(plan.destination.files[0], self._adapted, alphas[0].tolist(), describe(hashes))
             for stale in plan.destination.stale_files():
                 stale.unlink()

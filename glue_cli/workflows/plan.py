@@ -73,6 +73,8 @@ class Outputs:
         for path in outputs:
             option = "--history" if path == self.history else "--output"
             check_output(path, inputs, force=self.force, option=option)
+        for stale in destination.stale_files() if destination else []:  # which go
+            check_output(stale, inputs, force=self.force)
 
 
 def _data_files(spec: Spec) -> list[Path]:

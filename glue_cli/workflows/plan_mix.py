@@ -38,6 +38,7 @@ class MixPlan:
         alpha: given coefficients [K]; sizes: numbers of training examples [K]; None where the method needs none.
         recipe: how each tensor comes about; head: the head that is made anew, if any.
         head_classes: of a head that is not blended; none where it is, or its classes are not known.
+        dtype: a key of `OUTPUT_DTYPES` that is wanted for all of the blend; None where each tensor keeps its own.
         refreshes: whether BatchNorm's statistics are taken anew from the target's data.
         adapters: the experts as adapters, where they are; adapted: them on their base, where that is known.
         merges: whether adapters are merged into their base; else the blend is an adapter too.
@@ -55,6 +56,7 @@ class MixPlan:
     recipe: Recipe = PLAIN
     head: HeadPlan | None = None
     head_classes: tuple[str, ...] = ()
+    dtype: str | None = None
     refreshes: bool = False
     adapters: tuple[Adapter, ...] = ()
     adapted: AdaptedBase | None = None
@@ -182,6 +184,7 @@ def _plan_checkpoints(
         recipe=recipe,
         head=head,
         head_classes=head_classes_of(experts, rules, head),
+        dtype=dtype,
         refreshes=rules.batchnorm == "refresh",
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from glue_cli.core.destination import Destination
 from glue_cli.core.errors import CheckpointError
-from glue_cli.core.files import write_all
+from glue_cli.core.files import copy_into, write_all
 from glue_cli.core.output import writing
 from glue_cli.core.tensors import write_checkpoint
 
@@ -38,14 +38,16 @@ def save_model(
             config = stack.enter_context(writing(destination.result / "config.json"))
             write_all(config, _configuration(model, class_names).encode(), 0)
         for source, copy in destination.companions:
-            write_all(stack.enter_context(writing(copy)), source.read_bytes(), 0)
+            copy_into(stack.enter_context(writing(copy)), source)
         write_checkpoint(destination.files[0], tensors, glue)
     for stale in destination.stale_files():
         stale.unlink()
 
 
-def relabelled(source: Path, class_names: Sequence[str]) -> bytes:
-    """Return the text of a Hugging Face configuration for other classes.
+def configured(source: Path, class_names: Sequence[str], dtype: str | None) -> bytes:
+    """Return the text of a Hugging Face configuration for other classes, if any are given, or another dtype.
+
+    transformers would load the weights in the dtype of the configuration, whatever their own.
 
     Raises:
         CheckpointError: it is no configuration.
@@ -54,10 +56,24 @@ def relabelled(source: Path, class_names: Sequence[str]) -> bytes:
         config = dict(json.loads(source.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError):
         raise CheckpointError(f"'{source}' is no JSON object", hint="copy or download it again") from None
-    config.pop("num_labels", None)  # which transformers counts itself
-    config["id2label"] = {str(number): name for number, name in enumerate(class_names)}
-    config["label2id"] = {name: number for number, name in enumerate(class_names)}
+    except OSError as error:
+        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
+    if class_names:
+        config.pop("num_labels", None)  # which transformers counts itself
+        config["id2label"] = {str(number): name for number, name in enumerate(class_names)}
+        config["label2id"] = {name: number for number, name in enumerate(class_names)}
+    if dtype:
+        _set_dtype(config, dtype)
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Name a dtype wherever a configuration names one: its own, and those of the models that it is made of."""
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype") and isinstance(value, str):  # as transformers 5 and 4 call it
+            config[key] = dtype
+        elif key.endswith("_config") and isinstance(value, dict):
+            _set_dtype(value, dtype)
 
 
 def _configuration(model: Any, class_names: Sequence[str] | None) -> str:

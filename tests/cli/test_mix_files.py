@@ -1,6 +1,10 @@
 """What `glue mix` does with files alone: hashes, memory, shards, folders."""
 
+import errno
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +69,45 @@ def test_an_experts_folder_is_never_written_over(folders, tmp_path, capsys, forc
     assert "is also an input" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["config.json", "model.safetensors"]
     assert (tmp_path / "first" / "model.safetensors").read_bytes() == before
+
+
+def test_an_expert_in_the_output_folder_is_never_deleted(folders, pair, tmp_path, capsys):
+    first, second = Path(folders[0]), tmp_path / "second"
+    one = second / "model-00001-of-00002.safetensors"  # which a blend of another size would be read in place of
+    os.replace(second / "model.safetensors", one)
+    backup = second / "model-b.safetensors"
+    shutil.copy(one, backup)
+    assert main(["mix", "--method", "uniform", str(first), str(one), "-o", str(second), "--force"]) == 2
+    assert "model-00001-of-00002.safetensors' is also an input" in capsys.readouterr().err
+    assert one.exists() and not (second / "model.safetensors").exists()
+    one.unlink()
+    assert main(["mix", "--method", "uniform", str(first), str(backup), "-o", str(second), "--force"]) == 0
+    assert backup.exists() and (second / "model.safetensors").exists()
+
+
+def test_a_configuration_that_cannot_be_read_is_named(folders, tmp_path, capsys, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
+    assert main(["mix", "--method", "uniform", *folders, "-o", str(tmp_path / "prior")]) == 3
+    assert (
+        "first/config.json' cannot be read: Permission denied" in capsys.readouterr().err
+        and not (tmp_path / "prior").exists()
+    )
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_folders_configuration_says_the_dtype_that_is_asked_for(folders, tmp_path, key):
+    config = {key: "bfloat16", "text_config": {key: "bfloat16", "width": 4}, "vocab_size": 3}
+    (Path(folders[0]) / "config.json").write_text(json.dumps(config))
+    blend = ["mix", "--method", "uniform", *folders, "-q"]
+    assert main([*blend, "-o", str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    wanted = {key: "float16", "text_config": {key: "float16", "width": 4}, "vocab_size": 3}
+    assert json.loads((tmp_path / "half" / "config.json").read_text()) == wanted
+    assert load_file(tmp_path / "half" / "model.safetensors")["w"].dtype == torch.float16
+    assert main([*blend, "-o", str(tmp_path / "same")]) == 0
+    assert (tmp_path / "same" / "config.json").read_text() == json.dumps(config)
 
 
 def test_an_index_that_is_read_is_never_written_over(folders, tmp_path, capsys):

@@ -107,6 +107,22 @@ def test_nothing_of_an_earlier_blend_is_read_in_place_of_this_one(folders, tmp_p
     assert_blended(tmp_path / "prior")
 
 
+def test_other_files_in_the_folder_stay(folders, tmp_path):
+    others = [
+        "model_best_backup.safetensors",
+        "model-b.safetensors",
+        "model.fp16.safetensors",
+        "model-1-of-2.safetensors",
+    ]
+    (tmp_path / "prior").mkdir()
+    for name in others:
+        (tmp_path / "prior" / name).write_text("somebody's")
+    blend_to(tmp_path / "prior", folders, max_shard_bytes=600)
+    blend_to(tmp_path / "prior", folders)
+    assert all((tmp_path / "prior" / name).read_text() == "somebody's" for name in others)
+    assert {path.name for path in (tmp_path / "prior").iterdir()} >= {"model.safetensors", *others}
+
+
 def test_a_failed_folder_leaves_nothing(folders, save_shards, tmp_path):
     broken = save_shards("broken", {**TENSORS, "big": torch.full((1000,), torch.nan)})
     with pytest.raises(CheckpointError, match="'big' has nan"):
