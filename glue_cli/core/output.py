@@ -1,5 +1,6 @@
 """Output files: checked before the work begins, and there whole or not at all. Needs no torch."""
 
+import ctypes
 import errno
 import os
 import secrets
@@ -124,13 +125,21 @@ def _cannot_write(path: Path, error: OSError) -> ResourceError:
 
 def reserve(descriptor: int, n_bytes: int) -> None:
     """Claim the whole size at once, so that a full disk shows before the work; where the file system can."""
-    try:
-        os.posix_fallocate(descriptor, 0, n_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-    except AttributeError:  # not a Linux
-        os.ftruncate(descriptor, n_bytes)
+    error = _fallocate(descriptor, n_bytes)
+    if error not in (0, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+        raise OSError(error, os.strerror(error))
+
+
+def _fallocate(descriptor: int, n_bytes: int) -> int:
+    """Ask Linux for blocks; return the error's number, or 0.
+
+    Where a file system has no such thing, NFS 3 for one, posix_fallocate would write a byte into every block.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "fallocate"):
+        return errno.ENOSYS
+    start, length = ctypes.c_longlong(0), ctypes.c_longlong(n_bytes)
+    return ctypes.get_errno() if library.fallocate(descriptor, 0, start, length) else 0
 
 
 def _sync_folder(folder: Path) -> None:

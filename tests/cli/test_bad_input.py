@@ -1,5 +1,6 @@
 """All the ways in which input is bad: each has its exit code, says what and where, and leaves no trace on disk."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glue_cli.cli.app import main
+from glue_cli.core import output
 
 EXPERT_0, EXPERT_1 = "experts/expert-000.safetensors", "experts/expert-001.safetensors"
 WEIGHT = "features.0.weight"
@@ -264,10 +266,7 @@ def test_outputs_that_cannot_be(here, refused, monkeypatch):
 
 
 def test_a_full_disk(here, refused, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(output, "_fallocate", lambda descriptor, n_bytes: errno.ENOSPC)
     refused(["mix", "--alpha=1", EXPERT_0, "-q"], 5, "prior.safetensors", "No space left")
     refused(["finetune", EXPERT_0, "-q"], 5, "finetuned.safetensors", "No space left")
 

@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+import sys
 from collections import namedtuple
 
 import pytest
@@ -27,6 +28,23 @@ def test_a_file_appears_whole_in_folders_that_are_made(tmp_path):
         os.pwrite(descriptor, b"whole", 0)
         assert not output.exists()
     assert output.read_bytes() == b"whole" and os.listdir(output.parent) == ["out.bin"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the blocks that are taken")
+def test_the_whole_size_is_claimed(tmp_path):
+    with writing(tmp_path / "out.bin") as descriptor:
+        reserve(descriptor, 1 << 20)
+        assert os.fstat(descriptor).st_blocks * 512 >= os.fstat(descriptor).st_size == 1 << 20
+
+
+@pytest.mark.parametrize("lack", [errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_cannot_claim_a_size_is_written_to_all_the_same(tmp_path, monkeypatch, lack):
+    monkeypatch.setattr(output_module, "_fallocate", lambda descriptor, n_bytes: lack)
+    with writing(tmp_path / "out.bin") as descriptor:
+        reserve(descriptor, 100)
+        assert os.fstat(descriptor).st_size == 0  # nothing was written to find it out
+        os.pwrite(descriptor, b"whole", 0)
+    assert (tmp_path / "out.bin").read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize("existing", [None, b"precious"])
