@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-# Columns at once: four rows and the sums of a few blends stay in the second cache.
-_BLOCK = 8192
+# Sums in work at once: with four rows as long they stay in the second cache, and a row is long enough to be streamed.
+_SUMS = 1 << 14
+_NARROWEST, _WIDEST = 1 << 10, 1 << 13
 
 
 @cache
@@ -22,7 +23,7 @@ def load_fused_product() -> Callable[[Tensor, Tensor, Tensor], None] | None:
     """
     try:
         import numba
-    except ImportError:  # of a NumPy that it is too old for, too
+    except (ImportError, OSError):  # of a NumPy that it is too old for; of a library of LLVM's
         return None
     signature = "void(float32[:, ::1], float32[::1], int64, float32[::1], int64, int64)"  # compiled here, once
     add_up = numba.njit(signature, nogil=True, fastmath={"contract"})(_add_up)
@@ -47,8 +48,9 @@ def _add_up(coefficients: Any, rows: Any, stride: int, out: Any, out_stride: int
     """
     n_blends, n_rows = coefficients.shape
     n_in_fours = n_rows // 4 * 4
-    for start in range(0, n, _BLOCK):
-        width = min(_BLOCK, n - start)
+    block = min(max(_SUMS // n_blends, _NARROWEST), _WIDEST)
+    for start in range(0, n, block):
+        width = min(block, n - start)
         for k in range(0, n_in_fours, 4):
             first = k * stride + start
             w = rows[first : first + width]

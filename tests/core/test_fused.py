@@ -18,6 +18,7 @@ needs_numba = pytest.mark.skipif(
 def shared(monkeypatch):
     """Large models' blocks and threads, for small ones."""
     monkeypatch.setattr(bank, "_SHARED_COLUMNS", 0)
+    monkeypatch.setattr(bank, "_FUSED_COLUMNS", 0)
     monkeypatch.setattr(bank, "_FUSED_BLOCK", 5000)
     monkeypatch.setattr(bank, "_FUSED_SCRATCH_BLOCK", 3000)
 
@@ -54,8 +55,7 @@ def draw(seed, dtype):
 
 @needs_numba
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["device", "disk"])
-def test_a_large_bank_is_blended_as_without_numba(save, shared, monkeypatch, dtype, kind):
+def test_a_large_bank_is_blended_as_without_numba(save, shared, monkeypatch, dtype):
     checkpoints = [save(str(k), draw(k, dtype)) for k in range(6)]
     recipe = Recipe(("first", "second"), {"a": 0, "b": 1})
     alphas = torch.rand(2, 2, 6, dtype=torch.float64).softmax(2)
@@ -64,11 +64,19 @@ def test_a_large_bank_is_blended_as_without_numba(save, shared, monkeypatch, dty
         torch.set_num_threads(n_threads)
         if not is_fused:
             monkeypatch.setattr(bank, "load_fused_product", lambda: None)
-        one = load_bank(checkpoints, device=torch.device("cpu"), recipe=recipe, kind=kind)
+        one = load_bank(checkpoints, device=torch.device("cpu"), recipe=recipe)
         found[n_threads, is_fused] = out = torch.full((2, one.n_columns), float("nan"))
         one.blend(alphas, out)
     assert torch.equal(found[1, True], found[3, True])
     torch.testing.assert_close(found[3, True], found[3, False], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["device", "disk"])
+def test_small_banks_and_those_on_disk_do_without(save, monkeypatch, kind):
+    monkeypatch.setattr(bank, "load_fused_product", None)  # to be called by nobody
+    if kind == "disk":
+        monkeypatch.setattr(bank, "_FUSED_COLUMNS", 0)
+    load_bank([save("a", draw(0, torch.float32))], device=torch.device("cpu"), kind=kind)
 
 
 def test_without_numba_blas_multiplies(save, shared, monkeypatch):
