@@ -126,17 +126,24 @@ def measure_shapes(folder: Path) -> dict[str, Any]:
         subprocess.run([sys.executable, "-c", MAKE_SHAPES, str(folder), str(count), str(n), str(side)], check=True)
         experts = [str(folder / f"{n}-of-{side}-{k:02d}.safetensors") for k in range(count)]
         commands[name] = [*GLUE, *experts, "-o", str(folder / "shapes.safetensors")]
-    found = compare(commands, 1, folder / "log.txt")
-    base = found.pop("import torch")[0].peak_mib
-    show(
-        "Memory for extreme shapes, --memory 192MiB, one run",
-        ["", "wall s", "MiB above import torch"],
-        [[name, f"{runs[0].wall_s:.1f}", f"{runs[0].peak_mib - base:.0f}"] for name, runs in found.items()],
-    )
-    return {
-        name: {"wall_s": runs[0].wall_s, "above_import_torch_mib": runs[0].peak_mib - base}
+    found = compare(commands, 3, folder / "log.txt")
+    base = found.pop("import torch")
+    rows = {
+        name: {
+            "wall_s": spread([r.wall_s for r in runs]),
+            "above_import_torch_mib": spread([r.peak_mib - b.peak_mib for r, b in zip(runs, base, strict=True)]),
+        }
         for name, runs in found.items()
     }
+    show(
+        "Memory for extreme shapes, --memory 192MiB, medians of 3",
+        ["", "wall s", "MiB above import torch"],
+        [
+            [name, f"{row['wall_s']['median']:.1f}", f"{row['above_import_torch_mib']['median']:.0f}"]
+            for name, row in rows.items()
+        ],
+    )
+    return rows
 
 
 def measure_slow_disk(folder: Path, experts: list[str]) -> dict[str, Any]:
@@ -146,12 +153,12 @@ def measure_slow_disk(folder: Path, experts: list[str]) -> dict[str, Any]:
     command += ["-o", str(folder / "blend.safetensors")]
     start = [sys.executable, "-c", "import torch"]
     found = compare({"start": start, "slowed": command}, 3, folder / "log.txt")
-    wall_s = statistics.median(r.wall_s - b.wall_s for r, b in zip(found["slowed"], found["start"], strict=True))
+    wall_s = spread([r.wall_s - b.wall_s for r, b in zip(found["slowed"], found["start"], strict=True)])
     waited_s = float(waited.read_text())
     show(
         "4 checkpoints from a disk of 500 MB/s and 5 ms a read, medians of 3",
         ["beyond import torch s", "all reads together s"],
-        [[f"{wall_s:.2f}", f"{waited_s:.2f}"]],
+        [[f"{wall_s['median']:.2f}", f"{waited_s:.2f}"]],
     )
     return {"slowed disk": {"beyond_import_torch_s": wall_s, "all_reads_s": waited_s}}
 

@@ -107,11 +107,11 @@ def measure_bandwidth(device: torch.device, n_runs: int) -> dict[str, Any]:
     moved = {"sum": K, "copy": 2 + 2, "pair": K + 2}  # rows read and written
     speed = {name: 4 * n * D / medians[name] / 1e9 for name, n in moved.items()}
     row = {
-        "pair_s": spread(times["pair"]),
         **{f"{name}_gb_per_s": speed[name] for name in ("pair", "sum", "copy")},
         "of_sum": speed["pair"] / speed["sum"],
         "of_copy": speed["pair"] / speed["copy"],
         "faster_than_add_": medians["two loops of add_"] / medians["pair"],
+        "spreads_s": {name: spread(t) for name, t in times.items()},
     }
     show(
         f"One probe pair, K = {K}, d = {D:,}, float32",
@@ -124,7 +124,7 @@ def measure_bandwidth(device: torch.device, n_runs: int) -> dict[str, Any]:
             "of the copy's",
             "times faster than two loops of add_",
         ],
-        [[f"{medians['pair']:.4f}", *(f"{row[key]:.2f}" for key in list(row)[1:])]],
+        [[f"{medians['pair']:.4f}", *(f"{row[key]:.2f}" for key in list(row)[:-1])]],
     )
     return row
 
@@ -213,6 +213,7 @@ def measure_steps(net: str, precision: Precision, device: torch.device, n_runs: 
     predicted_full = median["C_mix"] + median["F + B"] + median["C_inner"]
     return {
         **{f"{name}_ms": 1000 * value for name, value in median.items()},
+        "spreads_ms": {name: spread([1000 * t for t in runs]) for name, runs in times.items()},
         "spsa_of_two_forwards": statistics.median(s / f for s, f in zip(times["spsa"], two_forwards, strict=True)),
         "fullgrad_of_spsa": statistics.median(f / s for f, s in zip(times["fullgrad"], times["spsa"], strict=True)),
         "fullgrad_of_spsa_predicted": predicted_full / predicted_spsa,
