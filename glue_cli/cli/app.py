@@ -38,6 +38,7 @@ app.command("report")(report)
 
 
 _INTERRUPTED = 130
+_OUT_OF_MEMORY = "use a smaller batch_size, --bank disk in a search, or a machine with more memory"
 
 
 def _print_version(wanted: bool) -> None:
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_out_of_memory(error):
             traceback.print_exc()
             return 1
-        return _report(ResourceError("out of memory", hint="use a smaller batch_size, or a machine with more memory"))
+        return _report(ResourceError("out of memory", hint=_OUT_OF_MEMORY))
     except OSError as error:
         return _report(_as_resource_error(error))
     except Exception:

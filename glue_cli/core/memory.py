@@ -61,12 +61,17 @@ def _free_of_group(folder: Path) -> int:
 
 
 def _free_of_process() -> int:
-    """Return what `ulimit -v` leaves."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    """Return what `ulimit -v` and `ulimit -d` leave."""
+    return min(_free_of_limit(resource.RLIMIT_AS, 0), _free_of_limit(resource.RLIMIT_DATA, 5))
+
+
+def _free_of_limit(kind: int, field: int) -> int:
+    """Return a limit of this process less what it has of that, which /proc tells in pages."""
+    limit, _ = resource.getrlimit(kind)
     if limit == resource.RLIM_INFINITY:
         return _UNLIMITED
     try:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        used = int(Path("/proc/self/statm").read_text().split()[field]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         used = 0
     return limit - used

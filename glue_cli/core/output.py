@@ -61,8 +61,8 @@ def check_room(output: Path, n_bytes: int) -> None:
     Raises:
         ResourceError: it is so.
     """
-    folder = output.absolute().parent
-    while not folder.exists():
+    folder = output.absolute()
+    while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if n_bytes > free:

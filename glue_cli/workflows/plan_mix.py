@@ -173,7 +173,7 @@ def _plan_checkpoints(
         max_shard_bytes=max_shard_bytes,
     )
     outputs.check(experts, plan.spec, destination)
-    check_room(destination.files[0], destination.n_bytes)
+    check_room(destination.result, destination.n_bytes)
     check_vocabularies(experts)
     check_compatible(experts, dtype_given=dtype is not None, apart=recipe.apart)
     check_copied(experts, apart=recipe.apart)

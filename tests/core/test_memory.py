@@ -11,17 +11,18 @@ CPU = torch.device("cpu")
 MiB = 1 << 20
 
 
-@pytest.fixture
-def address_space():
-    """Limit the address space as `ulimit -v` does, to so much more than is in use."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
+@pytest.fixture(params=["address space", "data"])
+def limited(request):
+    """Limit what this process may take as `ulimit -v` or `ulimit -d` does, to so much more than is in use."""
+    kind, field = {"address space": (resource.RLIMIT_AS, 0), "data": (resource.RLIMIT_DATA, 5)}[request.param]
+    before = resource.getrlimit(kind)
 
     def limit(more):
-        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + more, before[1]))
+        in_use = int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
+        resource.setrlimit(kind, (in_use + more, before[1]))
 
     yield limit
-    resource.setrlimit(resource.RLIMIT_AS, before)
+    resource.setrlimit(kind, before)
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def test_memory_of_this_machine(group):
     assert 0 < free_memory(CPU) < total
 
 
-def test_a_limit_on_the_address_space_counts(address_space, group):
-    address_space(200 * MiB)
+def test_a_limit_of_the_process_counts(limited, group):
+    limited(200 * MiB)
     assert 190 * MiB < free_memory(CPU) <= 200 * MiB
     torch.empty(150 * MiB, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="alloc"):

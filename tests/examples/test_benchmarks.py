@@ -44,7 +44,9 @@ def test_a_step_is_measured_with_its_terms(module_of, tmp_path, monkeypatch, cap
     step.main()
     result, printed = json.loads((tmp_path / "step.json").read_text()), capsys.readouterr().out
     bandwidth, terms = result["bandwidth"], result["steps"]["ResNet-20, fp32"]
-    assert bandwidth["pair_gb_per_s"] == pytest.approx(4 * (8 + 2) * 1e5 / bandwidth["spreads_s"]["pair"]["median"] / 1e9)
+    assert bandwidth["pair_gb_per_s"] == pytest.approx(
+        4 * (8 + 2) * 1e5 / bandwidth["spreads_s"]["pair"]["median"] / 1e9
+    )
     assert bandwidth["of_copy"] == pytest.approx(bandwidth["pair_gb_per_s"] / bandwidth["copy_gb_per_s"])
     full, spsa = (
         terms["C_mix_ms"] + terms["F + B_ms"] + terms["C_inner_ms"],
