@@ -1,12 +1,13 @@
 """Blend checkpoints file to file: theta(alpha) = sum_k alpha_k theta_k, eq. (1), in bounded memory.
 
 A few threads each read, hash, blend and write a block of the output at a time. The arithmetic runs over chunks whose
-boundaries follow from the output's layout alone, so the bytes depend neither on the threads nor on the memory.
+boundaries follow from how the tensors lie alone, so the bytes depend neither on the threads nor on the memory.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glue_cli.core.blend_plan import Block, Plan, Segment, plan_blend, slot_element_bytes
+from glue_cli.core.blend_plan import COPIED, Block, Plan, plan_blend, survey
 from glue_cli.core.checkpoint import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.core.compatibility import check_copied
 from glue_cli.core.destination import Destination
@@ -35,6 +36,8 @@ MEMORY_BYTES = 192 << 20
 N_THREADS = min((os.cpu_count() or 1) + 1, 12)
 # A thread's buffers: larger ones were slower, 8 float32 experts of 400 MB on two cores 0.54 s at 16 MiB, 0.66 at 64.
 SLOT_BYTES = 16 << 20
+# Blocks a thread that are made before they are done: enough that no thread waits for the next one.
+AHEAD = 2
 # Bytes read between two flushes of what is written so far.
 FLUSH_BYTES = 512 << 20
 # Elements handled at once: K of these stay in the cache. Its multiples bound the blocks, so it is part of the bytes.
@@ -71,7 +74,8 @@ def blend_files(
     Raises:
         CheckpointError: an expert has NaN or infinity, changes while it is read, or a copied tensor differs.
         ResourceError: the output cannot be written.
-    Cost: every expert is read once, and a second time only where it orders its tensors otherwise than the output.
+    Cost: every expert is read once; for its sha256 a second time, where the experts have their tensors in different
+        orders and its own is not the output's.
     Source: eq. (1).
     """
     check_copied(experts, apart=recipe.apart)
@@ -165,75 +169,68 @@ class _Blending:
         n_threads: int,
         progress: Progress,
     ) -> None:
-        self._readers, self._outputs = readers, outputs
-        self._progress = progress
-        self._blocks = list(plan.blocks(min(memory_bytes // n_threads, SLOT_BYTES), CHUNK))
-        self._hashes = hashes
-        self._streamed = self._in_file_order() if hashes else [False] * len(readers)
-        needed = max((b.n_elements * slot_element_bytes(b.segment) for b in self._blocks), default=0)
-        slot_bytes = needed + 64 * (len(readers) + 1)
+        self._plan, self._readers, self._outputs = plan, readers, outputs
+        self._hashes, self._progress = hashes, progress
+        self._block_bytes = min(memory_bytes // n_threads, SLOT_BYTES)
+        self._survey = survey(plan.blocks(self._block_bytes, CHUNK), len(readers))
+        slot_bytes = self._survey.buffer_bytes + 64 * (len(readers) + 1)
         # of many experts a chunk each may be more than a thread's share
         self._n_threads = max(1, min(n_threads, memory_bytes // slot_bytes))
         self._slots: SimpleQueue[Tensor] = SimpleQueue()
-        for _ in range(min(self._n_threads, len(self._blocks))):
+        for _ in range(min(self._n_threads, self._survey.n_blocks)):
             self._slots.put(torch.empty(slot_bytes, dtype=torch.uint8))
+        self._n_done = self._n_flushed = 0
 
     def run(self) -> None:
-        self._progress(Started("blend", sum(block.n_bytes for block in self._blocks), "B"))
-        n_done = n_flushed = 0
-        turns = self._turns()
+        self._progress(Started("blend", self._survey.n_bytes, "B"))
+        waiting: deque[tuple[Block, Future[None]]] = deque()
         with single_threaded(self._n_threads) as pool:
-            futures: list[Future[None]] = [
-                pool.submit(self._do, block, turn) for block, turn in zip(self._blocks, turns, strict=True)
-            ]
             try:
-                for block, future in zip(self._blocks, futures, strict=True):
-                    future.result()
-                    n_done += block.n_bytes
-                    self._progress(Advanced(n_done))
-                    if n_done - n_flushed > FLUSH_BYTES:  # the disk writes while the threads compute
-                        os.fdatasync(self._outputs[block.segment.file].descriptor)
-                        n_flushed = n_done
+                for block, turns in self._with_turns():
+                    if len(waiting) == AHEAD * self._n_threads:
+                        self._await(*waiting.popleft())
+                    waiting.append((block, pool.submit(self._do, block, turns)))
+                for block, future in waiting:
+                    self._await(block, future)
             finally:
-                for future in futures:
+                for _, future in waiting:
                     future.cancel()
                 for streamed in self._hashes:
                     streamed.stop()
 
-    def _in_file_order(self) -> list[bool]:
-        """Tell for each expert whether the blocks pass over its files in their own order."""
-        places: list[list[tuple[int, int]]] = [[] for _ in self._readers]
-        for block in self._blocks:
-            for source in block.segment.sources:
-                places[source.expert].append((source.file, source.offset))
-        return [of_expert == sorted(of_expert) for of_expert in places]
-
-    def _turns(self) -> list[dict[int, int]]:
-        """Return for each block which turn of each expert's hash it is."""
+    def _with_turns(self) -> Iterator[tuple[Block, dict[int, int]]]:
+        """Yield the blocks, each with the turn of every expert's hash that it is."""
         counts = [0] * len(self._readers)
-        turns = []
-        for block in self._blocks:
-            turns.append({source.expert: counts[source.expert] for source in block.segment.sources})
-            for source in block.segment.sources:
+        for block in self._plan.blocks(self._block_bytes, CHUNK):
+            yield block, {source.expert: counts[source.expert] for source in block.sources}
+            for source in block.sources:
                 counts[source.expert] += 1
-        return turns
+
+    def _await(self, block: Block, future: Future[None]) -> None:
+        future.result()
+        self._n_done += block.n_bytes
+        self._progress(Advanced(self._n_done))
+        if self._n_done - self._n_flushed > FLUSH_BYTES:  # the disk writes while the threads compute
+            os.fdatasync(self._outputs[block.targets[-1].file].descriptor)
+            self._n_flushed = self._n_done
 
     def _do(self, block: Block, turns: dict[int, int]) -> None:
         slot = self._slots.get()
         try:
             out, inputs = _carve(slot, block)
-            for source, tensor in zip(block.segment.sources, inputs, strict=True):
-                reader = self._readers[source.expert]
-                offset = source.offset + block.start * DTYPE_BYTES[source.dtype]
-                reader.read(source.file, offset, bytes_of(tensor))
-                if self._streamed[source.expert]:
-                    self._hashes[source.expert].update(turns[source.expert], source.file, offset, bytes_of(tensor))
-            if block.segment.copied:
+            for (expert, _, file, offset, _), tensor in zip(block.sources, inputs, strict=True):
+                self._readers[expert].read(file, offset, bytes_of(tensor))
+                if self._hashes and self._survey.in_file_order[expert]:
+                    self._hashes[expert].update(turns[expert], file, offset, bytes_of(tensor))
+            if block.dtype == COPIED:
                 out.copy_(inputs[0])
             else:
                 self._blend(block, inputs, out)
-            offset = block.segment.offset + block.start * DTYPE_BYTES[block.segment.dtype]
-            self._outputs[block.segment.file].write(bytes_of(out), offset)
+            data = bytes_of(out)
+            for file, offset, n_elements in block.targets:
+                n_bytes = n_elements * DTYPE_BYTES[block.dtype]
+                self._outputs[file].write(data[:n_bytes], offset)
+                data = data[n_bytes:]
         except BaseException:
             for streamed in self._hashes:
                 streamed.stop()
@@ -243,7 +240,7 @@ class _Blending:
 
     def _blend(self, block: Block, inputs: Sequence[Tensor], out: Tensor) -> None:
         wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else torch.float32
-        weights = [source.weight for source in block.segment.sources]
+        weights = [source.weight for source in block.sources]
         for start in range(0, block.n_elements, CHUNK):
             parts = [tensor[start : start + CHUNK] for tensor in inputs]
             total = torch.mul(parts[0].to(wide), weights[0])
@@ -252,18 +249,18 @@ class _Blending:
             chunk = out[start : start + CHUNK].copy_(total)
             # a sum is finite when all are, and cheaper to ask for; the exact test follows where it is not
             if not torch.isfinite(chunk.sum(dtype=wide)) and not torch.isfinite(chunk).all():
-                self._blame(block.segment, block.start + start, parts, chunk)
+                self._blame(block, start, parts, chunk)
 
-    def _blame(self, segment: Segment, start: int, parts: Sequence[Tensor], chunk: Tensor) -> None:
-        for source, part in zip(segment.sources, parts, strict=True):
+    def _blame(self, block: Block, start: int, parts: Sequence[Tensor], chunk: Tensor) -> None:
+        for source, part in zip(block.sources, parts, strict=True):
             wrong = (~torch.isfinite(part)).nonzero()
             if len(wrong):
-                name = segment.name_at(start + int(wrong[0]))
+                name = self._plan.name_at(*block.place_of(start + int(wrong[0])))
                 expert = self._readers[source.expert].expert
                 message = f"{expert.path}: '{name}' has {part[int(wrong[0])].item()}"
                 raise CheckpointError(message, hint="leave this expert out, or mend it")
-        name = segment.name_at(start + int((~torch.isfinite(chunk)).nonzero()[0]))
-        raise CheckpointError(f"'{name}' is too large for {segment.dtype}", hint="choose a wider --dtype")
+        name = self._plan.name_at(*block.place_of(start + int((~torch.isfinite(chunk)).nonzero()[0])))
+        raise CheckpointError(f"'{name}' is too large for {block.dtype}", hint="choose a wider --dtype")
 
 
 def _carve(slot: Tensor, block: Block) -> tuple[Tensor, list[Tensor]]:
@@ -277,7 +274,7 @@ def _carve(slot: Tensor, block: Block) -> tuple[Tensor, list[Tensor]]:
         position += n_bytes + (-n_bytes % 64)
         return part
 
-    return take(block.segment.dtype), [take(source.dtype) for source in block.segment.sources]
+    return take(block.dtype), [take(source.dtype) for source in block.sources]
 
 
 def _largest_counter(counter: TensorEntry, readers: Sequence[_Reader], weights: Sequence[float]) -> bytes:
