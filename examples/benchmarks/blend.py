@@ -34,15 +34,18 @@ for k in range(count):
         write_checkpoint(path, {f"layers.{i}.weight": torch.randn(side, side, generator=draws) for i in range(n)}, {})
 """
 
-# Files of zeros, which take no room: one tensor of 4 GB, or 100,000 of 64 bytes.
+# Files of zeros, which take no room: one tensor of 4 GB, or 100,000 of 64 bytes, in the usual order or in any.
 MAKE_SHAPES = """
-import sys
+import random, sys
 from pathlib import Path
 from glue_cli.core.layout import header_of, metadata_of, place
-folder, count, n, side = Path(sys.argv[1]), *map(int, sys.argv[2:])
+folder, order, count, n, side = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 for k in range(count):
-    path = folder / f"{n}-of-{side}-{k:02d}.safetensors"
+    path = folder / f"{n}-of-{side}-{order}-{k:02d}.safetensors"
     entries = place((f"layers.{i // 10}.{i % 10}.weight", "F32", (side, side)) for i in range(n))
+    if order == "shuffled":
+        places = random.Random(k).sample([entry.offset for entry in entries], n)
+        entries = [entry._replace(offset=offset) for entry, offset in zip(entries, places, strict=True)]
     header = header_of(entries, metadata_of({}))
     with path.open("wb") as file:
         file.write(header)
@@ -118,13 +121,15 @@ def main() -> None:
 def measure_shapes(folder: Path) -> dict[str, Any]:
     """Measure the memory for extreme shapes, above that of a bare `import torch`."""
     commands = {"import torch": [sys.executable, "-c", "import torch"]}
-    for name, count, n, side in (
-        ("2 x one tensor of 4 GB", 2, 1, 32_768),
-        ("2 x 100,000 tensors", 2, 100_000, 4),
-        ("32 x 100,000 tensors", 32, 100_000, 4),
+    for name, order, count, n, side in (
+        ("2 x one tensor of 4 GB", "sorted", 2, 1, 32_768),
+        ("2 x 100,000 tensors", "sorted", 2, 100_000, 4),
+        ("32 x 100,000 tensors", "sorted", 32, 100_000, 4),
+        ("8 x 100,000 tensors in 8 orders", "shuffled", 8, 100_000, 4),
     ):
-        subprocess.run([sys.executable, "-c", MAKE_SHAPES, str(folder), str(count), str(n), str(side)], check=True)
-        experts = [str(folder / f"{n}-of-{side}-{k:02d}.safetensors") for k in range(count)]
+        sizes = (str(number) for number in (count, n, side))
+        subprocess.run([sys.executable, "-c", MAKE_SHAPES, str(folder), order, *sizes], check=True)
+        experts = [str(folder / f"{n}-of-{side}-{order}-{k:02d}.safetensors") for k in range(count)]
         commands[name] = [*GLUE, *experts, "-o", str(folder / "shapes.safetensors")]
     found = compare(commands, 3, folder / "log.txt")
     base = found.pop("import torch")

@@ -44,12 +44,16 @@ def run(command: Sequence[str], log: Path) -> Finished:
 
 
 def compare(commands: Mapping[str, Sequence[str]], n_runs: int, log: Path) -> dict[str, list[Finished]]:
-    """Run the commands in turn, A B C A B C ..., after one warm-up of each, so that drift hits all alike."""
+    """Run the commands in turn, A B C A B C ..., after one warm-up of each, so that drift hits all alike.
+
+    What one leaves to be written to the disk is written before the next begins, which would wait for it otherwise.
+    """
     for command in commands.values():
         run(command, log)
     found: dict[str, list[Finished]] = {name: [] for name in commands}
     for _ in range(n_runs):
         for name, command in commands.items():
+            os.sync()
             found[name].append(run(command, log))
     return found
 

@@ -36,8 +36,8 @@ MEMORY_BYTES = 192 << 20
 N_THREADS = min((os.cpu_count() or 1) + 1, 12)
 # A thread's buffers: larger ones were slower, 8 float32 experts of 400 MB on two cores 0.54 s at 16 MiB, 0.66 at 64.
 SLOT_BYTES = 16 << 20
-# Blocks a thread that are made before they are done: enough that no thread waits for the next one.
-AHEAD = 2
+# Blocks a thread that are made before they are done: enough that none runs out of them while the disk is waited for.
+AHEAD = 16
 # Bytes read between two flushes of what is written so far.
 FLUSH_BYTES = 512 << 20
 # Elements handled at once: K of these stay in the cache. Its multiples bound the blocks, so it is part of the bytes.
