@@ -267,7 +267,6 @@ def test_an_index_that_names_what_is_not_there(index, tmp_path):
     assert caught.value.items == ("c",)
 
 
-@pytest.mark.parametrize("way", ["../out.safetensors", "/etc/passwd", "sub/../../out.safetensors"])
 def test_an_index_whose_shards_have_names_too_long_to_be_there(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": "x" * 300 + ".safetensors"}}))
@@ -277,6 +276,7 @@ def test_an_index_whose_shards_have_names_too_long_to_be_there(tmp_path):
         read_checkpoint(tmp_path / ("x" * 300))
 
 
+@pytest.mark.parametrize("way", ["../out.safetensors", "/etc/passwd", "sub/../../out.safetensors"])
 def test_an_index_that_leads_out_of_its_folder(index, way):
     with pytest.raises(CheckpointError, match="outside its own folder") as caught:
         index({"weight_map": {"a": way}})
