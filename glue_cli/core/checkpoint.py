@@ -102,7 +102,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if path.is_dir():
         return _read_folder(path)
-    if not os.path.exists(path):  # which is also said of a name that is too long
+    if not path.exists():
         raise UsageError(f"no checkpoint at '{path}'", hint="check the path")
     if path.name.endswith(".index.json"):
         return _read_index(path, path)
@@ -160,7 +160,7 @@ def _read_index(path: Path, index: Path) -> Checkpoint:
     outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
         raise CheckpointError(f"'{index}' names shards outside its own folder", items=outside, hint=_WRONG_FILE)
-    missing = [str(file) for file in files if not os.path.exists(file)]
+    missing = [str(file) for file in files if not os.path.exists(file)]  # Path.exists raises where a name is too long
     if missing:
         raise CheckpointError(f"'{index}' names shards that are not there", items=missing, hint="copy them beside it")
     entries: dict[str, TensorEntry] = {}

@@ -272,8 +272,6 @@ def test_an_index_whose_shards_have_names_too_long_to_be_there(tmp_path):
     index.write_text(json.dumps({"weight_map": {"w": "x" * 300 + ".safetensors"}}))
     with pytest.raises(CheckpointError, match="names shards that are not there"):
         read_checkpoint(index)
-    with pytest.raises(UsageError, match="no checkpoint at"):
-        read_checkpoint(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize("way", ["../out.safetensors", "/etc/passwd", "sub/../../out.safetensors"])
