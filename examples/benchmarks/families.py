@@ -52,6 +52,7 @@ class Family:
 
 FAMILIES = (
     Family("digits", "digits", (4, 8, 16), LONG),
+    Family("digits64", "digits", (64,), LONG),
     Family("cifar10", "paper/cifar10-resnet20", (5, 10), LONG, data="cifar10"),
     Family("imagenette", "paper/imagenette-vit8", (5,), SHORT, data="imagenette", packages=("PIL",)),
     Family(

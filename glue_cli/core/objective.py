@@ -102,6 +102,8 @@ class BlendObjective:
     def quadratic(self, alpha: Tensor, coordinates: Tensor, radius: float, step: int) -> Quadratic:
         """Return the loss on the minibatch of `step` to second order, from alpha towards single experts.
 
+        Where there is a score, its value at alpha stands with the slopes and curvatures of the loss, its surrogate.
+
         Args:
             alpha: [G, K], on the simplex.
             coordinates: the directions, int64 [n], as positions in alpha flattened: a group goes to an expert.
@@ -111,12 +113,12 @@ class BlendObjective:
         batch = self._train_batch(step)
         models = self._blends_towards_experts(alpha, coordinates, radius)
         outputs = self._forward(next(models), batch, step)
-        loss = example_losses(self._loss, outputs, batch[1]).mean(dtype=torch.float64).item()
+        value = self._score(outputs, batch[1]).mean(dtype=torch.float64).item()
         draws = generator(self._seed, "secants", step)
         secants = Secants(self._loss, outputs, batch[1], radius=radius, draws=draws)
         for model in models:
             secants.add(self._forward(model, batch, step))
-        return secants.quadratic(loss)
+        return secants.quadratic(value)
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
         """Return the loss on the minibatch of `step`, and dL/dalpha up to a constant by group, [G, K], float64.

@@ -1,5 +1,6 @@
 """GLUE: coefficients by two-point SPSA, configuration 4 of the paper's section 5, with forward passes alone."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -70,23 +71,60 @@ class SpsaDescent:
         return found.loss
 
 
+_SURROGATE_STEPS = 20  # at most: after as many, Gauss-Newton's descents are nearly level
+
+
+class SurrogateFirst:
+    """A strategy for a score without a derivative: half of the way down the loss, its smooth surrogate, then SPSA's.
+
+    The loss leads from afar to about where the score is best, with the few steps of Gauss-Newton; from there on the
+    score itself is searched, by probes.
+    """
+
+    def __init__(self, objective: Objective, start: Tensor, settings: MixSpec, seed: int) -> None:
+        self._now: GaussNewton | SpsaDescent = GaussNewton(objective, start, seed=seed)
+        self._objective, self._settings, self._seed = objective, settings, seed
+        self.n_rounds, self.n_forwards = self._now.n_rounds, self._now.n_forwards
+        self.least_forwards = 2 * settings.n_directions
+        self._most_forwards, self._steps_left = 0.0, min(_SURROGATE_STEPS, settings.steps // 2)
+
+    @property
+    def alpha(self) -> Tensor:
+        return self._now.alpha
+
+    def step(self, step: int, n_forwards: float) -> float:
+        """Make a step on the minibatch of `step` with at most `n_forwards`; return the score near the old alpha."""
+        if isinstance(self._now, GaussNewton) and self._is_half_way(n_forwards):
+            self._now = SpsaDescent(self._objective, self._now.alpha, self._settings, self._seed)
+        self._steps_left -= 1
+        return self._now.step(step, n_forwards)
+
+    def _is_half_way(self, n_forwards: float) -> bool:
+        self._most_forwards = max(self._most_forwards, n_forwards)
+        if math.isinf(n_forwards):
+            return self._steps_left <= 0
+        return n_forwards < max(self._most_forwards / 2, self._now.least_forwards)
+
+
 def spsa(
     objective: Objective, settings: MixSpec, *, seed: int, observe: Callable[[StepRecord], None] = lambda record: None
 ) -> Learned:
     """Learn alpha with forward passes alone, eq. (9) right.
 
     A plain search is the paper's: n probe pairs a step, 2n forwards, from the uniform blend. A staged one takes
-    Gauss-Newton's steps, which get more out of the same forwards, unless the settings name an optimizer or the
-    objective has no derivative by the outputs.
+    Gauss-Newton's steps, which get more out of the same forwards, unless the settings name an optimizer; where the
+    objective has no derivative by the outputs, half of its way.
     """
     if settings.search == "plain":
         estimate = _make_estimate(objective, settings, seed)
         return descend(objective, estimate, settings, observe, n_forwards=2 * settings.n_directions)
 
     def make_strategy(start: Tensor) -> Strategy:
-        if settings.optimizer == "auto" and objective.is_smooth:
+        if settings.optimizer != "auto":
+            return SpsaDescent(objective, start, settings, seed)
+        if objective.is_smooth:
             return GaussNewton(objective, start, seed=seed)
-        return SpsaDescent(objective, start, settings, seed)
+        return SurrogateFirst(objective, start, settings, seed)
 
     return search(objective, settings, make_strategy, seed=seed, observe=observe)
 

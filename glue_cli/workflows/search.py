@@ -151,7 +151,7 @@ def _validation_size(spec: Spec, n_examples: int) -> int:
 def _warn_of_idle_settings(method: str, spec: Spec, run: Run) -> None:
     """Say which settings that differ from their preset have no part in this search."""
     settings, preset = spec.mix, PRESETS[spec.mix.preset]
-    if makes_gauss_newton_steps(method, settings, spec.objective):
+    if spec.objective == "loss" and makes_gauss_newton_steps(method, settings):
         idle = [f"mix.{key}" for key in _OF_OPTIMIZERS if getattr(settings, key) != preset[key]]
         if idle:
             text = f"{', '.join(idle)}: of no effect on Gauss-Newton's steps; with mix.optimizer: adam it has"

@@ -89,12 +89,12 @@ def test_fullgrad_needs_a_derivative(here, glue, experts):
 @pytest.mark.parametrize(
     ("arguments", "planned"),
     [
-        (["spsa"], {"steps_at_most": 4, "forwards_a_step": 4}),
-        (["spsa", "--budget", "90"], {"budget": "90", "forwards_a_step": 4}),
-        (["spsa", "--set", "mix.groups.head=head.*"], {"steps_at_most": 4, "forwards_a_step": 7}),
+        (["spsa"], {"steps_at_most": 4, "forwards_a_step": 3}),
+        (["spsa", "--budget", "90"], {"budget": "90", "forwards_a_step": 3}),
+        (["spsa", "--set", "mix.groups.head=head.*"], {"steps_at_most": 4, "forwards_a_step": 5}),
         (["spsa", "--set", "mix.preset=paper", "--set", "mix.n_directions=3"], {"forwards_a_step": 6}),
         (["spsa", "--set", "mix.optimizer=adam"], {"forwards_a_step": 2}),
-        (["spsa", "--set", "objective=accuracy"], {"forwards_a_step": 2}),
+        (["spsa", "--set", "objective=accuracy"], {"forwards_a_step": 3}),
         (["greedy"], {"validations_at_most": 6}),
         (["greedy", "--budget", "2m"], {"budget": "2m", "validations_at_most": 6}),
         (["fullgrad", "--budget", "2m"], {"budget": "2m"}),

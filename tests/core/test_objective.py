@@ -264,6 +264,15 @@ def test_a_score_takes_the_place_of_the_loss(objective_of):
     assert objective.validation_loss(ALPHA) == sum(map(n_wrong, BOTH)) / 2
 
 
+def test_of_a_score_the_value_is_its_own_and_the_slopes_are_the_loss_s(objective_of):
+    coordinates = torch.arange(len(ALPHA.flatten()))
+    by_loss = objective_of(conv_net)[0].quadratic(ALPHA, coordinates, 0.03, 1)
+    scored, _, _ = objective_of(conv_net, score=lambda z, y: (z.argmax(1) != y).float())
+    found = scored.quadratic(ALPHA, coordinates, 0.03, 1)
+    assert found.loss == scored.probe_losses(ALPHA[None], 1).item() != by_loss.loss
+    assert torch.equal(found.gradient, by_loss.gradient) and torch.equal(found.curvature, by_loss.curvature)
+
+
 class Watched(nn.Module):
     """Notes in which mode it is called."""
 

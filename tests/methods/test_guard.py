@@ -70,10 +70,10 @@ def test_the_end_is_kept_where_nothing_is_better():
     assert verdict.loss == verdict.end_loss and len(verdict.rivals) == 3
 
 
-def test_a_rival_that_is_better_by_less_than_the_standard_error_is_not_returned():
+def test_a_rival_that_is_better_by_less_than_two_standard_errors_is_not_returned():
     found = [run(Noisy([1.0, 1.0 - level], own=0.5), expert(0, 2), {"rival": expert(1, 2)}) for level in (-0.2, 0.2)]
     error, draw = found[0].rivals[0].standard_error, found[0].rivals[0].difference - 0.2
-    for extra, name in [(0.9, "end"), (1.1, "rival")]:
+    for extra, name in [(1.9, "end"), (2.1, "rival")]:
         level = draw + extra * error  # so that the difference comes out at `extra` standard errors
         verdict = run(Noisy([1.0, 1.0 - level], own=0.5), expert(0, 2), {"rival": expert(1, 2)})
         assert verdict.rivals[0].difference == pytest.approx(-extra * error)

@@ -372,22 +372,52 @@ def test_spsa_finds_the_optimum_and_repeats(keys):
     torch.testing.assert_close(found[0].alpha, wanted, rtol=0, atol=0.05 if "optimizer" in keys else 2e-3)
 
 
-def test_what_has_no_derivative_is_searched_by_probes_alone():
-    objective = Bowl([0.5, 0.1, 0.4])
-    objective.is_smooth = False
-    learned = spsa(objective, settings_of(budget="200"), seed=0)
-    assert objective.minibatches == [] and learned.val_loss < 0.3 * learned.val_loss_start
-    spsa(smooth := Bowl([0.5, 0.1, 0.4]), settings_of(budget="200"), seed=0)
-    assert len(smooth.minibatches) > 20
+class Scored(Bowl):
+    """A score without a derivative, with the least at `target`; the loss has it at `loss_target`, and leads there."""
+
+    is_smooth = False
+
+    def __init__(self, target, loss_target, noise=0.0):
+        super().__init__(target, noise)
+        self.loss_target, self.asked = torch.tensor([loss_target], dtype=torch.float64), []
+
+    def probe_losses(self, alphas, step):
+        self.asked.append("probes")
+        return super().probe_losses(alphas, step)
+
+    def quadratic(self, alpha, coordinates, radius, step):
+        self.asked.append("quadratic")
+        ways = torch.eye(self.n_experts, dtype=torch.float64)[coordinates] - alpha
+        value = super().quadratic(alpha, coordinates, radius, step).loss
+        return ToSecondOrder(value, 2 * ways @ (alpha - self.loss_target)[0], 2 * ways @ ways.T)
+
+
+@pytest.mark.parametrize("keys", [{"budget": "300"}, {}])
+def test_what_has_no_derivative_is_searched_down_the_loss_and_then_by_probes(keys):
+    score, loss = [0.6, 0.1, 0.3], [0.5, 0.25, 0.25]
+    objective = Scored(score, loss, noise=0.1)
+    learned = spsa(objective, settings_of(**keys), seed=0)
+    last = max(i for i, kind in enumerate(objective.asked) if kind == "quadratic")
+    first = objective.asked.index("quadratic")
+    assert set(objective.asked[first : last + 1]) == {"quadratic"} and len(objective.asked) > last + 20
+    reached = objective.loss(learned.alpha).item()
+    assert reached < 0.25 * objective.loss(torch.tensor([loss])).item()
+
+
+def test_half_of_what_is_left_to_descend_with_goes_down_the_loss():
+    learned = spsa(objective := Scored([0.6, 0.1, 0.3], [0.6, 0.1, 0.3]), settings_of(budget="400"), seed=0)
+    by_stage = spent_by_stage(learned)
+    by_probes = 2 * len(objective.asked[1 + max(i for i, kind in enumerate(objective.asked) if kind == "quadratic") :])
+    assert by_probes == pytest.approx((by_stage["race"] + by_stage["descend"]) / 2, rel=0.25)
 
 
 @pytest.mark.parametrize("n_experts", [2, 5, 17])
 @pytest.mark.parametrize("budget", [7, 30, 150])
 def test_the_real_strategies_keep_a_budget(n_experts, budget):
     for keys in ({}, {"optimizer": "adam", "n_directions": 3}):
-        objective = Bowl(rising(n_experts), noise=0.1)
-        spsa(objective, settings_of(budget=str(budget), **keys), seed=0)
-        assert objective.cost.forwards <= budget
+        for objective in (Bowl(rising(n_experts), noise=0.1), Scored(rising(n_experts), rising(n_experts)[::-1])):
+            spsa(objective, settings_of(budget=str(budget), **keys), seed=0)
+            assert objective.cost.forwards <= budget
 
 
 def test_a_race_that_is_cut_short_is_won_by_the_best_so_far():
