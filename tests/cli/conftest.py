@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
@@ -55,6 +56,14 @@ class Answer:
         assert not lines[0].endswith(".")
         for part in parts:
             assert str(part) in self.err, self.err
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_as_in_a_terminal():
+    """Let processes hear of Ctrl-C and hang-ups, which those of a shell's background job or nohup ignore."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture
