@@ -36,7 +36,10 @@ def _search(plan: "MixPlan", spec: "Spec") -> dict[str, Any]:
 
 
 def _spsa_step(plan: "MixPlan", spec: "Spec") -> int:
-    """Return the forwards of a step: Gauss-Newton's, towards all experts but one in every group, or probe pairs."""
-    if makes_gauss_newton_steps(plan.method, spec.mix):
+    """Return the forwards of a step, of the later ones where there are two kinds.
+
+    Those of Gauss-Newton go towards all experts but one in every group; the others probe in pairs.
+    """
+    if makes_gauss_newton_steps(plan.method, spec.mix, spec.objective):
         return len(plan.recipe.groups) * (len(plan.experts) - 1) + 1
     return 2 * spec.mix.n_directions

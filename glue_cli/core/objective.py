@@ -45,6 +45,7 @@ class BlendObjective:
         train_batch: the minibatch of a step, the same for every method.
         validation_batches: the whole validation set, in batches as large.
         score: what is minimised in place of the loss, from outputs and targets: a term an example, or one in all.
+        follows_loss: whether a score is best about where the loss is least.
         statistics: whether BatchNorm uses the blended running statistics, or those of the batch.
         bn_gradient: whether `gradient` passes through the blended running statistics.
         make_tensors: the tensors that are not blended and depend on alpha all the same.
@@ -64,8 +65,9 @@ class BlendObjective:
         bn_gradient: bool = True,
         make_tensors: MakeTensors = make_nothing,
         score: Score | None = None,
+        follows_loss: bool = False,
     ) -> None:
-        self.is_smooth = score is None
+        self.is_smooth, self.follows_loss = score is None, follows_loss
         self.n_groups, self.n_experts = bank.n_groups, bank.n_experts
         self.cost = Cost()
         self._uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)

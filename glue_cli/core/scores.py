@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from glue_cli.core.losses import Loss, Score
 
 
+# Scores that are best about where the loss is least, so that a search may go down the loss first.
+LIKE_THE_LOSS = ("accuracy", "f1")
+
+
 def load_score(objective: str, loss: "Loss", folder: Path) -> "Score | None":
     """Return what mixing minimises in place of the loss, or None where it is the loss.
 

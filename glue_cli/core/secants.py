@@ -21,6 +21,7 @@ class Quadratic:
     """loss + gradient . x + x . curvature . x / 2, for x in units of the n directions.
 
     Attributes:
+        loss: at the point; where a score is searched for, that in its place.
         gradient: [n]; curvature: [n, n], symmetric, with no negative eigenvalue; both float64 on the CPU.
     """
 
@@ -71,8 +72,8 @@ class Secants:
 
     def _of_labels(self, ends: Tensor) -> tuple[Tensor, Tensor]:
         """The same for logits [N, C]: the curvature is the covariance of their changes under the probabilities."""
-        z = self._outputs.float()
-        change, probabilities = ends.float() - z, z.softmax(-1)
+        z, ends = self._outputs.float(), ends.float()
+        change, probabilities = (ends - z).masked_fill_(ends == z, 0), z.softmax(-1)  # a masked class is -inf in both
         change -= (probabilities * change).sum(-1, keepdim=True)
         slope = -change.gather(1, self._targets[:, None]).mean(dtype=torch.float64)
         return slope, change * (probabilities / len(change)).sqrt()
@@ -107,6 +108,6 @@ def _draw(work: Tensor, logits: Tensor, draws: torch.Generator) -> Tensor:
 def _centred(work: Tensor, logits: Tensor, ends: Tensor, tokens: Tensor) -> Tensor:
     """Return the changes at tokens [n, m], of logits [n, C] to the ends, less their mean under the probabilities."""
     z, probabilities, change = work[:, : len(logits)].unbind()
-    change.copy_(ends).sub_(z.copy_(logits))
+    change.copy_(ends).sub_(z.copy_(logits)).masked_fill_(logits == ends, 0)  # a masked token is -inf in both
     torch.softmax(z, -1, out=probabilities)
     return change.gather(1, tokens) - probabilities.mul_(change).sum(-1, keepdim=True)

@@ -43,9 +43,6 @@ METHODS = {
 SEARCHES = [name for name, method in METHODS.items() if method.is_search]
 
 
-def makes_gauss_newton_steps(method: str, settings: "MixSpec") -> bool:
-    """Tell whether a search goes by the model's outputs, not by losses alone: what spsa does unless told otherwise.
-
-    Where something else than the loss is searched for, it does so on the first half of its way.
-    """
-    return method == "spsa" and (settings.search, settings.optimizer) == ("staged", "auto")
+def makes_gauss_newton_steps(method: str, settings: "MixSpec", objective: str) -> bool:
+    """Tell whether a search goes by the model's outputs, not by losses alone: what spsa does unless told otherwise."""
+    return method == "spsa" and (settings.search, settings.optimizer, objective) == ("staged", "auto", "loss")

@@ -105,10 +105,10 @@ def _largest(alpha: Tensor) -> Tensor:
 
 
 def _spread(alpha: Tensor, coordinates: Tensor) -> Tensor:
-    """Return what makes slopes towards all experts [G K] of those towards the experts at `coordinates`, [G K, n].
+    """Return S [G K, n]: the slopes towards all experts are S @ those towards some, at `coordinates`.
 
-    The directions e_k - alpha, weighted by alpha_k, sum to zero, and so do the slopes along them: what leads to a
-    group's largest coefficient follows from the others without a forward.
+    The directions e_k - alpha, weighted by alpha_k, sum to zero, and so, to first order, do the slopes along them:
+    what leads to a group's largest coefficient follows from the others without a forward. Those not taken count as 0.
     """
     weights, columns = alpha.flatten(), torch.arange(len(coordinates))
     largest = _largest(alpha)[coordinates // alpha.shape[1]]

@@ -12,11 +12,17 @@ from glue_cli.core.secants import Quadratic
 
 
 class Objective(Protocol):
-    """The target loss as a function of alpha; `glue_cli.core.objective.BlendObjective` is the real one."""
+    """The target loss or a score, as a function of alpha; the real one is `glue_cli.core.objective.BlendObjective`.
+
+    Attributes:
+        is_smooth: whether it is the loss.
+        follows_loss: whether it is a score that is best about where the loss is least.
+    """
 
     n_groups: int
     n_experts: int
     is_smooth: bool
+    follows_loss: bool
     cost: Cost
 
     def probe_losses(self, alphas: Tensor, step: int) -> Tensor: ...

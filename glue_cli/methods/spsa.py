@@ -75,35 +75,48 @@ _SURROGATE_STEPS = 20  # at most: after as many, Gauss-Newton's descents are nea
 
 
 class SurrogateFirst:
-    """A strategy for a score without a derivative: half of the way down the loss, its smooth surrogate, then SPSA's.
+    """A strategy for a score that follows the loss: half of the way down that, its smooth surrogate, then SPSA's.
 
     The loss leads from afar to about where the score is best, with the few steps of Gauss-Newton; from there on the
-    score itself is searched, by probes.
+    score itself is searched, by probes. A budget too small for both is Gauss-Newton's.
+
+    Attributes:
+        n_forwards: of a whole step of Gauss-Newton's; n_rounds: steps after which a poor basin shows.
     """
 
     def __init__(self, objective: Objective, start: Tensor, settings: MixSpec, seed: int) -> None:
-        self._now: GaussNewton | SpsaDescent = GaussNewton(objective, start, seed=seed)
+        self._first = GaussNewton(objective, start, seed=seed)
+        self._second: SpsaDescent | None = None
         self._objective, self._settings, self._seed = objective, settings, seed
-        self.n_rounds, self.n_forwards = self._now.n_rounds, self._now.n_forwards
-        self.least_forwards = 2 * settings.n_directions
-        self._most_forwards, self._steps_left = 0.0, min(_SURROGATE_STEPS, settings.steps // 2)
+        self.n_rounds, self.n_forwards = self._first.n_rounds, self._first.n_forwards
+        self._most_forwards = 0.0
+        # without a budget; before the validation can be level, which would end the search
+        self._steps_left = min(_SURROGATE_STEPS, settings.steps // 2, settings.patience * settings.validate_every)
 
     @property
     def alpha(self) -> Tensor:
-        return self._now.alpha
+        return (self._second or self._first).alpha
+
+    @property
+    def least_forwards(self) -> int:
+        by_probes = 2 * self._settings.n_directions
+        return by_probes if self._second else min(by_probes, self._first.least_forwards)
 
     def step(self, step: int, n_forwards: float) -> float:
         """Make a step on the minibatch of `step` with at most `n_forwards`; return the score near the old alpha."""
-        if isinstance(self._now, GaussNewton) and self._is_half_way(n_forwards):
-            self._now = SpsaDescent(self._objective, self._now.alpha, self._settings, self._seed)
+        self._most_forwards = max(self._most_forwards, n_forwards)
+        if self._second is None and self._is_half_way(n_forwards):
+            self._second = SpsaDescent(self._objective, self.alpha, self._settings, self._seed)
+        if self._second:
+            return self._second.step(step, n_forwards)
         self._steps_left -= 1
-        return self._now.step(step, n_forwards)
+        return self._first.step(step, n_forwards)
 
     def _is_half_way(self, n_forwards: float) -> bool:
-        self._most_forwards = max(self._most_forwards, n_forwards)
         if math.isinf(n_forwards):
             return self._steps_left <= 0
-        return n_forwards < max(self._most_forwards / 2, self._now.least_forwards)
+        is_due = n_forwards < max(self._most_forwards / 2, self._first.least_forwards)
+        return is_due and n_forwards >= 2 * self._settings.n_directions
 
 
 def spsa(
@@ -112,19 +125,19 @@ def spsa(
     """Learn alpha with forward passes alone, eq. (9) right.
 
     A plain search is the paper's: n probe pairs a step, 2n forwards, from the uniform blend. A staged one takes
-    Gauss-Newton's steps, which get more out of the same forwards, unless the settings name an optimizer; where the
-    objective has no derivative by the outputs, half of its way.
+    Gauss-Newton's steps, which get more out of the same forwards, unless the settings name an optimizer: all of its
+    way where the objective is the loss, half of it where that leads to about the same place.
     """
     if settings.search == "plain":
         estimate = _make_estimate(objective, settings, seed)
         return descend(objective, estimate, settings, observe, n_forwards=2 * settings.n_directions)
 
     def make_strategy(start: Tensor) -> Strategy:
-        if settings.optimizer != "auto":
-            return SpsaDescent(objective, start, settings, seed)
-        if objective.is_smooth:
+        if settings.optimizer == "auto" and objective.is_smooth:
             return GaussNewton(objective, start, seed=seed)
-        return SurrogateFirst(objective, start, settings, seed)
+        if settings.optimizer == "auto" and objective.follows_loss:
+            return SurrogateFirst(objective, start, settings, seed)
+        return SpsaDescent(objective, start, settings, seed)
 
     return search(objective, settings, make_strategy, seed=seed, observe=observe)
 

@@ -30,8 +30,10 @@ class Strategy(Protocol):
     """
 
     n_forwards: int
-    least_forwards: int
     n_rounds: int
+
+    @property
+    def least_forwards(self) -> int: ...
 
     @property
     def alpha(self) -> Tensor: ...

@@ -11,7 +11,7 @@ from glue_cli.core.cost import Cost
 from glue_cli.core.errors import SpecError
 from glue_cli.core.objective import BlendObjective
 from glue_cli.core.progress import Advanced, Finished, Noted, Started
-from glue_cli.core.scores import figure_of, load_score
+from glue_cli.core.scores import LIKE_THE_LOSS, figure_of, load_score
 from glue_cli.core.spec import PRESETS, MixSpec, Spec
 from glue_cli.methods import METHODS, makes_gauss_newton_steps
 from glue_cli.methods.leave_one_out import leave_one_out
@@ -87,6 +87,7 @@ def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) 
         bn_gradient=settings.bn_gradient,
         make_tensors=experts.make_tensors,
         score=load_score(spec.objective, spec.loss, spec.path(".")),
+        follows_loss=spec.objective in LIKE_THE_LOSS,
     )
     budget, began = settings.parsed_budget, time.monotonic()
     total, unit = (math.ceil(budget.limit), budget.unit) if budget else (settings.steps, "steps")
@@ -151,7 +152,7 @@ def _validation_size(spec: Spec, n_examples: int) -> int:
 def _warn_of_idle_settings(method: str, spec: Spec, run: Run) -> None:
     """Say which settings that differ from their preset have no part in this search."""
     settings, preset = spec.mix, PRESETS[spec.mix.preset]
-    if spec.objective == "loss" and makes_gauss_newton_steps(method, settings):
+    if makes_gauss_newton_steps(method, settings, spec.objective):
         idle = [f"mix.{key}" for key in _OF_OPTIMIZERS if getattr(settings, key) != preset[key]]
         if idle:
             text = f"{', '.join(idle)}: of no effect on Gauss-Newton's steps; with mix.optimizer: adam it has"

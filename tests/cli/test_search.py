@@ -94,7 +94,7 @@ def test_fullgrad_needs_a_derivative(here, glue, experts):
         (["spsa", "--set", "mix.groups.head=head.*"], {"steps_at_most": 4, "forwards_a_step": 5}),
         (["spsa", "--set", "mix.preset=paper", "--set", "mix.n_directions=3"], {"forwards_a_step": 6}),
         (["spsa", "--set", "mix.optimizer=adam"], {"forwards_a_step": 2}),
-        (["spsa", "--set", "objective=accuracy"], {"forwards_a_step": 3}),
+        (["spsa", "--set", "objective=accuracy"], {"forwards_a_step": 2}),
         (["greedy"], {"validations_at_most": 6}),
         (["greedy", "--budget", "2m"], {"budget": "2m", "validations_at_most": 6}),
         (["fullgrad", "--budget", "2m"], {"budget": "2m"}),
@@ -116,6 +116,17 @@ def test_a_step_costs_what_the_dry_run_said(here, glue, experts, optimizer):
     glue(*call, "--history", "h.jsonl", code=0)
     spent = [json.loads(line)["forwards"] for line in (here / "h.jsonl").read_text().splitlines()]
     assert spent[2] - spent[1] == planned  # between the first two steps
+
+
+@pytest.mark.parametrize(
+    ("objective", "forwards"), [("loss", 5), ("accuracy", 5), ("f1", 5), ("python:scoring:right", 2)]
+)
+def test_what_follows_the_loss_is_approached_by_it(here, glue, experts, objective, forwards):
+    (here / "scoring.py").write_text("def right(outputs, targets):\n    return (outputs.argmax(1) == targets).sum()\n")
+    groups = ["--set", "mix.groups.head=head.*", "--set", f"objective={objective}"]
+    glue("mix", "--method", "spsa", *experts, *groups, "--budget", "60", "--history", "h.jsonl", code=0)
+    spent = [json.loads(line)["forwards"] for line in (here / "h.jsonl").read_text().splitlines()]
+    assert spent[2] - spent[1] == forwards  # of Gauss-Newton's second step, or of a pair of probes
 
 
 @pytest.mark.parametrize("budget", [1, 3, 7])

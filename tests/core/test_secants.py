@@ -183,6 +183,21 @@ def test_a_direction_along_which_nothing_changes(kind):
 
 
 @pytest.mark.parametrize("kind", ["labels", "tokens"])
+def test_classes_that_a_model_masks_with_minus_infinity_do_not_count(kind):
+    loss, z, experts, targets = problem(kind)
+
+    def found(mask):
+        secants = Secants(loss, mask(z), targets, radius=0.1, draws=generator(0))
+        for expert in experts:
+            secants.add(mask(z + 0.1 * (expert - z)))
+        return secants.quadratic(1.25)
+
+    plain, masked = found(lambda outputs: outputs), found(lambda outputs: F.pad(outputs, (0, 2), value=-math.inf))
+    torch.testing.assert_close(masked.gradient, plain.gradient, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(masked.curvature, plain.curvature, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["labels", "tokens"])
 def test_a_constant_added_to_all_logits_has_no_slope_and_no_curvature(kind):
     _, z, experts, targets = problem(kind)
     found = by_secants(kind, z, [z + 3, experts[0]], targets, radius=0.5)

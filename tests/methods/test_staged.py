@@ -375,7 +375,7 @@ def test_spsa_finds_the_optimum_and_repeats(keys):
 class Scored(Bowl):
     """A score without a derivative, with the least at `target`; the loss has it at `loss_target`, and leads there."""
 
-    is_smooth = False
+    is_smooth, follows_loss = False, True
 
     def __init__(self, target, loss_target, noise=0.0):
         super().__init__(target, noise)
@@ -409,6 +409,25 @@ def test_half_of_what_is_left_to_descend_with_goes_down_the_loss():
     by_stage = spent_by_stage(learned)
     by_probes = 2 * len(objective.asked[1 + max(i for i, kind in enumerate(objective.asked) if kind == "quadratic") :])
     assert by_probes == pytest.approx((by_stage["race"] + by_stage["descend"]) / 2, rel=0.25)
+
+
+def test_a_score_that_does_not_follow_the_loss_is_searched_by_probes_alone():
+    objective = Scored([0.6, 0.1, 0.3], [0.0, 1.0, 0.0])
+    objective.follows_loss = False
+    learned = spsa(objective, settings_of(budget="200"), seed=0)
+    assert "quadratic" not in objective.asked and learned.val_loss < 0.3 * learned.val_loss_start
+
+
+def test_probes_have_their_turn_before_validation_can_end_the_search():
+    objective = Scored([0.6, 0.1, 0.3], [0.6, 0.1, 0.3], noise=0.1)
+    learned = spsa(objective, settings_of(validate_every=1, patience=2), seed=0)
+    assert learned.stopped == "plateau" and objective.asked[-1] == "probes" and objective.asked.count("quadratic") > 2
+
+
+def test_a_step_of_many_probes_leaves_nothing_of_the_budget_unused():
+    objective = Scored([0.6, 0.1, 0.1, 0.1, 0.1], [0.6, 0.1, 0.1, 0.1, 0.1])
+    spsa(objective, settings_of(budget="200", n_directions=60), seed=0)
+    assert 190 < objective.cost.forwards <= 200
 
 
 @pytest.mark.parametrize("n_experts", [2, 5, 17])
