@@ -393,7 +393,7 @@ class Scored(Bowl):
 
 
 @pytest.mark.parametrize("keys", [{"budget": "300"}, {}])
-def test_what_has_no_derivative_is_searched_down_the_loss_and_then_by_probes(keys):
+def test_a_score_that_follows_the_loss_is_searched_down_that_and_then_by_probes(keys):
     score, loss = [0.6, 0.1, 0.3], [0.5, 0.25, 0.25]
     objective = Scored(score, loss, noise=0.1)
     learned = spsa(objective, settings_of(**keys), seed=0)
