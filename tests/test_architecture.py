@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,18 @@ import glue_cli
 
 ROOT = Path(glue_cli.__file__).parent
 PROJECT = Path(__file__).parents[1]
-FLOORS = [{"core"}, {"methods", "models", "data"}, {"workflows"}, {"cli"}]
+FLOORS = [
+    {"foundation"},
+    {"checkpoints", "running", "spec"},
+    {"blend", "models", "data", "results"},
+    {"search", "report"},
+    {"methods"},
+    {"plans"},
+    {"workflows"},
+    {"cli"},
+]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+LARGEST_SHARE = 0.18  # of all lines, that a folder has
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -39,6 +51,17 @@ def test_every_part_has_a_floor():
     assert {part_of(path) for path in MODULES} - {None} == set(FLOOR_OF)
 
 
+def name_of(path):
+    return ".".join(("glue_cli", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported_modules(path):
+    """Return the modules of glue that a module imports: with `from package import module`, that module."""
+    known = {name_of(module) for module in MODULES}
+    found = [name for name in imported(parse(path)) if name in known]
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)} - {name_of(path)}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_downwards_only(path):
     part = part_of(path)
@@ -47,6 +70,35 @@ def test_imports_go_downwards_only(path):
             other = name.split(".")[1]
             if other != part and other in FLOOR_OF:
                 assert FLOOR_OF[other] < FLOOR_OF[part], f"{path} imports {name}"
+
+
+def test_no_module_is_in_a_circle():
+    left = {name_of(path): imported_modules(path) for path in MODULES}
+    while leaves := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in leaves}
+    assert not left, "these import each other, or modules that do"
+
+
+def test_no_folder_is_a_hall():
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    for part in FLOOR_OF:
+        assert sum(n for path, n in lines.items() if part_of(path) == part) < LARGEST_SHARE * sum(lines.values()), part
+
+
+def test_plans_need_no_torch():
+    plans = [name_of(path) for path in MODULES if part_of(path) == "plans"]
+    code = (
+        f"import sys, importlib; [importlib.import_module(name) for name in {plans}]; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_tests_mirror_the_tree():
+    folders = {path.relative_to(ROOT).parent for path in MODULES}
+    tests = PROJECT / "tests"
+    for path in tests.rglob("test_*.py"):
+        folder = path.relative_to(tests).parent
+        assert folder in folders | {Path("examples")}, f"{path} tests nothing that lies in such a folder"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -126,8 +178,6 @@ def test_the_top_level_holds_what_the_design_says():
     wanted = {"pyproject.toml", "glue_cli", "tests", "examples", "README.md", "CHANGELOG.md", "LICENSE"}
     if not (PROJECT / ".git").exists():
         pytest.skip("not a checkout")
-    import subprocess
-
     listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, timeout=60)
     if listed.returncode != 0:
         pytest.skip("there is no git")

@@ -25,7 +25,7 @@ GLUE = [sys.executable, "-m", "glue_cli", "mix", "--method", "uniform", "--force
 MAKE = """
 import sys, torch
 from pathlib import Path
-from glue_cli.core.tensors import write_checkpoint
+from glue_cli.checkpoints.tensors import write_checkpoint
 folder, count, n, side = Path(sys.argv[1]), *map(int, sys.argv[2:])
 for k in range(count):
     path = folder / f"expert-{k:02d}.safetensors"
@@ -38,7 +38,7 @@ for k in range(count):
 MAKE_SHAPES = """
 import random, sys
 from pathlib import Path
-from glue_cli.core.layout import header_of, metadata_of, place
+from glue_cli.checkpoints.safetensors_file import header_of, metadata_of, place
 folder, order, count, n, side = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 for k in range(count):
     path = folder / f"{n}-of-{side}-{order}-{k:02d}.safetensors"
@@ -56,7 +56,7 @@ for k in range(count):
 SLOWED = """
 import sys, time
 from pathlib import Path
-import glue_cli.core.blend as blend
+import glue_cli.blend.to_files as blend
 from glue_cli.cli.app import main
 read, waited = blend.read_into, []
 def slowly(descriptor, buffer, offset, path):

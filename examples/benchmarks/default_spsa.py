@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from glue_cli.core.objective import BlendObjective
-from glue_cli.core.spec import MixSpec
 from glue_cli.methods.spsa import spsa
+from glue_cli.search.objective import BlendObjective
+from glue_cli.spec.schema import MixSpec
 
 
 def default_spsa(objective: BlendObjective, budget: int, seed: int) -> Tensor:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from measure import run
 
-from glue_cli.core.spec import Spec
-from glue_cli.core.spec_file import read_spec
+from glue_cli.spec.schema import Spec
+from glue_cli.spec.yaml_file import read_spec
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 SENTIMENT = EXAMPLES / "sentiment"

@@ -11,15 +11,15 @@ import torch
 from problem import Problem
 from torch import Tensor
 
-from glue_cli.core.cost import Cost
-from glue_cli.core.objective import BlendObjective
-from glue_cli.core.spec import MixSpec
-from glue_cli.methods.descent import softmax
 from glue_cli.methods.fullgrad import fullgrad
-from glue_cli.methods.objective import Learned
 from glue_cli.methods.proxy import proxy
+from glue_cli.methods.result import Learned
 from glue_cli.methods.spsa import spsa
+from glue_cli.methods.steps.descent import softmax
 from glue_cli.methods.uniform import uniform
+from glue_cli.search.account import Cost
+from glue_cli.search.objective import BlendObjective
+from glue_cli.spec.schema import MixSpec
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glue_cli.core.bank_load import load_bank
-from glue_cli.core.checkpoint import read_checkpoint
-from glue_cli.core.device import Compute, likes_channels_last
-from glue_cli.core.forward import outputs_of
-from glue_cli.core.losses import example_losses
-from glue_cli.core.objective import BlendObjective
-from glue_cli.core.seeds import generator
-from glue_cli.core.spec import Spec
-from glue_cli.workflows.examples import Examples, read_target
-from glue_cli.workflows.plan import Run
-from glue_cli.workflows.training import evaluate_model
-from glue_cli.workflows.weights import load_model
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.data.loader import Examples
+from glue_cli.data.parts import read_target
+from glue_cli.foundation.run import Run
+from glue_cli.foundation.seeds import generator
+from glue_cli.models.weights import load_model
+from glue_cli.running.device import Compute, likes_channels_last
+from glue_cli.running.forward import outputs_of
+from glue_cli.running.losses import example_losses
+from glue_cli.search.bank.load import load_bank
+from glue_cli.search.objective import BlendObjective
+from glue_cli.spec.schema import Spec
+from glue_cli.workflows.evaluation import evaluate_model
 
 BATCH = 64
 MOST_HELD_OUT = 4000  # examples; a fixed draw of more

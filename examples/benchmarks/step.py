@@ -28,19 +28,20 @@ import torch
 from measure import machine, show, spread, write
 from torch import Tensor
 
-from glue_cli.core.bank import ExpertBank, Place
-from glue_cli.core.bank_load import load_bank
-from glue_cli.core.bank_rows import ResidentRows
-from glue_cli.core.checkpoint import read_checkpoint
-from glue_cli.core.device import Compute, Precision, find_device, likes_channels_last
-from glue_cli.core.forward import Batch, Inputs, outputs_of
-from glue_cli.core.losses import example_losses
-from glue_cli.core.objective import BlendObjective
-from glue_cli.core.spec import MixSpec
-from glue_cli.core.tensors import write_checkpoint
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.methods.fullgrad import fullgrad
 from glue_cli.methods.spsa import spsa
 from glue_cli.models import build_model
+from glue_cli.running.device import Compute, find_device, likes_channels_last
+from glue_cli.running.forward import Batch, Inputs, outputs_of
+from glue_cli.running.losses import example_losses
+from glue_cli.running.precision import Precision
+from glue_cli.search.bank.load import load_bank
+from glue_cli.search.bank.matrix import ExpertBank, Place
+from glue_cli.search.bank.rows import ResidentRows
+from glue_cli.search.objective import BlendObjective
+from glue_cli.spec.schema import MixSpec
 
 RESULTS = Path(__file__).parent / "results"
 K, D = 8, 100_000_000

@@ -18,20 +18,23 @@ from measure import machine, write
 from torch import Tensor
 from variance_figures import draw
 
-from glue_cli.core.bank_load import load_bank
-from glue_cli.core.checkpoint import Checkpoint, read_checkpoint
-from glue_cli.core.device import Compute, Precision
-from glue_cli.core.objective import BlendObjective
-from glue_cli.core.seeds import generator
-from glue_cli.core.spec import MixSpec, Spec
-from glue_cli.core.spec_file import read_spec
-from glue_cli.methods.descent import softmax
-from glue_cli.methods.directions import draw_directions
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.data.loader import Examples
+from glue_cli.data.parts import read_target
+from glue_cli.foundation.run import Run
+from glue_cli.foundation.seeds import generator
 from glue_cli.methods.fullgrad import fullgrad
-from glue_cli.methods.spsa import estimate_gradient
+from glue_cli.methods.steps.descent import softmax
+from glue_cli.methods.steps.directions import draw_directions
+from glue_cli.methods.steps.spsa_steps import estimate_gradient
 from glue_cli.models import build_model
-from glue_cli.workflows.examples import Examples, read_target
-from glue_cli.workflows.plan import Run
+from glue_cli.running.device import Compute
+from glue_cli.running.precision import Precision
+from glue_cli.search.bank.load import load_bank
+from glue_cli.search.objective import BlendObjective
+from glue_cli.spec.schema import MixSpec, Spec
+from glue_cli.spec.yaml_file import read_spec
 
 HERE = Path(__file__).resolve().parent
 

@@ -22,7 +22,7 @@ from glue_cli.cli.output import print_error
 from glue_cli.cli.report import report
 from glue_cli.cli.signals import ignore_signals, unwind_on_signals
 from glue_cli.cli.train_expert import train_expert
-from glue_cli.core.errors import GlueError, ResourceError, UsageError
+from glue_cli.foundation.errors import GlueError, ResourceError, UsageError
 
 app = typer.Typer(
     name="glue",

@@ -10,7 +10,7 @@ from glue_cli.cli import options
 from glue_cli.cli.output import number, percent, print_table
 from glue_cli.cli.session import Session, check_name
 from glue_cli.cli.signals import holding_signals
-from glue_cli.core.errors import GateMissedError, UsageError
+from glue_cli.foundation.errors import GateMissedError, UsageError
 
 
 def evaluate(
@@ -47,7 +47,7 @@ def evaluate(
     json: options.JsonOption = False,
 ) -> None:
     """Print loss and accuracy (or squared error, or perplexity) of checkpoints on the target's data."""
-    from glue_cli.workflows.plan import plan_evaluate
+    from glue_cli.plans.evaluate import plan_evaluate
 
     session = Session(spec, set_ or (), device, precision, seed, None, force, quiet, json)
     check_name("--split", split, ["train", "val", "test"])

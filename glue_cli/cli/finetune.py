@@ -10,7 +10,7 @@ from glue_cli.cli import options
 from glue_cli.cli.output import duration, number, percent, print_table
 from glue_cli.cli.session import Session
 from glue_cli.cli.signals import holding_signals
-from glue_cli.core.errors import UsageError
+from glue_cli.foundation.errors import UsageError
 
 
 def finetune(
@@ -38,7 +38,7 @@ def finetune(
     json: options.JsonOption = False,
 ) -> None:
     """Train all parameters on the target data, starting from a prior."""
-    from glue_cli.workflows.plan import plan_finetune
+    from glue_cli.plans.finetune import plan_finetune
 
     session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
     if (checkpoint is None) != from_scratch:

@@ -9,16 +9,16 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from glue_cli.blend.rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
+from glue_cli.checkpoints.hashing import hashing_ahead
 from glue_cli.cli import options
 from glue_cli.cli.mix_dry_run import planned
-from glue_cli.cli.mix_result import show_mix
 from glue_cli.cli.session import Session, check_name
+from glue_cli.cli.show_mix import show_mix
 from glue_cli.cli.signals import holding_signals
-from glue_cli.core.budget import parse_budget
-from glue_cli.core.errors import UsageError
-from glue_cli.core.hashing import hashing_ahead
+from glue_cli.foundation.errors import UsageError
 from glue_cli.methods import METHODS, SEARCHES
-from glue_cli.workflows.plan_recipe import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
+from glue_cli.spec.budget import parse_budget
 
 _SEARCH = f"Search, by {', '.join(SEARCHES)}"
 _TENSORS = "Heads, single tensors and adapters"
@@ -171,7 +171,7 @@ def mix(
 
     uniform, data-size and --alpha need the experts alone, the other methods also a spec and its data.
     """
-    from glue_cli.workflows.plan_mix import BANKS, OUTPUT_DTYPES, plan_mix
+    from glue_cli.plans.mix import BANKS, OUTPUT_DTYPES, plan_mix
 
     overrides = [*(set_ or ()), *([f"mix.budget={budget}"] if budget is not None else [])]
     session = Session(spec, overrides, device, precision, seed, history, force, quiet, json)
@@ -218,7 +218,7 @@ def mix(
         return
     with session.running() as run:
         with holding_signals(), hashing_ahead(plan.hashes):  # while torch is imported, which takes a second
-            from glue_cli.workflows.mix import mix as work
+            from glue_cli.workflows.mix.mix import mix as work
         result = work(plan, run)
     prior = shlex.quote(result["output"])
     hint = f"glue finetune {prior}, or glue evaluate {prior}"

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from glue_cli.methods import METHODS, makes_gauss_newton_steps
 
 if TYPE_CHECKING:
-    from glue_cli.core.spec import Spec
-    from glue_cli.workflows.plan_mix import MixPlan
+    from glue_cli.plans.mix import MixPlan
+    from glue_cli.spec.schema import Spec
 
 
 def planned(plan: "MixPlan") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from glue_cli.core.errors import GlueError
+from glue_cli.foundation.errors import GlueError
 
 MAX_ITEMS = 5
 

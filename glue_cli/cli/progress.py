@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from glue_cli.cli.output import duration, number, print_warning, stderr_console
-from glue_cli.core.progress import Advanced, Event, Finished, Noted, Progress, Started
-from glue_cli.core.units import size
+from glue_cli.foundation.progress import Advanced, Event, Finished, Noted, Progress, Started
+from glue_cli.foundation.units import size
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _N_SPARKS = 40

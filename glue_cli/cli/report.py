@@ -30,8 +30,8 @@ def report(
 
     A file belongs to the row and the seed that its folder names: ROW/seed-0.
     """
-    from glue_cli.workflows.report import plan_report
-    from glue_cli.workflows.report import report as work
+    from glue_cli.report.work import plan_report
+    from glue_cli.report.work import report as work
 
     session = Session(None, (), "auto", None, None, None, force, quiet, json)
     plan = plan_report(files, output, force=force, title=title)

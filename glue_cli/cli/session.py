@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from glue_cli.cli.output import print_hint, print_table
 from glue_cli.cli.progress import listening
-from glue_cli.core.errors import UsageError
+from glue_cli.foundation.errors import UsageError
 
 if TYPE_CHECKING:  # the spec's schema alone takes as long to import as all the rest
-    from glue_cli.core.spec import Spec
-    from glue_cli.workflows.plan import Outputs, Run
+    from glue_cli.foundation.run import Run
+    from glue_cli.plans.outputs import Outputs
+    from glue_cli.spec.schema import Spec
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Session:
 
     def outputs(self, result: Path | None) -> "Outputs":
         """Return where this call writes."""
-        from glue_cli.workflows.plan import Outputs
+        from glue_cli.plans.outputs import Outputs
 
         return Outputs(result, self.history, self._spec_file, self.force)
 
@@ -52,9 +53,9 @@ class Session:
 
     def read_spec(self) -> "Spec":
         """Read the spec and lay the flags over it."""
-        from glue_cli.core.spec_file import read_spec
         from glue_cli.data import FORMATS
         from glue_cli.models import ARCHITECTURES, LIBRARIES
+        from glue_cli.spec.yaml_file import read_spec
 
         architectures = [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
         overrides = [*self.overrides]
@@ -68,7 +69,7 @@ class Session:
     @contextmanager
     def running(self) -> Iterator["Run"]:
         """Give the work its surroundings, and show its progress while it lasts."""
-        from glue_cli.workflows.plan import Run
+        from glue_cli.foundation.run import Run
 
         with redirect_stdout(sys.stderr), listening(quiet=self.quiet) as progress:  # stdout is for the result alone
             yield Run(self.device, _cache_folder(), self.history, progress)
@@ -76,7 +77,7 @@ class Session:
     def finish(self, result: dict[str, Any], show: Callable[[dict[str, Any]], None], hint: str | None = None) -> None:
         """Print the result on stdout, as JSON or for people, and the next command to try on stderr."""
         if self.json:
-            from glue_cli.workflows.as_json import as_json
+            from glue_cli.foundation.json_text import as_json
 
             print(as_json(result))
             return
@@ -101,7 +102,7 @@ def check_name(option: str, name: str, known: Sequence[str]) -> None:
         UsageError: it is none of them.
     """
     if name not in known:
-        from glue_cli.core.spec_file import nearest
+        from glue_cli.spec.yaml_file import nearest
 
         raise UsageError(f"{option} {name}: not known", hint=nearest(name, known).removeprefix("; "))
 

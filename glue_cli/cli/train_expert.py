@@ -33,7 +33,7 @@ def train_expert(
 ) -> None:
     """Train one expert on its own data: its own data set, or its non-IID share of one."""
     session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
-    from glue_cli.workflows.plan import plan_train_expert
+    from glue_cli.plans.train_expert import plan_train_expert
 
     plan = plan_train_expert(session.read_spec(), expert, session.outputs(output))
     if dry_run:

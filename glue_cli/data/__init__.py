@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glue_cli.core.errors import DataError, SpecError
-from glue_cli.core.progress import Progress, silent
-from glue_cli.core.spec import DataSpec
-from glue_cli.core.user_code import PREFIX
+from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.foundation.progress import Progress, silent
+from glue_cli.foundation.user_code import PREFIX
+from glue_cli.spec.schema import DataSpec
 
 if TYPE_CHECKING:  # `glue --help` reads the names below and must not import torch
     from glue_cli.data.dataset import Dataset
@@ -36,17 +36,20 @@ class Format:
 
 _PYTHON = f"{PREFIX}MODULE:FUNCTION"  # stands for all such names
 FORMATS: dict[str, Format] = {
-    "cifar10": Format("cifar10:read_cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "svhn": Format("svhn:read_svhn", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "cifar10": Format("formats.cifar10:read_cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "svhn": Format("formats.svhn:read_svhn", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "image-folder": Format(
-        "image_folder:read_image_folder", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), takes=("image_size", "splits")
+        "formats.image_folder:read_image_folder",
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        takes=("image_size", "splits"),
     ),
-    "safetensors": Format("safetensors_folder:read_safetensors_folder", (0.5,), (0.5,), takes=("splits",)),
-    "jsonl": Format("jsonl:read_jsonl", (0.5,), (0.5,), takes=("splits", "max_length")),
+    "safetensors": Format("formats.safetensors_folder:read_safetensors_folder", (0.5,), (0.5,), takes=("splits",)),
+    "jsonl": Format("formats.jsonl:read_jsonl", (0.5,), (0.5,), takes=("splits", "max_length")),
     "huggingface": Format(
-        "huggingface:read_huggingface", (0.5,), (0.5,), takes=("image_size", "splits", "max_length", "columns")
+        "formats.huggingface:read_huggingface", (0.5,), (0.5,), takes=("image_size", "splits", "max_length", "columns")
     ),
-    _PYTHON: Format("python_dataset:read_python", (0.5,), (0.5,)),
+    _PYTHON: Format("formats.python_dataset:read_python", (0.5,), (0.5,)),
 }
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from glue_cli.core.errors import SpecError
-from glue_cli.core.losses import IGNORED
-from glue_cli.core.spec import DataSpec
+from glue_cli.foundation.errors import SpecError
+from glue_cli.running.losses import IGNORED
+from glue_cli.spec.schema import DataSpec
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from glue_cli.core.errors import DataError
-from glue_cli.core.progress import Advanced, Finished, Progress, Started
+from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

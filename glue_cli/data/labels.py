@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from glue_cli.core.errors import DataError
+from glue_cli.foundation.errors import DataError
 
 
 def encode_labels(

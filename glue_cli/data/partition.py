@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glue_cli.core.errors import SpecError
-from glue_cli.core.seeds import generator
-from glue_cli.core.spec import TargetSpec
+from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.seeds import generator
+from glue_cli.spec.schema import TargetSpec
 
 
 def target_split(n_train: int, target: TargetSpec, *, seed: int, has_val: bool) -> tuple[Tensor, Tensor]:

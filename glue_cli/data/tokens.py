@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from glue_cli.core.errors import DataError, SpecError
-from glue_cli.core.optional import import_beside_torchvision
-from glue_cli.core.progress import Advanced, Finished, Noted, Progress, Started
 from glue_cli.data.dataset import Dataset, Ragged, Texts
+from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.foundation.imports import import_beside_torchvision
+from glue_cli.foundation.progress import Advanced, Finished, Noted, Progress, Started
 
 # Without one of these, transformers makes up a tokenizer that knows no word.
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from glue_cli.core.spec import MixSpec
+    from glue_cli.spec.schema import MixSpec
 
 
 @dataclass(frozen=True)

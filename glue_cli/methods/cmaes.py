@@ -7,11 +7,12 @@ import torch
 from cmaes import CMA
 from torch import Tensor
 
-from glue_cli.core.seeds import derive_seed
-from glue_cli.core.spec import MixSpec
-from glue_cli.methods.descent import softmax
-from glue_cli.methods.objective import Learned, Objective, StepRecord
-from glue_cli.methods.staged import search
+from glue_cli.foundation.seeds import derive_seed
+from glue_cli.methods.result import Learned, StepRecord
+from glue_cli.methods.staged.search import search
+from glue_cli.methods.steps.descent import softmax
+from glue_cli.search.protocol import Objective
+from glue_cli.spec.schema import MixSpec
 
 _SIGMA = 0.3  # the best of 0.3, 0.5, 1 and 2 on the digits and CIFAR-10
 _FLOOR = 0.01  # of 1 / K: further down, an expert that a start leaves out would be out of reach

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from glue_cli.core.simplex import proportional
+from glue_cli.blend.coefficients import proportional
 
 
 def data_size(sizes: Sequence[int]) -> list[float]:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from glue_cli.core.spec import MixSpec
-from glue_cli.methods.descent import Estimate, descend, softmax
-from glue_cli.methods.objective import Learned, Objective, StepRecord
+from glue_cli.methods.result import Learned, StepRecord
+from glue_cli.methods.steps.descent import Estimate, descend, softmax
+from glue_cli.search.protocol import Objective
+from glue_cli.spec.schema import MixSpec
 
 
 def fullgrad(

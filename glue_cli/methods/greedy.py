@@ -7,10 +7,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from glue_cli.core.budget import Purse
-from glue_cli.core.seeds import generator
-from glue_cli.core.spec import MixSpec
-from glue_cli.methods.objective import Learned, Objective, StepRecord, check_finite
+from glue_cli.foundation.seeds import generator
+from glue_cli.methods.result import Learned, StepRecord, check_finite
+from glue_cli.search.account import Purse
+from glue_cli.search.protocol import Objective
+from glue_cli.spec.schema import MixSpec
 
 
 def greedy(

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from glue_cli.methods.guard import paired_difference
-from glue_cli.methods.objective import Objective
+from glue_cli.methods.staged.guard import paired_difference
+from glue_cli.search.protocol import Objective
 
 
 def leave_one_out(objective: Objective, alpha: Tensor) -> list[dict[str, Any]]:

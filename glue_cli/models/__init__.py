@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glue_cli.core.errors import ResourceError, SpecError
+from glue_cli.foundation.errors import ResourceError, SpecError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,10 +25,10 @@ ARCHITECTURES: dict[str, str] = {
 LIBRARIES: dict[str, tuple[str, str]] = {
     # what stands before the colon in `model.arch` -> what stands behind it, and the
     # module:function that takes that, `model.args` and the spec's folder, and returns what builds the model
-    "torchvision": ("NAME", "glue_cli.models.from_torchvision:find_torchvision"),
-    "timm": ("NAME", "glue_cli.models.from_timm:find_timm"),
-    "transformers": ("CLASS", "glue_cli.models.from_transformers:find_transformers"),
-    "python": ("MODULE:FUNCTION", "glue_cli.models.from_python:find_python"),
+    "torchvision": ("NAME", "glue_cli.models.libraries.torchvision_models:find_torchvision"),
+    "timm": ("NAME", "glue_cli.models.libraries.timm_models:find_timm"),
+    "transformers": ("CLASS", "glue_cli.models.libraries.transformers_models:find_transformers"),
+    "python": ("MODULE:FUNCTION", "glue_cli.models.libraries.python_models:find_python"),
 }
 
 

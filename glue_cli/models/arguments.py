@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from glue_cli.core.errors import SpecError
+from glue_cli.foundation.errors import SpecError
 
 # The upper bounds are far above any sensible model: past them torch overflows rather than running out of memory.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

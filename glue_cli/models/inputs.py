@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from glue_cli.core.errors import DataError
+from glue_cli.foundation.errors import DataError
 
 
 def check_images(images: Tensor, in_channels: int, image_size: int | None = None) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glue_cli.core.errors import SpecError
+from glue_cli.foundation.errors import SpecError
 from glue_cli.models.arguments import Count
 from glue_cli.models.inputs import check_images
 

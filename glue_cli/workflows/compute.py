@@ -6,11 +6,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from glue_cli.core.device import Compute, Precision, choose_precision, find_device, likes_channels_last
-from glue_cli.core.spec import Spec
-from glue_cli.workflows.examples import Examples
-from glue_cli.workflows.plan import Run
-from glue_cli.workflows.training import Settings, evaluate_model, make_optimizer, training_step
+from glue_cli.data.loader import Examples
+from glue_cli.foundation.run import Run
+from glue_cli.running.device import Compute, find_device, likes_channels_last
+from glue_cli.running.precision import Precision, choose_precision
+from glue_cli.spec.schema import Spec
+from glue_cli.workflows.evaluation import evaluate_model
+from glue_cli.workflows.training import Settings, make_optimizer, training_step
 
 MakeStep = Callable[[Compute], Callable[[], object]]
 

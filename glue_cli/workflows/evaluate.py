@@ -3,20 +3,22 @@
 import warnings
 from typing import Any
 
-from glue_cli.core.device import find_device
-from glue_cli.core.errors import UsageError
-from glue_cli.core.files import write_all
-from glue_cli.core.losses import Evaluation
-from glue_cli.core.metrics import METRICS, MakeMetric, load_metrics
-from glue_cli.core.output import writing
-from glue_cli.core.progress import Advanced, Finished, Noted, Started
-from glue_cli.workflows.as_json import as_json
+from glue_cli.data.loader import Examples
+from glue_cli.data.parts import read_target
+from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.json_text import as_json
+from glue_cli.foundation.outputs import write_all, writing
+from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
+from glue_cli.foundation.run import Run
+from glue_cli.models.weights import load_model
+from glue_cli.plans.evaluate import EvaluatePlan
+from glue_cli.results.provenance import origin_of
+from glue_cli.running.device import find_device
+from glue_cli.running.evaluation import Evaluation
+from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
 from glue_cli.workflows.compute import forward_compute
-from glue_cli.workflows.examples import Examples, read_target
-from glue_cli.workflows.origin import origin_of
-from glue_cli.workflows.plan import EvaluatePlan, Run
-from glue_cli.workflows.training import add_all
-from glue_cli.workflows.weights import check_fits_data, load_model
+from glue_cli.workflows.evaluation import add_all
+from glue_cli.workflows.fits import check_fits_data
 
 
 def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:

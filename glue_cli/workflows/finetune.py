@@ -6,15 +6,19 @@ from typing import Any
 import torch
 
 from glue_cli import __version__
-from glue_cli.core.device import find_device
+from glue_cli.data.loader import Batches
+from glue_cli.data.parts import read_target
+from glue_cli.foundation.run import Run
+from glue_cli.models.weights import initial_model, load_model
+from glue_cli.plans.finetune import FinetunePlan
+from glue_cli.results.history import writing_history
+from glue_cli.results.provenance import origin_of
+from glue_cli.running.device import find_device
 from glue_cli.workflows.compute import training_compute
-from glue_cli.workflows.examples import Batches, read_target
-from glue_cli.workflows.history import writing_history
-from glue_cli.workflows.origin import origin_of
-from glue_cli.workflows.plan import FinetunePlan, Run
+from glue_cli.workflows.evaluation import evaluate_model
+from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.save import save_model
-from glue_cli.workflows.training import evaluate_model, train
-from glue_cli.workflows.weights import check_fits_data, initial_model, load_model
+from glue_cli.workflows.training import train
 
 
 def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:

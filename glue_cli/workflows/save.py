@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glue_cli.core.destination import Destination
-from glue_cli.core.errors import CheckpointError
-from glue_cli.core.files import copy_into, write_all
-from glue_cli.core.output import writing
-from glue_cli.core.tensors import write_checkpoint
+from glue_cli.checkpoints.destination import Destination
+from glue_cli.checkpoints.tensors import write_checkpoint
+from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.outputs import copy_into, write_all, writing
 
 
 def save_model(

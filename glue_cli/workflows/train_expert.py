@@ -4,15 +4,17 @@ import time
 from typing import Any
 
 from glue_cli import __version__
-from glue_cli.core.device import find_device
+from glue_cli.data.parts import read_expert
+from glue_cli.foundation.run import Run
+from glue_cli.models.weights import initial_model
+from glue_cli.plans.train_expert import TrainExpertPlan
+from glue_cli.results.history import writing_history
+from glue_cli.results.provenance import origin_of
+from glue_cli.running.device import find_device
 from glue_cli.workflows.compute import training_compute
-from glue_cli.workflows.examples import read_expert
-from glue_cli.workflows.history import writing_history
-from glue_cli.workflows.origin import origin_of
-from glue_cli.workflows.plan import Run, TrainExpertPlan
+from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.save import save_model
 from glue_cli.workflows.training import train
-from glue_cli.workflows.weights import check_fits_data, initial_model
 
 
 def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:

@@ -6,16 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from glue_cli.core.device import Compute
-from glue_cli.core.errors import NumericalError, SpecError
-from glue_cli.core.forward import Inputs, outputs_of
-from glue_cli.core.losses import Evaluation, Loss, example_losses
-from glue_cli.core.metrics import usual_metrics
-from glue_cli.core.progress import Advanced, Finished, Started
-from glue_cli.core.seeds import derive_seed
-from glue_cli.core.spec import FinetuneSpec, TrainSpec
-from glue_cli.workflows.examples import Batches
-from glue_cli.workflows.plan import Run
+from glue_cli.data.loader import Batches
+from glue_cli.foundation.errors import NumericalError, SpecError
+from glue_cli.foundation.progress import Advanced, Finished, Started
+from glue_cli.foundation.run import Run
+from glue_cli.foundation.seeds import derive_seed
+from glue_cli.running.device import Compute
+from glue_cli.running.forward import Inputs, outputs_of
+from glue_cli.running.losses import Loss, example_losses
+from glue_cli.spec.schema import FinetuneSpec, TrainSpec
 
 Settings = TrainSpec | FinetuneSpec
 
@@ -112,20 +111,3 @@ def _check_weights(model: nn.Module, task: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NumericalError(f"'{name}' is not finite at the end of '{task}'", hint="lower the lr")
-
-
-def evaluate_model(model: nn.Module, batches: Batches, *, loss: Loss, compute: Compute) -> dict[str, float]:
-    """Return the loss and the figures of merit on all examples, in eval mode."""
-    evaluation = Evaluation(loss, usual_metrics(loss))
-    add_all(evaluation, model, batches, compute)
-    return evaluation.figures()
-
-
-@torch.no_grad()
-def add_all(evaluation: Evaluation, model: nn.Module, batches: Batches, compute: Compute) -> None:
-    """Add a model's outputs on all examples, in eval mode, to an evaluation."""
-    model.eval()
-    for inputs, targets in batches.in_order():
-        with compute.autocast():
-            outputs = outputs_of(model, inputs)
-        evaluation.add(outputs, targets)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glue_cli.cli.app import main
-from glue_cli.core import output
+from glue_cli.foundation import outputs as output
 
 EXPERT_0, EXPERT_1 = "experts/expert-000.safetensors", "experts/expert-001.safetensors"
 WEIGHT = "features.0.weight"
@@ -383,7 +383,7 @@ def test_out_of_memory(here, refused, monkeypatch, error):
     def exhausted(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("glue_cli.workflows.experts.load_bank", exhausted)
+    monkeypatch.setattr("glue_cli.workflows.mix.experts.load_bank", exhausted)
     refused(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"], 5, "out of memory")
 
 
@@ -391,7 +391,7 @@ def test_a_bug_keeps_its_traceback(here, capsys, monkeypatch):
     def broken(*arguments, **options):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("glue_cli.workflows.experts.load_bank", broken)
+    monkeypatch.setattr("glue_cli.workflows.mix.experts.load_bank", broken)
     assert main(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" in err and "KeyError: 'a bug'" in err

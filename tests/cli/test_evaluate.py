@@ -195,7 +195,7 @@ def test_a_regression_without_torchmetrics(regression, glue, monkeypatch):
         raise ModuleNotFoundError("No module named 'torchmetrics'", name="torchmetrics")
 
     glue("finetune", "--from-scratch", "-q", code=0)
-    monkeypatch.setattr("glue_cli.core.metrics.import_with_torchvision", refuse)
+    monkeypatch.setattr("glue_cli.running.metrics.import_with_torchvision", refuse)
     answer = glue("evaluate", "finetuned.safetensors", "--json", code=0)
     assert {"loss", "mse"} <= set(answer.json["results"][0]) and "r2" not in answer.json["results"][0]
     assert "for mae, r2 wanted torchmetrics, which is not installed: pip install 'glue-cli[metrics]'" in answer.err

@@ -2,7 +2,7 @@
 
 import pytest
 
-from glue_cli.cli.mix_result import show_mix
+from glue_cli.cli.show_mix import show_mix
 
 PATHS = [f"experts/expert-00{k}.safetensors" for k in range(3)]
 

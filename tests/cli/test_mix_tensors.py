@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glue_cli.core.tensors import write_checkpoint
+from glue_cli.checkpoints.tensors import write_checkpoint
 
 BLEND = ("--alpha", "0.5,0.3,0.2")
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from glue_cli.cli import output, progress
 from glue_cli.cli.output import duration, number, percent, print_error, print_hint, print_table, print_warning
 from glue_cli.cli.progress import listening
-from glue_cli.core.errors import GlueError
-from glue_cli.core.progress import Advanced, Finished, Noted, Started
+from glue_cli.foundation.errors import GlueError
+from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
 
 
 @pytest.mark.parametrize(

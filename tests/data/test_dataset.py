@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from glue_cli.core.errors import SpecError
-from glue_cli.core.spec import DataSpec
 from glue_cli.data.dataset import Dataset, Ragged, split_name
+from glue_cli.foundation.errors import SpecError
+from glue_cli.spec.schema import DataSpec
 
 ROWS = [[5, 6, 7], [8], [9, 10]]
 

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glue_cli.core.errors import SpecError
-from glue_cli.core.spec import TargetSpec
 from glue_cli.data.partition import dirichlet_share, draw_val, free_indices, target_split
+from glue_cli.foundation.errors import SpecError
+from glue_cli.spec.schema import TargetSpec
 
 
 @pytest.fixture(autouse=True, scope="module")

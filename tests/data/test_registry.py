@@ -7,10 +7,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from glue_cli.core.errors import DataError, SpecError
-from glue_cli.core.spec import DataSpec
 from glue_cli.data import FORMATS, check_format, normalisation, read_dataset
 from glue_cli.data.dataset import Dataset
+from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.spec.schema import DataSpec
 
 
 def test_importing_the_registry_does_not_import_torch():
@@ -23,8 +23,9 @@ def test_readers_other_than_svhn_do_without_numpy():
 import sys
 sys.modules["numpy"] = None
 import warnings; warnings.simplefilter("ignore")
-import glue_cli.data.batches, glue_cli.data.cifar10, glue_cli.data.image_folder, glue_cli.data.partition
-import glue_cli.data.safetensors_folder, glue_cli.data.svhn
+import glue_cli.data.batches, glue_cli.data.formats.cifar10, glue_cli.data.formats.image_folder
+import glue_cli.data.partition
+import glue_cli.data.formats.safetensors_folder, glue_cli.data.formats.svhn
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -4,13 +4,13 @@ import shutil
 import pytest
 import torch
 
-from glue_cli.core.errors import DataError, SpecError
-from glue_cli.core.losses import IGNORED
-from glue_cli.core.progress import Advanced, Finished, Noted, Started
-from glue_cli.core.spec import DataSpec
 from glue_cli.data import read_dataset, tokens
 from glue_cli.data.dataset import Texts
 from glue_cli.data.tokens import tokenise
+from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
+from glue_cli.running.losses import IGNORED
+from glue_cli.spec.schema import DataSpec
 
 TEXTS = ["the book is good", "bad", "not a very great film", "the zebra"]
 LABELS = torch.tensor([1, 0, 0, 1])

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from glue_cli.cli.app import main
-from glue_cli.core.spec_file import read_spec
 from glue_cli.data import FORMATS
 from glue_cli.models import ARCHITECTURES, build_model
+from glue_cli.spec.yaml_file import read_spec
 
 PAPER = Path(__file__).parents[2] / "examples" / "paper"
 ROWS = ["cifar10-resnet20", "gtsrb-mobilenetv2", "imagenette-vit8", "svhn-mobilenetv2"]
@@ -111,7 +111,7 @@ def test_a_row_is_planned_without_faults(row, tmp_path, capsys):
 
 
 def test_the_default_preset_replaces_the_choices_of_the_row():
-    from glue_cli.core.spec import MixSpec
+    from glue_cli.spec.schema import MixSpec
 
     override = "mix={preset: default}"
     assert override in (PAPER / "run.sh").read_text()
@@ -184,7 +184,7 @@ def test_results_hold_what_a_report_needs(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(PAPER)
     from gather import gather
 
-    from glue_cli.workflows.report.read import read_sources
+    from glue_cli.report.sources import read_sources
 
     steps = [{"schema": "glue.history/1", "step": i, "val_loss": 1.0 if i == 50 else None} for i in range(72)]
     mixed = {"schema": "glue.mix/1", "alpha": [0.5, 0.5]}

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from glue_cli.core.cost import Cost
-from glue_cli.core.device import Compute
-from glue_cli.core.spec_file import read_spec
-from glue_cli.core.tensors import write_checkpoint
+from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.models import build_model
+from glue_cli.running.device import Compute
+from glue_cli.search.account import Cost
+from glue_cli.spec.yaml_file import read_spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -223,8 +223,8 @@ def test_a_run_to_the_largest_budget_passes_through_the_smaller_ones(name, tmp_p
 def test_the_papers_search_is_that_of_glue_at_its_learning_rate(tmp_path):
     from peers import peers
 
-    from glue_cli.core.seeds import generator
-    from glue_cli.methods.directions import draw_directions
+    from glue_cli.foundation.seeds import generator
+    from glue_cli.methods.steps.directions import draw_directions
 
     bowl = Bowl(4)
     beta = torch.zeros(1, 4, dtype=torch.float64)
@@ -296,8 +296,8 @@ def test_held_out_losses_are_those_of_the_blend(digits, tmp_path):
     from families import prepare
     from problem import Problem
 
-    from glue_cli.workflows.examples import read_target
-    from glue_cli.workflows.plan import Run
+    from glue_cli.data.parts import read_target
+    from glue_cli.foundation.run import Run
 
     family, states = digits
     spec, experts = prepare(family, {}, tmp_path)

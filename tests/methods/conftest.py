@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from glue_cli.core.cost import Cost
-from glue_cli.core.secants import Quadratic as ToSecondOrder
+from glue_cli.search.account import Cost
+from glue_cli.search.secants import Quadratic as ToSecondOrder
 
 
 class Quadratic:

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from glue_cli.core.errors import NumericalError
-from glue_cli.core.spec import MixSpec
+from glue_cli.foundation.errors import NumericalError
 from glue_cli.methods.cmaes import CmaEs, cmaes
+from glue_cli.spec.schema import MixSpec
 
 INF = math.inf
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glue_cli.core.spec import MixSpec
 from glue_cli.methods import METHODS, SEARCHES
+from glue_cli.spec.schema import MixSpec
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from glue_cli.core.spec import MixSpec
-from glue_cli.methods.descent import softmax
 from glue_cli.methods.fullgrad import fullgrad
+from glue_cli.methods.steps.descent import softmax
+from glue_cli.spec.schema import MixSpec
 
 
 @pytest.mark.parametrize("optimizer", [{"optimizer": "adam", "lr": 0.05}, {"optimizer": "momentum", "lr": 0.3}])

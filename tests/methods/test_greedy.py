@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from glue_cli.core.errors import NumericalError
-from glue_cli.core.seeds import generator
-from glue_cli.core.spec import MixSpec
+from glue_cli.foundation.errors import NumericalError
+from glue_cli.foundation.seeds import generator
 from glue_cli.methods.greedy import greedy
+from glue_cli.spec.schema import MixSpec
 
 
 def choose(objective, seed=0, observe=lambda record: None, **keys):

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from glue_cli.core.seeds import generator
-from glue_cli.core.spec import MixSpec
-from glue_cli.methods.directions import draw_directions
-from glue_cli.methods.spsa import estimate_gradient, spsa
+from glue_cli.foundation.seeds import generator
+from glue_cli.methods.spsa import spsa
+from glue_cli.methods.steps.directions import draw_directions
+from glue_cli.methods.steps.spsa_steps import estimate_gradient
+from glue_cli.spec.schema import MixSpec
 
 KINDS = ["gaussian", "rademacher"]
 N_DRAWS = 600

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from glue_cli.core.errors import SpecError
+from glue_cli.foundation.errors import SpecError
 from glue_cli.models import build_model
 from glue_cli.models.mobilenet import InvertedResidual, _round_channels, mobilenet_v2
 

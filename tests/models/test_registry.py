@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import glue_cli.models
-from glue_cli.core.errors import DataError, ResourceError, SpecError
+from glue_cli.foundation.errors import DataError, ResourceError, SpecError
 from glue_cli.models import ARCHITECTURES, build_model, check_architecture
 
 # Arguments and images that keep a test quick: arch -> (args, shape of a batch).

@@ -7,13 +7,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from glue_cli.core.device import PRECISIONS
-from glue_cli.core.progress import Advanced, Noted, Started
+from glue_cli.foundation.progress import Advanced, Noted, Started
+from glue_cli.foundation.run import Run
+from glue_cli.plans.evaluate import plan_evaluate
+from glue_cli.plans.finetune import plan_finetune
+from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.outputs import Outputs
+from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.running.precision import PRECISIONS
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.finetune import finetune
-from glue_cli.workflows.mix import mix
-from glue_cli.workflows.plan import Outputs, Run, plan_evaluate, plan_finetune, plan_train_expert
-from glue_cli.workflows.plan_mix import plan_mix
+from glue_cli.workflows.mix.mix import mix
 from glue_cli.workflows.train_expert import train_expert
 
 
@@ -67,7 +71,7 @@ def test_the_reported_loss_is_that_of_the_written_blend(spec, run, experts, tmp_
 
 
 def test_methods_see_the_same_minibatches(make_spec, run, experts, tmp_path, monkeypatch):
-    from glue_cli.workflows.examples import Batches
+    from glue_cli.data.loader import Batches
 
     seen, original = [], Batches.at_step
     monkeypatch.setattr(

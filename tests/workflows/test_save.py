@@ -6,13 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glue_cli.core.checkpoint import read_checkpoint
-from glue_cli.core.errors import ResourceError, UsageError
-from glue_cli.core.spec import Spec
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.foundation.errors import ResourceError, UsageError
+from glue_cli.plans.evaluate import plan_evaluate
+from glue_cli.plans.finetune import plan_finetune
+from glue_cli.plans.outputs import Outputs
+from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.spec.schema import Spec
 from glue_cli.workflows import save
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.finetune import finetune
-from glue_cli.workflows.plan import Outputs, plan_evaluate, plan_finetune, plan_train_expert
 from glue_cli.workflows.train_expert import train_expert
 
 transformers = pytest.importorskip("transformers")

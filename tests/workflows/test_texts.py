@@ -7,20 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glue_cli.core.device import Compute
-from glue_cli.core.errors import DataError, SpecError, UsageError
-from glue_cli.core.forward import outputs_of
-from glue_cli.core.seeds import generator
-from glue_cli.core.spec import AugmentSpec, Spec
+from glue_cli.data.parts import read_expert, read_target
+from glue_cli.foundation.errors import DataError, SpecError, UsageError
+from glue_cli.foundation.seeds import generator
+from glue_cli.models.weights import initial_model
+from glue_cli.plans.evaluate import plan_evaluate
+from glue_cli.plans.finetune import plan_finetune
+from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.outputs import Outputs
+from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.running.device import Compute
+from glue_cli.running.forward import outputs_of
+from glue_cli.spec.schema import AugmentSpec, Spec
 from glue_cli.workflows.evaluate import evaluate
-from glue_cli.workflows.examples import read_expert, read_target
+from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.finetune import finetune
-from glue_cli.workflows.mix import mix
-from glue_cli.workflows.plan import Outputs, plan_evaluate, plan_finetune, plan_train_expert
-from glue_cli.workflows.plan_mix import plan_mix
+from glue_cli.workflows.mix.mix import mix
 from glue_cli.workflows.train_expert import train_expert
-from glue_cli.workflows.training import evaluate_model
-from glue_cli.workflows.weights import initial_model
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("torchvision")

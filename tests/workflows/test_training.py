@@ -3,12 +3,13 @@ import copy
 import pytest
 import torch
 
-from glue_cli.core.device import Compute
-from glue_cli.core.errors import NumericalError, SpecError
-from glue_cli.core.progress import Advanced, Finished, Started
-from glue_cli.workflows.examples import read_target
-from glue_cli.workflows.training import evaluate_model, train
-from glue_cli.workflows.weights import initial_model
+from glue_cli.data.parts import read_target
+from glue_cli.foundation.errors import NumericalError, SpecError
+from glue_cli.foundation.progress import Advanced, Finished, Started
+from glue_cli.models.weights import initial_model
+from glue_cli.running.device import Compute
+from glue_cli.workflows.evaluation import evaluate_model
+from glue_cli.workflows.training import train
 
 CPU = Compute(torch.device("cpu"))
 

@@ -1,0 +1,1 @@
+"""Low-rank adapters of one base: read, put on their base, mixed."""

@@ -1,0 +1,120 @@
+"""How each tensor of a blend comes about: which coefficients it gets, or whose it is. Needs no torch."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, Described
+from glue_cli.foundation.errors import SpecError, UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules by tensor; a tensor that no rule names is blended with the first group's coefficients.
+
+    Attributes:
+        groups: names of the coefficient vectors alpha [G, K], each on a simplex of its own.
+        group_of: the group of each tensor that is not in the first.
+        copied_from: the expert, by number, whose tensor is taken as it is.
+        made: tensors that are made elsewhere, such as an aligned head, with their shapes.
+    """
+
+    groups: tuple[str, ...] = ("all",)
+    group_of: Mapping[str, int] = field(default_factory=dict)
+    copied_from: Mapping[str, int] = field(default_factory=dict)
+    made: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """The tensors that are not blended, and in which experts may differ."""
+        return frozenset((*self.copied_from, *self.made))
+
+    def is_blended(self, name: str) -> bool:
+        return name not in self.copied_from and name not in self.made
+
+    def coefficients(self, name: str, alphas: Sequence[Sequence[float]]) -> Sequence[float]:
+        """Return the coefficients [K] of a tensor, from alphas [G, K]; one-hot where it is copied."""
+        alpha = alphas[self.group_of.get(name, 0)]
+        if name not in self.copied_from:
+            return alpha
+        return [float(k == self.copied_from[name]) for k in range(len(alpha))]
+
+    def describe(self, experts: Sequence[Checkpoint], dtype: str | None = None) -> list[Described]:
+        """Return the tensors of the blend, in the first expert's order.
+
+        Args:
+            dtype: the floating-point dtype of the blend, such as "F16"; None keeps each tensor's own.
+        """
+        names = dict.fromkeys(experts[0].entries)
+        names.update(dict.fromkeys(name for name in self.copied_from if name not in names))
+        described = []
+        for name in names:
+            source = experts[self.copied_from.get(name, 0)].entries.get(name)
+            if source is not None:  # an expert without the tensor that is copied from it: the blend has none either
+                own = dtype if dtype and source.dtype in FLOAT_DTYPES else source.dtype
+                described.append((name, own, self.made.get(name, source.shape)))
+        return described
+
+
+PLAIN = Recipe()  # every tensor is blended, with one and the same alpha
+
+
+def group_tensors(
+    names: Iterable[str], patterns: Mapping[str, str | Sequence[str]]
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Assign tensors to groups by the first pattern that matches; what none matches is the group `rest`.
+
+    Args:
+        patterns: by group, one pattern or several, in which * stands for anything: `encoder.*`.
+    Returns:
+        the groups' names, and each tensor's group as a position there.
+    Raises:
+        SpecError: a group gets no tensor.
+    """
+    found: dict[str, str] = {}
+    wanted = {group: (given,) if isinstance(given, str) else tuple(given) for group, given in patterns.items()}
+    for name in names:
+        found[name] = next((g for g, given in wanted.items() if matches(name, given)), "rest")
+    groups = [*wanted, *(["rest"] if "rest" in found.values() and "rest" not in wanted else [])]
+    empty = [f"{group}: {', '.join(wanted[group])}" for group in groups if group not in found.values()]
+    if empty:
+        raise SpecError("mix.groups: no tensor of the experts matches", items=empty, hint="mend the patterns")
+    return tuple(groups), {name: groups.index(group) for name, group in found.items()}
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a tensor's name matches one of the patterns, in which * stands for anything."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def find_matching(experts: Sequence[Checkpoint], patterns: Sequence[str], option: str) -> list[str]:
+    """Return the tensors of any expert that match one of the patterns.
+
+    Raises:
+        UsageError: a pattern matches none.
+    """
+    names = dict.fromkeys(name for expert in experts for name in expert.entries)
+    useless = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+    if useless:
+        raise UsageError(
+            f"{option} '{useless[0]}' matches no tensor of the experts",
+            hint=f"tensors are called like '{next(iter(names))}'; * stands for anything",
+        )
+    return [name for name in names if matches(name, patterns)]
+
+
+def find_expert(experts: Sequence[Checkpoint], wanted: str, option: str) -> int:
+    """Return the number of the expert that is called `wanted`: by its name, file, path or number.
+
+    Raises:
+        UsageError: none is, or several are.
+    """
+    names = [{str(e.path), e.path.name, e.path.stem, str(e.glue.get("name", e.path.stem))} for e in experts]
+    found = [k for k, known in enumerate(names) if wanted in known]
+    if not found and wanted.isdecimal() and int(wanted) < len(experts):
+        found = [int(wanted)]
+    if len(found) != 1:
+        what = "no expert" if not found else f"{len(found)} experts"
+        listed = ", ".join(f"{k}: {expert.path}" for k, expert in enumerate(experts))
+        raise UsageError(f"{option} {wanted}: {what} of that name", hint=f"name one of {listed}")
+    return found[0]

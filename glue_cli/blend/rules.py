@@ -1,0 +1,192 @@
+"""From what the user says about tensors to a recipe: groups, heads, copied tensors, BatchNorm. Needs no torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from glue_cli.blend.compatibility import find_differences
+from glue_cli.blend.recipe import Recipe, find_expert, find_matching, group_tensors, matches
+from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
+from glue_cli.foundation.errors import CheckpointError, UsageError
+
+HEAD_POLICIES = ("blend", "from:EXPERT", "align", "reset")
+BATCHNORM_POLICIES = ("average", "refresh", "from:EXPERT")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_FROM = "from:"
+
+
+@dataclass(frozen=True)
+class TensorRules:
+    """What the command line says about tensors.
+
+    Attributes:
+        include, exclude: patterns of what is blended, and of what is not; the rest is copied from `copy_from`.
+        head: a pattern of the head's tensors; head_policy: one of `HEAD_POLICIES`.
+        classes: the target's class names.
+        batchnorm: one of `BATCHNORM_POLICIES`.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    copy_from: str | None = None
+    head: str | None = None
+    head_policy: str | None = None
+    classes: tuple[str, ...] = ()
+    batchnorm: str = "average"
+
+
+NO_RULES = TensorRules()
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """A head that is made anew.
+
+    Attributes:
+        names: its tensors.
+        known: each expert's classes; none where the head is reset.
+        classes: the target's.
+        group: the group whose alpha aligns it.
+    """
+
+    names: tuple[str, ...]
+    known: tuple[tuple[str, ...], ...]
+    classes: tuple[str, ...]
+    group: int
+
+
+def plan_recipe(
+    experts: Sequence[Checkpoint], rules: TensorRules, groups: Mapping[str, str | Sequence[str]]
+) -> tuple[Recipe, HeadPlan | None]:
+    """Turn rules into a recipe for these experts, and the head to make, if one is.
+
+    Args:
+        groups: patterns of tensors that get an alpha of their own, by the group's name.
+    Raises:
+        UsageError: the rules do not make sense together, or name what is not there.
+        CheckpointError: heads differ and no policy is given, or the experts do not say their classes.
+        SpecError: a group has no tensor.
+    """
+    names, group_of = group_tensors(experts[0].entries, groups) if groups else (("all",), {})
+    copied = _plan_copies(experts, rules)
+    if rules.batchnorm.startswith(_FROM):
+        k = find_expert(experts, rules.batchnorm.removeprefix(_FROM), "--batchnorm from:")
+        copied |= dict.fromkeys(_statistics(experts[0]), k)
+    elif rules.batchnorm not in BATCHNORM_POLICIES:
+        raise UsageError(
+            f"--batchnorm {rules.batchnorm}: no such policy", hint=f"wanted {', '.join(BATCHNORM_POLICIES)}"
+        )
+    head = _plan_head(experts, rules, copied, group_of)
+    made = {}
+    if head:
+        for name in head.names:
+            made[name] = (len(head.classes), *experts[0].entries[name].shape[1:])
+    copied = {name: k for name, k in copied.items() if name not in made}
+    return Recipe(names, group_of, copied, made), head
+
+
+def class_names_of(expert: Checkpoint) -> tuple[str, ...]:
+    """Return an expert's class names: from glue's metadata, or from a Hugging Face folder's configuration."""
+    names = expert.glue.get("class_names")
+    if isinstance(names, list):
+        return tuple(map(str, names))
+    try:
+        labels = json.loads((expert.path / "config.json").read_text(encoding="utf-8"))["id2label"]
+        return tuple(str(labels[str(number)]) for number in range(len(labels)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+def head_classes_of(experts: Sequence[Checkpoint], rules: TensorRules, head: HeadPlan | None) -> tuple[str, ...]:
+    """Return the classes of a head that is made or one expert's own; none where it is blended, or nobody says them."""
+    if head:
+        return head.classes
+    policy = rules.head_policy or "blend"
+    if not policy.startswith(_FROM):
+        return ()
+    return class_names_of(experts[_owner_of_head(experts, policy)])
+
+
+def _owner_of_head(experts: Sequence[Checkpoint], policy: str) -> int:
+    return find_expert(experts, policy.removeprefix(_FROM), "--head-policy from:")
+
+
+def _statistics(expert: Checkpoint) -> list[str]:
+    return [name for name in expert.entries if name.rpartition(".")[2] in _STATISTICS]
+
+
+def _plan_copies(experts: Sequence[Checkpoint], rules: TensorRules) -> dict[str, int]:
+    if not rules.include and not rules.exclude:
+        if rules.copy_from:
+            raise UsageError("--copy-from is for tensors that are not blended", hint="add --include or --exclude")
+        return {}
+    if rules.copy_from is None:
+        raise UsageError(
+            "--include and --exclude leave tensors out of the blend", hint="say whose they are: --copy-from EXPERT"
+        )
+    k = find_expert(experts, rules.copy_from, "--copy-from")
+    included = find_matching(experts, rules.include, "--include") if rules.include else list(experts[0].entries)
+    excluded = set(find_matching(experts, rules.exclude, "--exclude"))
+    blended = [name for name in included if name not in excluded]
+    if not any(experts[0].entries[name].dtype in FLOAT_DTYPES for name in blended if name in experts[0].entries):
+        raise UsageError("--include and --exclude leave nothing to blend", hint="mend the patterns")
+    kept = set(blended)
+    return {name: k for expert in experts for name in expert.entries if name not in kept}
+
+
+def _plan_head(
+    experts: Sequence[Checkpoint], rules: TensorRules, copied: dict[str, int], group_of: Mapping[str, int]
+) -> HeadPlan | None:
+    """Return the head to make; one that is copied is added to `copied`."""
+    if rules.head is None:
+        if rules.head_policy or rules.classes:
+            raise UsageError("--head-policy and --classes are for a head", hint="name its tensors: --head 'fc.*'")
+        return None
+    names = find_matching(experts, [rules.head], "--head")
+    policy = rules.head_policy or "blend"
+    if policy.startswith(_FROM):
+        copied |= dict.fromkeys(names, _owner_of_head(experts, policy))
+    elif policy == "blend":
+        _check_equal_heads(experts, rules.head)
+    elif policy not in ("align", "reset"):
+        raise UsageError(f"--head-policy {policy}: no such policy", hint=f"wanted {', '.join(HEAD_POLICIES)}")
+    if policy not in ("align", "reset"):
+        if rules.classes:
+            raise UsageError("--classes is for a head that is made anew", hint="add --head-policy align, or reset")
+        return None
+    if len(set(rules.classes)) < len(rules.classes):
+        raise UsageError("--classes names a class twice", hint="name each class of the target once")
+    needed = experts if policy == "align" else experts[:1]  # the first expert's head is the pattern
+    lacking = [f"{expert.path}: '{name}'" for expert in needed for name in names if name not in expert.entries]
+    if lacking:
+        raise CheckpointError("these experts lack tensors of the head", items=lacking, hint="mend --head")
+    known = tuple(class_names_of(expert) for expert in experts)
+    silent = [str(expert.path) for expert, own in zip(experts, known, strict=True) if not own]
+    if silent and (policy == "align" or not rules.classes):
+        raise CheckpointError(
+            "these experts do not say the names of their classes",
+            items=silent,
+            hint="experts trained on data with class names do, and Hugging Face folders; or --head-policy from:EXPERT",
+        )
+    classes = rules.classes or tuple(dict.fromkeys(name for own in known for name in own))
+    if policy == "align":
+        strange = [name for name in classes if not any(name in own for own in known)]
+        if len(strange) == len(classes):
+            raise CheckpointError(
+                "no expert knows any of the target's classes",
+                items=[f"{expert.path}: {', '.join(own)}" for expert, own in zip(experts, known, strict=True)],
+                hint="mend --classes, or choose --head-policy reset",
+            )
+    else:
+        known = ((),) * len(experts)
+    return HeadPlan(tuple(names), known, classes, group_of.get(names[0], 0))
+
+
+def _check_equal_heads(experts: Sequence[Checkpoint], pattern: str) -> None:
+    found = [d for d in find_differences(experts) if d.kind != "dtype" and matches(d.name, [pattern])]
+    if found:
+        raise CheckpointError(
+            "the experts' heads differ, and cannot be blended",
+            items=[difference.text for difference in found],
+            hint="these would work: --head-policy align (by class name), from:EXPERT, reset",
+        )

@@ -1,0 +1,139 @@
+"""Where a blend goes: one file, shards with an index, or a Hugging Face folder. Needs no torch."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glue_cli.checkpoints.header import TORCH_SUFFIXES, Described, TensorEntry
+from glue_cli.checkpoints.safetensors_file import place
+from glue_cli.foundation.errors import UsageError
+
+_INDEX = ".index.json"
+_WEIGHTS = ".safetensors"
+# The weights that a reader looks for in a model's folder; others, such as somebody's backup, are not glue's to delete.
+_LOADED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+# What a model's folder holds beside its weights: configuration, tokenizer, chat template.
+_COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The files of a blend.
+
+    Attributes:
+        result: what the next command is given: a file, an index, or a folder.
+        shards: the tensors (name, dtype, shape) of each weights file.
+        files: the weights files, as many as there are shards.
+        index: the index of the shards; None where there is none.
+        companions: files that are copied along, each with its copy.
+    """
+
+    result: Path
+    shards: tuple[tuple[Described, ...], ...]
+    files: tuple[Path, ...]
+    index: Path | None = None
+    companions: tuple[tuple[Path, Path], ...] = ()
+
+    @property
+    def is_folder(self) -> bool:
+        return self.result not in (*self.files, self.index)
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(entry.n_bytes for number, shard in enumerate(self.shards) for entry in place(shard, number))
+
+    def stale_files(self) -> list[Path]:
+        """Return what an earlier blend left in the folder that would be read in place of this one, or beside it."""
+        if not self.is_folder:
+            return []
+        found = (path for path in sorted(self.result.glob("model*")) if _LOADED.fullmatch(path.name))
+        return [path for path in found if path not in self.paths]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that is written."""
+        return [*self.files, *([self.index] if self.index else []), *(copy for _, copy in self.companions)]
+
+
+def plan_destination(
+    output: Path,
+    tensors: Iterable[Described],
+    *,
+    model_folder: Path | None = None,
+    max_shard_bytes: int | None = None,
+) -> Destination:
+    """Decide from the output's name which files a blend is written to.
+
+    `NAME.safetensors` is one file, or `NAME-0000I-of-0000N.safetensors` with `NAME.safetensors.index.json` where it
+    would be larger than a shard; an index's name asks for shards; any other name, where there is a model folder, for
+    such a folder.
+
+    Args:
+        tensors: those of the blend.
+        model_folder: the Hugging Face folder whose configuration and tokenizer the blend gets; None where it has none.
+        max_shard_bytes: the most bytes of tensors in a file; None puts all into one. A larger tensor has a file alone.
+    Raises:
+        UsageError: the name is that of another kind of file.
+    """
+    _check_name(output)
+    groups = _cut(place(tensors), max_shard_bytes)
+    shards = tuple(tuple((entry.name, entry.dtype, entry.shape) for entry in group) for group in groups)
+    if model_folder and not output.name.endswith((_WEIGHTS, _INDEX)):
+        files, index = _name_files(output / f"model{_WEIGHTS}", len(shards))
+        return Destination(output, shards, files, index, _companions(model_folder, output))
+    is_index = output.name.endswith(_WEIGHTS + _INDEX)
+    single = output.with_name(output.name.removesuffix(_INDEX)) if is_index else output
+    files, index = _name_files(single, len(shards), indexed=is_index)
+    return Destination(index or output, shards, files, index)
+
+
+def plan_model_destination(output: Path, model_folder: Path | None) -> Destination:
+    """Decide from the output's name where a trained model is written to: one file, or a Hugging Face folder.
+
+    Args:
+        model_folder: where the configuration and the tokenizer of a model of transformers are; None for other models.
+    Raises:
+        UsageError: the name is that of another kind of file.
+    """
+    _check_name(output)
+    if model_folder is None or output.suffix == _WEIGHTS:
+        return Destination(output, (), (output,))
+    companions = tuple(pair for pair in _companions(model_folder, output) if pair[1].name != "config.json")
+    return Destination(output, (), (output / f"model{_WEIGHTS}", output / "config.json"), companions=companions)
+
+
+def _check_name(output: Path) -> None:
+    """Check that the output is not named as what it will not be: a reader would go by the name."""
+    if output.suffix in TORCH_SUFFIXES or output.suffix == ".json" and not output.name.endswith(_WEIGHTS + _INDEX):
+        raise UsageError(
+            f"the output '{output}' has the name of another kind of file",
+            hint=f"blends and models are safetensors: -o {output.with_suffix(_WEIGHTS)}",
+        )
+
+
+def _companions(folder: Path, output: Path) -> tuple[tuple[Path, Path], ...]:
+    """Return what lies beside the weights in a model's folder, each with its copy."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in _COMPANIONS and path.is_file()]
+    return tuple((path, output / path.name) for path in found if not path.name.endswith(_INDEX))
+
+
+def _cut(entries: Sequence[TensorEntry], max_bytes: int | None) -> list[list[TensorEntry]]:
+    groups: list[list[TensorEntry]] = [[]]
+    n_bytes = 0
+    for entry in entries:
+        if max_bytes is not None and groups[-1] and n_bytes + entry.n_bytes > max_bytes:
+            groups.append([])
+            n_bytes = 0
+        groups[-1].append(entry)
+        n_bytes += entry.n_bytes
+    return groups
+
+
+def _name_files(single: Path, n_files: int, *, indexed: bool = False) -> tuple[tuple[Path, ...], Path | None]:
+    if n_files == 1 and not indexed:
+        return (single,), None
+    stem = single.name.removesuffix(_WEIGHTS)
+    names = (f"{stem}-{number:05d}-of-{n_files:05d}{_WEIGHTS}" for number in range(1, n_files + 1))
+    return tuple(single.with_name(name) for name in names), single.with_name(single.name + _INDEX)

@@ -1,0 +1,72 @@
+"""Bytes from and to a checkpoint's files. Needs no torch."""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from glue_cli.checkpoints.header import Checkpoint, stamp_of
+from glue_cli.foundation.errors import CheckpointError, ResourceError
+
+
+@contextmanager
+def open_file(checkpoint: Checkpoint, number: int) -> Iterator[int]:
+    """Open one of a checkpoint's files for reading; yields its descriptor.
+
+    Raises:
+        CheckpointError: it cannot be opened, or changed since its header was read.
+        ResourceError: too many files are open.
+    """
+    file = checkpoint.files[number]
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        message = f"'{file}' cannot be read: {error.strerror}"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise ResourceError(message, hint="raise the limit of open files: ulimit -n 4096") from None
+        raise CheckpointError(message) from None
+    try:
+        _check_unchanged(file, descriptor, checkpoint.stamps[number])
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_files(checkpoint: Checkpoint) -> Iterator[list[int]]:
+    """Open all of a checkpoint's files, as `open_file` does one; yields their descriptors."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(open_file(checkpoint, number)) for number in range(len(checkpoint.files))]
+
+
+def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
+    """Check that nobody wrote to a checkpoint's open files since its header was read.
+
+    Raises:
+        CheckpointError: somebody did.
+    """
+    for file, descriptor, stamp in zip(checkpoint.files, descriptors, checkpoint.stamps, strict=True):
+        _check_unchanged(file, descriptor, stamp)
+
+
+def _check_unchanged(file: Path, descriptor: int, stamp: tuple[int, int]) -> None:
+    if stamp_of(descriptor) != stamp:
+        raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
+    """Fill `buffer` from the file at `offset`.
+
+    Raises:
+        CheckpointError: the file ends before the buffer is full, or cannot be read.
+    """
+    filled = 0
+    while filled < len(buffer):
+        try:
+            n_read = os.preadv(descriptor, [buffer[filled:]], offset + filled)
+        except OSError as error:
+            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+        if n_read == 0:
+            raise CheckpointError(f"'{path}' became shorter while it was read")
+        filled += n_read

@@ -1,0 +1,105 @@
+"""sha256 of the experts, from the blocks that a blend has read anyway. Needs no torch."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Condition, Event, Thread
+
+from glue_cli.checkpoints.files import open_file, read_into
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.foundation.errors import CheckpointError, ResourceError
+
+_READ_BYTES = 1 << 20
+# Ahead, more: between two reads a thread may have to wait for the interpreter, which is busy with imports.
+_AHEAD_BYTES = 8 << 20
+
+
+class StreamedHash:
+    """The sha256 of an expert's files one after another, fed with parts of them as they come by.
+
+    Parts must be given in the files' order; what lies between them is read here.
+    """
+
+    def __init__(self, expert: Checkpoint) -> None:
+        self._expert = expert
+        self._sizes = [n_bytes for n_bytes, _ in expert.stamps]
+        self._sha256 = hashlib.sha256()
+        self._file, self._position = 0, 0
+        self._turn, self._turned, self._stopped = 0, Condition(), False
+
+    def update(self, turn: int, file: int, offset: int, part: memoryview) -> None:
+        """Add the bytes `part` at `offset` of file number `file`; waits until the turns before this one are done."""
+        with self._turned:
+            self._turned.wait_for(lambda: self._turn == turn or self._stopped)
+            if not self._stopped:
+                self._catch_up(file, offset)
+                n_known = self._position - offset if self._file == file else len(part)
+                if n_known < len(part):
+                    self._sha256.update(part[n_known:])
+                    self._position += len(part) - n_known
+            self._turn += 1
+            self._turned.notify_all()
+
+    def stop(self) -> None:
+        """Let go of everyone who waits: the blend has failed."""
+        with self._turned:
+            self._stopped = True
+            self._turned.notify_all()
+
+    def read_ahead(self, enough: Event) -> None:
+        """Read the files from where the hash is on, to their end or until there is `enough`.
+
+        Raises:
+            CheckpointError: a file cannot be read, or changed since its header was read.
+        """
+        while self._file < len(self._sizes):
+            self._read_to(self._sizes[self._file], _AHEAD_BYTES, enough)
+            if enough.is_set():
+                return
+            self._file, self._position = self._file + 1, 0
+
+    def finish(self) -> str:
+        """Read what is left and return the digest in hexadecimal.
+
+        Raises:
+            CheckpointError: as for `read_ahead`.
+        """
+        self._catch_up(len(self._sizes), 0)
+        return self._sha256.hexdigest()
+
+    def _catch_up(self, file: int, offset: int) -> None:
+        while self._file < file:
+            self._read_to(self._sizes[self._file])
+            self._file, self._position = self._file + 1, 0
+        if self._file == file < len(self._sizes):
+            self._read_to(offset)
+
+    def _read_to(self, offset: int, at_once: int = _READ_BYTES, enough: Event | None = None) -> None:
+        if self._position >= offset:
+            return
+        buffer = memoryview(bytearray(min(at_once, offset - self._position)))
+        with open_file(self._expert, self._file) as descriptor:
+            while self._position < offset and not (enough and enough.is_set()):
+                part = buffer[: offset - self._position]
+                read_into(descriptor, part, self._position, self._expert.files[self._file])
+                self._sha256.update(part)
+                self._position += len(part)
+
+
+@contextmanager
+def hashing_ahead(hashes: Sequence[StreamedHash]) -> Iterator[None]:
+    """Let a thread take hashes, one after the other and as far as it comes, while the block waits for other things."""
+    enough = Event()
+
+    def work() -> None:
+        with suppress(CheckpointError, ResourceError):  # which the blend will meet again
+            for streamed in hashes:
+                streamed.read_ahead(enough)
+
+    thread = Thread(target=work, daemon=True)  # which nobody waits for when a signal comes before the block
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()

@@ -1,0 +1,137 @@
+"""From the columns of a table of the library `datasets` to inputs and targets."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glue_cli.data.dataset import Dataset, Texts
+from glue_cli.data.images import EncodedImage, decode_all, is_grey
+from glue_cli.data.labels import encode_labels
+from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.foundation.progress import Progress
+from glue_cli.spec.schema import DataSpec
+
+# What columns are for -> the names under which one is looked for when the spec names none.
+_INPUTS: dict[str, Sequence[str]] = {"image": ("image", "img"), "text": ("text",), "inputs": ()}
+_TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
+
+
+def read_columns(
+    data: DataSpec, table: Any, open_train: Callable[[], Any], *, where: str, progress: Progress
+) -> Dataset | Texts:
+    """Read the columns that `data.columns` names, else those with the usual names.
+
+    `image` becomes uint8 [N, 3, H, W], or [N, 1, H, W] where all images are grey; `inputs` float32, [N, n] from n
+    columns of numbers, or [N, ...] from one of lists; `label` int64 [N]; `target` float32 like `inputs`, but [N] from
+    a single column of numbers. Texts may do without label and target.
+
+    Args:
+        table: the split.
+        open_train: returns the train split, whose class names count.
+        where: what the split is called in messages.
+    Raises:
+        SpecError: a column is missing, or it is not clear which are meant.
+        DataError: a value is not what its column is for.
+    """
+    role, names = _choose(data, table, _INPUTS, where)
+    targets, class_names = None, None
+    target_role, target_names = _choose(data, table, _TARGETS, where, optional=role == "text")
+    if target_role == "label":
+        targets, class_names = _read_labels(table, target_names[0], open_train, where)
+    elif target_role == "target":
+        targets = _read_numbers(table, target_names, where)
+    if role == "text":
+        return Texts(_read_texts(table, names[0], where), targets, class_names)
+    assert targets is not None
+    if role == "image":
+        return Dataset(_read_images(table, names[0], data.image_size, where, progress), targets, class_names)
+    inputs = _read_numbers(table, names, where)
+    return Dataset(inputs if inputs.dim() > 1 else inputs[:, None], targets, class_names)
+
+
+def _choose(
+    data: DataSpec, table: Any, roles: dict[str, Sequence[str]], where: str, *, optional: bool = False
+) -> tuple[str, list[str]]:
+    """Return one of the roles, and the columns that have it; empty when there is none and it is optional."""
+    present: list[str] = table.column_names
+    given = {role: names for role, names in data.columns.items() if role in roles}
+    usual = {role: [name] for role, known in roles.items() for name in reversed(known) if name in present}
+    chosen = given or dict([*usual.items()][:1])
+    if not chosen and optional:
+        return "", []
+    if len(chosen) != 1:
+        found = f"data.columns names {' and '.join(chosen)}" if chosen else f"{where} has no usual column for that"
+        raise SpecError(
+            f"wanted one of {', '.join(roles)}, but {found}",
+            hint=f"name it in data.columns; the columns are {', '.join(present)}",
+        )
+    [(role, names)] = chosen.items()
+    if role not in ("inputs", "target") and len(names) != 1:
+        raise SpecError(f"data.columns.{role}: found {len(names)} columns, wanted one")
+    for name in names:
+        if name not in present:
+            near = difflib.get_close_matches(name, present, n=1)
+            raise SpecError(
+                f"data.columns.{role}: {where} has no column '{name}'",
+                hint=f"did you mean '{near[0]}'?" if near else f"the columns are {', '.join(present)}",
+            )
+    return role, names
+
+
+def _read_labels(
+    table: Any, name: str, open_train: Callable[[], Any], where: str
+) -> tuple[Tensor, tuple[str, ...] | None]:
+    labels, class_names = encode_labels(
+        list(table[name]), lambda row: _at(where, name, row), lambda: open_train()[name]
+    )
+    return labels, class_names or tuple(getattr(table.features[name], "names", None) or ()) or None
+
+
+def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:
+    """Return columns of numbers, float32 [N] from one, [N, n] from several; or one of lists, [N, ...]."""
+    columns = []
+    for name in names:
+        try:
+            column = torch.tensor(list(table[name]), dtype=torch.float32)
+        except (TypeError, ValueError) as error:  # text, nothing, or lists of different lengths
+            raise DataError(
+                f"{where}, column '{name}': {error}", hint="wanted a number in every row, or lists of one length"
+            ) from error
+        if column.dim() > 1 and len(names) > 1:
+            raise DataError(f"{where}, column '{name}' has lists, which go alone; it is one of {len(names)} columns")
+        wrong = ~column.isfinite().flatten(1).all(1) if column.dim() > 1 else ~column.isfinite()
+        if wrong.any():
+            raise DataError(f"{_at(where, name, int(wrong.nonzero()[0]))}: NaN or infinite")
+        columns.append(column)
+    return columns[0] if len(columns) == 1 else torch.stack(columns, 1)
+
+
+def _read_texts(table: Any, name: str, where: str) -> list[str]:
+    texts = list(table[name])
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"{_at(where, name, row)}: found {str(text)[:40]!r}, wanted text")
+    return texts
+
+
+def _read_images(table: Any, name: str, image_size: int | None, where: str, progress: Progress) -> Tensor:
+    undecoded = import_module("datasets").Image(decode=False)
+    try:
+        cells = list(table.cast_column(name, undecoded)[name])
+    except Exception as error:  # of pyarrow, for a column of anything else
+        raise DataError(f"{where}, column '{name}' does not hold images: {error}") from error
+    images = []
+    for row, cell in enumerate(cells):
+        if not cell:
+            raise DataError(f"{_at(where, name, row)}: there is no image")
+        at = _at(where, name, row)
+        images.append(EncodedImage(cell["path"]) if cell["bytes"] is None else EncodedImage(at, cell["bytes"]))
+    return decode_all(images, image_size, progress, mode="L" if all(map(is_grey, images)) else "RGB")
+
+
+def _at(where: str, name: str, row: int) -> str:
+    return f"{where}, column '{name}', row {row} (from 0)"

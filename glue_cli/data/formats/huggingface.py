@@ -1,0 +1,111 @@
+"""What the `datasets` library reads from disk: `save_to_disk`, Parquet, CSV, JSON, and folders of images."""
+
+import glob
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from glue_cli.data.dataset import Dataset, Texts, split_name
+from glue_cli.data.formats.columns import read_columns
+from glue_cli.data.formats.image_folder import ENDINGS
+from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.foundation.progress import Progress
+from glue_cli.spec.schema import DataSpec
+
+_BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}  # by the files' ending
+
+
+def read_huggingface(
+    data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress
+) -> Dataset | Texts | None:
+    """Read a split from `root`, whose inputs and targets are the columns that `data.columns` names.
+
+    Looked for, in this order, with SPLIT as `data.splits` says, else train, test, and val or validation: the folder
+    SPLIT as `save_to_disk` writes it or with images in it; the files SPLIT.parquet, SPLIT-*.parquet, SPLIT/*.parquet
+    and data/SPLIT-*.parquet; the same in CSV and JSON.
+
+    Nothing is downloaded, no code of the data set's is run, and no file is unpickled.
+
+    Raises:
+        SpecError: a column is missing, or it is not clear which are meant; or `datasets` is not installed.
+        DataError: the split is missing, or a file or a value in it is not what it should be.
+    """
+    datasets = _import_datasets()
+    with _working_folder(cache) as working:
+        table = _open(datasets, data, split, root, working)
+        if table is None:
+            return None
+
+        def open_train() -> Any:
+            return _open(datasets, data, "train", root, working)
+
+        return read_columns(data, table, open_train, where=f"'{root}' ({split})", progress=progress)
+
+
+def _import_datasets() -> Any:
+    try:
+        datasets = import_module("datasets")
+    except ImportError as error:
+        raise SpecError(
+            "data.format 'huggingface' needs the library datasets, which is not installed",
+            hint="pip install 'glue-cli[hf]'",
+        ) from error
+    datasets.config.HF_HUB_OFFLINE = True  # or it counts downloads, even for files on disk
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its faults are raised as well
+    return datasets
+
+
+@contextmanager
+def _working_folder(cache: Path | None) -> Iterator[Path]:
+    """Give a folder for what `datasets` converts, so that it does not take one in the user's home."""
+    if cache is not None:
+        yield cache / "huggingface"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _open(datasets: Any, data: DataSpec, split: str, root: Path, working: Path) -> Any | None:
+    """Return a split as a `datasets.Dataset`, or None for a val split that is not there."""
+    name = split_name(data, split)
+    names = [] if name is None else ["val", "validation"] if split == "val" and "val" not in data.splits else [name]
+    found = next((found for name in names if (found := _find(root, name))), None)
+    if found is None:
+        if split == "val" and "val" not in data.splits:
+            return None
+        raise DataError(
+            f"'{root}' has no split '{name}' that the library datasets reads",
+            hint=f"check data.root in the spec; wanted for example {name}.parquet, {name}.csv or a folder {name}; "
+            "other names go into data.splits",
+        )
+    builder, paths = found
+    files = {split: [glob.escape(str(path)) for path in paths]}
+    if builder == "imagefolder":  # it numbers the classes that it sees: those of train are to come along
+        folders = {"train": root / (split_name(data, "train") or ""), split: paths[0]}
+        files = {name: [f"{glob.escape(str(folder))}/**"] for name, folder in folders.items()}
+    try:
+        if builder == "arrow":
+            return datasets.load_from_disk(str(paths[0])).with_format(None)
+        return datasets.load_dataset(builder, data_files=files, split=split, cache_dir=str(working))
+    except Exception as error:  # datasets, pandas and pyarrow raise whatever a damaged file makes them stumble on
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise DataError(f"'{paths[0]}' cannot be read: {reason}", hint="write the file again") from error
+
+
+def _find(root: Path, name: str) -> tuple[str, list[Path]] | None:
+    """Return which of the library's builders reads a split, and its files or its folder."""
+    folder = root / name
+    if (folder / "state.json").is_file():
+        return "arrow", [folder]
+    if any(path.suffix.lower() in ENDINGS for path in folder.rglob("*")):
+        return "imagefolder", [folder]
+    for ending, builder in _BUILDERS.items():
+        patterns = [f"{name}.{ending}", f"{name}-*.{ending}", f"{name}/*.{ending}", f"data/{name}-*.{ending}"]
+        files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
+        if files:
+            return builder, files
+    return None

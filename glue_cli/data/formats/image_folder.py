@@ -1,0 +1,141 @@
+"""Images in folders, `ROOT/SPLIT/CLASS/*.jpg`: decoded once, then read from a cache."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from glue_cli.checkpoints.tensors import write_checkpoint
+from glue_cli.data.dataset import Dataset, split_name
+from glue_cli.data.images import EncodedImage, decode_all
+from glue_cli.foundation.errors import DataError, ResourceError
+from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.spec.schema import DataSpec
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+_CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
+
+
+@dataclass(frozen=True)
+class _Image:
+    path: Path
+    label: int
+    n_bytes: int
+    mtime_ns: int
+
+
+def read_image_folder(
+    data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress
+) -> Dataset | None:
+    """Read a split: RGB images, uint8 [N, 3, H, W], and labels, int64 [N], by the sorted class folders of train.
+
+    With `data.image_size` the central square of each image is resized to it, bicubic with antialiasing; without it,
+    all images must be of one size. `data.splits` names the folders of the splits.
+
+    Raises:
+        DataError: a folder is missing or empty, a class is unknown to train, an image is broken or of another size, or
+            Pillow is not installed.
+    Cost: decodes every image once, in torch's number of threads; a cached split is mapped from its file.
+    """
+    train, folder = _split_folder(data, "train", root), _split_folder(data, split, root)
+    if train is None or folder is None:
+        return None
+    class_names = _list_classes(train)
+    files = _list_images(folder, class_names, is_train=folder == train)
+    labels = torch.tensor([file.label for file in files])
+    key = f"images-{_cache_key(folder, files, class_names, data.image_size)}.safetensors"
+    images = _read_cache(cache / key, labels) if cache else None
+    if images is None:
+        images = decode_all([EncodedImage(str(file.path)) for file in files], data.image_size, progress)
+        if cache:
+            _write_cache(cache / key, images, labels, progress)
+    return Dataset(images, labels, class_names)
+
+
+def _split_folder(data: DataSpec, split: str, root: Path) -> Path | None:
+    name = split_name(data, split)
+    if name is None:
+        return None
+    folder = root / name
+    if folder.is_dir():
+        return folder
+    if split == "val" and "val" not in data.splits:
+        return None
+    near = f"; set data.splits.{split} if the folder has another name" if split not in data.splits else ""
+    raise DataError(f"'{folder}' is missing", hint=f"check data.root in the spec{near}")
+
+
+def _list_folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _list_classes(folder: Path) -> tuple[str, ...]:
+    names = _list_folders(folder)
+    if not names:
+        raise DataError(f"'{folder}' has no class folder", hint="wanted a folder a class, with its images")
+    return tuple(names)
+
+
+def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) -> list[_Image]:
+    here = _list_folders(folder)
+    unknown = [name for name in here if name not in set(class_names)]
+    if unknown:
+        more = [f"and {len(unknown) - 5} more"] if len(unknown) > 5 else []
+        raise DataError(
+            f"'{folder}' has {len(unknown)} class folder(s) that the train split does not have",
+            items=[f"'{name}'" for name in unknown[:5]] + more,
+            hint="every class needs training examples: remove these folders, or add the classes to train",
+        )
+    files: list[_Image] = []
+    for label, name in enumerate(class_names):
+        if name not in here:
+            continue
+        with os.scandir(folder / name) as entries:
+            found = sorted(
+                (entry for entry in entries if entry.name.lower().endswith(ENDINGS) and entry.name[0] != "."),
+                key=lambda entry: entry.name,
+            )
+        if is_train and not found:
+            raise DataError(
+                f"'{folder / name}' has no image; wanted files ending in {', '.join(ENDINGS)}",
+                hint="remove the folder, or put the images of the class right into it",
+            )
+        for entry in found:
+            stat = entry.stat()
+            files.append(_Image(Path(entry.path), label, stat.st_size, stat.st_mtime_ns))
+    if not files:
+        raise DataError(f"'{folder}' has no image; wanted '{folder}/CLASS/*.jpg'", hint="check data.root in the spec")
+    return files
+
+
+def _cache_key(folder: Path, files: Sequence[_Image], class_names: tuple[str, ...], image_size: int | None) -> str:
+    # The folder is part of the key: an archive unpacked with fixed times can hold equal names, sizes and times in two
+    # splits, and one must not be taken for the other.
+    rows = [[file.path.name, file.label, file.n_bytes, file.mtime_ns] for file in files]
+    content = [_CACHE_VERSION, str(folder.resolve()), class_names, image_size, rows]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _write_cache(path: Path, images: Tensor, labels: Tensor, progress: Progress) -> None:
+    try:
+        write_checkpoint(path, {"images": images, "labels": labels}, {"kind": "decoded images"})
+    except ResourceError as error:
+        progress(Noted(f"the decoded images are not cached: {error.message}", warning=True))
+
+
+def _read_cache(path: Path, labels: Tensor) -> Tensor | None:
+    """Return the images that were cached, or None when there is nothing, or nothing whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            images, cached_labels = file.get_tensor("images"), file.get_tensor("labels")
+    except (SafetensorError, OSError):
+        return None
+    is_whole = torch.equal(cached_labels, labels) and images.dtype == torch.uint8 and images.dim() == 4
+    return images if is_whole and len(images) == len(labels) else None

@@ -1,0 +1,80 @@
+"""Texts as JSON lines: `{"text": ..., "label": ...}`, or the text alone for a language model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glue_cli.data.dataset import Texts, split_name
+from glue_cli.data.labels import encode_labels
+from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.progress import Progress
+from glue_cli.spec.schema import DataSpec
+
+_EXAMPLE = '{"text": "Loved it.", "label": 1}'
+
+
+def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress) -> Texts | None:
+    """Read `train.jsonl`, `test.jsonl` or, if there is one, `val.jsonl`; `data.splits` gives them other names.
+
+    A label is a number from 0 or the name of a class; other keys are passed over, and so are blank lines.
+
+    Raises:
+        DataError: a file is missing or has no line, a line is no JSON or has no text, or the labels are no labels.
+    """
+    name = split_name(data, split)
+    if name is None:
+        return None
+    path = root / f"{name}.jsonl"
+    if split == "val" and "val" not in data.splits and not path.is_file():
+        return None
+    lines = _read_lines(path)
+    texts, labels = [line.text for line in lines], [line.label for line in lines]
+    if labels[0] is None:
+        return Texts(texts, None)
+
+    def train_labels() -> Sequence[object]:
+        train = root / f"{split_name(data, 'train')}.jsonl"
+        return labels if split == "train" else [line.label for line in _read_lines(train)]
+
+    return Texts(texts, *encode_labels(labels, lambda i: lines[i].where, train_labels))
+
+
+@dataclass(frozen=True)
+class _Line:
+    where: str
+    text: str
+    label: object  # None for none
+
+
+def _read_lines(path: Path) -> list[_Line]:
+    try:
+        with path.open("rb") as file:
+            lines = [_parse(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
+    except FileNotFoundError:
+        raise DataError(f"'{path}' is missing", hint="check data.root in the spec, and data.splits") from None
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error}") from error
+    if not lines:
+        raise DataError(f"'{path}' is empty", hint=f"wanted a line an example: {_EXAMPLE}")
+    for line in lines:
+        if (line.label is None) != (lines[0].label is None):
+            here, there = ("no label", "one") if line.label is None else ("a label", "none")
+            raise DataError(f"{line.where}: there is {here}, but {lines[0].where} has {there}")
+    return lines
+
+
+def _parse(line: bytes, where: str) -> _Line:
+    try:
+        found: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}", hint=f"wanted a line an example: {_EXAMPLE}") from None
+    text = found.get("text") if isinstance(found, dict) else None
+    if isinstance(text, str):
+        return _Line(where, text, found.get("label"))
+    if isinstance(found, dict):
+        kind = f"'text' is {json.dumps(text)[:40]}" if "text" in found else "there is no 'text'"
+    else:
+        kind = f"found a {type(found).__name__}"
+    raise DataError(f"{where}: {kind}", hint=f"wanted a line an example: {_EXAMPLE}")

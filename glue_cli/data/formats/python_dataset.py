@@ -1,0 +1,133 @@
+"""Whatever a function of the user's returns as a torch `Dataset`, read once into memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glue_cli.data.dataset import Dataset
+from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
+from glue_cli.foundation.user_code import PREFIX, load_function
+from glue_cli.spec.schema import DataSpec
+
+_ITEMS_A_REPORT = 100
+
+
+def read_python(
+    data: DataSpec, split: str, *, root: Path, folder: Path, cache: Path | None, progress: Progress
+) -> Dataset | None:
+    """Read what `function(split)`, or `function(split, root)`, returns: a length, and items (input, target).
+
+    An input is an image, uint8 [C, H, W], or floats [...]; a target is a label, or floats [...]; all have one shape.
+    The class names are in the data set's attribute `classes`, where torchvision has them too.
+
+    Args:
+        root: handed to the function if the spec has `data.root`.
+        folder: the spec's own, where the module is looked up.
+    Returns:
+        the split, or None where the function returns None for val.
+    Raises:
+        SpecError: the module or the function is not there.
+        DataError: the function or an item fails, or what comes is none of this.
+    """
+    location = data.format.removeprefix(PREFIX)
+    function = load_function(location, folder, key="data.format")
+    where = f"{location}({split!r})"
+    found = _attempt(where, function, *([split, root] if data.root else [split]))
+    if found is None and split == "val":
+        return None
+    if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
+        raise DataError(f"{where} returns {_describe(found)}, wanted a torch Dataset with a length and items")
+    if len(found) == 0:
+        raise DataError(f"{where} has no item")
+    inputs, targets = _stack(found, where, progress)
+    for kind, tensor in (("input", inputs), ("target", targets)):
+        wrong = ~tensor.isfinite().view(len(tensor), -1).all(1)
+        if kind == "target" and tensor.dtype == torch.int64:
+            wrong = tensor < 0
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            raise DataError(f"{where}, item {i}: the {kind} is {tensor[i].tolist()}")
+    return Dataset(inputs, targets, _read_class_names(found, targets, where))
+
+
+def _stack(found: Any, where: str, progress: Progress) -> tuple[Tensor, Tensor]:
+    stacks: dict[str, Tensor] = {}
+    progress(Started("read", len(found), "examples"))
+    for i in range(len(found)):
+        at = f"{where}, item {i}"
+        item = _attempt(at, found.__getitem__, i)
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(f"{at} is {_describe(item)}, wanted a pair (input, target)")
+        for kind, tensor in (("input", _to_input(item[0], at)), ("target", _to_target(item[1], at))):
+            if i == 0:
+                stacks[kind] = tensor.new_empty(len(found), *tensor.shape)
+            first = stacks[kind][0]
+            if (tensor.shape, tensor.dtype) != (first.shape, first.dtype):
+                raise DataError(f"{at}: the {kind} is {_describe(tensor)}, but that of item 0 {_describe(first)}")
+            stacks[kind][i] = tensor
+        if i % _ITEMS_A_REPORT == 0:
+            progress(Advanced(i))
+    progress(Advanced(len(stacks["input"])))
+    progress(Finished())
+    return stacks["input"], stacks["target"]
+
+
+def _attempt(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except Exception as error:  # the user's code may raise whatever it likes
+        raise DataError(f"{what} fails: {type(error).__name__}: {error}", hint="mend it; it is your own") from error
+
+
+def _to_input(value: Any, at: str) -> Tensor:
+    tensor = _to_tensor(value)
+    if tensor is not None and tensor.dtype == torch.uint8 and tensor.dim() == 3:
+        return tensor
+    if tensor is not None and tensor.is_floating_point():
+        return tensor.float()
+    raise DataError(
+        f"{at}: the input is {_describe(value)}, wanted an image, uint8 [C, H, W], or floats",
+        hint="torchvision.transforms.PILToTensor makes a tensor of an image",
+    )
+
+
+def _to_target(value: Any, at: str) -> Tensor:
+    tensor = _to_tensor(value)
+    if tensor is not None and tensor.is_floating_point():
+        return tensor.float()
+    if tensor is not None and tensor.dim() == 0 and not tensor.is_complex():
+        return tensor.long()
+    raise DataError(f"{at}: the target is {_describe(value)}, wanted a label, as a whole number, or floats")
+
+
+def _to_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if not isinstance(value, int | float | list | tuple) and not hasattr(value, "__array__"):
+        return None
+    try:
+        return torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _describe(value: Any) -> str:
+    """Return such as 'a str' or 'float32 [3, 8, 8]'."""
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _read_class_names(found: Any, targets: Tensor, where: str) -> tuple[str, ...] | None:
+    names = getattr(found, "classes", None)
+    if targets.dtype != torch.int64 or names is None:
+        return None
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return None  # an attribute of that name that is for something else
+    if len(names) <= int(targets.max()):
+        raise DataError(f"{where} has {len(names)} names in 'classes', but a label {int(targets.max())}")
+    return tuple(names)

@@ -1,0 +1,125 @@
+"""Any data set as safetensors: `train.safetensors`, `test.safetensors` and, if there is one, `val.safetensors`."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from glue_cli.data.dataset import Dataset, split_name
+from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.progress import Progress
+from glue_cli.spec.schema import DataSpec
+
+_DTYPES = {
+    "images": (torch.uint8,),
+    "inputs": (torch.float32, torch.float16, torch.bfloat16, torch.float64),
+    "labels": (torch.int64,),
+    "targets": (torch.float32, torch.float16, torch.bfloat16, torch.float64),
+}
+
+
+def read_safetensors_folder(
+    data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress
+) -> Dataset | None:
+    """Read a split: `images` uint8 [N, C, H, W] or `inputs` float [N, ...]; `labels` int64 [N] or `targets` float.
+
+    Class names are a JSON list under the metadata key `class_names`, if it is there. Floats become float32.
+
+    Raises:
+        DataError: the file is missing or damaged, or a tensor is missing, of another dtype or length, or not finite.
+    """
+    name = split_name(data, split)
+    if name is None:
+        return None
+    path = root / f"{name}.safetensors"
+    if not path.is_file():
+        if split == "val" and "val" not in data.splits:
+            return None
+        raise DataError(f"'{path}' is missing", hint="check data.root in the spec")
+    return read_safetensors(path)
+
+
+def read_safetensors(path: Path) -> Dataset:
+    """Read one file of the format; see `read_safetensors_folder`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, metadata = set(file.keys()), file.metadata() or {}
+            inputs_name = _one_of(path, names, "images", "inputs")
+            targets_name = _one_of(path, names, "labels", "targets")
+            inputs, targets = file.get_tensor(inputs_name), file.get_tensor(targets_name)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"'{path}' is not a whole safetensors file: {error}", hint="write the file again") from error
+    inputs = _check_tensor(path, inputs_name, inputs)
+    targets = _check_tensor(path, targets_name, targets)
+    if len(inputs) == 0:
+        raise DataError(f"'{path}': tensor '{inputs_name}' holds no example")
+    if len(targets) != len(inputs):
+        raise DataError(
+            f"'{path}': tensor '{targets_name}' has {len(targets):,} examples, wanted {len(inputs):,}, "
+            f"as '{inputs_name}' has"
+        )
+    class_names = _parse_class_names(path, metadata.get("class_names"))
+    if targets_name == "labels":
+        _check_labels(path, targets, class_names)
+    return Dataset(inputs, targets, class_names)
+
+
+def _one_of(path: Path, names: set[str], first: str, second: str) -> str:
+    found = [name for name in (first, second) if name in names]
+    if len(found) != 1:
+        what = "both" if found else "neither"
+        raise DataError(
+            f"'{path}': found {what} of the tensors '{first}' and '{second}', wanted one of them",
+            hint=f"the file holds {', '.join(sorted(names)) or 'no tensor'}",
+        )
+    return found[0]
+
+
+def _check_tensor(path: Path, name: str, tensor: Tensor) -> Tensor:
+    shape = list(tensor.shape)
+    if tensor.dtype not in _DTYPES[name]:
+        wanted = " or ".join(_dtype_name(dtype) for dtype in _DTYPES[name])
+        raise DataError(f"'{path}': tensor '{name}' is {_dtype_name(tensor.dtype)}, wanted {wanted}")
+    if name == "images" and tensor.dim() != 4:
+        raise DataError(f"'{path}': tensor 'images' has shape {shape}, wanted [N, C, H, W]")
+    if name == "labels" and tensor.dim() != 1:
+        raise DataError(f"'{path}': tensor 'labels' has shape {shape}, wanted [N]")
+    if tensor.dim() == 0:
+        raise DataError(f"'{path}': tensor '{name}' is a single number, wanted [N, ...]")
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+        finite = tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else tensor.isfinite()
+        if not finite.all():
+            raise DataError(f"'{path}': tensor '{name}' is NaN or infinite in example {int((~finite).nonzero()[0])}")
+    return tensor
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _parse_class_names(path: Path, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"'{path}': metadata key 'class_names' is not a JSON list of strings")
+    return tuple(names)
+
+
+def _check_labels(path: Path, labels: Tensor, class_names: tuple[str, ...] | None) -> None:
+    wrong = labels < 0
+    wanted = "0 or more"
+    if class_names is not None:
+        wrong |= labels >= len(class_names)
+        wanted = f"0 to {len(class_names) - 1}, as there are {len(class_names)} class names"
+    if wrong.any():
+        example = int(wrong.nonzero()[0])
+        raise DataError(
+            f"'{path}': tensor 'labels' is {int(labels[example])} in example {example} (from 0), wanted {wanted}"
+        )

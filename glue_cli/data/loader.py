@@ -1,0 +1,130 @@
+"""Examples of a data set, and their batches on the device."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from glue_cli.data.batches import (
+    batches_by_length,
+    bucketed_batches,
+    crop,
+    epoch_batches,
+    flip,
+    normalise,
+    token_batch,
+)
+from glue_cli.data.dataset import Dataset, Ragged
+from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.seeds import generator
+from glue_cli.running.device import Compute
+from glue_cli.running.forward import Batch
+from glue_cli.spec.schema import AugmentSpec
+
+_EVALUATION_BATCH = 250
+
+_EVALUATION_TOKENS = 4096  # the outputs of a language model with 50,000 tokens are then 0.8 GB
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A data set and how it is normalised; images stay uint8 until they are in a batch."""
+
+    dataset: Dataset
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return list(self.dataset.class_names) if self.dataset.class_names else None
+
+    def subset(self, indices: Tensor) -> "Examples":
+        return Examples(self.dataset.subset(indices), self.mean, self.std)
+
+    def on(self, compute: Compute) -> "Batches":
+        """Return the examples as batches on a device."""
+        return Batches(self, compute)
+
+
+class Batches:
+    """Batches of examples on the device: float32, normalised, in the run's memory format; or texts, padded."""
+
+    def __init__(self, examples: Examples, compute: Compute) -> None:
+        self._device = compute.device
+        self._dataset = examples.dataset.to(compute.device)
+        self._normalise = partial(normalise, mean=examples.mean, std=examples.std, channels_last=compute.channels_last)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def pick(self, indices: Tensor, augment: AugmentSpec | None = None, draws: torch.Generator | None = None) -> Batch:
+        """Return the examples at `indices`, int64 [n], on the CPU, augmented when asked."""
+        inputs, targets = self._dataset.inputs, self._dataset.targets
+        if isinstance(inputs, Ragged):
+            tokens, wanted = token_batch(inputs[indices], targets[indices])
+            return {name: tensor.to(self._device) for name, tensor in tokens.items()}, wanted.to(self._device)
+        assert isinstance(targets, Tensor)
+        indices = indices.to(self._device)
+        inputs = inputs[indices]
+        if augment and draws:
+            inputs = crop(inputs, augment.crop, draws) if augment.crop else inputs
+            inputs = flip(inputs, draws) if augment.flip else inputs
+        return self._normalise(inputs), targets[indices]
+
+    @property
+    def n_in_order(self) -> int:
+        """The number of batches that `in_order` yields."""
+        return len(self._parts(_EVALUATION_BATCH))
+
+    def in_order(self, batch_size: int = _EVALUATION_BATCH) -> Iterator[Batch]:
+        """Yield all examples in order, for evaluation; texts from the longest to the shortest."""
+        for indices in self._parts(batch_size):
+            yield self.pick(indices)
+
+    def _parts(self, batch_size: int) -> Sequence[Tensor]:
+        inputs = self._dataset.inputs
+        if isinstance(inputs, Ragged):
+            return list(batches_by_length(inputs.lengths, batch_size, _EVALUATION_TOKENS))
+        return torch.split(torch.arange(len(self)), batch_size)
+
+    def in_random_order(self, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Yield all examples, in parts of like size, so that the first ones stand for all; the same at every call."""
+        draws = generator(seed, "validation")
+        if isinstance(self._dataset.inputs, Ragged):
+            parts = list(self._parts(batch_size))
+            order = torch.randperm(len(parts), generator=draws).tolist()
+            yield from (self.pick(parts[i]) for i in order)
+        else:
+            shuffled = torch.randperm(len(self), generator=draws)
+            yield from map(self.pick, torch.tensor_split(shuffled, -(-len(self) // batch_size)))
+
+    def epoch(self, batch_size: int, seed: int, epoch: int, augment: AugmentSpec) -> Iterator[Batch]:
+        """Yield the examples in the random order of one epoch, a pure function of seed and epoch.
+
+        Raises:
+            SpecError: `augment` asks for what only images have.
+        """
+        inputs = self._dataset.inputs
+        order, draws = generator(seed, "order", epoch), generator(seed, "augment", epoch)
+        single_left = len(self) % batch_size == 1 and len(self) > 1  # BatchNorm has no statistics of one example
+        if (augment.crop or augment.flip) and (isinstance(inputs, Ragged) or inputs.dim() != 4):
+            raise SpecError("augment crops and flips images, but the data are none", hint="remove it from the spec")
+        if isinstance(inputs, Ragged):
+            batches = bucketed_batches(inputs.lengths, batch_size, order, drop_last=single_left)
+        else:
+            batches = epoch_batches(len(self), batch_size, order, drop_last=single_left)
+        for indices in batches:
+            yield self.pick(indices, augment, draws)
+
+    def at_step(self, step: int, batch_size: int, seed: int) -> Batch:
+        """Return the minibatch of one mixing step: epochs of random order, cut into batches of equal size."""
+        batch_size = min(batch_size, len(self))
+        per_epoch = len(self) // batch_size
+        epoch, position = divmod(step, per_epoch)
+        order = torch.randperm(len(self), generator=generator(seed, "mix", epoch))
+        return self.pick(order[position * batch_size : (position + 1) * batch_size])

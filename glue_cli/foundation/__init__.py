@@ -1,0 +1,1 @@
+"""What every room stands on: errors, progress, units, seeds, threads, memory, imports, output files."""

@@ -1,0 +1,171 @@
+"""Output files: checked before the work begins, and there whole or not at all. Needs no torch."""
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
+from glue_cli.foundation.units import size
+
+
+def check_output(output: Path, inputs: Sequence[Path], *, force: bool, option: str = "--output") -> None:
+    """Refuse an output that is an input, exists without `force`, or lies where nothing can be written.
+
+    Args:
+        option: what names another.
+
+    Raises:
+        UsageError: it is an input (`force` or not), a folder, or exists.
+        ResourceError: its folder, or the nearest one that exists above it, cannot be written.
+    """
+    for path in inputs:
+        if output.exists() and path.exists() and os.path.samefile(output, path):
+            raise UsageError(f"the output '{output}' is also an input", hint=f"name another file with {option}")
+    if output.is_dir():
+        raise UsageError(f"the output '{output}' is a folder", hint=f"name a file with {option}")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"the output '{output}' is no regular file", hint=f"name another file with {option}")
+    if output.exists() and not force:
+        raise UsageError(f"the output '{output}' exists", hint=f"name another with {option}, or give --force")
+    folder = output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ResourceError(f"nothing can be written in '{folder}'", hint=f"name another place with {option}")
+
+
+def check_output_folder(folder: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse an output folder that is an input, is a file, or holds something without `force`.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"the output '{folder}' is a file", hint="name a folder with --output")
+    if any(path.exists() and os.path.samefile(folder, path) for path in inputs):
+        raise UsageError(f"the output '{folder}' is also an input", hint="name another folder with --output")
+    if any(folder.iterdir()) and not force:
+        raise UsageError(f"the output '{folder}' exists", hint="name another with --output, or give --force")
+
+
+def check_room(output: Path, n_bytes: int) -> None:
+    """Refuse an output of `n_bytes` for which the disk has no room; what it replaces is there until it is whole.
+
+    Raises:
+        ResourceError: it is so.
+    """
+    folder = output.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise ResourceError(
+            f"'{output}' takes {size(n_bytes)}, and {size(free)} are free in '{folder}'",
+            hint="free some space, or name another place with --output",
+        )
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[int]:
+    """Open a temporary file beside `output`; on success flush it to disk and give it the name, else remove it.
+
+    Yields:
+        the file's descriptor, open for reading and writing.
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
+    temporary = output.with_name(f".glue-{secrets.token_hex(8)}.tmp")
+    made = _make_folder(output.parent)
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, output)
+        _sync_folder(output.parent)
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+        for folder in made:  # those that stayed empty, because the work failed
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return the new ones, the innermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    try:
+        for new in reversed(missing):
+            new.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(new, error) from error
+    return missing
+
+
+def _cannot_write(path: Path, error: OSError) -> ResourceError:
+    what = "free some space" if error.errno == errno.ENOSPC else "check the place"
+    return ResourceError(
+        f"'{path}' cannot be written: {error.strerror}", hint=f"{what}, or name another with --output"
+    )
+
+
+def reserve(descriptor: int, n_bytes: int) -> None:
+    """Claim the whole size at once, so that a full disk shows before the work; where the file system can."""
+    error = _fallocate(descriptor, n_bytes)
+    if error not in (0, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+        raise OSError(error, os.strerror(error))
+
+
+def _fallocate(descriptor: int, n_bytes: int) -> int:
+    """Ask Linux for blocks; return the error's number, or 0.
+
+    Where a file system has no such thing, NFS 3 for one, posix_fallocate would write a byte into every block.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "fallocate"):
+        return errno.ENOSYS
+    start, length = ctypes.c_longlong(0), ctypes.c_longlong(n_bytes)
+    return ctypes.get_errno() if library.fallocate(descriptor, 0, start, length) else 0
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems refuse; the rename has happened all the same
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def copy_into(descriptor: int, source: Path) -> None:
+    """Write what a small file holds, such as a configuration, to an open one.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
+    write_all(descriptor, content, 0)
+
+
+def write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view, written = memoryview(data), 0
+    while written < len(view):
+        written += os.pwrite(descriptor, view[written:], offset + written)

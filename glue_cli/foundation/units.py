@@ -1,0 +1,28 @@
+"""Figures as people read them. Needs no torch."""
+
+import re
+from pathlib import PurePath
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number of things, such as 1 step or 2,000 minibatches."""
+    ending = "es" if noun.endswith("ch") else "s"
+    return f"{n:,} {noun}{'' if n == 1 else ending}"
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes such as 1.2 GB."""
+    if round(n_bytes) < 1000:
+        return f"{n_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        n_bytes /= 1000
+        if round(n_bytes, 1) < 1000:
+            return f"{n_bytes:.1f} {unit}"
+    return f"{n_bytes / 1000:.1f} TB"
+
+
+def name_of(checkpoint: str) -> str:
+    """Return a checkpoint's name without suffixes; of a folder's `model.safetensors`, the folder's."""
+    path = PurePath(checkpoint.encode(errors="replace").decode())  # a file's name may be no text
+    name = re.sub(r"\.safetensors(\.index\.json)?$", "", path.name)
+    return path.parent.name if name == "model" and path.parent.name else name

@@ -1,0 +1,117 @@
+"""The user's own functions, which the spec names as `python:MODULE:FUNCTION`: the one door for foreign code."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from glue_cli.foundation.errors import GlueError, SpecError
+
+PREFIX = "python:"
+
+
+def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any]:
+    """Import a function of the user's.
+
+    Args:
+        location: `MODULE:FUNCTION`, what follows `python:`. A module in `folder` wins over an installed one; its file
+            is executed once, however often it is asked for.
+        folder: the spec's own; while a module is imported, it finds its neighbours there.
+        key: the key of the spec that names the function, for the messages.
+    Raises:
+        SpecError: there is no such module or function, or the module cannot be imported.
+    """
+    name, _, function = location.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in name.split(".")):
+        raise SpecError(
+            f"{key}: found '{PREFIX}{location}', wanted {PREFIX}MODULE:FUNCTION",
+            hint=f"the function 'build' of 'my_code.py' is {PREFIX}my_code:build",
+        )
+    module = _import(name, folder.resolve(), key)
+    found = getattr(module, function, None)
+    if callable(found):
+        return found  # type: ignore[no-any-return]
+    where = f"'{getattr(module, '__file__', None) or name}'"
+    if found is not None:
+        raise SpecError(f"{key}: '{function}' in {where} is a {type(found).__name__}, wanted a function")
+    known = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
+    near = difflib.get_close_matches(function, known, n=1)
+    raise SpecError(
+        f"{key}: {where} has no function '{function}'",
+        hint=f"did you mean '{near[0]}'?" if near else f"write it there, or name another in {key}",
+    )
+
+
+def call_function(function: Callable[..., Any], *args: Any, name: str, hint: str) -> Any:
+    """Return what a function of the user's returns.
+
+    Args:
+        name: what the function is, for the message.
+    Raises:
+        SpecError: it fails; the message has the line of its own file, however deep in a library that was.
+    """
+    try:
+        return function(*args)
+    except (GlueError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # it may raise anything
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        if isinstance(error, RuntimeError) and ("allocate memory" in reason or "out of memory" in reason):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        own = [frame for frame in frames if frame.filename == frames[0].filename]
+        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+        raise SpecError(f"{name} fails{where}: {reason}", hint=hint) from error
+
+
+def _import(name: str, folder: Path, key: str) -> ModuleType:
+    top, dot, rest = name.partition(".")
+    path = next((path for path in (folder / top / "__init__.py", folder / f"{top}.py") if path.is_file()), None)
+    # A name of its own: two folders may each have a `model.py`, and a file may be called as a library is.
+    alias = f"_glue_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{top}" if path else top
+    with _importable(folder):
+        try:
+            if path and alias not in sys.modules:
+                _execute(path, alias)
+            return importlib.import_module(f"{alias}{dot}{rest}")
+        except (Exception, SystemExit) as error:  # a module may raise anything when it is executed
+            if isinstance(error, ModuleNotFoundError) and f"{alias}{dot}{rest}.".startswith(f"{error.name}."):
+                raise SpecError(
+                    f"{key}: there is no module '{name}' in '{folder}', and none is installed",
+                    hint=f"put '{name.replace('.', '/')}.py' beside the spec, or mend {key}",
+                ) from None
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+            own = [f"{frame.filename}:{frame.lineno}: " for frame in frames if frame.filename != __file__]
+            reason = f"{own[-1] if own else ''}{type(error).__name__}: {error}"
+            raise SpecError(f"{key}: importing '{name}' fails: {reason}", hint="mend the module") from error
+
+
+def _execute(path: Path, alias: str) -> None:
+    """Import a module or package from its file, under another name."""
+    spec = importlib.util.spec_from_file_location(alias, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[alias] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[alias]
+        raise
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the module may have tidied sys.path itself
+            sys.path.remove(str(folder))

@@ -1,0 +1,85 @@
+"""Where a search starts: the loss over the simplex has several basins, and the uniform blend may lie in a poor one."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from glue_cli.foundation.seeds import generator
+from glue_cli.methods.result import check_finite
+from glue_cli.search.account import Purse
+from glue_cli.search.protocol import Objective
+
+SHARE = 0.25  # the most that screening takes of a budget
+N_MINIBATCHES = 2  # those of the steps 0 and 1
+# How far a start lies towards its expert, from the uniform blend; from nearer to the expert, poor basins are entered.
+_TOWARDS_EXPERT = 0.5
+_N_FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a search may start: alpha [G, K], the expert that it lies towards, if one, and its losses."""
+
+    name: str
+    alpha: Tensor
+    expert: int | None = None
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+
+def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
+    """Compare starts on one minibatch, and the uniform blend and the best of them on a second one.
+
+    These are the uniform blend, the points half-way to each expert and softmax(-losses) of these; of more experts than
+    the budget allows, some are drawn.
+
+    Returns:
+        The starts from the least loss up, without those whose loss is not finite: the best, looked at twice, and
+        behind them the rest.
+    Raises:
+        NumericalError: the loss of the uniform blend is not finite.
+    """
+    shape = objective.n_groups, objective.n_experts
+    uniform = Start("uniform", torch.full(shape, 1 / objective.n_experts, dtype=torch.float64))
+    starts = [uniform]
+    _look(objective, starts, 0)
+    purse.warmed_up()
+    if purse.forwards(SHARE) >= 1:
+        _look(objective, starts, 1)
+    check_finite(uniform.loss, 0, "loss")
+    n_affordable = purse.forwards(SHARE) - 1 - _N_FINALISTS
+    if n_affordable < 2:
+        return starts
+    drawn = torch.randperm(objective.n_experts, generator=generator(seed, "screening")).tolist()
+    for k in sorted(drawn[: int(min(n_affordable, objective.n_experts))]):
+        expert = torch.zeros(shape, dtype=torch.float64)
+        expert[:, k] = 1
+        starts.append(Start(f"towards expert {k}", uniform.alpha.lerp(expert, _TOWARDS_EXPERT), expert=k))
+    starts[1:] = _look(objective, starts[1:], 0)
+    if len(starts) == objective.n_experts + 1:
+        weights = torch.softmax(-torch.tensor([start.loss for start in starts[1:]], dtype=torch.float64), 0)
+        starts += _look(objective, [Start("by loss", weights.expand(shape).clone())], 0)
+    starts.sort(key=lambda start: start.losses[0])
+    finalists, rest = starts[:_N_FINALISTS], starts[_N_FINALISTS:]
+    looked_at = [start for start in finalists if start is uniform]
+    looked_at += _look(objective, [start for start in finalists if start is not uniform], 1)
+    return sorted(looked_at, key=lambda start: start.loss) + rest
+
+
+def _look(objective: Objective, starts: list[Start], step: int) -> list[Start]:
+    """Note the starts' losses on the minibatch of `step`, and return those that are finite.
+
+    Two blends are made at a time, as many as a search holds anyway.
+    """
+    if not starts:
+        return []
+    pairs = torch.split(torch.stack([start.alpha for start in starts]), 2)
+    losses = [objective.probe_losses(pair, step) for pair in pairs]
+    for start, loss in zip(starts, torch.cat(losses).tolist(), strict=True):
+        start.losses.append(loss)
+    return [start for start in starts if math.isfinite(start.loss)]

@@ -1,0 +1,65 @@
+"""Models of the user's own: a function that the spec names, which returns an `nn.Module`."""
+
+import difflib
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from glue_cli.foundation.errors import GlueError, SpecError
+from glue_cli.foundation.user_code import load_function
+from glue_cli.models.libraries.faults import is_out_of_memory, reason_of
+
+
+def find_python(location: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
+    """Return what calls `python:MODULE:FUNCTION` with `args` by name.
+
+    Args:
+        folder: where the module is looked for first.
+    Raises:
+        SpecError: there is no such function, or it does not take the arguments; every fault of them is listed.
+    """
+    function = load_function(location, folder, key="model.arch")
+    _check_arguments(location, function, args)
+    return partial(_call, location, function, args)
+
+
+def _check_arguments(location: str, function: Callable[..., Any], args: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C
+        return
+    parameters = signature.parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    faults = []
+    for name in args:
+        if name not in named and not takes_any:
+            near = difflib.get_close_matches(name, named, n=1)
+            guess = f"; did you mean '{near[0]}'?" if near else ""
+            faults.append(f"model.args.{name}: 'python:{location}' has no argument '{name}'{guess}")
+    faults += [f"model.args.{p.name}: missing" for p in named.values() if p.default is p.empty and p.name not in args]
+    if faults:
+        raise SpecError(
+            faults[0] if len(faults) == 1 else f"model.args: {len(faults)} arguments do not fit 'python:{location}'",
+            items=faults if len(faults) > 1 else (),
+            hint=f"the function takes {signature}",
+        )
+
+
+def _call(location: str, function: Callable[..., Any], args: Mapping[str, Any]) -> Any:
+    try:
+        return function(**args)
+    except (GlueError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        own = [frame for frame in frames if frame.filename == frames[0].filename]
+        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+        raise SpecError(
+            f"model.arch 'python:{location}' fails{where}: {reason_of(error)}", hint="mend the function or model.args"
+        ) from error

@@ -1,0 +1,1 @@
+"""What each command is asked to do, checked from headers alone. Never imports torch."""

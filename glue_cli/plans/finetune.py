@@ -1,0 +1,43 @@
+"""What `glue finetune` is asked to do, checked before torch is imported and any data is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from glue_cli.checkpoints.destination import Destination, plan_model_destination
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.data import check_data
+from glue_cli.plans.outputs import Outputs, _model_folder
+from glue_cli.plans.train_expert import _initial_checkpoint
+from glue_cli.spec.schema import Spec
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """What `glue finetune` is asked to do.
+
+    Attributes:
+        checkpoint: None to train from scratch.
+        track_test: record the test figures of every epoch too; they select nothing.
+    """
+
+    spec: Spec
+    checkpoint: Checkpoint | None
+    track_test: bool
+    destination: Destination
+
+
+def plan_finetune(spec: Spec, checkpoint: Path | None, outputs: Outputs, *, track_test: bool) -> FinetunePlan:
+    """Check the header of the checkpoint to start from, and the output.
+
+    Raises:
+        UsageError: the checkpoint is not there, or the output cannot be.
+        CheckpointError: the checkpoint is damaged.
+        SpecError, DataError: the data section does not fit the format, or there is no folder of data.
+    """
+    assert outputs.result
+    found = read_checkpoint(checkpoint) if checkpoint else None
+    destination = plan_model_destination(outputs.result, _model_folder(spec))
+    outputs.check([found] if found else _initial_checkpoint(spec), spec, destination)
+    check_data(spec.data, spec.path(spec.data.root))
+    return FinetunePlan(spec, found, track_test, destination)

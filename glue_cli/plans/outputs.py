@@ -1,0 +1,76 @@
+"""What a command is asked to do, checked as far as that is cheap: before torch is imported and any data is read."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glue_cli.checkpoints.destination import Destination
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.outputs import check_output, check_output_folder
+from glue_cli.spec.schema import Spec
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a command writes, and what it may not write over.
+
+    Attributes:
+        result: the checkpoint or the report; None where there is none.
+        history: see `Run`.
+        spec_file: where the spec is, or would be.
+        force: whether files that exist may be replaced; inputs never are.
+    """
+
+    result: Path | None
+    history: Path | None = None
+    spec_file: Path = Path("glue.yaml")
+    force: bool = False
+
+    def check(
+        self, checkpoints: Sequence[Checkpoint], spec: Spec | None, destination: Destination | None = None
+    ) -> None:
+        """Check the outputs against each other and against all that the command reads.
+
+        Args:
+            destination: the files that the result becomes, where it is not one file.
+
+        Raises:
+            UsageError: an output is an input or another output, is a folder, or exists without `force`.
+            ResourceError: it cannot be written.
+        """
+        inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
+        if spec:
+            inputs += _data_files(spec)
+            inputs += [folder, folder / "config.json"] if (folder := _model_folder(spec)) else []
+        results = destination.paths if destination else [self.result]
+        if destination and destination.is_folder:
+            check_output_folder(destination.result, inputs, force=self.force)
+        outputs = [path for path in (*results, self.history) if path]
+        if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+            raise UsageError(f"'{self.result}' is both the output and the history", hint="name another --history")
+        for path in outputs:
+            option = "--history" if path == self.history else "--output"
+            check_output(path, inputs, force=self.force, option=option)
+        for stale in destination.stale_files() if destination else []:  # which go
+            check_output(stale, inputs, force=self.force)
+
+
+def _data_files(spec: Spec) -> list[Path]:
+    """Return the files of the spec's data sets that an output could be taken for: safetensors and JSON lines."""
+    members = spec.experts.members if spec.experts else []
+    return [
+        spec.path(data.root) / f"{name}.{data.format}"  # which is the ending too
+        for data in (spec.data, *(member.data for member in members))
+        if data.format in ("safetensors", "jsonl")
+        for name in ("train", "val", "test", *data.splits.values())
+    ]
+
+
+def _model_folder(spec: Spec) -> Path | None:
+    """Return the folder of a model of transformers, which the folders of its finetuned copies resemble."""
+    folder = spec.model.args.get("path")
+    if not spec.model.arch.startswith("transformers:") or not isinstance(folder, str):
+        return None
+    return spec.path(folder) if spec.path(folder).is_dir() else None

@@ -1,0 +1,50 @@
+"""What `glue train-expert` is asked to do, checked before torch is imported and any data is read."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from glue_cli.checkpoints.destination import Destination, plan_model_destination
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.data import check_data
+from glue_cli.foundation.errors import SpecError, UsageError
+from glue_cli.plans.outputs import Outputs, _model_folder
+from glue_cli.spec.schema import Spec
+
+
+@dataclass(frozen=True)
+class TrainExpertPlan:
+    spec: Spec
+    expert: int
+    name: str
+    destination: Destination
+
+
+def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertPlan:
+    """Check that the spec has the expert, what it starts from, and where it goes: by default, to its own name.
+
+    Raises:
+        UsageError: there is no such expert, or the output cannot be.
+        SpecError: the spec has no experts, or its data section does not fit the format.
+        DataError: there is no folder of data.
+        CheckpointError: the checkpoint to start from is damaged.
+    """
+    if spec.experts is None:
+        raise SpecError("the spec has no section 'experts'", hint="add experts: {count: 5, size: 2000}, or members")
+    n_experts = spec.experts.n_experts
+    if not 0 <= expert < n_experts:
+        known = "one expert, number 0" if n_experts == 1 else f"{n_experts} experts, 0 to {n_experts - 1}"
+        raise UsageError(f"--expert {expert}: not in the spec", hint=f"the spec has {known}")
+    name = spec.experts.members[expert].name if spec.experts.members else f"expert-{expert:03d}"
+    output = outputs.result or Path("experts") / f"expert-{expert:03d}.safetensors"
+    destination = plan_model_destination(output, _model_folder(spec))
+    replace(outputs, result=output).check(_initial_checkpoint(spec), spec, destination)
+    data = spec.experts.members[expert].data if spec.experts.members else spec.data
+    check_data(data, spec.path(data.root))
+    return TrainExpertPlan(spec.of_expert(expert), expert, name, destination)
+
+
+def _initial_checkpoint(spec: Spec) -> list[Checkpoint]:
+    """Return the pretrained checkpoint that `experts.init` names, if it names one."""
+    init = spec.experts.init if spec.experts else "shared"
+    return [] if init in ("shared", "independent") else [read_checkpoint(spec.path(init))]

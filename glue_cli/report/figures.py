@@ -1,0 +1,75 @@
+"""A row's figures as SVG and PNG, if matplotlib is there."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from glue_cli.report import plots
+from glue_cli.report.document import Picture
+from glue_cli.report.sort import Run
+from glue_cli.report.summary import RowSummary
+
+_PLOTS = {
+    "accuracy": plots.accuracy,
+    "variants": plots.variants,
+    "alpha": plots.alpha,
+    "loss": plots.loss,
+    "cost": plots.cost,
+}
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.handlelength": 3.0,
+    "text.parse_math": False,  # a dollar in a file's name is no formula
+    "svg.hashsalt": "glue",  # the same figure, the same bytes
+}
+_DPI = 200
+
+
+def has_matplotlib() -> bool:
+    """Tell whether figures can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Draw with matplotlib's own defaults and ours, whatever the user has configured; give theirs back."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def draw(row: RowSummary, runs: Sequence[Run]) -> list[Picture]:
+    """Draw the figures for which there is something to show; needs matplotlib."""
+    drawn = []
+    with _style():
+        for name, plot in _PLOTS.items():
+            found = plot(row, runs)
+            if found is not None:
+                figure, alt, caption = found
+                svg, png = io.StringIO(), io.BytesIO()
+                figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+                figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
+                drawn.append(Picture(f"{file_name(row.row)}-{name}", alt, caption, svg.getvalue(), png.getvalue()))
+    return drawn
+
+
+def file_name(row: str) -> str:
+    """Return a row's name as part of a file's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in row).strip(".") or "row"

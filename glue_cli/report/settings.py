@@ -1,0 +1,67 @@
+"""What a reader needs to run it again: the settings of every step, and the experts' hashes."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from glue_cli.foundation.units import name_of
+from glue_cli.report.sort import Run, looks_of_runs
+from glue_cli.results.schemas import Result
+
+
+def list_settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """Return (key, value, where it holds) of every setting that the results tell."""
+    names = {label: look.name for label, look in looks_of_runs(runs).items()}
+    where: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        for place, key, value in _told(run, names):
+            places = where.setdefault(key, {}).setdefault(value, [])
+            if place not in places:
+                places.append(place)
+    return [
+        (key, value, "all" if len(values) == 1 and len(places) > 1 else ", ".join(places))
+        for key, values in sorted(where.items())
+        for value, places in values.items()
+    ]
+
+
+def _told(run: Run, names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    for trained in run.trained.values():
+        yield from _flat("experts", "train", trained)
+    for label, name in names.items():
+        trial = run.trials.get(label)
+        if trial and trial.mix:
+            yield from _flat(name, "mix", trial.mix)
+        if trial and trial.finetune:
+            yield from _flat(name, "finetune", trial.finetune)
+
+
+def _flat(place: str, command: str, result: Result) -> Iterator[tuple[str, str, str]]:
+    told = {"model": result.model, "data": result.data, **result.settings}
+    precision = told.pop("precision", None) or result.precision
+    if precision:
+        told[f"{command}.precision"] = precision
+    if result.glue:
+        told["glue version"] = result.glue
+    for key, value in _leaves("", told):
+        yield place, key, value
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else str(key), inner)
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value)
+
+
+def list_experts(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    """Return (seed, name, training examples, sha256) of every expert that was blended."""
+    found: dict[tuple[str, str, str, str], None] = {}
+    for run in runs:
+        for trial in run.trials.values():
+            for expert in trial.mix.experts if trial.mix else ():
+                seed = "-" if run.seed is None else str(run.seed)
+                examples = "-" if expert.examples is None else f"{expert.examples:,}"
+                found[seed, name_of(expert.path), examples, expert.sha256 or "-"] = None
+    return list(found)

@@ -1,0 +1,227 @@
+"""Sort what was read: rows (experiments) of runs (seeds) of trials (methods, and training from scratch)."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.units import name_of
+from glue_cli.report.sources import Source, why
+from glue_cli.report.styles import Look, looks_of
+from glue_cli.results.schemas import Evaluate, Evaluation, Finetune, Mix, Read, Step, TrainExpert
+
+SCRATCH = "scratch"
+# `glue mix` writes to this name where no other is asked for, so it says nothing about the method.
+_UNNAMED = "prior"
+
+_Model = TypeVar("_Model", bound=Read)
+
+
+@dataclass
+class Trial:
+    """One method with one seed.
+
+    Attributes:
+        label: the name of the blend's file, such as `spsa-n2`, or `scratch`.
+        search: the steps of the search for alpha.
+        evaluated: the blend's figures, by split.
+    """
+
+    label: str
+    mix: Mix | None = None
+    search: list[Step] = field(default_factory=list)
+    finetune: Finetune | None = None
+    evaluated: dict[str, Evaluation] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> str | None:
+        """What its search minimised, `loss` unless it tells another objective; None where there was no search."""
+        if self.mix is None:
+            return "loss" if self.search else None
+        return self.mix.goal if self.search or self.mix.steps is not None else None
+
+    @property
+    def is_default_search(self) -> bool:
+        """Tell whether alpha was found by the search of the default preset, with an optimizer of its own choice."""
+        settings = self.mix.settings.get("mix", {}) if self.mix else {}
+        return settings.get("search") == "staged" and settings.get("optimizer") == "auto"
+
+    @property
+    def begins_validated(self) -> bool:
+        """Tell whether the search validated the uniform blend first, at step 0, as a plain one does."""
+        return bool(self.search) and self.search[0].step == 0 and self.search[0].val_loss is not None
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose alpha the search keeps: of a plain one, that with the lowest validation loss.
+
+        The others keep that of their last line. A staged one ends with the alpha that its guard returns, which has
+        no loss of a minibatch; None before that.
+        """
+        if self.begins_validated:
+            return min((s.val_loss, s.step) for s in self.search if s.val_loss is not None)[1]
+        has_ended = bool(self.search) and (self.search[0].step > 0 or self.search[-1].loss is None)
+        return self.search[-1].step if has_ended else None
+
+
+@dataclass
+class Run:
+    """One seed of a row.
+
+    Attributes:
+        trials: by label.
+        experts: the figures of each expert by split, by its name; trained: what is known of its training.
+    """
+
+    row: str
+    seed: int | None
+    trials: dict[str, Trial] = field(default_factory=dict)
+    experts: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
+    trained: dict[str, TrainExpert] = field(default_factory=dict)
+
+    def trial(self, label: str) -> Trial:
+        return self.trials.setdefault(label, Trial(label))
+
+
+def looks_of_runs(runs: Sequence[Run]) -> dict[str, Look]:
+    """Return the look of every label of a row, in the order in which methods are listed."""
+    labels = {label for run in runs for label in run.trials}
+    trials = {label: [run.trials[label] for run in runs if label in run.trials] for label in labels}
+    default = {label for label in labels if all(trial.is_default_search for trial in trials[label])}
+    return looks_of(labels, default)
+
+
+def sort_runs(sources: Sequence[Source]) -> dict[str, list[Run]]:
+    """Return the runs of each row, by seed.
+
+    Raises:
+        DataError: a result lacks what it should hold, or there are two of one method with one seed.
+    """
+    found: dict[tuple[str, int | None], list[Source]] = {}
+    for source in sources:
+        found.setdefault((source.row, source.seed), []).append(source)
+    rows: dict[str, list[Run]] = {}
+    for row, seed in sorted(found, key=lambda key: (key[0], -1 if key[1] is None else key[1])):
+        rows.setdefault(row, []).append(_Sorter(Run(row, seed), found[row, seed]).sort())
+    return rows
+
+
+class _Sorter:
+    """Puts each of a run's sources where it belongs, the blends first, since the others go by their names."""
+
+    def __init__(self, run: Run, sources: Sequence[Source]) -> None:
+        self._run, self._sources = run, sources
+        self._label_of_blend: dict[str, str] = {}
+        self._label_of_file: dict[str, str] = {}
+        self._experts: set[str] = set()
+        self._put: dict[tuple[str, str], tuple[Source, Read]] = {}
+
+    def sort(self) -> Run:
+        for source in self._of("glue.mix/1"):
+            self._add_mix(source, _parsed(Mix, source))
+        for source in self._of("glue.finetune/1"):
+            finetune = _parsed(Finetune, source)
+            label = self._label(finetune.start, finetune.method)
+            if self._is_new("finetune", label, source, finetune):
+                self._run.trial(label).finetune = finetune
+        for source in self._of("glue.train-expert/1"):
+            trained = _parsed(TrainExpert, source)
+            self._experts.add(name_of(trained.output))
+            self._run.trained[name_of(trained.output)] = trained
+        for source in self._of("glue.evaluate/1"):
+            for evaluation in _parsed(Evaluate, source).results:
+                self._add_evaluation(evaluation)
+        for source in self._of("glue.history/1"):
+            self._add_history(source)
+        return self._run
+
+    def _of(self, schema: str) -> list[Source]:
+        return [source for source in self._sources if source.schema_name == schema]
+
+    def _add_mix(self, source: Source, mix: Mix) -> None:
+        name = name_of(mix.output)
+        label = mix.method if name == _UNNAMED else name
+        if self._is_new("blend", label, source, mix):
+            self._run.trial(label).mix = mix
+        self._label_of_blend[name] = label
+        self._label_of_file[_stem(source)] = label
+        self._experts |= {name_of(expert.path) for expert in mix.experts}
+
+    def _add_evaluation(self, evaluation: Evaluation) -> None:
+        name = name_of(evaluation.checkpoint)
+        folder = PurePath(evaluation.checkpoint).parent.name
+        if name in self._experts or name.startswith("expert") or folder == "experts":
+            self._run.experts.setdefault(name, {})[evaluation.split] = evaluation
+        elif not name.endswith("finetuned"):  # its figures are in its own history
+            self._run.trial(self._label(evaluation.checkpoint)).evaluated[evaluation.split] = evaluation
+
+    def _add_history(self, source: Source) -> None:
+        first = source.objects[0]
+        if first.get("command") == "mix" and "step" in first:
+            label = self._label_of_search(source, str(first.get("method")))
+            steps = [_validated(Step, source, line) for line in source.objects]
+            if any(len(step.alpha) != len(steps[0].alpha) for step in steps):
+                raise _damaged(source, "alpha is not of one length")
+            if self._is_new("search", label, source, steps[-1]):
+                self._run.trial(label).search = steps
+        elif first.get("command") == "finetune":
+            label = self._label(str(first.get("start")))
+            if self._run.trial(label).finetune is None:  # the command has not ended, or its result was not kept
+                whole = {"start": str(first.get("start")), "history": source.objects}
+                self._run.trial(label).finetune = _validated(Finetune, source, whole)
+
+    def _label(self, checkpoint: str, method: str | None = None) -> str:
+        name = name_of(checkpoint)
+        return self._label_of_blend.get(name) or (method if method and name == _UNNAMED else name)
+
+    def _label_of_search(self, source: Source, method: str) -> str:
+        """Return the label of a search: that of its output, of the result beside it, or of the only such blend."""
+        output = source.objects[0].get("output")
+        if output is not None:
+            return self._label(str(output), method)
+        if _stem(source) in self._label_of_file:
+            return self._label_of_file[_stem(source)]
+        own = re.sub(r"[-_.](mix|history)$", "", _stem(source))
+        alike = [trial.label for trial in self._run.trials.values() if trial.mix and trial.mix.method == method]
+        if own in self._run.trials or len(alike) != 1:
+            return own if own.startswith(method) else method
+        return alike[0]
+
+    def _is_new(self, what: str, label: str, source: Source, result: Read) -> bool:
+        """Tell whether this is the first of its kind; the same once more is no fault.
+
+        Raises:
+            DataError: it is another.
+        """
+        other, before = self._put.setdefault((what, label), (source, result))
+        if before != result:
+            seed = "" if self._run.seed is None else f" with seed {self._run.seed}"
+            raise DataError(
+                f"two files hold a {what} '{label}' of '{self._run.row}'{seed}",
+                items=[other.path, source.path],
+                hint="give one of them, or keep runs in folders of their own, such as ROW/seed-0",
+            )
+        return other is source
+
+
+def _stem(source: Source) -> str:
+    return PurePath(source.name).stem
+
+
+def _parsed(model: type[_Model], source: Source) -> _Model:
+    return _validated(model, source, source.objects[0])
+
+
+def _validated(model: type[_Model], source: Source, found: object) -> _Model:
+    try:
+        return model.model_validate(found)
+    except ValidationError as error:
+        raise _damaged(source, why(error)) from None
+
+
+def _damaged(source: Source, what: str) -> DataError:
+    return DataError(f"'{source.path}' is damaged: {what}", hint="write it again, or leave it out")

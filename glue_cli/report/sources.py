@@ -1,0 +1,186 @@
+"""Find the histories and results among the given files: each says by its `schema` what it is."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.foundation.errors import DataError, GlueError
+from glue_cli.foundation.progress import Noted, Progress
+
+RESULTS = ("glue.train-expert/1", "glue.mix/1", "glue.finetune/1", "glue.evaluate/1")
+HISTORY = "glue.history/1"
+REPORT = "glue.report/1"
+
+# Of a longer search this many steps are kept, beside those with a validation loss: more than a figure can show.
+_MAX_STEPS = 200
+_SEED_FOLDER = re.compile(r"(?:(?P<row>.+)[-_.])?seed[-_.]?(?P<seed>\d+)")
+
+
+class Source(BaseModel):
+    """A result (one object) or a history (an object a line).
+
+    Attributes:
+        path: where it was read, for errors.
+        row, seed: the experiment and the seed that it belongs to, by its folder.
+        name: the file's name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str = Field(exclude=True)
+    row: str
+    seed: int | None
+    name: str
+    objects: list[dict[str, Any]] = Field(min_length=1)
+
+    @property
+    def schema_name(self) -> str:
+        return str(self.objects[0].get("schema"))
+
+
+def read_sources(paths: Sequence[Path], progress: Progress) -> list[Source]:
+    """Read every history, result and earlier report among the files; pass over the others, and say how many.
+
+    Raises:
+        DataError: files are damaged, or none holds anything of use.
+    """
+    sources: list[Source] = []
+    damaged, empty = [], []
+    n_others = 0
+    for path in paths:
+        if path.is_dir() or path.suffix not in (".json", ".jsonl"):
+            n_others += 1
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            if not text.strip():  # so is the history of a method without steps
+                empty += [str(path)] * (path.suffix == ".json")
+                continue
+            found = _read_history(path, text) if path.suffix == ".jsonl" else _read_result(path, text)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            damaged.append(f"{path}: {why(error)}")
+            continue
+        sources += found
+        n_others += not found
+    if damaged:
+        raise DataError("these files are damaged", items=damaged, hint="write them again, or leave them out")
+    if empty:
+        which = ", ".join(empty)
+        progress(
+            Noted(f"these files are empty, as while their command runs or after it failed: {which}", warning=True)
+        )
+    if not sources:
+        raise DataError(
+            "none of the files is a history or a result of glue",
+            hint="write some with --history FILE.jsonl and --json >FILE.json, then glue report FILE...",
+        )
+    if n_others:
+        progress(Noted(f"passed over {n_others} files that are no history and no result"))
+    return _with_seeds([_completed(source, set(paths)) for source in sources])
+
+
+def why(error: Exception) -> str:
+    """Say in a few words what is wrong with a file."""
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"no text at byte {error.start}"
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _read_result(path: Path, text: str) -> list[Source]:
+    found = json.loads(text)
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema == REPORT:
+        return [Source(path=f"{path}, {kept['name']}", **kept) for kept in found["sources"]]
+    row, seed = _place(path)
+    return [Source(path=str(path), row=row, seed=seed, name=path.name, objects=[found])] if schema in RESULTS else []
+
+
+def _read_history(path: Path, text: str) -> list[Source]:
+    lines = text.splitlines()
+    objects: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            objects.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) and not text.endswith("\n"):
+                break  # the command is still writing it, or was stopped as it did
+            raise ValueError(f"no JSON at line {number}") from None
+        if not isinstance(objects[-1], dict):
+            raise ValueError(f"no object at line {number}")
+    if not objects or objects[0].get("schema") != HISTORY:
+        return []
+    row, seed = _place(path)
+    return [Source(path=str(path), row=row, seed=seed, name=path.name, objects=_thinned(objects))]
+
+
+def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines that a figure needs."""
+    stride = math.ceil(lines[-1].get("step", 0) / _MAX_STEPS)
+    if stride <= 1:
+        return lines
+    return [
+        line
+        for line in lines
+        if line is lines[-1] or line.get("val_loss") is not None or line.get("step", 0) % stride == 0
+    ]
+
+
+def _place(path: Path) -> tuple[str, int | None]:
+    """Return the row and the seed that a file's folder stands for: `ROW/seed-0`, `ROW-seed-0`, or just `ROW`."""
+    folder = Path(os.path.abspath(path)).parent
+    found = _SEED_FOLDER.fullmatch(folder.name)
+    return (found["row"] or folder.parent.name, int(found["seed"])) if found else (folder.name, None)
+
+
+def _completed(source: Source, paths: set[Path]) -> Source:
+    """Return a result with what the checkpoint that it wrote says of itself, where that is among the files.
+
+    The first versions wrote the settings into checkpoints alone.
+    """
+    result = source.objects[0]
+    checkpoint = Path(source.path).parent / Path(str(result.get("output"))).name
+    if source.schema_name not in RESULTS or "settings" in result or checkpoint not in paths:
+        return source
+    try:
+        said = read_checkpoint(checkpoint).glue
+    except GlueError:
+        return source
+    added = {key: said[key] for key in ("seed", "glue", "model", "settings") if key in said}
+    return source.model_copy(update={"objects": [{**added, **result}]})
+
+
+def _with_seeds(sources: list[Source]) -> list[Source]:
+    """Give a source whose folder names no seed the one that it tells, or the only one of its row.
+
+    A blend that took no search tells a seed that changed nothing, and may be the default: its row's goes before it.
+    """
+    seeds_of: dict[str, set[int]] = {}
+    for source in sources:
+        seed = source.seed if source.seed is not None else _told_seed(source)
+        if seed is not None and (source.schema_name != "glue.mix/1" or "steps" in source.objects[0]):
+            seeds_of.setdefault(source.row, set()).add(seed)
+
+    def find(source: Source) -> int | None:
+        seeds = seeds_of.get(source.row, set())
+        return next(iter(seeds)) if len(seeds) == 1 else _told_seed(source)
+
+    return [s if s.seed is not None else s.model_copy(update={"seed": find(s)}) for s in sources]
+
+
+def _told_seed(source: Source) -> int | None:
+    seed = source.objects[0].get("seed")
+    return seed if type(seed) is int else None

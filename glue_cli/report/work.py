@@ -1,0 +1,139 @@
+"""Read what the commands wrote, sum it up, draw it, write it down."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glue_cli import __version__
+from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.json_text import as_json
+from glue_cli.foundation.outputs import check_output, check_output_folder, writing
+from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.report import figures, tables
+from glue_cli.report.document import Document, Picture, Section, Table
+from glue_cli.report.render import as_html, as_markdown
+from glue_cli.report.sort import Run, sort_runs
+from glue_cli.report.sources import REPORT, read_sources
+from glue_cli.report.summary import RowSummary, summarise
+
+_INSTALL = "pip install 'glue-cli[plot]'"
+_PAGES = ("report.html", "report.md", "report.json")
+_TERMS = (
+    "The prior is the blend before any finetuning. Figures of merit are averaged over the seeds; a difference is "
+    "taken seed by seed, and is negative where the first of the two is the worse one."
+)
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """What `glue report` is asked to do.
+
+    Attributes:
+        output: the folder that is written to.
+        title: None for the rows' names.
+    """
+
+    files: tuple[Path, ...]
+    output: Path
+    force: bool
+    title: str | None
+
+
+def plan_report(files: Sequence[Path], output: Path, *, force: bool, title: str | None) -> ReportPlan:
+    """Check that the files are there and that the report can be written.
+
+    Raises:
+        UsageError: a file is not there; an output exists without `force`, or is an input.
+        ResourceError: nothing can be written there.
+    """
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        raise UsageError("these files are not there", items=missing, hint="check the paths")
+    check_output_folder(output, [], force=True)  # what else it holds does not matter
+    plan = ReportPlan(tuple(files), output, force, title)
+    _check_outputs(plan, _PAGES)
+    return plan
+
+
+def report(plan: ReportPlan, progress: Progress) -> dict[str, Any]:
+    """Write the report; return what `--json` prints: the summary without its sources.
+
+    Raises:
+        UsageError: a figure exists, or is an input.
+        DataError: files are damaged or contradict each other, or none is of use.
+        ResourceError: the report cannot be written.
+    """
+    sources = read_sources(plan.files, progress)
+    runs_of = sort_runs(sources)
+    rows = [summarise(row, runs) for row, runs in runs_of.items()]
+    can_draw = figures.has_matplotlib()
+    pictures = [figures.draw(row, runs_of[row.row]) if can_draw else [] for row in rows]
+    paragraphs = [_TERMS]
+    if not can_draw:
+        progress(Noted(f"matplotlib is not installed, so there are no figures: {_INSTALL}", warning=True))
+        paragraphs.append(f"There are no figures, since matplotlib was not installed: {_INSTALL}.")
+    title = plan.title or f"glue report: {', '.join(runs_of)}"
+    sections = [_section(row, runs_of[row.row], drawn) for row, drawn in zip(rows, pictures, strict=True)]
+    document = Document(title, paragraphs, sections)
+    all_drawn = [picture for drawn in pictures for picture in drawn]
+    names = [*_PAGES, *(f"{picture.name}.{kind}" for picture in all_drawn for kind in ("svg", "png"))]
+    result = {
+        "schema": REPORT,
+        "glue": __version__,
+        "title": title,
+        "files": names,
+        "rows": [_row_as_json(row) for row in rows],
+    }
+    whole = {**result, "sources": [source.model_dump() for source in sources]}
+    contents = [as_html(document), as_markdown(document), f"{as_json(whole)}\n"]
+    texts = [text.encode(errors="replace") for text in contents]
+    images = [data for picture in all_drawn for data in (picture.svg.encode(), picture.png)]
+    _check_outputs(plan, names)
+    _write(plan.output, dict(zip(names, [*texts, *images], strict=True)))
+    return {**result, "output": str(plan.output)}
+
+
+def _check_outputs(plan: ReportPlan, names: Sequence[str]) -> None:
+    inputs = [path for path in plan.files if path.is_file()]
+    for name in names:
+        check_output(plan.output / name, inputs, force=plan.force)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write all files, then give them their names, the last first: who finds the page finds all of it."""
+    with ExitStack() as stack:
+        for name, data in contents.items():
+            descriptor = stack.enter_context(writing(folder / name))
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+
+
+def _section(row: RowSummary, runs: Sequence[Run], pictures: Sequence[Picture]) -> Section:
+    names = {method.label: method.look.name for method in row.methods}
+    merit = row.merit
+    drawn = {picture.name.removeprefix(f"{figures.file_name(row.row)}-"): picture for picture in pictures}
+    parts: dict[str, list[Table | Picture | None]] = {
+        "Before and after finetuning": [
+            drawn.get("accuracy"),
+            drawn.get("variants"),
+            *(tables.of_merit(row, merit) if merit else []),
+        ],
+        "The choice of alpha": [drawn.get("alpha"), tables.alphas(runs, names), drawn.get("loss")],
+        "What it took": [drawn.get("cost"), tables.costs(row)],
+        "To run it again": [tables.settings(runs), tables.hashes(runs)],
+    }
+    sections = [
+        Section(title, blocks=found)
+        for title, blocks in parts.items()
+        if (found := [block for block in blocks if block is not None])
+    ]
+    return Section(row.row, row.notes, sections=sections)
+
+
+def _row_as_json(row: RowSummary) -> dict[str, Any]:
+    found = asdict(row)
+    for method in found["methods"]:
+        method["name"] = method.pop("look")["name"]
+    return found

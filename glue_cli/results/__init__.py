@@ -1,0 +1,1 @@
+"""What the commands write and read again: results, histories, where they come from."""

@@ -1,0 +1,44 @@
+"""A run's history: a JSON line a step or epoch, each saying what it is, on disk as soon as it is known."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from glue_cli.foundation.errors import ResourceError
+from glue_cli.foundation.json_text import as_json
+
+Write = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def writing_history(path: Path | None, **always: Any) -> Iterator[Write]:
+    """Give a function that writes one line; `always` is part of every line. Without a path, lines go nowhere.
+
+    Raises:
+        ResourceError: the file cannot be written, now or later.
+    """
+    if path is None:
+        yield lambda line: None
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+    def write(line: dict[str, Any]) -> None:
+        try:
+            print(as_json({"schema": "glue.history/1", **always, **line}), file=file)
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+
+    try:
+        yield write
+    finally:
+        with suppress(OSError):  # of a line that could not be written
+            file.close()
+
+
+def _cannot_write(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"'{path}' cannot be written: {error.strerror}", hint="name another --history")

@@ -1,0 +1,1 @@
+"""Running a model: device, precision, forward passes, losses, metrics, BatchNorm, CUDA graphs."""

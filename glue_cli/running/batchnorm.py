@@ -1,0 +1,90 @@
+"""BatchNorm's running statistics: differentiated, replaced by those of a batch, or taken anew from data.
+
+torch's own `batch_norm` has no derivative with respect to them: it raises when they require a gradient. In eval mode
+it is an affine map, so that the gradient of a blend's loss can pass through the blended statistics too.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from glue_cli.running.forward import Batch
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def differentiate_statistics(model: nn.Module) -> None:
+    """Replace the forward of every BatchNorm in `model` by one with that derivative; for eval mode only."""
+    for _, module in _batchnorms(model):
+        module.forward = _DifferentiableForward(module)  # type: ignore[method-assign]
+
+
+def use_batch_statistics(model: nn.Module) -> None:
+    """Let every BatchNorm of a model in eval mode normalise by its batch; its running statistics stay as they are."""
+    for _, module in _batchnorms(model):
+        module.train()
+        module.track_running_stats = False
+
+
+@torch.no_grad()
+def refresh_statistics(
+    model: nn.Module, batches: Iterable[Batch], forward: Callable[[nn.Module, Batch], object]
+) -> None:
+    """Replace the running statistics of a model in eval mode by the mean over batches, by forward passes alone.
+
+    Dropout and the like stay in eval mode; batches count alike, as in `torch.optim.swa_utils.update_bn`.
+
+    Source: section 3 of the paper, "refreshing BatchNorm statistics".
+    """
+    momenta = [(module, module.momentum) for _, module in _batchnorms(model)]
+    for module, _ in momenta:
+        module.reset_running_stats()
+        module.momentum = None  # a cumulative mean
+        module.train()
+    for batch in batches:
+        forward(model, batch)
+    for module, momentum in momenta:
+        module.momentum = momentum
+    model.eval()
+
+
+def statistics_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of a model, by their names in its state dict."""
+    return {
+        f"{name}.{field}" if name else field: getattr(module, field)
+        for name, module in _batchnorms(model)
+        for field in STATISTICS
+    }
+
+
+def _batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            yield name, module
+
+
+class _DifferentiableForward:
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, by torch's own kernel.
+
+    To that kernel the statistics are constants m and v; what they contribute to the gradient goes through its weight
+    and bias: y = (x - m) / sqrt(v + eps) * W + B with W = weight sqrt(v + eps) / sqrt(var + eps) and
+    B = bias + (m - mean) weight / sqrt(var + eps), which are weight and bias in value, not in derivative.
+    """
+
+    def __init__(self, module: _BatchNorm) -> None:
+        self._module = module
+
+    def __call__(self, input: Tensor) -> Tensor:
+        module = self._module
+        mean, variance = module.running_mean, module.running_var
+        assert mean is not None and variance is not None
+        fixed_mean, fixed_variance = mean.detach(), variance.detach()
+        ratio = ((fixed_variance + module.eps) / (variance + module.eps)).sqrt()  # 1, with a derivative
+        weight = ratio if module.weight is None else ratio * module.weight
+        bias = (fixed_mean - mean) * weight * torch.rsqrt(fixed_variance + module.eps)
+        if module.bias is not None:
+            bias = bias + module.bias
+        return F.batch_norm(input, fixed_mean, fixed_variance, weight, bias, eps=module.eps)

@@ -1,0 +1,58 @@
+"""Where and in which precision a model computes."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from glue_cli.foundation.errors import ResourceError
+from glue_cli.running.precision import Precision
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device, precision and memory format of one run."""
+
+    device: torch.device
+    precision: Precision = "fp32"
+    channels_last: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Run matrix products and convolutions in bfloat16 where that is the precision; parameters stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, in the memory format."""
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.to(self.device)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called `auto`, `cpu`, `cuda` or `cuda:I`; auto is the first GPU, else the CPU.
+
+    Raises:
+        ResourceError: that GPU is not there.
+    """
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if n_gpus else "cpu"
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if (device.index or 0) >= n_gpus:
+        raise ResourceError(f"no device '{name}': torch sees {n_gpus} CUDA devices", hint="use --device cpu")
+    torch.backends.cudnn.deterministic = True  # equal runs are to give equal bytes, as far as that can be asked for
+    # Its 10 bits would drown the loss differences for whose sake float32 is chosen.
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda", device.index or 0)
+
+
+def likes_channels_last(model: nn.Module) -> bool:
+    """Tell whether a model convolves, for which channels_last is the faster memory format on CPUs and GPUs.
+
+    A single convolution is a transformer's patch embedding: there, the format costs more than it gives.
+    """
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1

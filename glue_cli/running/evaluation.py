@@ -1,0 +1,62 @@
+"""Figures of a model on examples: loss, accuracy, perplexity, and metrics asked for."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glue_cli.running.losses import Loss, example_losses
+from glue_cli.running.metrics import MakeMetric, value_of
+
+
+class Evaluation:
+    """Sums over batches, and the figures that follow from them.
+
+    Args:
+        metrics: figures beyond the loss, accuracy and perplexity, by name; see `running.metrics`.
+    """
+
+    def __init__(self, loss: Loss, metrics: Mapping[str, MakeMetric] | None = None) -> None:
+        self._loss, self._make_metrics = loss, metrics or {}
+        self._loss_sum, self._n_losses = 0.0, 0
+        self._by_class: Tensor | None = None  # [2, n_classes]: how many examples there are, how many are right
+        self._metrics: dict[str, Any] = {}
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add one batch; outputs and targets as `example_losses` takes them."""
+        losses = example_losses(self._loss, outputs, targets)
+        self._n_losses += len(losses)
+        self._loss_sum += losses.sum(dtype=torch.float64).item()
+        if self._loss == "mse":
+            outputs, targets = outputs.double().view_as(targets), targets.double()
+            outputs, targets = (x.flatten(1).squeeze(1) if x.dim() > 1 else x for x in (outputs, targets))  # [N, n]
+        elif targets.dim() == 1:
+            outputs = outputs.float()
+            right = targets[outputs.argmax(1) == targets]
+            counts = torch.stack([labels.bincount(minlength=outputs.shape[1]) for labels in (targets, right)])
+            self._by_class = counts if self._by_class is None else self._by_class + counts
+        for name, make in self._make_metrics.items():
+            if name not in self._metrics:
+                n_classes = {"num_classes": outputs.shape[1]} if self._loss == "cross_entropy" else {}
+                self._metrics[name] = make(**n_classes).to(outputs.device)
+            self._metrics[name].update(outputs, targets)
+
+    def figures(self) -> dict[str, float]:
+        """Return the mean loss; accuracy, perplexity or mse, whichever fits; and the metrics asked for."""
+        loss = self._loss_sum / self._n_losses
+        figures = {"loss": loss}
+        if self._loss == "mse":
+            figures["mse"] = loss
+        elif self._by_class is None:
+            figures["perplexity"] = math.exp(loss) if loss < 700 else math.inf
+        else:
+            n_examples, n_correct = self._by_class.sum(1).tolist()
+            figures["accuracy"] = n_correct / n_examples
+        return figures | {name: value_of(metric) for name, metric in self._metrics.items()}
+
+    def class_accuracies(self) -> list[float | None]:
+        """Return the accuracy of each class of labels, [n_classes], None for one without examples; else nothing."""
+        counts = self._by_class.T.tolist() if self._by_class is not None else []
+        return [n_correct / n_examples if n_examples else None for n_examples, n_correct in counts]

@@ -1,0 +1,33 @@
+"""Losses and figures of merit, all reduced in float32 or wider whatever the precision of the forward pass."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Literal["cross_entropy", "mse"]
+Score = Callable[[Tensor, Tensor], Tensor]  # outputs and targets -> terms, of whose mean less is better
+IGNORED = -100  # a target that counts for nothing; the number is torch's own
+
+
+def example_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of each example, or of each token that a language model predicts; the terms of eq. (2).
+
+    Args:
+        outputs: [N, n_classes] for labels, [N, T, n_tokens] for tokens, the shape of `targets` for mse (a trailing 1
+            may be left out).
+        targets: labels, int64 [N]; tokens, int64 [N, T], where `IGNORED` has no loss; or float32 [N, ...] for mse.
+    Returns:
+        float32, [N], or [number of targets that are not ignored].
+    """
+    if loss == "mse":
+        errors = outputs.float().view_as(targets) - targets
+        return errors.square().unsqueeze(-1).flatten(1).mean(1)  # targets [N] have no second dimension to flatten
+    if targets.dim() == 1:
+        return F.cross_entropy(outputs.float(), targets, reduction="none")
+    # A text at a time: the copies in float32 of [N, T, n_tokens] would fill the memory, and take 3 times as long.
+    rows = zip(outputs, targets, strict=True)
+    by_text = [F.cross_entropy(row.float(), wanted, ignore_index=IGNORED, reduction="none") for row, wanted in rows]
+    return torch.stack(by_text)[targets != IGNORED]

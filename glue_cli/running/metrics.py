@@ -1,0 +1,58 @@
+"""Figures of merit beyond loss and accuracy, by name; torchmetrics computes them, imported when one is asked for."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.imports import import_with_torchvision
+
+MakeMetric = Callable[..., Any]  # a metric's class; those of labels take num_classes
+
+# Loss -> name -> class. Those of labels are means over the classes, each with the same weight.
+METRICS: dict[str, dict[str, str]] = {
+    "cross_entropy": {
+        "f1": "classification:MulticlassF1Score",
+        "precision": "classification:MulticlassPrecision",
+        "recall": "classification:MulticlassRecall",
+        "auroc": "classification:MulticlassAUROC",
+    },
+    "mse": {"mae": "regression:MeanAbsoluteError", "r2": "regression:R2Score"},
+}
+# The figures of which more is better: those that a bar can be set for.
+BARS = {"cross_entropy": ("accuracy", *METRICS["cross_entropy"]), "mse": ("r2",)}
+
+
+def load_metrics(loss: str, names: Sequence[str]) -> dict[str, MakeMetric]:
+    """Return the classes of the metrics called `names`, which are names of `METRICS[loss]`.
+
+    Raises:
+        UsageError: torchmetrics is not installed, or cannot be imported.
+    """
+    made: dict[str, MakeMetric] = {}
+    for name in names:
+        module, _, metric = METRICS[loss][name].partition(":")
+        try:
+            made[name] = getattr(import_with_torchvision(f"torchmetrics.{module}"), metric)
+        except Exception as error:  # it imports torchvision, which fails beside a torch that is not its own
+            why, hint = f"cannot be imported: {error}", "install the torchvision for this torch, or none"
+            if isinstance(error, ModuleNotFoundError) and error.name == "torchmetrics":
+                why, hint = "is not installed", "pip install 'glue-cli[metrics]'"
+            raise UsageError(f"for {', '.join(names)} wanted torchmetrics, which {why}", hint=hint) from error
+    return made
+
+
+def usual_metrics(loss: str) -> dict[str, MakeMetric]:
+    """Return the metrics that an evaluation has unasked: for mse all, where torchmetrics is to be had; else none."""
+    try:
+        return load_metrics(loss, [*METRICS[loss]] if loss == "mse" else [])
+    except UsageError:
+        return {}
+
+
+def value_of(metric: Any) -> float:
+    """Return a metric's value; NaN where it has none, as R2 of a single example."""
+    try:
+        return float(metric.compute())
+    except ValueError:
+        return math.nan

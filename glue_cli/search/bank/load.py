@@ -1,0 +1,205 @@
+"""From checkpoints to a bank: where it is kept, how its rows are laid out, and reading them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from threading import local
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from glue_cli.blend.recipe import PLAIN, Recipe
+from glue_cli.checkpoints.files import open_files, read_into
+from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
+from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
+from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.memory import free_memory
+from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.units import counted, size
+from glue_cli.search.bank.matrix import ExpertBank, Place
+from glue_cli.search.bank.rows import DiskRows, HostRows, ResidentRows, Rows, Staging
+
+BankKind = Literal["device", "host", "disk"]
+KINDS: tuple[BankKind, ...] = ("device", "host", "disk")
+
+# Elements between the starts of two tensors in memory are a multiple of this: 64 bytes, for aligned loads.
+_ALIGN = 16
+# What the bank and the blends may take of the free memory: activations want some, and so may others.
+_SHARE_OF_FREE = 0.6
+# What the buffers of all threads that read a bank on disk may take.
+_DISK_BUFFER_BYTES = 128 << 20
+# What travels to a GPU at once of all experts: 1 ms or more of copying, for a few launches.
+_STAGED_BYTES = 64 << 20
+
+
+def choose_bank(
+    wanted: str,
+    experts: Sequence[Checkpoint],
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    n_blends: int,
+    progress: Progress,
+) -> BankKind:
+    """Return where to keep the bank: as wanted, or the first place of device, host and disk where it fits; says so.
+
+    Args:
+        wanted: auto, or a kind of bank.
+        n_blends: float32 copies of the blend that the search holds on the device besides.
+    """
+    names = [entry.name for entry in _blended(experts[0], recipe)]
+    in_bank = sum(_stored_bytes(experts, name) * len(experts) for name in names)
+    blends = 4 * n_blends * sum(experts[0].entries[name].n_elements for name in names)
+    host = torch.device("cpu")
+    free = {"device": _SHARE_OF_FREE * free_memory(device) - blends, "host": _SHARE_OF_FREE * free_memory(host)}
+    kinds: list[BankKind] = ["device", "host"] if device.type == "cuda" else ["device"]
+    taken = {"device": in_bank, "host": 1 << (in_bank - 1).bit_length()}  # torch pins powers of two
+    fitting = [kind for kind in kinds if taken[kind] <= free[kind]]
+    kind = next((known for known in KINDS if known == wanted), fitting[0] if fitting else "disk")
+    if device.type == "cpu" and kind == "host":
+        kind = "device"  # the same
+    where = "on disk" if kind == "disk" else "in memory" if device.type == "cpu" or kind == "host" else f"on {device}"
+    room = size(free_memory(host if kind == "host" else device))
+    progress(Noted(f"bank: {counted(len(experts), 'expert')}, {size(in_bank)}, {where}; {room} are free"))
+    return kind
+
+
+def load_bank(
+    experts: Sequence[Checkpoint],
+    *,
+    device: torch.device,
+    channels_last: bool = False,
+    recipe: Recipe = PLAIN,
+    kind: BankKind = "device",
+) -> ExpertBank:
+    """Make a bank of the floating-point tensors in which compatible experts are blended.
+
+    Args:
+        channels_last: lay convolution weights out so; a bank on disk leaves them as they are in the files.
+        kind: where the rows are: on the device, in host memory, or in the experts' own files.
+    Raises:
+        CheckpointError: an expert has NaN or infinity.
+    Cost: every expert is read once; for `disk` too, so that a NaN shows before the search.
+    """
+    places: dict[str, Place] = {}
+    sections: list[tuple[int, Rows]] = []
+    n_before = 0
+    on_disk, buffers = kind == "disk", local()
+    staging = Staging(device, _STAGED_BYTES) if kind == "host" and device.type == "cuda" else None
+    for (group, _), names in _group(experts, recipe).items():
+        own = _lay_out(names, experts[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
+        rows = _disk_rows(experts, own, device, buffers) if on_disk else _memory_rows(experts, own, device, staging)
+        sections.append((group, rows))
+        places |= {name: Place(n_before + at.start, at.shape, at.channels_last) for name, at in own.items()}
+        n_before += rows.n_columns
+    return ExpertBank(sections, places, n_experts=len(experts), device=device, n_groups=len(recipe.groups))
+
+
+def bank_of_tensors(
+    experts: Iterable[Iterable[tuple[str, Tensor]]], *, n_experts: int, device: torch.device
+) -> ExpertBank:
+    """Make a bank of experts that lie in no file, each given as its tensors, in one order; float32, on the device."""
+    places: dict[str, Place] = {}
+    matrix = torch.empty(n_experts, 0, device=device)
+    for k, expert in enumerate(experts):
+        tensors = {name: tensor for name, tensor in expert if tensor.is_floating_point() and tensor.numel()}
+        if k == 0:
+            width = 0
+            for name, tensor in tensors.items():
+                places[name] = Place(width, tuple(tensor.shape), channels_last=False)
+                width += tensor.numel() + (-tensor.numel() % _ALIGN)
+            matrix = torch.zeros(n_experts, width, device=device)
+        for name, tensor in tensors.items():
+            places[name].view(matrix[k]).copy_(tensor)
+    return ExpertBank([(0, ResidentRows(matrix))], places, n_experts=n_experts, device=device)
+
+
+def _blended(expert: Checkpoint, recipe: Recipe) -> Iterable[TensorEntry]:
+    """Yield the tensors that are blended, in the order of the expert's files."""
+    for entry in sorted(expert.entries.values(), key=lambda entry: (entry.file, entry.offset)):
+        if entry.dtype in FLOAT_DTYPES and entry.n_elements and recipe.is_blended(entry.name):
+            yield entry
+
+
+def _group(experts: Sequence[Checkpoint], recipe: Recipe) -> dict[tuple[int, tuple[str, ...]], list[str]]:
+    """Group the blended tensors by their coefficients and by the experts' dtypes [K]."""
+    groups: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for entry in _blended(experts[0], recipe):
+        dtypes = tuple(expert.entries[entry.name].dtype for expert in experts)
+        groups.setdefault((recipe.group_of.get(entry.name, 0), dtypes), []).append(entry.name)
+    if not groups:
+        raise CheckpointError(f"'{experts[0].path}' has no floating-point tensors to blend")
+    return groups
+
+
+def _stored_dtype(experts: Sequence[Checkpoint], name: str) -> torch.dtype:
+    """Return the dtype of a tensor in memory: halves that all experts share stay so, since sums are float32 anyway."""
+    dtypes = {expert.entries[name].dtype for expert in experts}
+    return TORCH_DTYPES[dtypes.pop()] if dtypes in ({"BF16"}, {"F16"}) else torch.float32
+
+
+def _stored_bytes(experts: Sequence[Checkpoint], name: str) -> int:
+    return experts[0].entries[name].n_elements * _stored_dtype(experts, name).itemsize
+
+
+def _lay_out(names: Sequence[str], expert: Checkpoint, *, channels_last: bool, aligned: bool) -> dict[str, Place]:
+    """Lay tensors out one after another."""
+    places, position = {}, 0
+    for name in names:
+        entry = expert.entries[name]
+        places[name] = Place(position, entry.shape, channels_last and len(entry.shape) == 4)
+        position += entry.n_elements + (-entry.n_elements % _ALIGN if aligned else 0)
+    return places
+
+
+def _memory_rows(
+    experts: Sequence[Checkpoint], places: dict[str, Place], device: torch.device, staging: Staging | None
+) -> Rows:
+    last = list(places)[-1]
+    n_columns = places[last].start + experts[0].entries[last].n_elements
+    n_columns += -n_columns % _ALIGN
+    dtype, where = _stored_dtype(experts, last), "cpu" if staging else device
+    matrix = torch.zeros(len(experts), n_columns, dtype=dtype, device=where, pin_memory=staging is not None)
+    for row, expert in zip(matrix, experts, strict=True):
+        _read_row(expert, places, row)
+    return HostRows(matrix, staging) if staging else ResidentRows(matrix)
+
+
+def _read_row(expert: Checkpoint, places: Mapping[str, Place], row: Tensor) -> None:
+    with open_files(expert) as descriptors:
+        for name, place in places.items():
+            entry = expert.entries[name]
+            tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+            read_into(descriptors[entry.file], bytes_of(tensor), entry.offset, expert.files[entry.file])
+            tensor = tensor.to(row.dtype)
+            _check_finite(expert, name, tensor)
+            place.view(row).copy_(tensor)
+
+
+def _disk_rows(
+    experts: Sequence[Checkpoint], places: Mapping[str, Place], device: torch.device, buffers: local
+) -> Rows:
+    block_columns = max(1, _DISK_BUFFER_BYTES // (torch.get_num_threads() * 4 * (len(experts) + 1)))
+    starts = {name: place.start for name, place in places.items()}
+    rows = DiskRows(experts, starts, device, block_columns, buffers)
+    checked = DiskRows(experts, starts, device, block_columns, local())  # whose buffers this thread does not keep
+    for start in range(0, rows.n_columns, block_columns):
+        block = checked.read(start, min(start + block_columns, rows.n_columns))
+        for row, expert in zip(block, experts, strict=True):
+            if not torch.isfinite(row.sum()):
+                _blame(expert, places, row, start)
+    return rows
+
+
+def _blame(expert: Checkpoint, places: Mapping[str, Place], row: Tensor, start: int) -> None:
+    """Name the tensor that is not finite in columns of an expert from `start` on, if one is."""
+    for name, place in places.items():
+        end = place.start + expert.entries[name].n_elements
+        if place.start < start + len(row) and start < end:
+            _check_finite(expert, name, row[max(0, place.start - start) : end - start])
+
+
+def _check_finite(expert: Checkpoint, name: str, tensor: Tensor) -> None:
+    """Check that a tensor has neither NaN nor infinity; a sum is finite when all are, and cheaper to ask for."""
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        wrong = tensor[~torch.isfinite(tensor)][0].item()
+        raise CheckpointError(f"{expert.path}: '{name}' has {wrong}", hint="leave this expert out, or mend it")

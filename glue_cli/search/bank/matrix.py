@@ -1,0 +1,185 @@
+"""The experts during the search: rows of one matrix E [K, d], so that all blends of a step are one product."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from glue_cli.foundation.threads import share_out
+from glue_cli.search.bank.fused import load_fused_product
+from glue_cli.search.bank.rows import Rows
+
+# Columns handled at once: K such blocks stay in the cache. Both probes of a pair by BLAS, K = 8, d = 1e8, float32, 2
+# threads: 0.117 s in these blocks, 0.122 s in blocks twice as wide, 0.070 s to sum the matrix.
+_BLOCK = 1 << 15
+# The fused product needs no cache for rows that it reads where they lie, but fewer calls; of rows that are converted
+# first, these are the most that stay in the cache. The same pair: 0.094 s; with d = 5e7 from bfloat16 0.048 s, by BLAS
+# 0.069 s.
+_FUSED_BLOCK, _FUSED_SCRATCH_BLOCK = 1 << 18, 1 << 16
+# Columns at once where calls or launches count for more than the cache: small models, and GPUs.
+_WIDE_BLOCK = 1 << 22
+# From row to row of a matrix, in elements: BLAS counts in 32 bits.
+_LONGEST_STRIDE = 2**31 - 1
+# A model with fewer columns is blended before threads have started.
+_SHARED_COLUMNS = 1 << 23
+# With fewer, or from a disk, the fused product does not repay in 100 pairs the second that it takes to compile it.
+_FUSED_COLUMNS = 1 << 25
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies in a row: `n` elements from `start`; convolution weights in channels_last order."""
+
+    start: int
+    shape: tuple[int, ...]
+    channels_last: bool
+
+    def view(self, row: Tensor) -> Tensor:
+        """Return the tensor as a view of a row [d]."""
+        flat = row[self.start : self.start + torch.Size(self.shape).numel()]
+        if not self.channels_last:
+            return flat.view(self.shape)
+        o, i, h, w = self.shape
+        return flat.view(o, h, w, i).permute(0, 3, 1, 2)
+
+
+class ExpertBank:
+    """K experts' floating-point tensors as rows of matrices, one matrix a group of tensors and a stored dtype.
+
+    bfloat16 and float16 experts stay so and are converted block by block; blends and sums are float32.
+
+    Args:
+        sections: matrices side by side, each with the number of its tensors' group.
+        places: where each tensor lies within a row of d elements, all sections one after another.
+        device: where blends are made.
+    Attributes:
+        n_experts: K; n_groups: G; n_columns: d, padding between the tensors included.
+    """
+
+    def __init__(
+        self,
+        sections: Sequence[tuple[int, Rows]],
+        places: Mapping[str, Place],
+        *,
+        n_experts: int,
+        device: torch.device,
+        n_groups: int = 1,
+    ) -> None:
+        self.places = dict(places)
+        self.n_experts, self.n_groups, self.device = n_experts, n_groups, device
+        self.n_columns = sum(rows.n_columns for _, rows in sections)
+        on_cpu = device.type == "cpu"
+        self._is_shared = on_cpu and self.n_columns >= _SHARED_COLUMNS
+        is_resident = all(rows.block_columns is None for _, rows in sections)
+        fused = load_fused_product() if on_cpu and is_resident and self.n_columns >= _FUSED_COLUMNS else None
+        self._multiply = fused or (_multiply if self.n_columns <= _LONGEST_STRIDE else _multiply_copied)
+        self._fine_blocks = _cut(sections, _BLOCK if on_cpu else _WIDE_BLOCK)
+        if fused:
+            self._blocks = _cut(sections, _FUSED_BLOCK, _FUSED_SCRATCH_BLOCK)
+        else:
+            self._blocks = self._fine_blocks if self._is_shared else _cut(sections, _WIDE_BLOCK)
+
+    def blend(self, alphas: Tensor, out: Tensor) -> None:
+        """Blend the experts with m sets of coefficients at once: out = alphas @ E, eq. (1).
+
+        Args:
+            alphas: [m, G, K], on the simplex.
+            out: [m, d], float32, on the bank's device; overwritten.
+        Cost: (K + m) d elements moved; every expert is read once, whatever m.
+        """
+        alphas = alphas.to(self.device, torch.float32)
+
+        def blend_block(block: _Block) -> None:
+            self._multiply(alphas[:, block.group], block.read(), out[:, block.there])
+
+        self._each(blend_block, self._blocks)
+
+    def move(self, theta: Tensor, group: int, expert: int, radius: float, out: Tensor) -> None:
+        """Move a blend towards one expert: out = theta + radius (theta_k - theta) in a group's tensors, else theta.
+
+        Args:
+            theta, out: [d], float32, on the bank's device; `out` is overwritten.
+        Cost: one expert is read, of the group's tensors.
+        """
+
+        def move_block(block: _Block) -> None:
+            there = theta[block.there]
+            if block.group == group:
+                torch.lerp(there, block.rows.read_one(expert, block.start, block.stop), radius, out=out[block.there])
+            else:
+                out[block.there] = there
+
+        self._each(move_block, self._blocks)
+
+    def inner_products(self, gradient: Tensor, theta: Tensor) -> Tensor:
+        """Return <gradient, theta_k - theta> for every expert, over each group's tensors, [G, K], float64.
+
+        The experts are close to each other and to their blend, so products with the raw theta_k would lose digits in
+        float32; centred, and with the blocks' sums added up in float64, they do not.
+
+        Args:
+            gradient: [d], float32; theta: the blend that it was taken at, [d], float32.
+        Cost: K d elements read.
+        """
+
+        # set aside at once: results that stay between the blocks' differences, which go, would break up the memory
+        products = torch.empty(len(self._fine_blocks), self.n_experts, dtype=torch.float64, device=self.device)
+
+        def multiply_block(number: int) -> None:
+            block = self._fine_blocks[number]
+            rows = block.read()
+            differences = torch.sub(rows, theta[block.there], out=rows if block.rows.is_scratch else None)
+            products[number] = torch.mv(differences, gradient[block.there])
+
+        self._each(multiply_block, range(len(products)))
+        sums = torch.zeros(self.n_groups, self.n_experts, dtype=torch.float64, device=self.device)
+        for block, product in zip(self._fine_blocks, products, strict=True):
+            sums[block.group] += product
+        return sums
+
+    def _each(self, work: Callable[[Item], None], items: Sequence[Item]) -> None:
+        """Do the work on every item; the many blocks of a large model on the CPU are shared out over threads."""
+        if self._is_shared:
+            share_out(work, items)
+        else:
+            for item in items:
+                work(item)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some columns of one section, and where they lie in a row of all d elements."""
+
+    group: int
+    rows: Rows
+    start: int
+    stop: int
+    there: slice
+
+    def read(self) -> Tensor:
+        """Return the block of every expert, [K, n], float32."""
+        return self.rows.read(self.start, self.stop)
+
+
+def _multiply(coefficients: Tensor, rows: Tensor, out: Tensor) -> None:
+    torch.mm(coefficients, rows, out=out)
+
+
+def _multiply_copied(coefficients: Tensor, rows: Tensor, out: Tensor) -> None:
+    out.copy_(coefficients @ rows.contiguous())
+
+
+def _cut(sections: Sequence[tuple[int, Rows]], size: int, scratch_size: int | None = None) -> list[_Block]:
+    """Cut the sections into blocks of `size` columns, of `scratch_size` where reading copies, or as rows prefer."""
+    blocks, before = [], 0
+    for group, rows in sections:
+        width = rows.block_columns or (scratch_size if rows.is_scratch else None) or size
+        for start in range(0, rows.n_columns, width):
+            stop = min(start + width, rows.n_columns)
+            blocks.append(_Block(group, rows, start, stop, slice(before + start, before + stop)))
+        before += rows.n_columns
+    return blocks

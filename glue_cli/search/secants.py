@@ -1,0 +1,113 @@
+"""A loss to second order along directions, by the model's outputs at their ends: Gauss-Newton without derivatives."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glue_cli.running.losses import IGNORED, Loss
+
+# Of a vocabulary, so many tokens are drawn at each position; the curvature is their mean, the gradient is exact.
+_DRAWN_TOKENS = 64
+# So many rows of a text are taken at a time, in buffers that stay: new ones of this size leave holes in the heap that
+# glibc does not fill, up to 1 GiB for outputs [8, 256, 50257] (measured).
+_BLOCK_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """loss + gradient . x + x . curvature . x / 2, for x in units of the n directions.
+
+    Attributes:
+        loss: at the point; where a score is searched for, that in its place.
+        gradient: [n]; curvature: [n, n], symmetric, with no negative eigenvalue; both float64 on the CPU.
+    """
+
+    loss: float
+    gradient: Tensor
+    curvature: Tensor
+
+
+class Secants:
+    """The outputs at a point, and how they change along directions.
+
+    With z the outputs and D_k = (z_k - z) / radius, the mean loss has the slopes <dloss/dz, D_k> and, to the order of
+    Gauss and Newton, the curvatures D_k . (d2loss/dz2) . D_l: Schraudolph 2002, with secants for derivatives.
+
+    Args:
+        outputs: z at the point, and targets, as `example_losses` takes them; both are kept, not copied.
+        draws: what the tokens of a vocabulary are drawn by.
+    Cost: of a direction along which tokens are predicted, 64 numbers a target are kept.
+    """
+
+    def __init__(self, loss: Loss, outputs: Tensor, targets: Tensor, *, radius: float, draws: torch.Generator) -> None:
+        self._loss, self._radius, self._outputs, self._targets = loss, radius, outputs, targets
+        self._slopes: list[Tensor] = []
+        self._roots: list[Tensor] = []
+        if loss == "mse" or targets.dim() == 1:
+            return
+        rows = min(_BLOCK_ROWS, targets.shape[1])
+        # What `_draw` and `_centred` overwrite.
+        self._work = torch.empty(3, rows, outputs.shape[-1], dtype=torch.float32, device=outputs.device)
+        drawn = [_draw(self._work, z, draws) for (z,) in _blocks(outputs)]
+        self._tokens = torch.cat([targets.clamp_min(0)[..., None], torch.cat(drawn).view(*targets.shape, -1)], -1)
+
+    def add(self, outputs: Tensor) -> None:
+        """Add a direction, by the outputs at its end."""
+        if self._loss == "mse":
+            slope, root = self._of_squares(outputs)
+        else:
+            slope, root = self._of_labels(outputs) if self._targets.dim() == 1 else self._of_tokens(outputs)
+        self._slopes.append(slope / self._radius)
+        self._roots.append(root.flatten() / self._radius)
+
+    def _of_squares(self, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slope, and a root r of the curvatures, which are r_k . r_l, of the change from z to the ends."""
+        z, ends = (outputs.float().view_as(self._targets) for outputs in (self._outputs, ends))
+        change = ends - z
+        slope = 2 * ((z - self._targets) * change).mean(dtype=torch.float64)
+        return slope, change * math.sqrt(2 / change.numel())
+
+    def _of_labels(self, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for logits [N, C]: the curvature is the covariance of their changes under the probabilities."""
+        z, ends = self._outputs.float(), ends.float()
+        change, probabilities = (ends - z).masked_fill_(ends == z, 0), z.softmax(-1)  # a masked class is -inf in both
+        change -= (probabilities * change).sum(-1, keepdim=True)
+        slope = -change.gather(1, self._targets[:, None]).mean(dtype=torch.float64)
+        return slope, change * (probabilities / len(change)).sqrt()
+
+    def _of_tokens(self, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for logits [N, T, C]: the covariance is the mean product at the tokens drawn."""
+        changes = [_centred(self._work, *block) for block in _blocks(self._outputs, ends, self._tokens)]
+        at_target, at_drawn = torch.cat(changes)[self._targets.flatten() != IGNORED].tensor_split([1], 1)
+        return -at_target.mean(dtype=torch.float64), at_drawn / math.sqrt(at_drawn.numel())
+
+    def quadratic(self, loss: float) -> Quadratic:
+        """Return the loss, whose value at the point is given, to second order."""
+        roots = torch.stack(self._roots)
+        return Quadratic(loss, torch.stack(self._slopes).cpu(), (roots @ roots.T).double().cpu())
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same few rows of each tensor [N, T, ...], text by text; they are views."""
+    for texts in zip(*tensors, strict=True):
+        yield from zip(*(torch.split(text, _BLOCK_ROWS) for text in texts), strict=True)
+
+
+def _draw(work: Tensor, logits: Tensor, draws: torch.Generator) -> Tensor:
+    """Return tokens drawn by their probabilities, of which logits [n, C] are given, [n, _DRAWN_TOKENS]."""
+    z, probabilities, _ = work[:, : len(logits)].unbind()
+    torch.softmax(z.copy_(logits), -1, out=probabilities)
+    cumulated = torch.cumsum(probabilities, -1, out=z)
+    uniform = torch.rand(len(logits), _DRAWN_TOKENS, generator=draws).to(cumulated)
+    return torch.searchsorted(cumulated, uniform).clamp_max(logits.shape[-1] - 1)
+
+
+def _centred(work: Tensor, logits: Tensor, ends: Tensor, tokens: Tensor) -> Tensor:
+    """Return the changes at tokens [n, m], of logits [n, C] to the ends, less their mean under the probabilities."""
+    z, probabilities, change = work[:, : len(logits)].unbind()
+    change.copy_(ends).sub_(z.copy_(logits)).masked_fill_(logits == ends, 0)  # a masked token is -inf in both
+    torch.softmax(z, -1, out=probabilities)
+    return change.gather(1, tokens) - probabilities.mul_(change).sum(-1, keepdim=True)

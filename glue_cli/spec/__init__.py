@@ -1,0 +1,1 @@
+"""The schema of glue.yaml, the YAML file, and budgets."""

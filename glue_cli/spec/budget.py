@@ -1,0 +1,37 @@
+"""Budgets of a search, as people write them. Needs no torch."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+_UNITS: dict[str, tuple[Literal["forwards", "seconds", "examples"], int]] = {
+    "": ("forwards", 1),
+    "s": ("seconds", 1),
+    "m": ("seconds", 60),
+    "h": ("seconds", 3600),
+    "ex": ("examples", 1),
+}
+
+_MOST = 1e15  # more is a slip of the keyboard, and overflows
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on a search: forwards of a minibatch, where a backward counts for two; examples likewise; or seconds."""
+
+    limit: float
+    unit: Literal["forwards", "seconds", "examples"]
+
+
+def parse_budget(text: str) -> Budget:
+    """Read `300` forwards, `90s`, `2m`, `1.5h`, or `1e6ex` examples.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\+?\d+)?) ?(s|m|h|ex|)", text.strip())
+    unit, factor = _UNITS[found[2] if found else ""]
+    limit = float(found[1]) * factor if found else 0
+    if not 0 < limit <= _MOST:
+        raise ValueError(f"'{text}' is no budget: wanted forwards, time or examples, such as 300, 2m or 1e6ex")
+    return Budget(limit, unit)

@@ -1,0 +1,265 @@
+"""The spec's schema: what `glue.yaml` may say, with every default. `spec_file` reads the file itself."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from glue_cli.foundation.user_code import PREFIX
+from glue_cli.spec.budget import Budget, parse_budget
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Columns = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
+
+
+def _check_budget(given: Any) -> Any:
+    """Return a budget as its text: YAML reads 300 as a number."""
+    if given is None:
+        return None
+    text = str(given)
+    parse_budget(text)
+    return text
+
+
+# Section 5 of the paper as far as it is stated, then what it leaves open.
+_PAPER: dict[str, Any] = {
+    "optimizer": "adam",
+    "lr": 0.01,
+    "betas": [0.9, 0.99],
+    "n_directions": 1,
+    "search": "plain",
+    # our choices
+    "momentum": 0.9,
+    "directions": "gaussian",
+    "zero_sum": False,
+    "mu": 0.01,
+    "batch_size": 64,
+    "steps": 1000,
+    "validate_every": 50,
+    "patience": 4,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": _PAPER,
+    # What pays in examples/benchmarks/search/README.md; lr, directions and zero_sum count where the optimizer is Adam.
+    "default": {
+        **_PAPER,
+        "search": "staged",
+        "optimizer": "auto",
+        "zero_sum": True,
+        "lr": 0.1,
+        "mu": 0.1,
+        "steps": 300,
+        "validate_every": 10,
+        "patience": 3,
+    },
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ModelSpec(_Section):
+    """The architecture, as `glue_cli.models.check_architecture` takes it, and its arguments."""
+
+    arch: str
+    args: dict[str, Any] = {}
+
+
+class TargetSpec(_Section):
+    """How many training and validation examples of the target domain there are, drawn IID from the train split."""
+
+    train: Count | None = None
+    val: Count | None = None
+
+
+class DataSpec(_Section):
+    """A data set: a name of `glue_cli.data.FORMATS`, or `python:MODULE:FUNCTION`, and where it lies.
+
+    `root` may be left out, and is then empty, where a function of the user's brings the data.
+    """
+
+    format: str
+    root: Annotated[str, Field(validate_default=True)] = ""
+    target: TargetSpec = TargetSpec()
+    mean: list[float] | None = None
+    std: list[Rate] | None = None
+    image_size: Count | None = None
+    max_length: Count | None = None
+    splits: dict[Literal["train", "val", "test"], str] = {}
+    columns: dict[Literal["image", "text", "inputs", "label", "target"], Columns] = {}
+
+    @property
+    def where(self) -> str:
+        """Where the data are from, for messages."""
+        return self.root or self.format
+
+    @field_validator("root")
+    @classmethod
+    def _root_unless_python(cls, root: str, info: ValidationInfo) -> str:
+        if not root and not info.data.get("format", "").startswith(PREFIX):
+            raise PydanticCustomError("missing", "Field required")
+        return root
+
+
+class MemberSpec(_Section):
+    """An expert with a data set of its own, and perhaps other arguments of the model: `{num_classes: 6}`."""
+
+    name: str
+    data: DataSpec
+    args: dict[str, Any] = {}
+
+
+class ExpertsSpec(_Section):
+    """The experts: `count` Dirichlet shares of the data's train split, or `members` with data of their own."""
+
+    count: Count | None = None
+    size: Count | None = None
+    dirichlet: Rate = 1.0
+    init: str = "shared"
+    members: list[MemberSpec] = []
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ExpertsSpec":
+        if self.members and (self.count or self.size):
+            raise ValueError("'members' excludes 'count' and 'size': an expert has a data set of its own or a share")
+        if not self.members and not (self.count and self.size):
+            raise ValueError("wanted 'count' and 'size', or 'members'")
+        return self
+
+    @property
+    def n_experts(self) -> int:
+        return len(self.members) or self.count or 0
+
+
+class AugmentSpec(_Section):
+    """Random crop after padding by `crop` pixels, and a random horizontal flip."""
+
+    crop: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+
+
+class TrainSpec(_Section):
+    """How an expert is trained: Adam on all parameters."""
+
+    epochs: Count = 40
+    batch_size: Count = 64
+    lr: Rate = 0.001
+    augment: AugmentSpec = AugmentSpec()
+
+
+class FinetuneSpec(_Section):
+    """How the prior is finetuned: Adam on all parameters; `keep` the last epoch or the best on validation."""
+
+    epochs: Count = 20
+    batch_size: Count = 64
+    lr: Rate = 0.001
+    augment: AugmentSpec = AugmentSpec()
+    keep: Literal["last", "best"] = "last"
+
+
+class MixSpec(_Section):
+    """How alpha is learned; what is not given comes from the preset.
+
+    A plain search runs from the uniform blend for `steps`, or until the validation loss, taken every `validate_every`
+    steps, has not improved `patience` times running; the alpha with the lowest validation loss is kept. A staged one
+    chooses between starts, and guards the end. A `budget` takes the place of `steps`, and in a staged search that of
+    the plateau. Each of `groups`, patterns of tensor names, has an alpha of its own.
+    """
+
+    preset: Literal["default", "paper"] = "default"
+    search: Literal["plain", "staged"]
+    budget: Annotated[str | None, BeforeValidator(_check_budget)] = None
+    optimizer: Literal["auto", "adam", "momentum"]
+    lr: Rate
+    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)]
+    momentum: Decay
+    directions: Literal["gaussian", "rademacher"]
+    zero_sum: bool
+    n_directions: Count
+    mu: Rate
+    batch_size: Count
+    steps: Count
+    validate_every: Count
+    patience: Count
+    bn_statistics: Literal["running", "batch"] = "running"
+    bn_gradient: bool = True
+    groups: dict[str, str | list[str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = given.get("preset", "default")
+        return {**PRESETS.get(preset if isinstance(preset, str) else "default", _PAPER), **given}
+
+    @model_validator(mode="after")
+    def _budget_of_a_minibatch(self) -> "MixSpec":
+        budget = self.parsed_budget
+        if budget and budget.limit < {"forwards": 1, "examples": self.batch_size, "seconds": 0}[budget.unit]:
+            raise ValueError(f"budget {self.budget} is less than a minibatch of {self.batch_size}")
+        return self
+
+    @property
+    def parsed_budget(self) -> Budget | None:
+        return parse_budget(self.budget) if self.budget is not None else None
+
+
+class Spec(_Section):
+    """The whole of `glue.yaml`.
+
+    `loss` is what experts and the finetuned model are trained by; `objective` what mixing searches for: the least
+    loss, or the most of a figure, as `glue_cli.running.goals.load_score` takes it.
+    """
+
+    model: ModelSpec
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    objective: str = "loss"
+    data: DataSpec
+    experts: ExpertsSpec | None = None
+    train: TrainSpec = TrainSpec()
+    mix: MixSpec = Field(default_factory=lambda: MixSpec.model_validate({}))
+    finetune: FinetuneSpec = FinetuneSpec()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    _folder: Path = PrivateAttr(default=Path("."))
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, objective: str) -> str:
+        if objective not in ("loss", "accuracy", "f1") and not objective.startswith(PREFIX):
+            raise ValueError(f"wanted 'loss', 'accuracy', 'f1' or {PREFIX}MODULE:FUNCTION, found '{objective}'")
+        return objective
+
+    def of_expert(self, expert: int) -> "Spec":
+        """Return the spec for training one expert: with the arguments of the model that are its own."""
+        members = self.experts.members if self.experts else []
+        if not members or not members[expert].args:
+            return self
+        model = self.model.model_copy(update={"args": {**self.model.args, **members[expert].args}})
+        return self.model_copy(update={"model": model})
+
+    def path(self, written: str) -> Path:
+        """Return a path as written in the spec, looked up from the spec's own folder."""
+        return self._folder / os.path.expanduser(written)
+
+    def located_in(self, folder: Path) -> "Spec":
+        """Return this spec with its paths looked up from `folder`."""
+        located = self.model_copy()
+        located._folder = folder
+        return located

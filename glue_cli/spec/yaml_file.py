@@ -1,0 +1,243 @@
+"""Read `glue.yaml`: YAML with line numbers, overrides, and every fault of the file reported at once."""
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from glue_cli.foundation.errors import SpecError, UsageError
+from glue_cli.spec.schema import Spec
+
+KeyPath = tuple[str | int, ...]
+
+# Wordings of pydantic's faults, where its own would not say what was wanted.
+_WANTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a section of keys",
+    "model_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with `1e-3` read as the number that it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return `; did you mean 'x'?` for a near name, else the list of the known ones."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def read_spec(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    known_names: Mapping[str, Collection[str]] | None = None,
+) -> Spec:
+    """Read and validate the spec at `path`.
+
+    Args:
+        overrides: `key.path=value` items, which win over the file; values are read as YAML.
+        known_names: what a key's value may be, by the key's name (`arch`, `format`), beyond what the schema says; one
+            with a colon, such as `timm:NAME`, stands for all that begin so.
+    Raises:
+        SpecError: the file is no YAML, or its content is wrong; every fault is listed with its line.
+        UsageError: the file is not there, or an override is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"no spec at '{path}'", hint="write a glue.yaml here, or name one with --spec PATH or GLUE_SPEC"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"the spec '{path}' cannot be read: {error}") from None
+    lines: dict[KeyPath, int] = {}
+    faults: list[str] = []
+    value = _parse(text, path, lines, faults)
+    set_keys = [_apply(override, value) for override in overrides]
+    spec: Spec | None = None
+    set_faults: list[str] = []
+    try:
+        spec = Spec.model_validate(value)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            where = _where(detail["loc"], set_keys, lines, path)
+            (set_faults if where.startswith("--set") else faults).append(f"{where}: {_explain(detail)}")
+    for key_path, name in _named(value, known_names or {}):
+        known = (known_names or {})[str(key_path[-1])]
+        if not _is_known(name, known):
+            where = _where(key_path, set_keys, lines, path)
+            fault = f"{where}: {_dotted(key_path)}: '{name}' is not known{nearest(name, known)}"
+            (set_faults if where.startswith("--set") else faults).append(fault)
+    if set_faults:
+        raise UsageError("--set does not fit the spec", items=set_faults, hint="see the spec's keys in the README")
+    if faults or spec is None:
+        faults.sort(key=lambda fault: int(fault.removeprefix(f"{path}:").partition(":")[0]))
+        noun = "fault" if len(faults) == 1 else "faults"
+        raise SpecError(f"{len(faults)} {noun} in the spec '{path}'", items=faults, hint="mend the lines named above")
+    return spec.located_in(path.parent)
+
+
+def _is_known(name: str, known: Collection[str]) -> bool:
+    prefix, colon, rest = name.partition(":")
+    return name in known or bool(rest) and any(form.startswith(prefix + colon) for form in known)
+
+
+def _parse(text: str, path: Path, lines: dict[KeyPath, int], faults: list[str]) -> dict[str, Any]:
+    try:
+        value = _load(text, lines, faults, path)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise SpecError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:  # a control character
+        raise SpecError(f"{path}: not YAML: {error}") from None
+    except RecursionError:
+        raise SpecError(f"{path}: nested too deep", hint="look for an alias inside its own anchor") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SpecError(f"{path}:1: wanted keys such as 'model:' and 'data:', found a {type(value).__name__}")
+    return value
+
+
+def _load(text: str, lines: dict[KeyPath, int], faults: list[str], path: Path) -> Any:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        return None if root is None else _construct(loader, root, (), lines, faults, path)
+    finally:
+        loader.dispose()
+
+
+def _construct(
+    loader: _Loader, node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], faults: list[str], path: Path
+) -> Any:
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="wanted a word as key", problem_mark=key_node.start_mark)
+            key = key_node.value
+            line = key_node.start_mark.line + 1
+            if key in result:
+                faults.append(f"{path}:{line}: {_dotted((*at, key))}: given twice, first on line {lines[(*at, key)]}")
+                continue
+            lines[(*at, key)] = line
+            result[key] = _construct(loader, value_node, (*at, key), lines, faults, path)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, item, (*at, i), lines, faults, path) for i, item in enumerate(node.value)]
+    try:
+        return loader.construct_object(node)
+    except (ValueError, LookupError, AttributeError):  # PyYAML's own, on a date that is none, `!!int x`, `!!bool x`
+        problem = f"'{node.value}' is no {node.tag.rpartition(':')[2]}"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
+
+def _apply(override: str, value: dict[str, Any]) -> KeyPath:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(f"--set {override}: wanted KEY=VALUE", hint="for example --set mix.lr=0.05")
+    at: Any = value
+    for part in parts[:-1]:
+        if isinstance(at, list) and part.isdigit() and int(part) < len(at):
+            at = at[int(part)]
+        elif isinstance(at, dict) and isinstance(at.setdefault(part, {}), dict | list):
+            at = at[part]
+        else:
+            raise UsageError(f"--set {key}: '{part}' has no keys below it")
+    faults: list[str] = []
+    try:
+        parsed = _load(text, {}, faults, Path("--set"))
+    except (yaml.YAMLError, RecursionError):
+        raise UsageError(f"--set {override}: '{text}' is not a YAML value") from None
+    if faults:
+        raise UsageError(f"--set {override}: a key is given twice")
+    if not isinstance(at, dict):
+        raise UsageError(f"--set {key}: a list has no key '{parts[-1]}'")
+    at[parts[-1]] = parsed
+    return tuple(int(part) if part.isdigit() else part for part in parts)
+
+
+def _where(at: KeyPath, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, int], path: Path) -> str:
+    for key in set_keys:
+        if at[: len(key)] == key or (key[: len(at)] == at and at not in lines):  # below it, or a section that it made
+            return "--set"
+    while at not in lines and at:  # a missing key is reported where its section stands
+        at = at[:-1]
+    return f"{path}:{lines.get(at, 1)}"
+
+
+def _explain(detail: ErrorDetails) -> str:
+    loc, found = detail["loc"], detail["input"]
+    key = _dotted(loc)
+    match detail["type"]:
+        case "missing":
+            return f"{key}: missing"
+        case "extra_forbidden":
+            return f"{key}: unknown key{nearest(str(loc[-1]), _known_keys(loc[:-1]))}"
+        case "too_short" | "too_long":
+            limits = detail["ctx"]
+            return f"{key}: wanted {limits.get('min_length', limits.get('max_length'))} items, found {found}"
+        case "value_error":
+            return f"{key}: {str(detail['msg']).removeprefix('Value error, ')}"
+    wanted = _WANTED.get(detail["type"])
+    if wanted is None:
+        wanted = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    shown = "nothing" if found is None else repr(found)
+    if isinstance(found, bool) and detail["type"] == "string_type":
+        shown += " (YAML reads yes, no, on and off so; quote the word)"
+    return f"{key}: wanted {wanted}, found {shown}"
+
+
+def _known_keys(at: KeyPath) -> list[str]:
+    """Return the keys of the schema's section at `at`."""
+    section: Any = Spec
+    for part in at:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        sections = [a for a in inner if issubclass(a, BaseModel)]
+        if not sections:
+            return []
+        section = sections[0]
+    return list(section.model_fields)
+
+
+def _named(value: Any, known_names: Mapping[str, Collection[str]], at: KeyPath = ()) -> list[tuple[KeyPath, str]]:
+    """Return every text value under a key of `known_names`, outside free-form `args`, with its path."""
+    found: list[tuple[KeyPath, str]] = []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if key in known_names and isinstance(inner, str):
+            found.append(((*at, key), inner))
+        elif key != "args":
+            found += _named(inner, known_names, (*at, key))
+    return found
+
+
+def _dotted(at: KeyPath) -> str:
+    return ".".join(str(part) for part in at) or "the spec"

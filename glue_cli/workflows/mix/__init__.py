@@ -1,0 +1,1 @@
+"""What `glue mix` does, from a plan to a result."""

@@ -1,0 +1,36 @@
+"""Choose alpha: give a method the sizes, accuracies or objective that it works from."""
+
+import torch
+
+from glue_cli.foundation.run import Run
+from glue_cli.methods import METHODS
+from glue_cli.plans.mix import MixPlan
+from glue_cli.results.history import Write
+from glue_cli.workflows.mix.choice import Choice
+from glue_cli.workflows.mix.experts import Experts
+
+
+def choose_alpha(plan: MixPlan, experts: Experts, run: Run, write: Write) -> Choice:
+    """Give the plan's method what it needs, and return its alpha with the account.
+
+    Args:
+        write: gets a line a step of a search, or an expert that is evaluated.
+    """
+    if plan.alpha is not None:
+        return _given(plan.alpha)
+    method = METHODS[plan.method]
+    if method.needs == "count":
+        return _given(method.load()(len(plan.experts)))
+    if method.needs == "sizes":
+        return _given(method.load()(plan.sizes))
+    from glue_cli.workflows.mix.accuracy import choose_by_accuracy
+    from glue_cli.workflows.mix.search import search
+
+    assert plan.spec is not None
+    if method.needs == "accuracies":
+        return choose_by_accuracy(plan, plan.spec, experts, run, write)
+    return search(plan, plan.spec, experts, run, write)
+
+
+def _given(alpha: object) -> Choice:
+    return Choice(torch.tensor([alpha], dtype=torch.float64))

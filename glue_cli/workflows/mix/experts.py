@@ -1,0 +1,182 @@
+"""The experts of a mix, whole checkpoints or adapters: as a model, as the bank of a search, as the blend on disk."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from glue_cli.blend.adapters.base import AdaptedBase
+from glue_cli.blend.adapters.mixing import concatenate, expert_tensors, mixed_tensor, write_merged
+from glue_cli.blend.heads import AlignedHead
+from glue_cli.blend.in_memory import blend_tensors
+from glue_cli.blend.to_files import blend_files
+from glue_cli.checkpoints.destination import Destination
+from glue_cli.checkpoints.header import Checkpoint, TensorEntry
+from glue_cli.foundation.outputs import copy_into, write_all, writing
+from glue_cli.foundation.run import Run
+from glue_cli.plans.mix import MixPlan
+from glue_cli.running.device import Compute
+from glue_cli.search.bank.load import bank_of_tensors, choose_bank, load_bank
+from glue_cli.search.bank.matrix import ExpertBank
+from glue_cli.spec.schema import Spec
+from glue_cli.workflows.save import configured
+
+Describe = Callable[[Sequence[str | None]], dict[str, Any]]  # the experts' sha256 [K] -> glue's metadata
+
+
+class Experts(ABC):
+    """What a mix does with its experts.
+
+    Attributes:
+        header: the blend's, as a checkpoint's: the names, dtypes and shapes of its tensors.
+    """
+
+    header: Checkpoint
+
+    def __init__(self, plan: MixPlan) -> None:
+        self._plan = plan
+
+    def model(self, spec: Spec, alphas: Tensor) -> nn.Module:
+        """Return the spec's model with the blend for `alphas` [G, K], in memory.
+
+        Raises:
+            CheckpointError: the blend does not fit the model, or an expert has NaN or infinity.
+        """
+        from glue_cli.models import build_model
+        from glue_cli.models.names import match_names
+        from glue_cli.models.weights import check_fits_model
+
+        model = build_model(spec.model.arch, spec.model.args, seed=0, folder=spec.path("."))
+        check_fits_model(model, self.header, spec)
+        tensors = {**self._tensors(alphas.tolist()), **self.make_tensors(alphas)}
+        names = {name: other for name, other in match_names(model, self.header).items() if other in tensors}
+        model.load_state_dict({name: tensors[other] for name, other in names.items()}, strict=False)
+        return model
+
+    @abstractmethod
+    def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
+        """Return the tensors that follow from `alphas` [G, K] in another way than as a blend; differentiable."""
+
+    @abstractmethod
+    def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
+        """Return a bank of the tensors that are blended."""
+
+    @abstractmethod
+    def write(self, alphas: Tensor, made: dict[str, Tensor], describe: Describe, run: Run) -> Sequence[str | None]:
+        """Write the blend; return the experts' sha256 [K].
+
+        Args:
+            made: tensors to write in place of their blend.
+        """
+
+    @abstractmethod
+    def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]: ...
+
+
+class WholeExperts(Experts):
+    """Whole checkpoints."""
+
+    def __init__(self, plan: MixPlan) -> None:
+        super().__init__(plan)
+        described = plan.recipe.describe(plan.experts)
+        entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in described}
+        self.header = replace(plan.experts[0], entries=entries)
+        self._head = None
+        if head := plan.head:
+            self._head = AlignedHead(plan.experts, head.names, head.known, head.classes, seed=plan.seed)
+
+    def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
+        return self._head.blend(alphas[self._plan.head.group]) if self._head and self._plan.head else {}
+
+    def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
+        plan = self._plan
+        kind = choose_bank(
+            plan.bank, plan.experts, plan.recipe, device=compute.device, n_blends=n_blends, progress=run.progress
+        )
+        return load_bank(
+            plan.experts,
+            device=compute.device,
+            channels_last=compute.channels_last,
+            recipe=plan.recipe,
+            kind=kind,
+        )
+
+    def write(self, alphas: Tensor, made: dict[str, Tensor], describe: Describe, run: Run) -> Sequence[str | None]:
+        plan = self._plan
+        made = {name: tensor for name, tensor in made.items() if plan.recipe.is_blended(name)}
+        shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
+        with ExitStack() as stack:
+            return blend_files(
+                plan.experts,
+                alphas.tolist(),
+                self._configure(stack),
+                describe,
+                recipe=replace(plan.recipe, made={**plan.recipe.made, **shapes}),
+                made={**made, **self.make_tensors(alphas)},
+                memory_bytes=plan.memory_bytes,
+                hashes=plan.hashes,
+                progress=run.progress,
+            )
+
+    def _configure(self, stack: ExitStack) -> Destination:
+        """Write a folder's configuration where it says other classes or another dtype; return where the rest goes."""
+        plan, rest = self._plan, self._plan.destination
+        for source, copy in plan.destination.companions:
+            if (plan.head_classes or plan.dtype) and copy.name == "config.json":
+                text = configured(source, plan.head_classes, plan.dtype)
+                write_all(stack.enter_context(writing(copy)), text, 0)
+                rest = replace(rest, companions=tuple(pair for pair in rest.companions if pair[1] != copy))
+        return rest
+
+    def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
+        return dict(blend_tensors(self._plan.experts, alphas, self._plan.recipe))
+
+
+class AdapterExperts(Experts):
+    """Low-rank adapters of one base."""
+
+    def __init__(self, plan: MixPlan) -> None:
+        super().__init__(plan)
+        if plan.adapted:
+            entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in plan.adapted.merged}
+            self.header = replace(plan.adapted.base, entries=entries)
+
+    @property
+    def _adapted(self) -> AdaptedBase:
+        assert self._plan.adapted  # there wherever a plan needs a model, or merges
+        return self._plan.adapted
+
+    def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
+        adapted = self._adapted
+        experts = (expert_tensors(adapted, k) for k in range(len(adapted.adapters)))
+        return bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)
+
+    def write(self, alphas: Tensor, made: dict[str, Tensor], describe: Describe, run: Run) -> Sequence[str | None]:
+        plan = self._plan
+        hashes = [streamed.finish() for streamed in plan.hashes] if plan.hashes else [None] * len(plan.adapters)
+        if plan.merges:
+            with ExitStack() as stack:
+                for source, companion in plan.destination.companions:
+                    copy_into(stack.enter_context(writing(companion)), source)
+                write_merged(plan.destination.files[0], self._adapted, alphas[0].tolist(), describe(hashes))
+            for stale in plan.destination.stale_files():
+                stale.unlink()
+        else:
+            concatenate(plan.adapters, alphas[0].tolist(), plan.destination.result, describe(hashes))
+        return hashes
+
+    def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
+        adapted = self._adapted
+        names = [name for name, _, _ in adapted.merged]
+        return {name: mixed_tensor(adapted, alphas[0], name) for name in names}
+
+
+def gather_experts(plan: MixPlan) -> Experts:
+    """Return the experts of a plan."""
+    return AdapterExperts(plan) if plan.adapters else WholeExperts(plan)

@@ -1,0 +1,104 @@
+"""Blend the experts with the coefficients that the plan's method chooses, and write the prior."""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glue_cli import __version__
+from glue_cli.foundation.run import Run
+from glue_cli.plans.mix import MixPlan
+from glue_cli.results.history import writing_history
+from glue_cli.results.provenance import origin_of
+from glue_cli.running.device import find_device
+from glue_cli.workflows.mix.choice import by_expert, by_group
+from glue_cli.workflows.mix.choose import choose_alpha
+from glue_cli.workflows.mix.experts import gather_experts
+
+
+def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
+    """Choose alpha by the plan's method and write the blend; return what `--json` prints.
+
+    Raises:
+        CheckpointError: an expert is damaged, or does not fit the spec's model.
+        SpecError, DataError: the spec, the model and the data do not fit each other.
+        NumericalError: a loss is not finite.
+        ResourceError: the output cannot be written, or the device is not there.
+    """
+    began = time.perf_counter()
+    find_device(run.device)  # a missing GPU shows before the data are read
+    experts = gather_experts(plan)
+    with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:
+        chosen = choose_alpha(plan, experts, run, write)
+    made: dict[str, Tensor] = {}
+    if plan.refreshes:
+        from glue_cli.workflows.mix.refresh import refresh  # which brings models and data along
+
+        assert plan.spec is not None
+        made = refresh(plan, plan.spec, experts, chosen.alpha, chosen.cost, run)
+    alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
+    settings = {**chosen.settings, "batchnorm": "refresh"} if plan.refreshes else chosen.settings
+
+    sizes = plan.sizes or [expert.glue.get("examples") for expert in plan.experts]
+
+    def describe(hashes: Sequence[str | None]) -> dict[str, Any]:
+        return {
+            "glue": __version__,
+            "kind": "prior",
+            **_shared_by_all(plan),
+            "method": plan.method,
+            "alpha": alpha,
+            **groups,
+            "experts": [
+                {"name": expert.path.name, "sha256": digest, "examples": size}
+                for expert, digest, size in zip(plan.experts, hashes, sizes, strict=True)
+            ],
+            "seed": plan.seed,
+            "settings": settings,
+        }
+
+    hashes = experts.write(chosen.alpha, made, describe, run)
+    return {
+        "schema": "glue.mix/1",
+        "method": plan.method,
+        "alpha": alpha,
+        **groups,
+        "experts": [
+            {"path": str(expert.path), "sha256": digest, "examples": size}
+            for expert, digest, size in zip(plan.experts, hashes, sizes, strict=True)
+        ],
+        "output": str(plan.destination.result),
+        "loss": chosen.loss,
+        "cost": {**asdict(chosen.cost), "wall_s": time.perf_counter() - began, "peak_bytes": _peak_bytes(run)},
+        "seed": plan.seed,
+        "settings": settings,
+        **origin_of(plan.spec),
+        **chosen.details,
+    }
+
+
+def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
+    """Return what all experts say of themselves alike: model and class names; those of a head that is not blended."""
+    shared = {}
+    for key in ("model", "class_names"):
+        said = [expert.glue.get(key) for expert in plan.experts]
+        if said[0] is not None and all(value == said[0] for value in said):
+            shared[key] = said[0]
+    if plan.head_classes:
+        shared.pop("model", None)  # whose number of classes may be another
+        shared["class_names"] = list(plan.head_classes)
+    return shared
+
+
+def _peak_bytes(run: Run) -> int:
+    """Return the most memory that the run has held: on the GPU where it used one, else the process's resident set."""
+    device = find_device(run.device)
+    if device.type == "cuda" and (on_gpu := torch.cuda.max_memory_allocated(device)):
+        return on_gpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

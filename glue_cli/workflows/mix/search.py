@@ -1,0 +1,139 @@
+"""The methods that run the model: by each expert's accuracy, and by searching the target loss."""
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from glue_cli.data.parts import read_target
+from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
+from glue_cli.foundation.run import Run
+from glue_cli.methods import METHODS, makes_gauss_newton_steps
+from glue_cli.methods.leave_one_out import leave_one_out
+from glue_cli.methods.result import Learned, StepRecord
+from glue_cli.plans.mix import MixPlan
+from glue_cli.results.history import Write
+from glue_cli.running.goals import LIKE_THE_LOSS, figure_of, load_score
+from glue_cli.search.objective import BlendObjective
+from glue_cli.spec.schema import PRESETS, MixSpec, Spec
+from glue_cli.workflows.compute import forward_compute
+from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.mix.choice import Choice, by_expert, by_group
+from glue_cli.workflows.mix.experts import Experts
+
+# What the steps of an optimizer depend on, and those of Gauss-Newton do not.
+_OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum", "mu")
+
+
+def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) -> Choice:
+    """Let the method search for the alpha [G, K] with the least loss on the target's data."""
+    settings = spec.mix
+    n_experts = len(plan.experts)
+    first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(len(plan.recipe.groups), n_experts)
+    model = experts.model(spec, first)
+    target = read_target(spec, ["train", "val"], run)
+    for examples in target.values():
+        check_fits_data(model, examples, spec.loss, spec.data.where)
+    _check_classes(plan, target["train"].class_names)
+    compute = forward_compute(spec, model, target["train"], run)
+    train, val = target["train"].on(compute), target["val"].on(compute)
+    objective = BlendObjective(
+        compute.place(model),
+        experts.bank(compute, n_blends=_count_blends(plan.method, settings), run=run),
+        loss=spec.loss,
+        train_batch=lambda step: train.at_step(step, settings.batch_size, plan.seed),
+        validation_batches=lambda: val.in_random_order(_validation_size(spec, len(val)), plan.seed),
+        compute=compute,
+        seed=plan.seed,
+        statistics=settings.bn_statistics,
+        bn_gradient=settings.bn_gradient,
+        make_tensors=experts.make_tensors,
+        score=load_score(spec.objective, spec.loss, spec.path(".")),
+        follows_loss=spec.objective in LIKE_THE_LOSS,
+    )
+    budget, began = settings.parsed_budget, time.monotonic()
+    total, unit = (math.ceil(budget.limit), budget.unit) if budget else (settings.steps, "steps")
+    if plan.method == "greedy":
+        total, unit = n_experts, "steps"
+    _warn_of_idle_settings(plan.method, spec, run)
+    run.progress(Started(f"mix by {plan.method}", total, unit))
+    shown: dict[str, float] = {}
+
+    def observe(record: StepRecord) -> None:
+        for name, loss in (("", record.loss), ("val ", record.val_loss)):
+            if (figure := figure_of(spec.objective, loss)) is not None:
+                shown[name + spec.objective.rpartition(":")[2]] = figure
+        alpha = by_expert(record.alpha)
+        line = {"step": record.step, "loss": record.loss, "alpha": alpha, "val_loss": record.val_loss}
+        write({**line, **by_group(plan, record.alpha), **asdict(objective.cost)})
+        spent = {
+            "steps": record.step,
+            "forwards": objective.cost.equivalents,
+            "examples": objective.cost.examples,
+            "seconds": int(time.monotonic() - began),
+        }
+        run.progress(Advanced(min(total, spent[unit]), dict(shown), tuple(alpha)))
+
+    learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
+    run.progress(Finished())
+    losses = {"val": learned.val_loss, "val_uniform": learned.val_loss_start}
+    details: dict[str, Any] = {"steps": learned.n_steps, "stopped": learned.stopped, "precision": compute.precision}
+    if not objective.is_smooth:
+        figures = {name: figure_of(spec.objective, loss) for name, loss in losses.items()}
+        details["objective"] = {"name": spec.objective, **figures}
+    if learned.account:
+        details["search"] = learned.account
+    searched = {"forwards": objective.cost.equivalents, "stopped": learned.stopped}
+    searched |= {key: learned.account[key] for key in ("start", "returned") if key in learned.account}
+    if plan.explains:
+        before = objective.cost.forwards
+        details["left_out"] = leave_one_out(objective, learned.alpha)
+        explained = {"stage": "explain", "forwards": objective.cost.forwards - before}
+        details.get("search", {}).get("stages", []).append(explained)
+    return Choice(
+        learned.alpha,
+        settings={
+            "mix": settings.model_dump(),
+            "loss": spec.loss,
+            "objective": spec.objective,
+            "search": searched,
+            "precision": compute.precision,
+        },
+        cost=objective.cost,
+        loss=losses if objective.is_smooth else {},
+        details=details,
+    )
+
+
+def _validation_size(spec: Spec, n_examples: int) -> int:
+    """Return how many examples a validation batch has; few enough for four, where a batch has one term in all."""
+    has_terms_by_example = spec.objective in ("loss", "accuracy")
+    return spec.mix.batch_size if has_terms_by_example else min(spec.mix.batch_size, -(-n_examples // 4))
+
+
+def _warn_of_idle_settings(method: str, spec: Spec, run: Run) -> None:
+    """Say which settings that differ from their preset have no part in this search."""
+    settings, preset = spec.mix, PRESETS[spec.mix.preset]
+    if makes_gauss_newton_steps(method, settings, spec.objective):
+        idle = [f"mix.{key}" for key in _OF_OPTIMIZERS if getattr(settings, key) != preset[key]]
+        if idle:
+            text = f"{', '.join(idle)}: of no effect on Gauss-Newton's steps; with mix.optimizer: adam it has"
+            run.progress(Noted(text, warning=True))
+
+
+def _count_blends(method: str, settings: MixSpec) -> int:
+    """Return how many float32 models a search holds: its blends, of spsa for each pair of probes, and one more."""
+    return 1 + METHODS[method].n_blends * (settings.n_directions if method == "spsa" else 1)
+
+
+def _check_classes(plan: MixPlan, class_names: list[str] | None) -> None:
+    """Check that the head that is made has the data's classes, in their order."""
+    if plan.head and class_names and list(plan.head.classes) != class_names:
+        raise SpecError(
+            f"the head is made for the classes {', '.join(plan.head.classes)}",
+            items=[f"the data have {', '.join(class_names)}"],
+            hint=f"name them in the data's order: --classes {','.join(class_names)}",
+        )

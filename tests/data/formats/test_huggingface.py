@@ -1,0 +1,211 @@
+import io
+import json
+import socket
+
+import pytest
+import torch
+from PIL import Image
+
+from glue_cli.data import read_dataset
+from glue_cli.data.formats import huggingface
+from glue_cli.data.formats.huggingface import read_huggingface
+from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.spec.schema import DataSpec
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the network is not to be used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def read(tmp_path):
+    def call(split="train", root=tmp_path, cache=tmp_path / "cache", **settings):
+        data = DataSpec(format="huggingface", root=".", **settings)
+        return read_dataset(data, split, root=root, cache=cache)
+
+    return call
+
+
+def picture(colour, mode="RGB", size=(4, 3)):
+    file = io.BytesIO()
+    Image.new(mode, size, colour).save(file, "png")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def images(colours, labels, names=("ant", "bee"), **settings):
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    cells = [picture(colour, **settings) for colour in colours]
+    return datasets.Dataset.from_dict({"img": cells, "label": labels}, features=features)
+
+
+def test_a_saved_dataset_dict_of_images(tmp_path, read):
+    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    splits = {"train": images([red, green], [1, 0]), "validation": images([blue], [1]), "test": images([green], [0])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path))
+    train = read()
+    assert train.inputs.shape == (2, 3, 3, 4) and train.inputs.dtype == torch.uint8
+    assert train.inputs[:, :, 0, 0].tolist() == [list(red), list(green)]
+    assert train.targets.tolist() == [1, 0] and train.targets.dtype == torch.int64
+    assert train.class_names == ("ant", "bee")
+    assert read("val").inputs[0, :, 2, 3].tolist() == list(blue) and read("test").targets.tolist() == [0]
+    assert read("test", splits={"test": "validation"}).targets.tolist() == [1]
+    assert read(image_size=2).inputs.shape == (2, 3, 2, 2)
+
+
+@pytest.mark.parametrize(("modes", "n_channels"), [(["L", "1"], 1), (["L", "RGB"], 3), (["P", "L"], 3)])
+def test_images_have_one_channel_where_all_are_grey(tmp_path, read, modes, n_channels):
+    table = datasets.Dataset.from_dict({"image": [picture(1, mode) for mode in modes], "label": [0, 1]})
+    table.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "train"))
+    assert read().inputs.shape == (2, n_channels, 3, 4)
+
+
+def test_parquet_as_the_hub_has_it(tmp_path, read):
+    (tmp_path / "data").mkdir()
+    for i, colour in enumerate([10, 20]):
+        path = tmp_path / "data" / f"train-0000{i}-of-00002.parquet"
+        images([(colour, 0, 0)], [i]).to_parquet(str(path))
+    train = read()
+    assert train.inputs[:, 0, 0, 0].tolist() == [10, 20] and train.targets.tolist() == [0, 1]
+    assert train.class_names == ("ant", "bee") and read("val") is None
+
+
+def test_a_folder_of_images(tmp_path, read):
+    root = tmp_path / "some [1] *folder"
+    for split, classes in (("train", "ab"), ("test", "b")):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4), (ord(name), 0, 0)).save(root / split / name / "x.png")
+    assert read(root=root).targets.tolist() == [0, 1]
+    test = read("test", root=root)  # whose classes are numbered as in train
+    assert test.targets.tolist() == [1] and test.class_names == ("a", "b") and test.inputs[0, 0, 0, 0] == ord("b")
+
+
+def test_a_table_of_numbers(tmp_path, read):
+    (tmp_path / "train.csv").write_text("a,b,y,z\n1,2,0.5,x\n3,4,-1.5,y\n")
+    (tmp_path / "test.csv").write_text("a,b,y,z\n5,6,2,y\n")
+    regression = read(columns={"inputs": ["b", "a"], "target": "y"})
+    assert regression.inputs.tolist() == [[2, 1], [4, 3]] and regression.targets.tolist() == [0.5, -1.5]
+    assert regression.inputs.dtype == regression.targets.dtype == torch.float32
+    assert read("test", columns={"inputs": ["b", "a"], "target": "y"}).targets.tolist() == [2.0]
+    assert read(columns={"inputs": "a", "target": ["y", "b"]}).targets.tolist() == [[0.5, 2], [-1.5, 4]]
+    assert read(columns={"inputs": "a", "target": "y"}).inputs.tolist() == [[1], [3]]
+    named = read("test", columns={"inputs": "a", "label": "z"})  # the class names are those of train
+    assert named.targets.tolist() == [1] and named.class_names == ("x", "y")
+    assert read(columns={"inputs": "a", "label": "b"}).class_names is None
+
+
+def test_lists_of_numbers(tmp_path, read):
+    rows = [{"x": [[1, 2], [3, 4]], "y": [0.5, 1]}, {"x": [[5, 6], [7, 8]], "y": [2, 3]}]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    found = read(columns={"inputs": "x", "target": "y"})
+    assert found.inputs.tolist() == [row["x"] for row in rows] and found.targets.shape == (2, 2)
+
+
+def test_texts(tmp_path, make_tokenizer):
+    lines = [{"text": "good", "label": "yes", "score": 0.5}, {"text": "bad film", "label": "no", "score": 1.5}]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    folder = make_tokenizer(tmp_path / "model")
+    data = DataSpec(format="huggingface", root=".", max_length=3)
+    found = read_dataset(data, "train", root=tmp_path, tokenizer=folder)
+    assert found.inputs.padded(3).tolist() == [[2, 10, 3], [2, 11, 3]] and found.class_names == ("no", "yes")
+    scores = data.model_copy(update={"columns": {"target": ["score"]}})
+    assert read_dataset(scores, "train", root=tmp_path, tokenizer=folder).targets.tolist() == [0.5, 1.5]
+    (tmp_path / "test.csv").write_text("text\ngood\nbad film\n")
+    alone = read_dataset(DataSpec(format="huggingface", root="."), "test", root=tmp_path, tokenizer=folder)
+    assert alone.labels is None and alone.targets.padded(4)[1].tolist() == [11, 7, 3, -100]
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ({}, SpecError, "wanted one of image, text, inputs, but '.*' .train. has no usual column for that"),
+        ({"inputs": "a"}, SpecError, "wanted one of label, target, but"),
+        ({"inputs": "aa", "target": "y"}, SpecError, "data.columns.inputs: .* has no column 'aa'"),
+        ({"inputs": "a", "text": "z", "target": "y"}, SpecError, "data.columns names inputs and text"),
+        ({"inputs": "a", "label": ["y", "z"]}, SpecError, "data.columns.label: found 2 columns, wanted one"),
+        ({"inputs": ["a", "z"], "target": "y"}, DataError, "column 'z': "),
+        ({"inputs": "b", "target": "y"}, DataError, "column 'b': "),
+        ({"inputs": "a", "label": "y"}, DataError, "column 'y', row 0 .from 0.: the label is 0.5"),
+        ({"inputs": "a", "label": "n"}, DataError, "column 'n', row 1 .from 0.: the label is -1"),
+        ({"text": "a", "target": "y"}, DataError, "column 'a', row 0 .from 0.: found '1', wanted text"),
+        ({"image": "a", "target": "y"}, DataError, "column 'a' does not hold images"),
+    ],
+)
+def test_columns_that_do_not_fit(tmp_path, read, columns, error, message):
+    (tmp_path / "train.csv").write_text("a,b,y,z,n\n1,,0.5,x,0\n3,4,-1.5,y,-1\n")
+    with pytest.raises(error, match=message):
+        read(columns=columns)
+
+
+def test_images_that_are_none(tmp_path, read):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for cell, message in (
+        (None, "row 1 .from 0.: there is no image"),
+        ({"bytes": b"x", "path": None}, "row 1 .* whole"),
+    ):
+        table = datasets.Dataset.from_dict({"image": [picture(0), cell], "label": [0, 1]}, features=features)
+        table.save_to_disk(str(tmp_path / "train"))
+        with pytest.raises(DataError, match=message):
+            read()
+
+
+def test_a_url_is_not_fetched(tmp_path, read):
+    (tmp_path / "train.csv").write_text("image,label\nhttps://example.com/x.png,0\n")
+    with pytest.raises(DataError, match="https://example.com/x.png' is not a whole image: .*No such file"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("train.csv", 'a,b\n"1,2\n3'), ("train.json", '{"a":'), ("train.parquet", "PAR1 not"), ("train.csv", "")],
+)
+def test_a_damaged_file_is_named(tmp_path, read, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name}' cannot be read: ."):
+        read(columns={"inputs": "a", "target": "b"})
+
+
+def test_no_rows_and_no_split(tmp_path, read):
+    images([], []).to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(DataError, match="train.parquet' cannot be read: .*no data"):
+        read()
+    with pytest.raises(DataError, match="has no split 'test' that the library datasets reads") as caught:
+        read("test")
+    assert caught.value.hint.startswith("check data.root in the spec")
+
+
+def test_a_data_set_s_own_code_is_not_run(tmp_path, read):
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "set.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    (root / "train.csv").write_text("a,b\n1,2\n")
+    assert read(root=root, columns={"inputs": "a", "target": "b"}).inputs.tolist() == [[1]]
+    assert not (root / "ran").exists()
+
+
+def test_what_is_converted_stays_in_glue_s_own_cache(tmp_path, read, monkeypatch):
+    home = tmp_path / "home"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(home))
+    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
+    for cache in (tmp_path / "cache", None):
+        assert read(cache=cache, columns={"inputs": "a", "target": "b"}).inputs.tolist() == [[1]]
+    assert (tmp_path / "cache" / "huggingface").is_dir() and not home.exists()
+    (tmp_path / "train.csv").write_text("a,b\n7,2\n8,2\n")  # and does not outlive its file
+    assert read(columns={"inputs": "a", "target": "b"}).inputs.tolist() == [[7], [8]]
+
+
+def test_datasets_missing(tmp_path, monkeypatch):
+    def refuse(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(huggingface, "import_module", refuse)
+    data = DataSpec(format="huggingface", root=".")
+    with pytest.raises(SpecError, match="needs the library datasets, which is not installed") as caught:
+        read_huggingface(data, "train", root=tmp_path, cache=None, progress=print)
+    assert caught.value.hint == "pip install 'glue-cli[hf]'"

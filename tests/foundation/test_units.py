@@ -1,0 +1,28 @@
+import pytest
+
+from glue_cli.foundation.units import counted, size
+
+
+@pytest.mark.parametrize(
+    ("n", "noun", "text"), [(1, "step", "1 step"), (0, "step", "0 steps"), (2000, "minibatch", "2,000 minibatches")]
+)
+def test_things_are_counted(n, noun, text):
+    assert counted(n, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.7, "1.0 kB"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_951, "1.0 MB"),
+        (1.24e9, "1.2 GB"),
+        (999.96e9, "1.0 TB"),
+        (5e15, "5000.0 TB"),
+    ],
+)
+def test_size(n_bytes, text):
+    assert size(n_bytes) == text

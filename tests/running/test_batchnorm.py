@@ -1,0 +1,143 @@
+import pytest
+import torch
+from torch import nn
+
+from glue_cli.running.batchnorm import (
+    differentiate_statistics,
+    refresh_statistics,
+    statistics_of,
+    use_batch_statistics,
+)
+from glue_cli.running.forward import outputs_of
+
+
+def make(kind, **options):
+    torch.manual_seed(0)
+    module = kind(4, **options).eval()
+    with torch.no_grad():
+        for tensor in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
+            tensor.uniform_(0.5, 2)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(nn.BatchNorm1d, (5, 4)), (nn.BatchNorm1d, (5, 4, 3)), (nn.BatchNorm2d, (5, 4, 3, 2))]
+)
+@pytest.mark.parametrize("affine", [True, False])
+def test_affine_form_equals_torch_in_eval_mode(kind, shape, affine):
+    module = make(kind, affine=affine, eps=1e-3)
+    inputs = torch.randn(shape) * 10
+    wanted = module(inputs)
+    differentiate_statistics(nn.Sequential(module))
+    torch.testing.assert_close(module(inputs), wanted, rtol=1e-6, atol=1e-5)
+
+
+def test_the_statistics_have_a_derivative():
+    module = make(nn.BatchNorm2d).double()
+    differentiate_statistics(module)
+    inputs = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    leaves = [module.running_mean, module.running_var, module.weight, module.bias]
+
+    def forward(mean, var, weight, bias):
+        module.running_mean, module.running_var = mean, var
+        return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (inputs,))
+
+    assert torch.autograd.gradcheck(forward, [leaf.detach().clone().requires_grad_() for leaf in leaves])
+
+
+def test_memory_format_and_precision_of_the_input_are_kept():
+    module = make(nn.BatchNorm2d)
+    inputs = torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
+    wanted = module(inputs)
+    differentiate_statistics(module)
+    assert module(inputs).is_contiguous(memory_format=torch.channels_last)
+    half = module(inputs.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_without_running_statistics_nothing_changes():
+    module = nn.BatchNorm1d(4, track_running_stats=False).eval()
+    inputs = torch.randn(5, 4)
+    wanted = module(inputs)
+    differentiate_statistics(module)
+    assert torch.equal(module(inputs), wanted)
+
+
+# ---- statistics of batches
+
+
+class Net(nn.Module):
+    """Two kinds of BatchNorm, one without statistics, and dropout on the way to them."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout))
+        self.plain = nn.BatchNorm2d(4, track_running_stats=False)
+        self.last = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3, affine=False, momentum=0.3))
+
+    def forward(self, images):
+        return self.last(self.plain(self.first(images)))
+
+
+def seeded(dropout=0.0):
+    torch.manual_seed(0)
+    return Net(dropout).eval()
+
+
+BATCHES = [(torch.randn(n, 2, 4, 4, generator=torch.Generator().manual_seed(n)) + n, None) for n in (8, 8, 5)]
+NAMES = ["first.1.running_mean", "first.1.running_var", "first.1.num_batches_tracked"]
+NAMES += [f"last.2.{field}" for field in ("running_mean", "running_var", "num_batches_tracked")]
+
+
+def refresh(model):
+    refresh_statistics(model, BATCHES, lambda model, batch: outputs_of(model, batch[0]))
+    return model
+
+
+def test_statistics_by_their_names_in_the_state_dict():
+    model = seeded()
+    found, state = statistics_of(model), model.state_dict()
+    assert list(found) == NAMES
+    assert all(found[name].data_ptr() == state[name].data_ptr() for name in NAMES)
+    assert list(statistics_of(nn.BatchNorm1d(3))) == ["running_mean", "running_var", "num_batches_tracked"]
+    assert statistics_of(nn.Linear(2, 2)) == {}
+
+
+def test_refreshed_statistics_equal_those_of_torch():
+    ours, torchs = refresh(seeded()), seeded()
+    torch.optim.swa_utils.update_bn([images for images, _ in BATCHES], torchs)
+    for name, tensor in torchs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(ours.first[1].running_mean, seeded().first[1].running_mean)
+
+
+def test_refreshing_leaves_dropout_off_and_eval_mode_on():
+    noisy, quiet = refresh(seeded(0.5)), refresh(seeded())
+    for name, tensor in statistics_of(quiet).items():
+        assert torch.equal(statistics_of(noisy)[name], tensor)
+    assert not any(module.training for module in noisy.modules())
+    assert all(parameter.grad is None for parameter in noisy.parameters())
+
+
+def test_refreshing_twice_changes_nothing_more():
+    once, twice = refresh(seeded()), refresh(refresh(seeded()))
+    for name, tensor in statistics_of(once).items():
+        assert torch.equal(statistics_of(twice)[name], tensor)
+
+
+def test_refreshing_leaves_the_momentum_of_later_training():
+    assert [module.momentum for module in refresh(seeded()).modules() if isinstance(module, nn.BatchNorm2d)] == [
+        0.1,
+        0.1,
+    ]
+
+
+def test_batch_statistics_are_those_of_train_mode():
+    model, wanted = seeded(0.5), seeded().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    use_batch_statistics(model)
+    for images, _ in BATCHES:
+        torch.testing.assert_close(model(images), wanted(images), rtol=1e-6, atol=1e-6)
+    assert (model(BATCHES[0][0]) - seeded()(BATCHES[0][0])).abs().max() > 0.1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,35 @@
+import pytest
+import torch
+from torch import nn
+
+from glue_cli.foundation.errors import ResourceError
+from glue_cli.running.device import Compute, find_device, likes_channels_last
+
+CPU = torch.device("cpu")
+
+
+def test_the_cpu_is_always_there(monkeypatch):
+    assert find_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:99"])
+def test_a_gpu_that_is_not_there(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match=f"no device '{name}': torch sees 0 CUDA devices"):
+        find_device(name)
+
+
+def test_compute_places_and_casts():
+    model = Compute(CPU, "bf16", channels_last=True).place(nn.Conv2d(2, 3, 3))
+    assert model.weight.is_contiguous(memory_format=torch.channels_last) and model.weight.dtype == torch.float32
+    with Compute(CPU, "bf16").autocast():
+        assert model(torch.zeros(1, 2, 5, 5)).dtype == torch.bfloat16
+    with Compute(CPU, "fp32").autocast():
+        assert model(torch.zeros(1, 2, 5, 5)).dtype == torch.float32
+
+
+def test_convolutional_nets_like_channels_last():
+    assert likes_channels_last(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)))
+    assert not likes_channels_last(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(1, 1)))

@@ -1,0 +1,77 @@
+"""Where a bank is kept."""
+
+import pytest
+import torch
+
+from glue_cli.blend.recipe import PLAIN, Recipe
+from glue_cli.foundation.progress import Noted
+from glue_cli.search.bank import load as bank_load
+from glue_cli.search.bank.load import choose_bank
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+N = 100_000  # elements of an expert
+
+
+@pytest.fixture
+def experts(save):
+    return [save(str(k), {"w": torch.full((N,), float(k)), "ids": torch.arange(50_000)}) for k in range(3)]
+
+
+@pytest.fixture
+def choose(monkeypatch, experts):
+    """Let a bank be chosen while so many bytes are free; keeps what was said."""
+
+    def choose(wanted="auto", device=CPU, on_host=1e12, on_gpu=1e12, n_blends=2, experts=experts, recipe=PLAIN):
+        free = {"cpu": int(on_host), "cuda": int(on_gpu)}
+        monkeypatch.setattr(bank_load, "free_memory", lambda device: free[device.type])
+        said = []
+        kind = choose_bank(wanted, experts, recipe, device=device, n_blends=n_blends, progress=said.append)
+        (choose.noted,) = said
+        assert isinstance(choose.noted, Noted) and not choose.noted.warning and "\n" not in choose.noted.text
+        return kind
+
+    return choose
+
+
+BANK, BLENDS = 3 * 4 * N, 2 * 4 * N
+PINNED = 1 << 21  # the next power of two
+
+
+def test_the_cpu_keeps_the_bank_in_memory_where_it_fits_with_the_blends(choose):
+    enough = (BANK + BLENDS) / 0.6
+    assert choose(on_host=enough * 1.01) == "device"
+    assert choose.noted.text == "bank: 3 experts, 1.2 MB, in memory; 3.4 MB are free"
+    assert choose(on_host=enough * 0.99) == "disk"
+    assert choose.noted.text == "bank: 3 experts, 1.2 MB, on disk; 3.3 MB are free"
+    assert choose(on_host=enough * 0.99, n_blends=1) == "device"
+
+
+def test_a_gpu_has_the_host_to_fall_back_on(choose):
+    enough = (BANK + BLENDS) / 0.6
+    assert choose(device=CUDA, on_gpu=enough * 1.01) == "device"
+    assert choose.noted.text == "bank: 3 experts, 1.2 MB, on cuda:0; 3.4 MB are free"
+    assert choose(device=CUDA, on_gpu=enough * 0.99, on_host=PINNED / 0.6 * 1.01) == "host"
+    assert choose.noted.text == "bank: 3 experts, 1.2 MB, in memory; 3.5 MB are free"
+    assert choose(device=CUDA, on_gpu=enough * 0.99, on_host=PINNED / 0.6 * 0.99) == "disk"
+    assert choose.noted.text.startswith("bank: 3 experts, 1.2 MB, on disk")
+
+
+@pytest.mark.parametrize("wanted", ["device", "host", "disk"])
+def test_what_is_wanted_is_done(choose, wanted):
+    for free in (0, 1e12):
+        assert choose(wanted, CUDA, on_host=free, on_gpu=free) == wanted
+        assert choose(wanted, CPU, on_host=free) == ("device" if wanted == "host" else wanted)
+
+
+def test_halves_that_all_experts_share_count_as_halves(choose, save):
+    half, whole = torch.zeros(N, dtype=torch.bfloat16), torch.zeros(N)
+    choose(experts=[save("a", {"w": half}), save("b", {"w": half})])
+    assert "2 experts, 400.0 kB" in choose.noted.text
+    choose(experts=[save("a", {"w": half}), save("b", {"w": whole})])
+    assert "2 experts, 800.0 kB" in choose.noted.text
+
+
+def test_only_what_is_blended_counts(choose, save):
+    experts = [save(str(k), {"body": torch.zeros(N), "head": torch.zeros(N)}) for k in range(2)]
+    choose(experts=experts, recipe=Recipe(copied_from={"head": 0}))
+    assert "2 experts, 800.0 kB" in choose.noted.text

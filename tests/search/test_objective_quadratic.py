@@ -1,0 +1,133 @@
+"""The loss to second order along directions."""
+
+import itertools
+
+import pytest
+import torch
+from small_nets import (
+    ALPHA,
+    ALPHA_OF_TWO,
+    Attentive,
+    N,
+    Noisy,
+    Recurrent,
+    Speaking,
+    batch_of,
+    blended,
+    conv_net,
+    in_turn,
+    normed,
+    wide_outputs,
+)
+from torch.nn import functional as F
+
+from glue_cli.blend.recipe import PLAIN
+from glue_cli.search import objective as objective_module
+from glue_cli.search.objective import towards_experts
+
+
+def by_matrices(model, experts, alpha, coordinates, radius, batch, recipe=PLAIN, loss="cross_entropy"):
+    """Return the gradient and the curvature along directions, as products of Jacobians by secants, in float64."""
+    z = wide_outputs(model, blended(experts, alpha, recipe), batch)
+    n_terms, changes = len(z), []
+    for group, k in (divmod(place, alpha.shape[1]) for place in coordinates):
+        end = alpha.clone()
+        end[group] = (1 - radius) * alpha[group] + radius * torch.eye(alpha.shape[1], dtype=torch.float64)[k]
+        changes.append((wide_outputs(model, blended(experts, end, recipe), batch) - z) / radius)
+    by_output = torch.stack(changes, 1)  # [N, n, n_outputs]
+    if loss == "mse":
+        residuals, factors = 2 * (z - batch[1]) / z.shape[1], torch.eye(z.shape[1]).double() * 2 / z.shape[1]
+        factors = factors.expand(n_terms, -1, -1)
+    else:
+        p = z.softmax(1)
+        residuals, factors = p - F.one_hot(batch[1], z.shape[1]), p.diag_embed() - p[:, :, None] * p[:, None]
+    gradient = torch.einsum("inc,ic->n", by_output, residuals) / n_terms
+    return gradient, torch.einsum("inc,icd,imd->nm", by_output, factors, by_output) / n_terms
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive, normed])
+@pytest.mark.parametrize("radius", [0.1, 1.0])
+def test_second_order_is_that_of_the_outputs_at_the_ends(objective_of, make, loss, radius):
+    objective, model, experts = objective_of(make, loss)
+    found = objective.quadratic(ALPHA, torch.arange(3), radius, 2)
+    gradient, curvature = by_matrices(model, experts, ALPHA, range(3), radius, batch_of(2, loss), loss=loss)
+    assert found.loss == pytest.approx(objective.probe_losses(ALPHA[None], 2).item(), rel=1e-6)
+    assert (found.gradient - gradient).norm() < 1e-3 * gradient.norm()
+    assert (found.curvature - curvature).norm() < 1e-3 * curvature.norm()
+
+
+@pytest.mark.parametrize("make", [conv_net, Attentive])
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_slopes_near_the_blend_are_the_gradient(objective_of, make, n_groups):
+    """That goes through the running statistics as well; the constant of both is the mean over alpha."""
+    objective, _, _ = objective_of(make, recipe=in_turn(make, n_groups))
+    alpha = ALPHA_OF_TWO[:n_groups]
+    found = objective.quadratic(alpha, torch.arange(alpha.numel()), 1e-3, 1)
+    loss, by_alpha = objective.gradient(alpha, 1)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    assert (found.gradient.view_as(alpha) - by_alpha).norm() < 0.02 * by_alpha.norm()
+
+
+def test_some_directions_of_two_groups_in_any_order(objective_of):
+    recipe = in_turn(conv_net, 2)
+    objective, model, experts = objective_of(conv_net, recipe=recipe)
+    coordinates = torch.tensor([4, 0, 5])
+    found = objective.quadratic(ALPHA_OF_TWO, coordinates, 0.2, 1)
+    gradient, curvature = by_matrices(
+        model, experts, ALPHA_OF_TWO, coordinates.tolist(), 0.2, batch_of(1), recipe=recipe
+    )
+    assert (found.gradient - gradient).norm() < 1e-3 * gradient.norm()
+    assert (found.curvature - curvature).norm() < 1e-3 * curvature.norm()
+    whole = objective.quadratic(ALPHA_OF_TWO, torch.arange(6), 0.2, 1)
+    torch.testing.assert_close(found.gradient, whole.gradient[coordinates], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.curvature, whole.curvature[coordinates][:, coordinates], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_of_a_large_model_each_expert_is_read_alone(objective_of, monkeypatch, n_groups):
+    recipe, alpha = in_turn(conv_net, n_groups), ALPHA_OF_TWO[:n_groups]
+    (objective, _, _), (objective_of_its_own, _, _) = (objective_of(conv_net, recipe=recipe) for _ in range(2))
+    coordinates = torch.arange(1, alpha.numel())
+    wanted = objective_of_its_own.quadratic(alpha, coordinates, 0.1, 0)
+    monkeypatch.setattr(objective_module, "_PASS_BYTES", 0)
+    blend, passes = objective._bank.blend, []
+    monkeypatch.setattr(objective._bank, "blend", lambda alphas, out: (passes.append(len(alphas)), blend(alphas, out)))
+    found = objective.quadratic(alpha, coordinates, 0.1, 0)
+    assert passes == [1] and len(objective._copies) == 2
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
+    torch.testing.assert_close(found.gradient, wanted.gradient, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.curvature, wanted.curvature, rtol=1e-3, atol=1e-5)
+
+
+def test_an_end_sees_the_draws_of_the_point(objective_of):
+    objective, _, _ = objective_of(Noisy)
+    alpha = torch.eye(3, dtype=torch.float64)[1:2]
+    found = objective.quadratic(alpha, torch.arange(3), 0.5, 1)  # towards the second expert nothing changes
+    assert found.gradient[1].abs() < 1e-4 < found.gradient[[0, 2]].abs().min()
+    assert found.curvature[1].abs().max() < 1e-4 < found.curvature.diagonal()[[0, 2]].min()
+
+
+def test_the_curvature_of_tokens_is_drawn_by_step_and_seed(objective_of, monkeypatch):
+    inputs, tokens = batch_of(0)[0], torch.randint(0, 40, (N, 2), generator=torch.Generator().manual_seed(0))
+    curvatures = []
+    for seed in (0, 1):
+        objective, _, _ = objective_of(Speaking, seed=seed)
+        monkeypatch.setattr(objective, "_train_batch", lambda step: (inputs, tokens))
+        first, again, other = (objective.quadratic(ALPHA, torch.arange(3), 0.1, step) for step in (0, 0, 1))
+        assert torch.equal(first.curvature, again.curvature)
+        assert torch.equal(first.gradient, other.gradient)
+        curvatures += [first.curvature, other.curvature]
+    for one, other in itertools.combinations(curvatures, 2):
+        assert 0 < (one - other).norm() < 0.3 * one.norm()
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.3, 1.0])
+def test_points_on_the_way_to_experts(radius):
+    before = ALPHA_OF_TWO.clone()
+    found = towards_experts(ALPHA_OF_TWO, torch.tensor([5, 0, 1]), radius)
+    assert torch.equal(ALPHA_OF_TWO, before)
+    for end, (group, k) in zip(found, [(1, 2), (0, 0), (0, 1)], strict=True):
+        expert = ALPHA_OF_TWO.clone()
+        expert[group] = torch.eye(3, dtype=torch.float64)[k]
+        torch.testing.assert_close(end, ALPHA_OF_TWO.lerp(expert, radius), rtol=0, atol=1e-15)
