@@ -14,7 +14,12 @@ _STAGES = {
     "guard": "guard",
     "explain": "explanation",
 }
-_ENDED = {"plateau": "at a plateau", "budget": "with the budget", "steps": "at the last step"}
+_ENDED = {
+    "plateau": "at a plateau",
+    "converged": "as it had converged",
+    "budget": "with the budget",
+    "steps": "at the last step",
+}
 
 
 def show_mix(result: dict[str, Any]) -> None:

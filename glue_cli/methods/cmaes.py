@@ -47,6 +47,11 @@ class CmaEs:
         self._objective, self._shape = objective, start.shape
 
     @property
+    def has_converged(self) -> bool:
+        """Whether its distribution is so narrow that the package would soon divide by rounding errors."""
+        return bool(self._optimizer.should_stop())
+
+    @property
     def alpha(self) -> Tensor:
         """The softmax of the distribution's mean, [G, K]."""
         return softmax(torch.from_numpy(self._optimizer.mean).view(self._shape))

@@ -26,7 +26,7 @@ class Learned:
     Attributes:
         val_loss: its validation loss; val_loss_start: that of the uniform blend.
         n_steps: steps made.
-        stopped: "plateau", "steps" or "budget".
+        stopped: "plateau", "steps", "budget" or "converged".
         account: how it was found, as it is written down.
     """
 

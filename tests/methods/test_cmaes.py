@@ -82,6 +82,12 @@ def test_an_expert_that_a_start_leaves_out_comes_back(quadratic):
     assert strategy.alpha.tolist()[0] == pytest.approx([0.1, 0.8, 0.1], abs=1e-3)
 
 
+def test_the_search_ends_when_the_distribution_is_as_narrow_as_rounding(quadratic):
+    learned = learn(quadratic([[0.3, 0.7], [0.75, 0.25]]), steps=5000, validate_every=5000)
+    assert learned.stopped == "converged" and learned.n_steps < 1000
+    assert learned.val_loss < 1e-5
+
+
 @pytest.mark.parametrize("budget", [None, 100])
 def test_no_derivative_is_needed(stairs, budget):
     learned = learn(stairs([0.0, 0.1, 0.1, 0.8]), budget=budget)

@@ -28,6 +28,7 @@ class Strategy(Protocol):
         alpha: the estimate so far, [G, K].
         n_forwards: of a step; least_forwards: the fewest that a step can be made with.
         n_rounds: steps after which contenders can be told apart.
+        has_converged: whether further steps serve nothing.
     """
 
     n_forwards: int
@@ -35,6 +36,9 @@ class Strategy(Protocol):
 
     @property
     def least_forwards(self) -> int: ...
+
+    @property
+    def has_converged(self) -> bool: ...
 
     @property
     def alpha(self) -> Tensor: ...
@@ -160,6 +164,8 @@ class _Search:
             self._stopped = "steps"
         elif self._left() < len(contenders) * contenders[0].strategy.least_forwards:
             self._stopped = "budget"
+        elif any(contender.strategy.has_converged for contender in contenders):
+            self._stopped = "converged"
         else:
             return True
         return False

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from glue_cli.foundation.seeds import generator
-from glue_cli.methods.steps.descent import Estimate, softmax
+from glue_cli.methods.steps.descent import Estimate, make_optimizer, softmax
 from glue_cli.methods.steps.directions import draw_directions
 from glue_cli.methods.steps.gauss_newton import GaussNewton
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
-from glue_cli.workflows.training import make_optimizer
 
 
 def estimate_gradient(
@@ -49,6 +48,7 @@ class SpsaDescent:
     """
 
     n_rounds = 10
+    has_converged = False  # the noise of the minibatches never ends
 
     def __init__(self, objective: Objective, start: Tensor, settings: MixSpec, seed: int) -> None:
         self.n_forwards = self.least_forwards = 2 * settings.n_directions
@@ -83,6 +83,8 @@ class SurrogateFirst:
     Attributes:
         n_forwards: of a whole step of Gauss-Newton's; n_rounds: steps after which a poor basin shows.
     """
+
+    has_converged = False
 
     def __init__(self, objective: Objective, start: Tensor, settings: MixSpec, seed: int) -> None:
         self._first = GaussNewton(objective, start, seed=seed)

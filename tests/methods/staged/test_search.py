@@ -74,6 +74,8 @@ class Bowl:
 class Walk:
     """A strategy that goes a part of the way to the target, with as many forwards as Gauss-Newton."""
 
+    has_converged = False
+
     def __init__(self, objective, start, n_rounds=3, part=0.3):
         self.objective, self.alpha, self.n_rounds, self.part = objective, start, n_rounds, part
         self.n_forwards, self.least_forwards = start.numel() + 1, start.numel() // 2 + 1
