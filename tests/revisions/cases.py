@@ -261,6 +261,8 @@ def _training() -> Cases:
             "finetune, other seed": f"{tune} --seed 11",
             "finetune from scratch": "finetune --from-scratch --track test",
             "finetune, squared error": "finetune --spec table.yaml tables/e0.safetensors --track test",
+            "from scratch, image folder": "finetune --from-scratch --set data.format=image-folder --track test "
+            "--set data.root=pictures --set 'data.target={train: 20, val: 10}' --set model.args.in_channels=3",
             "finetune, BERT": "finetune --spec bert.yaml bert-0 -o tuned",
             **{
                 f"from scratch, {arch}": f"finetune --from-scratch --set model.arch={args.partition('=')[2]}"
@@ -282,8 +284,6 @@ def _evaluation() -> Cases:
             "pytorch": "evaluate expert-1.pt half-1.safetensors",
             "squared error": f"evaluate --spec table.yaml {TABLES} --metric mae --metric r2",
             "BERT": "evaluate --spec bert.yaml bert-0 sharded-1",
-            "image folder": f"evaluate {EXPERTS[0]} --set data.format=image-folder --set data.root=pictures "
-            "--set 'data.target={train: 20, val: 10}'",
         }
     ) | {
         "missed": (6, f"evaluate {E} --fail-under accuracy=1.01 --json"),
