@@ -9,6 +9,7 @@ and exits with 1 if any differs, or if the old revision does not do what the cas
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -197,8 +198,9 @@ def _strip(value: Any) -> Any:
 def _explain(name: str, before: bytes, after: bytes) -> str:
     if before.rpartition(b"\0")[0] == after.rpartition(b"\0")[0]:
         return "another mode"
-    if name.endswith(".safetensors"):
-        keys = list(_differing_keys(_tensors(before), _tensors(after)))
+    if name.endswith((".safetensors", ".json", ".jsonl")):
+        read = _tensors if name.endswith(".safetensors") else _lines
+        keys = list(_differing_keys(read(before), read(after)))
         return _named(keys) if keys else "the header's form, or the order of the tensors"
     try:
         return _first_difference(before.decode(), after.decode())
@@ -213,8 +215,12 @@ def _tensors(content: bytes) -> dict[str, Any]:
     found = {"metadata": {k: _parse(v) or v for k, v in header.pop("__metadata__", {}).items()}}
     for name, tensor in header.items():
         begin, end = (8 + length + offset for offset in tensor["data_offsets"])
-        found[name] = [tensor["dtype"], tensor["shape"], content[begin:end].hex()]
+        found[name] = {**tensor, "data_offsets": None, "data": hashlib.sha256(content[begin:end]).hexdigest()}
     return found
+
+
+def _lines(content: bytes) -> list[Any]:
+    return [json.loads(line) for line in content.rpartition(b"\0")[0].splitlines()]
 
 
 def _differing_keys(before: Any, after: Any, at: str = "") -> Iterator[str]:
@@ -227,6 +233,9 @@ def _differing_keys(before: Any, after: Any, at: str = "") -> Iterator[str]:
                 yield from _differing_keys(
                     before.get(key, "missing"), after.get(key, "missing"), f"{at}.{key}"[not at :]
                 )
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, pair in enumerate(zip(before, after, strict=True)):
+            yield from _differing_keys(*pair, f"{at}[{number}]")
     elif before != after or type(before) is not type(after):
         short = [f" {text}" if len(text := str(value)) < 60 else "" for value in (before, after)]
         yield f"{at or 'all'}{short[1] and ' is' + short[1]}{short[0] and ', was' + short[0]}"
