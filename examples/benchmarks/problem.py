@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data.loader import Examples
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.seeds import generator
 from glue_cli.models.weights import load_model
@@ -40,7 +40,7 @@ class Problem:
         self._model = self._compute.place(model).eval()
         self._blended = copy.deepcopy(self._model)
         self._bank = load_bank(checkpoints, device=self._compute.device, channels_last=self._compute.channels_last)
-        target = read_target(spec, list(dict.fromkeys(["train", "val", split])), Run())
+        target = Target(spec, Run())
         self._train, self._val = (target[name].on(self._compute) for name in ("train", "val"))
         self._held_out = _draw(target[split]).on(self._compute)
         self._loss = spec.loss

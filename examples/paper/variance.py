@@ -8,7 +8,7 @@ about nine minutes on one core and writes results/variance.json and the figures.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from variance_figures import draw
 
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.data.loader import Examples
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.seeds import generator
 from glue_cli.methods.fullgrad import fullgrad
@@ -66,7 +65,7 @@ def main() -> None:
 
 def measure(spec: Spec, experts: Sequence[Checkpoint]) -> dict[str, Any]:
     """Measure the estimator at the uniform blend and near the optimum; lengths are relative to the gradient's."""
-    target = read_target(spec, ["train", "val"], Run())
+    target = Target(spec, Run())
     variances: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     for n_experts in N_EXPERTS:
@@ -86,9 +85,7 @@ def measure(spec: Spec, experts: Sequence[Checkpoint]) -> dict[str, Any]:
     return {"variance": variances, "error": errors}
 
 
-def make_objective(
-    spec: Spec, target: Mapping[str, Examples], experts: Sequence[Checkpoint], precision: Precision
-) -> BlendObjective:
+def make_objective(spec: Spec, target: Target, experts: Sequence[Checkpoint], precision: Precision) -> BlendObjective:
     """Return the objective that `glue mix` searches."""
     compute = Compute(torch.device("cpu"), precision, channels_last=True)
     train, val = target["train"].on(compute), target["val"].on(compute)

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from glue_cli.data.loader import Examples
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.outputs import write_all, writing
@@ -33,7 +33,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
     find_device(run.device)  # a missing GPU shows before the data are read
     spec = plan.spec
     metrics = _load_metrics(plan, run)
-    examples = read_target(spec, [plan.split], run)[plan.split]
+    examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)
     results: list[dict[str, Any]] = []
     missed: list[str] = []

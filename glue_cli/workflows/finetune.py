@@ -7,7 +7,7 @@ import torch
 
 from glue_cli import __version__
 from glue_cli.data.loader import Batches
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.models.weights import initial_model, load_model
 from glue_cli.plans.finetune import FinetunePlan
@@ -37,9 +37,9 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
     spec = plan.spec
     model = load_model(spec, plan.checkpoint) if plan.checkpoint else initial_model(spec, progress=run.progress)
     watched_splits = ["val", "test"] if plan.track_test else ["val"]
-    target = read_target(spec, ["train", *watched_splits], run)
-    for examples in target.values():
-        check_fits_data(model, examples, spec.loss, spec.data.where)
+    target = Target(spec, run)
+    for split in ("train", *watched_splits):
+        check_fits_data(model, target[split], spec.loss, spec.data.where)
     compute = training_compute(spec, model, target["train"], spec.finetune, run)
     model = compute.place(model)
     watched: dict[str, Batches] = {split: target[split].on(compute) for split in watched_splits}

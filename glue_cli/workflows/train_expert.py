@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from glue_cli import __version__
-from glue_cli.data.parts import read_expert
+from glue_cli.data.expert_data import read_expert
 from glue_cli.foundation.run import Run
 from glue_cli.models.weights import initial_model
 from glue_cli.plans.train_expert import TrainExpertPlan

@@ -296,7 +296,7 @@ def test_held_out_losses_are_those_of_the_blend(digits, tmp_path):
     from families import prepare
     from problem import Problem
 
-    from glue_cli.data.parts import read_target
+    from glue_cli.data.target import Target
     from glue_cli.foundation.run import Run
 
     family, states = digits
@@ -306,7 +306,7 @@ def test_held_out_losses_are_those_of_the_blend(digits, tmp_path):
     floats = [name for name, tensor in states[0].items() if tensor.is_floating_point()]
     blend = {name: sum(a * s[name].double() for a, s in zip(alpha, states, strict=True)) for name in floats}
     model.load_state_dict(blend, strict=False)
-    val = read_target(read_spec(EXAMPLES / "digits" / "glue.yaml"), ["val"], Run())["val"]
+    val = Target(read_spec(EXAMPLES / "digits" / "glue.yaml"), Run())["val"]
     with torch.no_grad():
         inputs, targets = next(val.on(Compute(torch.device("cpu"))).in_order(200))
         expected = torch.nn.functional.cross_entropy(model(inputs), targets, reduction="none")

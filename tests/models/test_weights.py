@@ -6,7 +6,7 @@ from torch import nn
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.data.loader import Examples
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import CheckpointError, DataError, SpecError
 from glue_cli.foundation.progress import Noted
 from glue_cli.models import build_model
@@ -123,7 +123,7 @@ def test_nan_in_a_checkpoint(spec, tmp_path):
 
 def test_the_model_has_to_take_the_data_and_is_left_as_it_was(make_spec, run):
     spec = make_spec()
-    examples = read_target(spec, ["train"], run)["train"]
+    examples = Target(spec, run)["train"]
     model = initial_model(spec)
     check_fits_data(model, examples, spec.loss, "data")
     assert model.training and same(model, initial_model(spec))
@@ -149,7 +149,7 @@ def test_a_model_that_is_not_made_for_the_data(make_spec, run, tmp_path, forward
     (tmp_path / "own.py").write_text(f"from torch import nn\nclass Net(nn.Module):\n    {forward}")
     spec = make_spec(model={"arch": "python:own:Net"})
     with pytest.raises(SpecError, match=message):
-        check_fits_data(initial_model(spec), read_target(spec, ["train"], run)["train"], spec.loss, "data")
+        check_fits_data(initial_model(spec), Target(spec, run)["train"], spec.loss, "data")
 
 
 def test_a_token_beyond_the_models_vocabulary(make_spec, tmp_path):

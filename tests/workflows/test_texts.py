@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glue_cli.data.parts import read_expert, read_target
+from glue_cli.data.expert_data import read_expert
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import DataError, SpecError, UsageError
 from glue_cli.foundation.seeds import generator
 from glue_cli.models.weights import initial_model
@@ -175,7 +176,7 @@ def test_the_training_loss_of_a_language_model_is_a_mean_over_tokens(alone, run,
 
 def test_padding_does_not_change_the_outputs(labelled, run):
     model = initial_model(labelled).eval()
-    batches = read_target(labelled, ["test"], run)["test"].on(CPU)
+    batches = Target(labelled, run)["test"].on(CPU)
     with torch.no_grad():
         together = outputs_of(model, batches.pick(torch.arange(40))[0])
         apart = [outputs_of(model, batches.pick(torch.tensor([i]))[0]) for i in range(40)]
@@ -183,7 +184,7 @@ def test_padding_does_not_change_the_outputs(labelled, run):
 
 
 def test_an_epoch_of_texts_is_a_pure_function_of_seed_and_epoch(labelled, run):
-    examples = read_target(labelled, ["train"], run)["train"]
+    examples = Target(labelled, run)["train"]
     batches = examples.on(CPU)
 
     def epoch(seed, number):
@@ -201,7 +202,7 @@ def test_an_epoch_of_texts_is_a_pure_function_of_seed_and_epoch(labelled, run):
 
 
 def test_texts_are_evaluated_from_the_longest_to_the_shortest(labelled, run):
-    batches = read_target(labelled, ["test"], run)["test"].on(CPU)
+    batches = Target(labelled, run)["test"].on(CPU)
     found = list(batches.in_order(7))
     lengths = torch.cat([inputs["attention_mask"].sum(1) for inputs, _ in found])
     assert len(lengths) == 40 and torch.equal(lengths, lengths.sort(descending=True).values)
@@ -209,7 +210,7 @@ def test_texts_are_evaluated_from_the_longest_to_the_shortest(labelled, run):
 
 
 def test_minibatches_of_the_search_are_drawn_at_random(labelled, run):
-    batches = read_target(labelled, ["train"], run)["train"].on(CPU)
+    batches = Target(labelled, run)["train"].on(CPU)
     order = torch.randperm(60, generator=generator(0, "mix", 0))
     inputs, labels = batches.at_step(1, 8, 0)
     wanted, wanted_labels = batches.pick(order[8:16])
@@ -226,10 +227,10 @@ def test_what_texts_alone_do_not_have(alone, folder, run, tmp_path):
     with pytest.raises(SpecError, match="experts.dirichlet shares the data by class, but this data set has no labels"):
         read_expert(shares, 0, run)
     with pytest.raises(DataError, match="has texts alone, which loss: mse does not fit"):
-        read_target(alone.model_copy(update={"loss": "mse"}).located_in(folder), ["test"], run)
+        Target(alone.model_copy(update={"loss": "mse"}).located_in(folder), run)["test"]
 
 
 def test_a_model_of_another_library_does_not_read_texts(folder, run):
     spec = text_spec(folder, model={"arch": "cnn", "args": {"num_classes": 2}})
     with pytest.raises(SpecError, match="the test texts in '.*labelled' need a model of transformers"):
-        read_target(spec, ["test"], run)
+        Target(spec, run)["test"]

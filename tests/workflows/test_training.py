@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import NumericalError, SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Started
 from glue_cli.models.weights import initial_model
@@ -16,7 +16,7 @@ CPU = Compute(torch.device("cpu"))
 
 def fit(spec, run, model=None, settings=None, on_epoch=lambda epoch, loss: None):
     model = model or initial_model(spec)
-    batches = read_target(spec, ["train"], run)["train"].on(CPU)
+    batches = Target(spec, run)["train"].on(CPU)
     settings = settings or spec.train
     train(model, batches, settings, loss=spec.loss, compute=CPU, seed=0, task="fit", run=run, on_epoch=on_epoch)
     return model
@@ -36,7 +36,7 @@ def test_training_is_plain_adam(spec, run):
     start = initial_model(spec)
     trained = fit(spec, run, copy.deepcopy(start))
     optimizer = torch.optim.Adam(start.parameters(), lr=spec.train.lr)
-    batches = read_target(spec, ["train"], run)["train"].on(CPU)
+    batches = Target(spec, run)["train"].on(CPU)
     for epoch in (1, 2):
         for inputs, targets in batches.epoch(spec.train.batch_size, 0, epoch, spec.train.augment):
             loss = torch.nn.functional.cross_entropy(start.train()(inputs), targets)
@@ -67,7 +67,7 @@ def test_divergence_is_found_even_after_the_last_step(make_spec, run, lr, epochs
 def test_evaluation_is_that_of_the_whole_set_at_once_and_leaves_the_model_as_it_is(spec, run):
     model = fit(spec, run)
     before = copy.deepcopy(model.state_dict())
-    examples = read_target(spec, ["val"], run)["val"]
+    examples = Target(spec, run)["val"]
     figures = evaluate_model(model, examples.on(CPU), loss=spec.loss, compute=CPU)
     inputs, targets = next(examples.on(CPU).in_order(1000))
     outputs = model.eval()(inputs)

@@ -2,7 +2,7 @@
 
 import torch
 
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Started
 from glue_cli.foundation.run import Run
@@ -19,9 +19,9 @@ from glue_cli.workflows.mix.experts import Experts
 from glue_cli.workflows.mix.search import _check_classes
 
 
-def choose_by_accuracy(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) -> Choice:
+def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write) -> Choice:
     """Evaluate every expert on the target's validation data, and let the method weigh the accuracies."""
-    val = read_target(spec, ["val"], run)["val"]
+    val = target["val"]
     if val.dataset.labels is None:
         raise SpecError(
             f"--method {plan.method} needs accuracies, which these data do not have", hint="use --method spsa"

@@ -2,6 +2,7 @@
 
 import torch
 
+from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
@@ -10,10 +11,11 @@ from glue_cli.workflows.mix.choice import Choice
 from glue_cli.workflows.mix.experts import Experts
 
 
-def choose_alpha(plan: MixPlan, experts: Experts, run: Run, write: Write) -> Choice:
+def choose_alpha(plan: MixPlan, target: Target | None, experts: Experts, run: Run, write: Write) -> Choice:
     """Give the plan's method what it needs, and return its alpha with the account.
 
     Args:
+        target: there wherever the plan has a spec.
         write: gets a line a step of a search, or an expert that is evaluated.
     """
     if plan.alpha is not None:
@@ -26,10 +28,10 @@ def choose_alpha(plan: MixPlan, experts: Experts, run: Run, write: Write) -> Cho
     from glue_cli.workflows.mix.accuracy import choose_by_accuracy
     from glue_cli.workflows.mix.search import search
 
-    assert plan.spec is not None
+    assert plan.spec is not None and target is not None
     if method.needs == "accuracies":
-        return choose_by_accuracy(plan, plan.spec, experts, run, write)
-    return search(plan, plan.spec, experts, run, write)
+        return choose_by_accuracy(plan, plan.spec, target, experts, run, write)
+    return search(plan, plan.spec, target, experts, run, write)
 
 
 def _given(alpha: object) -> Choice:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glue_cli import __version__
+from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import writing_history
@@ -33,14 +34,15 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     began = time.perf_counter()
     find_device(run.device)  # a missing GPU shows before the data are read
     experts = gather_experts(plan)
+    target = Target(plan.spec, run) if plan.spec else None
     with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:
-        chosen = choose_alpha(plan, experts, run, write)
+        chosen = choose_alpha(plan, target, experts, run, write)
     made: dict[str, Tensor] = {}
     if plan.refreshes:
         from glue_cli.workflows.mix.refresh import refresh  # which brings models and data along
 
-        assert plan.spec is not None
-        made = refresh(plan, plan.spec, experts, chosen.alpha, chosen.cost, run)
+        assert plan.spec is not None and target is not None
+        made = refresh(plan, plan.spec, target, experts, chosen.alpha, chosen.cost, run)
     alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
     settings = {**chosen.settings, "batchnorm": "refresh"} if plan.refreshes else chosen.settings
 

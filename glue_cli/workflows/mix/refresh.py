@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
@@ -15,7 +15,9 @@ from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.experts import Experts
 
 
-def refresh(plan: MixPlan, spec: Spec, experts: Experts, alpha: Tensor, cost: Cost, run: Run) -> dict[str, Tensor]:
+def refresh(
+    plan: MixPlan, spec: Spec, target: Target, experts: Experts, alpha: Tensor, cost: Cost, run: Run
+) -> dict[str, Tensor]:
     """Return BatchNorm's statistics of the blend on the target's training data, by forward passes alone.
 
     Args:
@@ -25,7 +27,7 @@ def refresh(plan: MixPlan, spec: Spec, experts: Experts, alpha: Tensor, cost: Co
     if not statistics_of(model):
         run.progress(Noted("--batchnorm refresh: the model has no BatchNorm, nothing is refreshed", warning=True))
         return {}
-    train = read_target(spec, ["train"], run)["train"]
+    train = target["train"]
     check_fits_data(model, train, spec.loss, spec.data.where)
     compute = forward_compute(spec, model, train, run)
 

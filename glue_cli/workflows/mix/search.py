@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from glue_cli.data.parts import read_target
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
 from glue_cli.foundation.run import Run
@@ -28,15 +28,14 @@ from glue_cli.workflows.mix.experts import Experts
 _OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum", "mu")
 
 
-def search(plan: MixPlan, spec: Spec, experts: Experts, run: Run, write: Write) -> Choice:
+def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write) -> Choice:
     """Let the method search for the alpha [G, K] with the least loss on the target's data."""
     settings = spec.mix
     n_experts = len(plan.experts)
     first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(len(plan.recipe.groups), n_experts)
     model = experts.model(spec, first)
-    target = read_target(spec, ["train", "val"], run)
-    for examples in target.values():
-        check_fits_data(model, examples, spec.loss, spec.data.where)
+    for split in ("train", "val"):
+        check_fits_data(model, target[split], spec.loss, spec.data.where)
     _check_classes(plan, target["train"].class_names)
     compute = forward_compute(spec, model, target["train"], run)
     train, val = target["train"].on(compute), target["val"].on(compute)

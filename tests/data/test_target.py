@@ -2,7 +2,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glue_cli.data.parts import read_expert, read_target
+from glue_cli.data import SPLITS, splits
+from glue_cli.data.expert_data import read_expert
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Noted
 from glue_cli.running.device import Compute
@@ -18,18 +20,30 @@ def rows(examples):
 
 
 def test_the_target_s_parts(spec, run):
-    found = read_target(spec, ["train", "val", "test"], run)
-    assert {split: len(examples) for split, examples in found.items()} == {"train": 80, "val": 40, "test": 40}
+    found = Target(spec, run)
+    assert {split: len(found[split]) for split in SPLITS} == {"train": 80, "val": 40, "test": 40}
     assert not set(rows(found["train"])) & set(rows(found["val"]))
-    assert list(read_target(spec, ["val"], run)) == ["val"]
-    assert rows(read_target(spec, ["val"], run)["val"]) == rows(found["val"])
+    assert rows(Target(spec, run)["val"]) == rows(found["val"])
 
 
 def test_only_the_split_that_is_asked_for_is_read(spec, run, data):
     (data / "test.safetensors").unlink()
-    read_target(spec, ["train", "val"], run)
+    target = Target(spec, run)
+    assert (len(target["train"]), len(target["val"])) == (80, 40)
     with pytest.raises(DataError, match="test.safetensors"):
-        read_target(spec, ["test"], run)
+        target["test"]
+
+
+def test_a_split_is_read_once(spec, run, monkeypatch):
+    reads, original = [], splits.read_dataset
+    monkeypatch.setattr(
+        splits, "read_dataset", lambda data, split, **where: reads.append(split) or original(data, split, **where)
+    )
+    target = Target(spec, run)
+    assert reads == []
+    for _ in range(2):
+        assert all(target[split] is target[split] for split in SPLITS)
+    assert sorted(reads) == ["test", "train", "val"]  # to see whether there is a val split
 
 
 def test_a_val_split_on_disk_is_the_val_split(make_spec, run, data):
@@ -38,20 +52,20 @@ def test_a_val_split_on_disk_is_the_val_split(make_spec, run, data):
         data / "val.safetensors",
     )
     spec = make_spec(data={"format": "safetensors", "root": "data", "target": {"train": 80}})
-    found = read_target(spec, ["train", "val"], run)
+    found = Target(spec, run)
     assert (len(found["train"]), len(found["val"])) == (80, 7)
     cut = make_spec(data={"format": "safetensors", "root": "data", "target": {"train": 80, "val": 3}})
-    part = read_target(cut, ["train", "val"], run)
+    part = Target(cut, run)
     assert len(set(rows(part["val"]))) == 3 and set(rows(part["val"])) < set(rows(found["val"]))
-    assert rows(part["val"]) == rows(read_target(cut, ["val"], run)["val"])
+    assert rows(part["val"]) == rows(Target(cut, run)["val"])
     with pytest.raises(SpecError, match="data.target asks for 8 validation examples, but the val split has 7"):
         more = make_spec(data={"format": "safetensors", "root": "data", "target": {"val": 8}})
-        read_target(more, ["val"], run)
+        Target(more, run)["val"]
 
 
 def test_experts_never_see_the_target_and_do_not_depend_on_each_other(spec, make_spec, run):
-    target = read_target(spec, ["train", "val", "test"], run)
-    taken = {row for examples in target.values() for row in rows(examples)}
+    target = Target(spec, run)
+    taken = {row for split in SPLITS for row in rows(target[split])}
     shares = [rows(read_expert(spec, expert, run)) for expert in range(3)]
     for share in shares:
         assert len(share) == len(set(share)) == 60 and not taken & set(share)
@@ -79,7 +93,7 @@ def test_members_are_normalised_as_the_target(make_spec, run):
 
 def test_the_loss_has_to_fit_the_targets(make_spec, run):
     with pytest.raises(DataError, match="has labels, which loss: mse does not fit"):
-        read_target(make_spec(loss="mse"), ["test"], run)
+        Target(make_spec(loss="mse"), run)["test"]
 
 
 def test_members_of_a_format_with_the_same_defaults_are_left_as_they_are(make_spec, run, tmp_path):
@@ -96,18 +110,18 @@ def test_data_of_the_user_s_own(make_spec, run, tmp_path):
         "def two(split): return data(split, 0)\n"
     )
     spec = make_spec(data={"format": "python:own:data", "root": "data", "target": {"train": 20, "val": 10}})
-    found = read_target(spec, ["train", "val", "test"], run)
-    assert [len(examples) for examples in found.values()] == [20, 10, 40]
+    found = Target(spec, run)
+    assert [len(found[split]) for split in SPLITS] == [20, 10, 40]
     inputs, _ = found["test"].on(CPU).pick(torch.tensor([39]))
     torch.testing.assert_close(inputs, torch.full((1, 1, 4, 4), (39 / 255 - 0.5) / 0.5))
     with pytest.raises(DataError, match="'python:own:two' has labels, which loss: mse does not fit"):
-        read_target(make_spec(loss="mse", data={"format": "python:own:two"}), ["test"], run)
+        Target(make_spec(loss="mse", data={"format": "python:own:two"}), run)["test"]
 
 
 def test_only_images_are_augmented(make_spec, run, data):
     numbers = {"inputs": torch.rand(200, 5), "labels": torch.arange(200) % 4}
     save_file(numbers, data / "train.safetensors")
-    batches = read_target(make_spec(), ["train"], run)["train"].on(CPU)
+    batches = Target(make_spec(), run)["train"].on(CPU)
     assert len(next(batches.epoch(8, 0, 1, PLAIN))[0]) == 8
     for augment in (AugmentSpec(flip=True), AugmentSpec(crop=1)):
         with pytest.raises(SpecError, match="augment crops and flips images, but the data are none"):
@@ -115,7 +129,7 @@ def test_only_images_are_augmented(make_spec, run, data):
 
 
 def test_batches_in_order(spec, run):
-    examples = read_target(spec, ["test"], run)["test"]
+    examples = Target(spec, run)["test"]
     batches = examples.on(CPU)
     inputs, targets = (torch.cat(parts) for parts in zip(*batches.in_order(7), strict=True))
     wanted = (examples.dataset.inputs.float() / 255 - 0.5) / 0.5
@@ -125,7 +139,7 @@ def test_batches_in_order(spec, run):
 
 
 def test_an_epoch_is_a_pure_function_of_seed_and_epoch(spec, run):
-    batches = read_target(spec, ["train"], run)["train"].on(CPU)
+    batches = Target(spec, run)["train"].on(CPU)
 
     def epoch(seed, number, augment=PLAIN):
         return [inputs for inputs, _ in batches.epoch(30, seed, number, augment)]
@@ -144,12 +158,12 @@ def test_an_epoch_is_a_pure_function_of_seed_and_epoch(spec, run):
     ("n", "batch_size", "lengths"), [(21, 20, [20]), (22, 20, [20, 2]), (1, 20, [1]), (3, 1, [1] * 3)]
 )
 def test_a_single_example_is_no_batch_for_batchnorm(spec, run, n, batch_size, lengths):
-    examples = read_target(spec, ["train"], run)["train"].subset(torch.arange(n))
+    examples = Target(spec, run)["train"].subset(torch.arange(n))
     assert [len(targets) for _, targets in examples.on(CPU).epoch(batch_size, 0, 1, PLAIN)] == lengths
 
 
 def test_minibatches_of_the_search(spec, run):
-    examples = read_target(spec, ["train"], run)["train"].subset(torch.arange(50))
+    examples = Target(spec, run)["train"].subset(torch.arange(50))
     batches = examples.on(CPU)
     steps = [batches.at_step(step, 20, 0)[0] for step in range(4)]
     assert [len(inputs) for inputs in steps] == [20] * 4  # the last 10 of an epoch are left out
@@ -161,7 +175,7 @@ def test_minibatches_of_the_search(spec, run):
 
 @pytest.mark.parametrize("batch_size", [7, 16, 40, 64])
 def test_validation_batches_stand_for_all(spec, run, batch_size):
-    val = read_target(spec, ["val"], run)["val"]
+    val = Target(spec, run)["val"]
     order = val.dataset.labels.argsort()
     by_class = val.subset(order).on(CPU)  # as folders and tables have them
     batches = list(by_class.in_random_order(batch_size, seed=0))

@@ -1,0 +1,56 @@
+"""One split of a data set, read as a spec says and checked against its loss."""
+
+from pathlib import Path
+
+from glue_cli.data import normalisation, read_dataset
+from glue_cli.data.dataset import Ragged
+from glue_cli.data.loader import Examples
+from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.run import Run
+from glue_cli.spec.schema import DataSpec, Spec
+
+
+def read_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples:
+    """Read a split that every data set has: train or test.
+
+    Args:
+        data: the data section of the target or of an expert.
+    Raises:
+        DataError: the data set is missing, empty or damaged, or its targets do not fit the loss.
+        SpecError: the data section does not fit the format or the model.
+    """
+    examples = find_split(spec, data, split, run)
+    assert examples is not None
+    return examples
+
+
+def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | None:
+    """Read a split as `read_split` does, or return None for a val split that the data set does not have."""
+    root = spec.path(data.root)
+    dataset = read_dataset(
+        data,
+        split,
+        root=root,
+        folder=spec.path("."),
+        tokenizer=_tokenizer_folder(spec),
+        cache=run.cache,
+        progress=run.progress,
+    )
+    if dataset is None:
+        return None
+    where = f"'{root if data.root else data.where}'"
+    if len(dataset) == 0:
+        raise DataError(f"{where} has no {split} examples", hint="check data.root in the spec")
+    kind, loss = "labels", "cross_entropy"
+    if dataset.labels is None:
+        is_text = isinstance(dataset.targets, Ragged)
+        kind, loss = ("texts alone", "cross_entropy") if is_text else ("targets of a regression", "mse")
+    if loss != spec.loss:
+        raise DataError(f"{where} has {kind}, which loss: {spec.loss} does not fit", hint=f"set loss: {loss}")
+    return Examples(dataset, *normalisation(data, dataset))
+
+
+def _tokenizer_folder(spec: Spec) -> Path | None:
+    """Return the folder of a model of transformers, which has the tokenizer too."""
+    path = spec.model.args.get("path")
+    return spec.path(path) if spec.model.arch.startswith("transformers:") and isinstance(path, str) else None

@@ -1,0 +1,56 @@
+"""The target's data: its train, val and test examples, each split read once."""
+
+from functools import cached_property
+
+from torch import Tensor
+
+from glue_cli.data.loader import Examples
+from glue_cli.data.partition import draw_val, target_split
+from glue_cli.data.splits import find_split, read_split
+from glue_cli.foundation.run import Run
+from glue_cli.spec.schema import Spec
+
+
+class Target:
+    """The examples that a run works for, by split; a split is read when it is first asked for, and kept.
+
+    The train and val examples come from one reading: most data sets have no val split, and a part of the train split
+    takes its place.
+    """
+
+    def __init__(self, spec: Spec, run: Run) -> None:
+        self._spec, self._run = spec, run
+
+    def __getitem__(self, split: str) -> Examples:
+        """Return the examples of a split: train, val or test.
+
+        Raises:
+            DataError: the data set is missing or damaged.
+            SpecError: the spec asks for more examples than there are.
+        """
+        return self._test if split == "test" else self._train_and_val[split]
+
+    @cached_property
+    def _test(self) -> Examples:
+        return read_split(self._spec, self._spec.data, "test", self._run)
+
+    @cached_property
+    def _train_and_val(self) -> dict[str, Examples]:
+        whole = read_split(self._spec, self._spec.data, "train", self._run)
+        train, val, own_val = divide(self._spec, whole, self._run)
+        return {"train": whole.subset(train), "val": own_val or whole.subset(val)}
+
+
+def divide(spec: Spec, whole: Examples, run: Run) -> tuple[Tensor, Tensor, Examples | None]:
+    """Say which examples of the train split are the target's.
+
+    Args:
+        whole: the train split.
+    Returns:
+        the indices of its training and of its validation examples, and the val split of the data set, if it has one.
+    """
+    own_val = find_split(spec, spec.data, "val", run)
+    train, val = target_split(len(whole), spec.data.target, seed=spec.seed, has_val=own_val is not None)
+    if own_val and spec.data.target.val is not None:
+        own_val = own_val.subset(draw_val(len(own_val), spec.data.target.val, seed=spec.seed))
+    return train, val, own_val
