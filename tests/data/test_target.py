@@ -173,6 +173,24 @@ def test_minibatches_of_the_search(spec, run):
     assert len(batches.at_step(9, 500, 0)[0]) == 50
 
 
+def test_a_minibatch_does_not_depend_on_those_before_it(spec, run):
+    examples = Target(spec, run)["train"]
+    batches = examples.on(CPU)
+    asked = [(step, seed) for seed in (0, 1) for step in (0, 3, 4, 9, 1, 0)]  # epochs of 4 minibatches, back and forth
+    for step, seed in asked:
+        assert torch.equal(batches.at_step(step, 20, seed)[0], examples.on(CPU).at_step(step, 20, seed)[0])
+
+
+def test_the_order_of_an_epoch_is_drawn_once(spec, run, monkeypatch):
+    drawn, original = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **named: drawn.append(args) or original(*args, **named))
+    batches = Target(spec, run)["train"].on(CPU)
+    drawn.clear()
+    for step in range(8):
+        batches.at_step(step, 20, 0)
+    assert drawn == [(80,), (80,)]
+
+
 @pytest.mark.parametrize("batch_size", [7, 16, 40, 64])
 def test_validation_batches_stand_for_all(spec, run, batch_size):
     val = Target(spec, run)["val"]
@@ -180,6 +198,7 @@ def test_validation_batches_stand_for_all(spec, run, batch_size):
     by_class = val.subset(order).on(CPU)  # as folders and tables have them
     batches = list(by_class.in_random_order(batch_size, seed=0))
     sizes = [len(targets) for _, targets in batches]
+    assert len(batches) == by_class.n_in_random_order(batch_size)
     assert sum(sizes) == len(val) and max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1
     inputs = torch.cat([inputs for inputs, _ in batches]).flatten(1)
     in_order = torch.cat([inputs for inputs, _ in by_class.in_order()]).flatten(1)
