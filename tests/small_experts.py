@@ -17,7 +17,9 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import FILE_DTYPES, write_checkpoint
 from glue_cli.running.device import Compute, find_device
 from glue_cli.search.bank.load import load_bank
+from glue_cli.search.criterion import Criterion, criterion_of
 from glue_cli.search.objective import BlendObjective
+from glue_cli.spec.goal import Goal
 
 
 @pytest.fixture(autouse=True)
@@ -110,13 +112,25 @@ def cuda():
     return find_device("cuda:0")
 
 
+def of_loss(loss):
+    return criterion_of("loss", loss, Path("."))
+
+
 _ON_CPU = Compute(torch.device("cpu"))
 
 
 @pytest.fixture
 def objective_of(tmp_path):
     def objective_of(
-        make, loss="cross_entropy", compute=_ON_CPU, seed=0, recipe=PLAIN, kind="device", lacking=(), **options
+        make,
+        loss="cross_entropy",
+        compute=_ON_CPU,
+        seed=0,
+        recipe=PLAIN,
+        kind="device",
+        lacking=(),
+        terms=None,
+        **options,
     ):
         model, experts = make_experts(make)
         for k, expert in enumerate(experts):
@@ -132,7 +146,7 @@ def objective_of(tmp_path):
             load_bank(
                 checkpoints, device=compute.device, channels_last=compute.channels_last, recipe=recipe, kind=kind
             ),
-            loss=loss,
+            criterion=Criterion(Goal("python:own:terms", best=0), loss, terms) if terms else of_loss(loss),
             train_batch=on_device,
             validation_batches=lambda: [on_device(100), tuple(part[:5] for part in on_device(101))],
             compute=compute,

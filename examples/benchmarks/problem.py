@@ -18,6 +18,7 @@ from glue_cli.running.device import Compute, likes_channels_last
 from glue_cli.running.forward import outputs_of
 from glue_cli.running.losses import example_losses
 from glue_cli.search.bank.load import load_bank
+from glue_cli.search.criterion import criterion_of
 from glue_cli.search.objective import BlendObjective
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluation import evaluate_model
@@ -51,7 +52,7 @@ class Problem:
         return BlendObjective(
             self._model,
             self._bank,
-            loss=self._loss,
+            criterion=criterion_of("loss", self._loss, Path(".")),
             train_batch=lambda step: self._train.at_step(step, BATCH, seed),
             validation_batches=lambda: self._val.in_random_order(BATCH, seed),
             compute=self._compute,

@@ -40,6 +40,7 @@ from glue_cli.running.precision import Precision
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.matrix import ExpertBank, Place
 from glue_cli.search.bank.rows import ResidentRows
+from glue_cli.search.criterion import criterion_of
 from glue_cli.search.objective import BlendObjective
 from glue_cli.spec.schema import MixSpec
 
@@ -158,7 +159,7 @@ def set_up(net: str, precision: Precision, device: torch.device, n_experts: int 
     objective = BlendObjective(
         copy.deepcopy(model),  # it needs no gradients, and F + B does
         bank,
-        loss="cross_entropy",
+        criterion=criterion_of("loss", "cross_entropy", Path(".")),
         train_batch=lambda step: batch,
         validation_batches=lambda: [batch],
         compute=compute,

@@ -31,6 +31,7 @@ from glue_cli.models import build_model
 from glue_cli.running.device import Compute
 from glue_cli.running.precision import Precision
 from glue_cli.search.bank.load import load_bank
+from glue_cli.search.criterion import criterion_of
 from glue_cli.search.objective import BlendObjective
 from glue_cli.spec.schema import MixSpec, Spec
 from glue_cli.spec.yaml_file import read_spec
@@ -92,7 +93,7 @@ def make_objective(spec: Spec, target: Target, experts: Sequence[Checkpoint], pr
     return BlendObjective(
         compute.place(build_model(spec.model.arch, spec.model.args, seed=0)),
         load_bank(experts, device=compute.device, channels_last=True),
-        loss=spec.loss,
+        criterion=criterion_of("loss", spec.loss, Path(".")),
         train_batch=lambda step: train.at_step(step, spec.mix.batch_size, spec.seed),
         validation_batches=val.in_order,
         compute=compute,

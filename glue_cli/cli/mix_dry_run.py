@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from glue_cli.methods import METHODS, makes_gauss_newton_steps
+from glue_cli.spec.goal import goal_named
 
 if TYPE_CHECKING:
     from glue_cli.plans.mix import MixPlan
@@ -40,6 +41,6 @@ def _spsa_step(plan: "MixPlan", spec: "Spec") -> int:
 
     Those of Gauss-Newton go towards all experts but one in every group; the others probe in pairs.
     """
-    if makes_gauss_newton_steps(plan.method, spec.mix, spec.objective):
+    if makes_gauss_newton_steps(plan.method, spec.mix, goal_named(spec.objective)):
         return len(plan.recipe.groups) * (len(plan.experts) - 1) + 1
     return 2 * spec.mix.n_directions

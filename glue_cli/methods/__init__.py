@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from glue_cli.spec.goal import Goal
     from glue_cli.spec.schema import MixSpec
 
 
@@ -43,6 +44,6 @@ METHODS = {
 SEARCHES = [name for name, method in METHODS.items() if method.is_search]
 
 
-def makes_gauss_newton_steps(method: str, settings: "MixSpec", objective: str) -> bool:
+def makes_gauss_newton_steps(method: str, settings: "MixSpec", goal: "Goal") -> bool:
     """Tell whether a search goes by the model's outputs, not by losses alone: what spsa does unless told otherwise."""
-    return method == "spsa" and (settings.search, settings.optimizer, objective) == ("staged", "auto", "loss")
+    return method == "spsa" and (settings.search, settings.optimizer) == ("staged", "auto") and goal.is_smooth

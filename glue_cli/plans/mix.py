@@ -21,7 +21,8 @@ from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
 from glue_cli.foundation.outputs import check_room
 from glue_cli.methods import METHODS
 from glue_cli.plans.outputs import Outputs
-from glue_cli.running.goals import load_score
+from glue_cli.search.criterion import criterion_of
+from glue_cli.spec.goal import goal_named
 from glue_cli.spec.schema import Spec
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -203,12 +204,12 @@ def _check_objective(method: str, spec: Spec) -> None:
         raise UsageError(
             "--method cmaes needs the package cmaes, which is not installed", hint="pip install 'glue-cli[search]'"
         )
-    if method == "fullgrad" and spec.objective != "loss":
+    if method == "fullgrad" and not goal_named(spec.objective).is_smooth:
         raise SpecError(
             f"--method fullgrad follows a gradient, which objective: {spec.objective} does not have",
             hint="use --method spsa or cmaes, or set objective: loss",
         )
-    load_score(spec.objective, spec.loss, spec.path("."))
+    criterion_of(spec.objective, spec.loss, spec.path("."))
 
 
 def _plan_adapters(

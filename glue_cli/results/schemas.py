@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from glue_cli.running.goals import figure_of
+from glue_cli.spec.goal import goal_named
 
 Settings = dict[str, Any]
 
@@ -83,7 +83,8 @@ class Mix(Result):
     def uniform_loss(self) -> float | None:
         """What the search minimises, of the uniform blend on the held-out examples; None where that is not told."""
         if self.objective:
-            return figure_of(self.goal, self.objective.get("val_uniform"))  # it is its own inverse
+            figure = self.objective.get("val_uniform")
+            return None if figure is None else goal_named(self.goal).figure(figure)  # it is its own inverse
         return self.loss.get("val_uniform")
 
     @model_validator(mode="after")

@@ -1,6 +1,5 @@
 """Losses and figures of merit, all reduced in float32 or wider whatever the precision of the forward pass."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Loss = Literal["cross_entropy", "mse"]
-Score = Callable[[Tensor, Tensor], Tensor]  # outputs and targets -> terms, of whose mean less is better
 IGNORED = -100  # a target that counts for nothing; the number is torch's own
 
 

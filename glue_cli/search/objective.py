@@ -14,9 +14,10 @@ from glue_cli.running.batchnorm import differentiate_statistics, use_batch_stati
 from glue_cli.running.cuda_graphs import CudaCapture, GraphedForwards
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
-from glue_cli.running.losses import IGNORED, Loss, Score, example_losses
+from glue_cli.running.losses import IGNORED
 from glue_cli.search.account import Cost
 from glue_cli.search.bank.matrix import ExpertBank
+from glue_cli.search.criterion import Criterion
 from glue_cli.search.secants import Quadratic, Secants
 
 # What the blends towards all experts may take together; beyond it they come one at a time.
@@ -41,11 +42,9 @@ class BlendObjective:
 
     Args:
         model: the architecture, on the device, with the tensors that do not depend on alpha.
-        loss: what the model was trained by; minimised here unless there is a `score`.
+        criterion: what is minimised.
         train_batch: the minibatch of a step, the same for every method.
         validation_batches: the whole validation set, in batches as large.
-        score: what is minimised in place of the loss, from outputs and targets: a term an example, or one in all.
-        follows_loss: whether a score is best about where the loss is least.
         statistics: whether BatchNorm uses the blended running statistics, or those of the batch.
         bn_gradient: whether `gradient` passes through the blended running statistics.
         make_tensors: the tensors that are not blended and depend on alpha all the same.
@@ -56,7 +55,7 @@ class BlendObjective:
         model: nn.Module,
         bank: ExpertBank,
         *,
-        loss: Loss,
+        criterion: Criterion,
         train_batch: Callable[[int], Batch],
         validation_batches: Callable[[], Iterable[Batch]],
         compute: Compute,
@@ -64,18 +63,15 @@ class BlendObjective:
         statistics: Literal["running", "batch"] = "running",
         bn_gradient: bool = True,
         make_tensors: MakeTensors = make_nothing,
-        score: Score | None = None,
-        follows_loss: bool = False,
     ) -> None:
-        self.is_smooth, self.follows_loss = score is None, follows_loss
+        self.is_smooth, self.follows_loss = criterion.goal.is_smooth, criterion.goal.follows_loss
         self.n_groups, self.n_experts = bank.n_groups, bank.n_experts
         self.cost = Cost()
         self._uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
         self._model, self._bank = model.eval().requires_grad_(False), bank
-        self._loss, self._compute = loss, compute
+        self._criterion, self._compute = criterion, compute
         self._train_batch, self._validation_batches = train_batch, validation_batches
         self._seed, self._make_tensors = seed, make_tensors
-        self._score: Score = score or (lambda outputs, targets: example_losses(loss, outputs, targets))
         self._bn_gradient = bn_gradient and statistics == "running"
         if statistics == "batch":
             use_batch_statistics(self._model)
@@ -104,7 +100,7 @@ class BlendObjective:
     def quadratic(self, alpha: Tensor, coordinates: Tensor, radius: float, step: int) -> Quadratic:
         """Return the loss on the minibatch of `step` to second order, from alpha towards single experts.
 
-        Where there is a score, its value at alpha stands with the slopes and curvatures of the loss, its surrogate.
+        Where the goal has no slope, its value at alpha stands with the slopes and curvatures of the loss.
 
         Args:
             alpha: [G, K], on the simplex.
@@ -115,9 +111,9 @@ class BlendObjective:
         batch = self._train_batch(step)
         models = self._blends_towards_experts(alpha, coordinates, radius)
         outputs = self._forward(next(models), batch, step)
-        value = self._score(outputs, batch[1]).mean(dtype=torch.float64).item()
+        value = self._criterion.terms(outputs, batch[1]).mean(dtype=torch.float64).item()
         draws = generator(self._seed, "secants", step)
-        secants = Secants(self._loss, outputs, batch[1], radius=radius, draws=draws)
+        secants = Secants(self._criterion.loss, outputs, batch[1], radius=radius, draws=draws)
         for model in models:
             secants.add(self._forward(model, batch, step))
         return secants.quadratic(value)
@@ -175,7 +171,7 @@ class BlendObjective:
         return sum(1 for _ in self._validation_batches())
 
     def _terms(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
-        return self._score(self._forward(model, batch, step), batch[1])
+        return self._criterion.terms(self._forward(model, batch, step), batch[1])
 
     def _forward(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         inputs, targets = batch

@@ -9,11 +9,10 @@ from glue_cli.search.secants import Quadratic
 
 
 class Objective(Protocol):
-    """The target loss or a score, as a function of alpha; the real one is `glue_cli.search.objective.BlendObjective`.
+    """What is minimised, as a function of alpha; the real one is `glue_cli.search.objective.BlendObjective`.
 
     Attributes:
-        is_smooth: whether it is the loss.
-        follows_loss: whether it is a score that is best about where the loss is least.
+        is_smooth, follows_loss: as those of a `Goal`.
     """
 
     n_groups: int

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from glue_cli.foundation.user_code import PREFIX
 from glue_cli.spec.budget import Budget, parse_budget
+from glue_cli.spec.goal import GOALS
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -223,7 +224,7 @@ class Spec(_Section):
     """The whole of `glue.yaml`.
 
     `loss` is what experts and the finetuned model are trained by; `objective` what mixing searches for: the least
-    loss, or the most of a figure, as `glue_cli.running.goals.load_score` takes it.
+    loss, or the most of another figure; see `glue_cli.spec.goal.Goal`.
     """
 
     model: ModelSpec
@@ -242,8 +243,9 @@ class Spec(_Section):
     @field_validator("objective")
     @classmethod
     def _known_objective(cls, objective: str) -> str:
-        if objective not in ("loss", "accuracy", "f1") and not objective.startswith(PREFIX):
-            raise ValueError(f"wanted 'loss', 'accuracy', 'f1' or {PREFIX}MODULE:FUNCTION, found '{objective}'")
+        if objective not in GOALS and not objective.startswith(PREFIX):
+            known = ", ".join(f"'{name}'" for name in GOALS)
+            raise ValueError(f"wanted {known} or {PREFIX}MODULE:FUNCTION, found '{objective}'")
         return objective
 
     def of_expert(self, expert: int) -> "Spec":

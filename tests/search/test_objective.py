@@ -251,7 +251,7 @@ def test_validation_terms_are_the_losses_of_the_examples(objective_of):
 
 
 def test_a_score_takes_the_place_of_the_loss(objective_of):
-    objective, model, experts = objective_of(conv_net, score=lambda z, y: (z.argmax(1) != y).float().sum()[None])
+    objective, model, experts = objective_of(conv_net, terms=lambda z, y: (z.argmax(1) != y).float().sum()[None])
     assert not objective.is_smooth and objective_of(conv_net)[0].is_smooth
 
     def n_wrong(batch):
@@ -267,7 +267,7 @@ def test_a_score_takes_the_place_of_the_loss(objective_of):
 def test_of_a_score_the_value_is_its_own_and_the_slopes_are_the_loss_s(objective_of):
     coordinates = torch.arange(len(ALPHA.flatten()))
     by_loss = objective_of(conv_net)[0].quadratic(ALPHA, coordinates, 0.03, 1)
-    scored, _, _ = objective_of(conv_net, score=lambda z, y: (z.argmax(1) != y).float())
+    scored, _, _ = objective_of(conv_net, terms=lambda z, y: (z.argmax(1) != y).float())
     found = scored.quadratic(ALPHA, coordinates, 0.03, 1)
     assert found.loss == scored.probe_losses(ALPHA[None], 1).item() != by_loss.loss
     assert torch.equal(found.gradient, by_loss.gradient) and torch.equal(found.curvature, by_loss.curvature)

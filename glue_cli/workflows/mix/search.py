@@ -16,8 +16,9 @@ from glue_cli.methods.leave_one_out import leave_one_out
 from glue_cli.methods.result import Learned, StepRecord
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
-from glue_cli.running.goals import LIKE_THE_LOSS, figure_of, load_score
+from glue_cli.search.criterion import criterion_of
 from glue_cli.search.objective import BlendObjective
+from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
 from glue_cli.workflows.compute import forward_compute
 from glue_cli.workflows.fits import check_fits_data
@@ -31,6 +32,8 @@ _OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero
 def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write) -> Choice:
     """Let the method search for the alpha [G, K] with the least loss on the target's data."""
     settings = spec.mix
+    criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
+    goal = criterion.goal
     n_experts = len(plan.experts)
     first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(len(plan.recipe.groups), n_experts)
     model = experts.model(spec, first)
@@ -42,29 +45,27 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     objective = BlendObjective(
         compute.place(model),
         experts.bank(compute, n_blends=_count_blends(plan.method, settings), run=run),
-        loss=spec.loss,
+        criterion=criterion,
         train_batch=lambda step: train.at_step(step, settings.batch_size, plan.seed),
-        validation_batches=lambda: val.in_random_order(_validation_size(spec, len(val)), plan.seed),
+        validation_batches=lambda: val.in_random_order(_validation_size(goal, settings, len(val)), plan.seed),
         compute=compute,
         seed=plan.seed,
         statistics=settings.bn_statistics,
         bn_gradient=settings.bn_gradient,
         make_tensors=experts.make_tensors,
-        score=load_score(spec.objective, spec.loss, spec.path(".")),
-        follows_loss=spec.objective in LIKE_THE_LOSS,
     )
     budget, began = settings.parsed_budget, time.monotonic()
     total, unit = (math.ceil(budget.limit), budget.unit) if budget else (settings.steps, "steps")
     if plan.method == "greedy":
         total, unit = n_experts, "steps"
-    _warn_of_idle_settings(plan.method, spec, run)
+    _warn_of_idle_settings(plan.method, settings, goal, run)
     run.progress(Started(f"mix by {plan.method}", total, unit))
     shown: dict[str, float] = {}
 
     def observe(record: StepRecord) -> None:
         for name, loss in (("", record.loss), ("val ", record.val_loss)):
-            if (figure := figure_of(spec.objective, loss)) is not None:
-                shown[name + spec.objective.rpartition(":")[2]] = figure
+            if loss is not None:
+                shown[name + goal.label] = goal.figure(loss)
         alpha = by_expert(record.alpha)
         line = {"step": record.step, "loss": record.loss, "alpha": alpha, "val_loss": record.val_loss}
         write({**line, **by_group(plan, record.alpha), **asdict(objective.cost)})
@@ -80,9 +81,9 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     run.progress(Finished())
     losses = {"val": learned.val_loss, "val_uniform": learned.val_loss_start}
     details: dict[str, Any] = {"steps": learned.n_steps, "stopped": learned.stopped, "precision": compute.precision}
-    if not objective.is_smooth:
-        figures = {name: figure_of(spec.objective, loss) for name, loss in losses.items()}
-        details["objective"] = {"name": spec.objective, **figures}
+    if not goal.is_smooth:
+        figures = {name: None if loss is None else goal.figure(loss) for name, loss in losses.items()}
+        details["objective"] = {"name": goal.name, **figures}
     if learned.account:
         details["search"] = learned.account
     searched = {"forwards": objective.cost.equivalents, "stopped": learned.stopped}
@@ -97,26 +98,25 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
         settings={
             "mix": settings.model_dump(),
             "loss": spec.loss,
-            "objective": spec.objective,
+            "objective": goal.name,
             "search": searched,
             "precision": compute.precision,
         },
         cost=objective.cost,
-        loss=losses if objective.is_smooth else {},
+        loss=losses if goal.is_smooth else {},
         details=details,
     )
 
 
-def _validation_size(spec: Spec, n_examples: int) -> int:
+def _validation_size(goal: Goal, settings: MixSpec, n_examples: int) -> int:
     """Return how many examples a validation batch has; few enough for four, where a batch has one term in all."""
-    has_terms_by_example = spec.objective in ("loss", "accuracy")
-    return spec.mix.batch_size if has_terms_by_example else min(spec.mix.batch_size, -(-n_examples // 4))
+    return settings.batch_size if goal.has_example_terms else min(settings.batch_size, -(-n_examples // 4))
 
 
-def _warn_of_idle_settings(method: str, spec: Spec, run: Run) -> None:
+def _warn_of_idle_settings(method: str, settings: MixSpec, goal: Goal, run: Run) -> None:
     """Say which settings that differ from their preset have no part in this search."""
-    settings, preset = spec.mix, PRESETS[spec.mix.preset]
-    if makes_gauss_newton_steps(method, settings, spec.objective):
+    preset = PRESETS[settings.preset]
+    if makes_gauss_newton_steps(method, settings, goal):
         idle = [f"mix.{key}" for key in _OF_OPTIMIZERS if getattr(settings, key) != preset[key]]
         if idle:
             text = f"{', '.join(idle)}: of no effect on Gauss-Newton's steps; with mix.optimizer: adam it has"

@@ -175,6 +175,7 @@ SEARCH = """
     from glue_cli.search.bank.load import load_bank
     from glue_cli.checkpoints.read import read_checkpoint
     from glue_cli.running.device import Compute
+    from glue_cli.search.criterion import criterion_of
     from glue_cli.search.objective import BlendObjective
     from glue_cli.blend.recipe import Recipe
 
@@ -202,7 +203,8 @@ SEARCH = """
         refused = str(error)
     batch = torch.tensor([[1.0, 2.0], [-1.0, 1.0]]), torch.tensor([0.0, 0.0])
     objective = BlendObjective(
-        Net(), load_bank(experts, device=cpu, recipe=recipe, kind="disk"), loss="mse", train_batch=lambda step: batch,
+        Net(), load_bank(experts, device=cpu, recipe=recipe, kind="disk"),
+        criterion=criterion_of("loss", "mse", Path(".")), train_batch=lambda step: batch,
         validation_batches=lambda: [batch], compute=Compute(cpu), seed=0,
     )
     alphas = torch.softmax(torch.arange(4.0 * len(experts), dtype=torch.float64).view(2, 2, -1) / 50, -1)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from glue_cli.foundation.errors import SpecError
 from glue_cli.running.evaluation import Evaluation
-from glue_cli.running.goals import load_score
-from glue_cli.running.losses import IGNORED
+from glue_cli.running.losses import IGNORED, example_losses
 from glue_cli.running.metrics import load_metrics
+from glue_cli.search.criterion import criterion_of
 
 CODE = """\
 import numpy as np, torch
@@ -33,7 +33,7 @@ def anything(*tensors): return len(tensors)
 def load(tmp_path):
     """Load a function of the user's module, beside the spec, as a score."""
     (tmp_path / "my_code.py").write_text(CODE)
-    return lambda function, loss="cross_entropy": load_score(f"python:my_code:{function}", loss, tmp_path)
+    return lambda function, loss="cross_entropy": criterion_of(f"python:my_code:{function}", loss, tmp_path).terms
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def score_of(tmp_path):
 
     def score_of(value):
         (tmp_path / "own.py").write_text(f"import numpy as np, torch\ndef given(outputs, targets): return {value}\n")
-        return load_score("python:own:given", "cross_entropy", tmp_path)(torch.zeros(4, 2), torch.zeros(4))
+        return criterion_of("python:own:given", "cross_entropy", tmp_path).terms(torch.zeros(4, 2), torch.zeros(4))
 
     return score_of
 
@@ -73,9 +73,13 @@ def outputs_for(predicted, n_classes, dtype=torch.float32):
     return noise + 2 * torch.nn.functional.one_hot(torch.tensor(predicted), n_classes)
 
 
-def test_the_loss_has_no_score(tmp_path):
-    for loss in ("cross_entropy", "mse"):
-        assert load_score("loss", loss, tmp_path) is None
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_the_loss_is_that_of_each_example(tmp_path, loss):
+    outputs = torch.randn(5, 3)
+    targets = torch.randn(5, 3) if loss == "mse" else torch.randint(0, 3, (5,))
+    criterion = criterion_of("loss", loss, tmp_path)
+    assert (criterion.goal.name, criterion.loss) == ("loss", loss)
+    assert torch.equal(criterion.terms(outputs, targets), example_losses(loss, outputs, targets))
 
 
 @settings(deadline=None)
@@ -84,10 +88,10 @@ def test_accuracy_and_f1_of_labels(tmp_path_factory, drawn, dtype):
     n_classes, predicted, wanted = drawn
     outputs, targets = outputs_for(predicted, n_classes, dtype), torch.tensor(wanted)
     folder = tmp_path_factory.getbasetemp()
-    mistakes = load_score("accuracy", "cross_entropy", folder)(outputs, targets)
+    mistakes = criterion_of("accuracy", "cross_entropy", folder).terms(outputs, targets)
     assert mistakes.tolist() == [float(p != w) for p, w in zip(predicted, wanted, strict=True)]
     assert mistakes.dtype == torch.float32
-    f1 = load_score("f1", "cross_entropy", folder)(outputs, targets)
+    f1 = criterion_of("f1", "cross_entropy", folder).terms(outputs, targets)
     assert f1.shape == (1,) and f1.dtype == torch.float64
     assert f1.item() == pytest.approx(1 - macro_f1(predicted, wanted), abs=1e-12)
 
@@ -97,7 +101,7 @@ def test_they_are_the_figures_of_an_evaluation(tmp_path, torchmetrics):
     evaluation = Evaluation("cross_entropy", load_metrics("cross_entropy", ["f1"]))
     evaluation.add(outputs, targets)
     for name in ("accuracy", "f1"):
-        term = load_score(name, "cross_entropy", tmp_path)(outputs, targets).mean().item()
+        term = criterion_of(name, "cross_entropy", tmp_path).terms(outputs, targets).mean().item()
         assert 1 - term == pytest.approx(evaluation.figures()[name], abs=1e-6), name
 
 
@@ -106,7 +110,7 @@ def test_tokens_count_one_by_one_and_ignored_ones_not_at_all(tmp_path, name):
     outputs, targets = torch.randn(3, 5, 4), torch.randint(0, 4, (3, 5))
     targets[0, 3:] = targets[1] = IGNORED
     counts = targets != IGNORED
-    score = load_score(name, "cross_entropy", tmp_path)
+    score = criterion_of(name, "cross_entropy", tmp_path).terms
     found = score(outputs, targets)
     assert torch.equal(found, score(outputs[counts], targets[counts]))
     assert found.shape == ((8,) if name == "accuracy" else (1,))
@@ -118,17 +122,17 @@ def test_tokens_count_one_by_one_and_ignored_ones_not_at_all(tmp_path, name):
 def test_outputs_that_are_not_finite_show(tmp_path, broken):
     outputs, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     outputs[2, 1] = broken
-    mistakes = load_score("accuracy", "cross_entropy", tmp_path)(outputs, targets)
+    mistakes = criterion_of("accuracy", "cross_entropy", tmp_path).terms(outputs, targets)
     assert mistakes.isnan().tolist() == [False, False, True, False]
-    assert load_score("f1", "cross_entropy", tmp_path)(outputs, targets).isnan().all()
+    assert criterion_of("f1", "cross_entropy", tmp_path).terms(outputs, targets).isnan().all()
     outputs[2, 1] = -torch.inf  # a class that is ruled out
-    assert load_score("f1", "cross_entropy", tmp_path)(outputs, targets).isfinite().all()
+    assert criterion_of("f1", "cross_entropy", tmp_path).terms(outputs, targets).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1"])
 def test_figures_of_labels_are_refused_for_numbers(tmp_path, name):
     with pytest.raises(SpecError, match=f"objective: {name} is for labels") as caught:
-        load_score(name, "mse", tmp_path)
+        criterion_of(name, "mse", tmp_path)
     assert "objective: loss" in caught.value.hint and "python:MODULE:FUNCTION" in caught.value.hint
 
 
@@ -191,9 +195,9 @@ def test_a_function_that_is_not_there_or_takes_something_else(load, function, me
 
 def test_a_module_that_is_not_there(tmp_path):
     with pytest.raises(SpecError, match="objective: there is no module 'nowhere'"):
-        load_score("python:nowhere:score", "mse", tmp_path)
+        criterion_of("python:nowhere:score", "mse", tmp_path)
     with pytest.raises(SpecError, match="objective: found 'python:', wanted python:MODULE:FUNCTION"):
-        load_score("python:", "mse", tmp_path)
+        criterion_of("python:", "mse", tmp_path)
 
 
 def test_an_objective_is_checked_without_torch(tmp_path):
@@ -201,9 +205,9 @@ def test_an_objective_is_checked_without_torch(tmp_path):
     code = """
 import json, sys
 from pathlib import Path
-from glue_cli.running.goals import load_score
+from glue_cli.search.criterion import criterion_of
 for objective in ("loss", "accuracy", "f1", "python:my_code:score"):
-    load_score(objective, "cross_entropy", Path("."))
+    criterion_of(objective, "cross_entropy", Path("."))
 print(json.dumps("torch" in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)

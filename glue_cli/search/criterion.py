@@ -1,31 +1,46 @@
-"""What mixing searches for in place of the loss: accuracy, macro F1, or a function of the user's.
+"""What a search makes least: the loss, or a figure turned round: accuracy, macro F1, or a function of the user's.
 
-Importing this module does not import torch: the objective is checked before.
+Importing this module does not import torch: an objective is checked before that is needed.
 """
 
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.user_code import PREFIX, call_function, load_function
+from glue_cli.spec.goal import Goal, goal_named
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from glue_cli.running.losses import Loss, Score
+    from glue_cli.running.losses import Loss
+
+Terms = Callable[["Tensor", "Tensor"], "Tensor"]  # outputs and targets -> terms, of whose mean less is better
 
 
-# Scores that are best about where the loss is least, so that a search may go down the loss first.
-LIKE_THE_LOSS = ("accuracy", "f1")
+@dataclass(frozen=True)
+class Criterion:
+    """What a search measures: the goal, and the functions of outputs and targets that stand for it.
+
+    Attributes:
+        loss: what the model was trained by; where the goal has no slope, it is gone down in its place.
+        terms: what is minimised is their mean: one for every example or token, or one for the whole minibatch.
+    """
+
+    goal: Goal
+    loss: "Loss"
+    terms: Terms
 
 
-def load_score(objective: str, loss: "Loss", folder: Path) -> "Score | None":
-    """Return what mixing minimises in place of the loss, or None where it is the loss.
+def criterion_of(objective: str, loss: "Loss", folder: Path) -> Criterion:
+    """Return the criterion of a spec's objective, whose terms are:
 
+    - loss: those of `example_losses`.
     - accuracy: a term an example, or a predicted token, float32: 0 where the prediction is right, else 1.
     - f1: one term a minibatch, float64 [1]: 1 - macro F1, over the classes that occur in targets or predictions.
     - python:MODULE:FUNCTION: one term a minibatch, float64 [1]: minus what `function(outputs, targets)` returns, one
@@ -33,30 +48,30 @@ def load_score(objective: str, loss: "Loss", folder: Path) -> "Score | None":
       data give them: on their device, in the precision of the forward pass, without a gradient.
 
     Args:
-        objective: as `Spec.objective`; folder: the spec's own, where a module is looked up first.
+        folder: the spec's own, where a module is looked up first.
     Raises:
         SpecError: there is no such function, or it does not take outputs and targets; or labels are needed and the
-            loss is for numbers. The score itself raises one where the function fails or returns something else.
+            loss is for numbers. The terms themselves raise one where the function fails or returns something else.
     """
+    goal = goal_named(objective)
     if objective.startswith(PREFIX):
         function = load_function(objective.removeprefix(PREFIX), folder, key="objective")
         _check_signature(objective, function)
-        return partial(_minus_value, objective, function)
-    if objective == "loss":
-        return None
+        return Criterion(goal, loss, partial(_minus_value, objective, function))
+    if goal.is_smooth:
+        return Criterion(goal, loss, partial(_losses, loss))
     if loss == "mse":
         raise SpecError(
             f"objective: {objective} is for labels and tokens, and loss: mse for numbers",
             hint=f"set objective: loss, or a function of your own, {PREFIX}MODULE:FUNCTION",
         )
-    return {"accuracy": _mistakes, "f1": _one_minus_f1}[objective]
+    return Criterion(goal, loss, {"accuracy": _mistakes, "f1": _one_minus_f1}[objective])
 
 
-def figure_of(objective: str, loss: float | None) -> float | None:
-    """Return the figure, of which more is better, that a score's mean of terms stands for."""
-    if loss is None or objective == "loss":
-        return loss
-    return -loss if objective.startswith(PREFIX) else 1 - loss
+def _losses(loss: "Loss", outputs: "Tensor", targets: "Tensor") -> "Tensor":
+    from glue_cli.running.losses import example_losses
+
+    return example_losses(loss, outputs, targets)
 
 
 def _mistakes(outputs: "Tensor", targets: "Tensor") -> "Tensor":
