@@ -17,8 +17,9 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import FILE_DTYPES, write_checkpoint
 from glue_cli.running.device import Compute, find_device
 from glue_cli.search.bank.load import load_bank
+from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import Criterion, criterion_of
-from glue_cli.search.objective import BlendObjective
+from glue_cli.search.objective import BlendObjective, Minibatches
 from glue_cli.spec.goal import Goal
 
 
@@ -141,17 +142,15 @@ def objective_of(tmp_path):
         def on_device(step):
             return tuple(tensor.to(compute.device) for tensor in batch_of(step, loss))
 
+        bank = load_bank(
+            checkpoints, device=compute.device, channels_last=compute.channels_last, recipe=recipe, kind=kind
+        )
+        validation = [on_device(100), tuple(part[:5] for part in on_device(101))]
         objective = BlendObjective(
-            compute.place(model),
-            load_bank(
-                checkpoints, device=compute.device, channels_last=compute.channels_last, recipe=recipe, kind=kind
-            ),
-            criterion=Criterion(Goal("python:own:terms", best=0), loss, terms) if terms else of_loss(loss),
-            train_batch=on_device,
-            validation_batches=lambda: [on_device(100), tuple(part[:5] for part in on_device(101))],
-            compute=compute,
+            ResidentBlends(compute.place(model), bank, compute, seed=seed, **options),
+            Criterion(Goal("python:own:terms", best=0), loss, terms) if terms else of_loss(loss),
+            Minibatches(on_device, lambda: validation, len(validation)),
             seed=seed,
-            **options,
         )
         return objective, model, experts
 

@@ -18,8 +18,9 @@ from glue_cli.running.device import Compute, likes_channels_last
 from glue_cli.running.forward import outputs_of
 from glue_cli.running.losses import example_losses
 from glue_cli.search.bank.load import load_bank
+from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import criterion_of
-from glue_cli.search.objective import BlendObjective
+from glue_cli.search.objective import BlendObjective, Minibatches
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluation import evaluate_model
 
@@ -50,12 +51,13 @@ class Problem:
     def objective(self, seed: int) -> BlendObjective:
         """Return the objective of a search with its minibatches, the same for every method; nothing is spent yet."""
         return BlendObjective(
-            self._model,
-            self._bank,
-            criterion=criterion_of("loss", self._loss, Path(".")),
-            train_batch=lambda step: self._train.at_step(step, BATCH, seed),
-            validation_batches=lambda: self._val.in_random_order(BATCH, seed),
-            compute=self._compute,
+            ResidentBlends(self._model, self._bank, self._compute, seed=seed),
+            criterion_of("loss", self._loss, Path(".")),
+            Minibatches(
+                at_step=lambda step: self._train.at_step(step, BATCH, seed),
+                validation=lambda: self._val.in_random_order(BATCH, seed),
+                n_validation=self._val.n_in_random_order(BATCH),
+            ),
             seed=seed,
         )
 

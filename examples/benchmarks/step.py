@@ -40,8 +40,9 @@ from glue_cli.running.precision import Precision
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.matrix import ExpertBank, Place
 from glue_cli.search.bank.rows import ResidentRows
+from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import criterion_of
-from glue_cli.search.objective import BlendObjective
+from glue_cli.search.objective import BlendObjective, Minibatches
 from glue_cli.spec.schema import MixSpec
 
 RESULTS = Path(__file__).parent / "results"
@@ -156,13 +157,11 @@ def set_up(net: str, precision: Precision, device: torch.device, n_experts: int 
         bank = load_bank(experts, device=compute.device, channels_last=compute.channels_last)
     model = compute.place(model).eval()
     batch = make_inputs(shape, compute), (torch.arange(BATCH) % 10).to(device)
+    copied = copy.deepcopy(model)  # which needs no gradients, and F + B does
     objective = BlendObjective(
-        copy.deepcopy(model),  # it needs no gradients, and F + B does
-        bank,
-        criterion=criterion_of("loss", "cross_entropy", Path(".")),
-        train_batch=lambda step: batch,
-        validation_batches=lambda: [batch],
-        compute=compute,
+        ResidentBlends(copied, bank, compute, seed=0),
+        criterion_of("loss", "cross_entropy", Path(".")),
+        Minibatches(lambda step: batch, lambda: [batch], 1),
         seed=0,
     )
 

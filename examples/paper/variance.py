@@ -31,8 +31,9 @@ from glue_cli.models import build_model
 from glue_cli.running.device import Compute
 from glue_cli.running.precision import Precision
 from glue_cli.search.bank.load import load_bank
+from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import criterion_of
-from glue_cli.search.objective import BlendObjective
+from glue_cli.search.objective import BlendObjective, Minibatches
 from glue_cli.spec.schema import MixSpec, Spec
 from glue_cli.spec.yaml_file import read_spec
 
@@ -90,13 +91,16 @@ def make_objective(spec: Spec, target: Target, experts: Sequence[Checkpoint], pr
     """Return the objective that `glue mix` searches."""
     compute = Compute(torch.device("cpu"), precision, channels_last=True)
     train, val = target["train"].on(compute), target["val"].on(compute)
+    model = compute.place(build_model(spec.model.arch, spec.model.args, seed=0))
+    bank = load_bank(experts, device=compute.device, channels_last=True)
     return BlendObjective(
-        compute.place(build_model(spec.model.arch, spec.model.args, seed=0)),
-        load_bank(experts, device=compute.device, channels_last=True),
-        criterion=criterion_of("loss", spec.loss, Path(".")),
-        train_batch=lambda step: train.at_step(step, spec.mix.batch_size, spec.seed),
-        validation_batches=val.in_order,
-        compute=compute,
+        ResidentBlends(model, bank, compute, seed=spec.seed),
+        criterion_of("loss", spec.loss, Path(".")),
+        Minibatches(
+            at_step=lambda step: train.at_step(step, spec.mix.batch_size, spec.seed),
+            validation=val.in_order,
+            n_validation=val.n_in_order,
+        ),
         seed=spec.seed,
     )
 

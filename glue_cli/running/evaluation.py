@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.running.losses import Loss, example_losses
+from glue_cli.running.means import Mean
 from glue_cli.running.metrics import MakeMetric, value_of
 
 
@@ -20,15 +21,13 @@ class Evaluation:
 
     def __init__(self, loss: Loss, metrics: Mapping[str, MakeMetric] | None = None) -> None:
         self._loss, self._make_metrics = loss, metrics or {}
-        self._loss_sum, self._n_losses = 0.0, 0
+        self._mean_loss = Mean()
         self._by_class: Tensor | None = None  # [2, n_classes]: how many examples there are, how many are right
         self._metrics: dict[str, Any] = {}
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add one batch; outputs and targets as `example_losses` takes them."""
-        losses = example_losses(self._loss, outputs, targets)
-        self._n_losses += len(losses)
-        self._loss_sum += losses.sum(dtype=torch.float64).item()
+        self._mean_loss.add(example_losses(self._loss, outputs, targets))
         if self._loss == "mse":
             outputs, targets = outputs.double().view_as(targets), targets.double()
             outputs, targets = (x.flatten(1).squeeze(1) if x.dim() > 1 else x for x in (outputs, targets))  # [N, n]
@@ -45,7 +44,7 @@ class Evaluation:
 
     def figures(self) -> dict[str, float]:
         """Return the mean loss; accuracy, perplexity or mse, whichever fits; and the metrics asked for."""
-        loss = self._loss_sum / self._n_losses
+        loss = self._mean_loss.value.item()
         figures = {"loss": loss}
         if self._loss == "mse":
             figures["mse"] = loss

@@ -1,11 +1,57 @@
-"""What a method asks of the function that it minimises."""
+"""What a method asks of the function that it minimises, and what that asks of whoever yields the outputs of blends."""
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from torch import Tensor
 
+from glue_cli.running.forward import Batch
 from glue_cli.search.account import Cost
 from glue_cli.search.secants import Quadratic
+
+MeanLoss = Callable[[Tensor, Tensor], Tensor]  # outputs and targets of a batch -> their mean loss, [], differentiable
+
+
+class Blends(Protocol):
+    """The outputs of the model for any alpha: the one thing that a search needs of the experts.
+
+    Whoever provides them decides where the experts are, what BatchNorm uses, and whether a blend is made as a whole or
+    layer by layer. It knows nothing of losses, and charges nothing. All that happens in one step, by whatever alpha,
+    sees the same random state.
+    """
+
+    @property
+    def n_groups(self) -> int: ...
+
+    @property
+    def n_experts(self) -> int: ...
+
+    def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the outputs of each blend on the first batch, then on the next, each with the batch's targets.
+
+        Args:
+            alphas: [m, G, K], on the simplex.
+        Cost: one pass over the experts and, of each batch, m forwards; no gradients.
+        """
+        ...
+
+    def towards(self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int) -> Iterator[Tensor]:
+        """Yield the outputs at alpha, then those on the way from there to single experts, each alone.
+
+        Args:
+            alpha: [G, K], on the simplex.
+            coordinates: int64 [n], positions in alpha flattened: which group goes to which expert.
+            radius: how far, in (0, 1].
+        Cost: n + 1 forwards; no gradients.
+        """
+        ...
+
+    def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
+        """Return the mean loss L of the blend, and dL/dalpha up to a constant by group, [G, K], float64 on the CPU.
+
+        Cost: a forward and a backward.
+        """
+        ...
 
 
 class Objective(Protocol):

@@ -1,8 +1,11 @@
 import copy
+import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from small_experts import of_loss
 from small_nets import (
     ALPHA,
     ALPHA_OF_TWO,
@@ -31,8 +34,10 @@ from torch.nn import functional as F
 from glue_cli.blend.recipe import Recipe
 from glue_cli.running.device import Compute
 from glue_cli.running.losses import IGNORED, example_losses
-from glue_cli.search import objective as objective_module
+from glue_cli.search import blended as blended_module
 from glue_cli.search.account import Cost
+from glue_cli.search.blended import BatchNormMode
+from glue_cli.search.objective import BlendObjective
 
 CPU = torch.device("cpu")
 
@@ -158,7 +163,7 @@ def test_made_tensors_follow_alpha(objective_of, monkeypatch, n_groups):
     )
     assert (wanted - without).norm() > 0.1 * wanted.norm()  # the head's own slope does matter
     for pass_bytes in (1 << 26, 0):
-        monkeypatch.setattr(objective_module, "_PASS_BYTES", pass_bytes)
+        monkeypatch.setattr(blended_module, "_PASS_BYTES", pass_bytes)
         slopes = objective.quadratic(alphas[0], torch.arange(alphas[0].numel()), 1e-3, 1).gradient.view_as(wanted)
         centred = slopes - (alphas[0] * slopes).sum(1, keepdim=True)
         assert (alphas[0] * centred - wanted).norm() < 0.02 * wanted.norm()
@@ -168,7 +173,7 @@ def test_made_tensors_follow_alpha(objective_of, monkeypatch, n_groups):
 
 
 def test_statistics_of_the_batch_take_the_place_of_the_blended_ones(objective_of):
-    objective, model, experts = objective_of(conv_net, statistics="batch")
+    objective, model, experts = objective_of(conv_net, batchnorm=BatchNormMode("batch"))
     plain, _, _ = objective_of(conv_net)
 
     def loss_at(alpha):
@@ -185,7 +190,7 @@ def test_statistics_of_the_batch_take_the_place_of_the_blended_ones(objective_of
 
 
 def test_gradient_without_the_statistics_is_that_of_frozen_statistics(objective_of):
-    objective, model, experts = objective_of(conv_net, bn_gradient=False)
+    objective, model, experts = objective_of(conv_net, batchnorm=BatchNormMode(is_differentiated=False))
     _, by_alpha = objective.gradient(ALPHA, 1)
     parameters = {name for name, _ in model.named_parameters()}
     frozen = {name: tensor for name, tensor in blended(experts, ALPHA).items() if name not in parameters}
@@ -222,7 +227,8 @@ def test_probes_of_a_step_see_the_same_examples_and_draws(objective_of):
 
 def test_steps_and_seeds_draw_anew(objective_of, monkeypatch):
     objective, _, _ = objective_of(Noisy)
-    monkeypatch.setattr(objective, "_train_batch", lambda step: batch_of(0))  # so that only the draws differ
+    fixed = replace(objective._minibatches, at_step=lambda step: batch_of(0))
+    monkeypatch.setattr(objective, "_minibatches", fixed)  # so that only the draws differ
     other, _, _ = objective_of(Noisy, seed=1)
     losses = {objective.probe_losses(ALPHA[None], step).item() for step in range(5)}
     assert len(losses) == 5 and other.probe_losses(ALPHA[None], 0).item() not in losses
@@ -350,11 +356,12 @@ def test_the_terms_of_texts_are_their_sums_by_the_mean_length(objective_of, monk
     tokens[0] = IGNORED
     tokens[1, 0] = IGNORED
     objective, _, _ = objective_of(Speaking)
-    monkeypatch.setattr(objective, "_validation_batches", lambda: [(inputs, tokens), (inputs[:3], tokens[:3])])
+    texts = [(inputs, tokens), (inputs[:3], tokens[:3])]
+    monkeypatch.setattr(objective, "_minibatches", replace(objective._minibatches, validation=lambda: texts))
     terms = objective.validation_terms(ALPHA)
     assert len(terms) == N + 3 and terms[0] == terms[N] == 0
-    objective._load(ALPHA[None])
-    outputs = objective._copies[0](inputs)
+    objective._blends._load(ALPHA[None])
+    outputs = objective._blends._copies[0](inputs)
     losses = torch.cat([example_losses("cross_entropy", outputs[k], tokens[k]) for k in (slice(N), slice(3))])
     assert terms.mean().item() == pytest.approx(losses.mean().item(), rel=1e-5)
     last = example_losses("cross_entropy", outputs[-1:], tokens[-1:]).sum().item()
@@ -364,8 +371,84 @@ def test_the_terms_of_texts_are_their_sums_by_the_mean_length(objective_of, monk
 def test_copies_share_what_no_blend_changes(objective_of):
     objective, model, _ = objective_of(normed)
     objective.probe_losses(ALPHAS, 0)
-    blended_names = set(objective._bank.places)
-    for copied in objective._copies:
+    blended_names = set(objective._blends._bank.places)
+    for copied in objective._blends._copies:
         for name, tensor in copied.state_dict(keep_vars=True).items():
             own = model.state_dict(keep_vars=True)[name]
             assert (tensor is own) == (name not in blended_names)
+
+
+# ---- who yields the outputs
+
+
+class InFloat64:
+    """Blends by plain torch, one at a time, with no bank, no copies and no random state."""
+
+    n_groups, n_experts = 1, 3
+
+    def __init__(self, model, experts):
+        self._model, self._experts = model, experts
+
+    def outputs(self, alphas, batches, step):
+        for batch in batches:
+            for alpha in alphas:
+                yield wide_outputs(self._model, blended(self._experts, alpha), batch), batch[1]
+
+    def towards(self, alpha, coordinates, radius, batch, step):
+        ends = blended_module.towards_experts(alpha, coordinates, radius)
+        return (outputs for outputs, _ in self.outputs(torch.cat([alpha[None], ends]), [batch], step))
+
+    def gradient(self, alpha, batch, step, mean_loss):
+        def loss_at(alpha):
+            return mean_loss(wide_outputs(self._model, blended(self._experts, alpha), batch), batch[1])
+
+        return loss_at(alpha).item(), slopes_by_beta(loss_at, alpha) / alpha
+
+
+def test_an_objective_takes_the_outputs_from_whoever_yields_them(objective_of):
+    resident, model, experts = objective_of(conv_net)
+    other = BlendObjective(InFloat64(model, experts), of_loss("cross_entropy"), resident._minibatches, seed=0)
+    torch.testing.assert_close(other.probe_losses(ALPHAS, 1), resident.probe_losses(ALPHAS, 1), rtol=1e-5, atol=1e-6)
+    terms = resident.validation_terms(ALPHA)
+    torch.testing.assert_close(other.validation_terms(ALPHA), terms, rtol=1e-4, atol=1e-5)
+    (loss, by_alpha), (wanted_loss, wanted) = other.gradient(ALPHA, 1), resident.gradient(ALPHA, 1)
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert (by_beta(ALPHA, by_alpha) - by_beta(ALPHA, wanted)).norm() < 1e-3 * wanted.norm()
+    found, quadratic = (objective.quadratic(ALPHA, torch.arange(3), 0.3, 1) for objective in (other, resident))
+    assert (found.gradient - quadratic.gradient).norm() < 1e-3 * quadratic.gradient.norm()
+    assert other.cost == resident.cost
+
+
+class Large(nn.Module):
+    """Notes how many of the outputs that it made before are still there at a forward."""
+
+    alive = 0
+    most = 0
+
+    def __init__(self):
+        super().__init__()
+        self.inner = conv_net()
+
+    def forward(self, images):
+        outputs = self.inner(images)
+        Large.most = max(Large.most, Large.alive)
+        Large.alive += 1
+        weakref.finalize(outputs, Large.let_go)
+        return outputs
+
+    @staticmethod
+    def let_go():
+        Large.alive -= 1
+
+
+def test_outputs_are_let_go_before_the_next_are_made(objective_of):
+    """Those of a language model may take most of the memory; a quadratic keeps those at its point."""
+    objective, _, _ = objective_of(Large)
+    for search, most in (
+        (lambda: objective.probe_losses(ALPHAS, 1), 0),
+        (lambda: objective.validation_terms(ALPHA), 0),
+        (lambda: objective.quadratic(ALPHA, torch.arange(3), 0.3, 1), 1),
+    ):
+        Large.most = 0
+        search()
+        assert Large.most == most and Large.alive == 0

@@ -1,6 +1,7 @@
 """The loss to second order along directions."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ from small_nets import (
 from torch.nn import functional as F
 
 from glue_cli.blend.recipe import PLAIN
-from glue_cli.search import objective as objective_module
-from glue_cli.search.objective import towards_experts
+from glue_cli.search import blended as blended_module
+from glue_cli.search.blended import towards_experts
 
 
 def by_matrices(model, experts, alpha, coordinates, radius, batch, recipe=PLAIN, loss="cross_entropy"):
@@ -90,11 +91,13 @@ def test_of_a_large_model_each_expert_is_read_alone(objective_of, monkeypatch, n
     (objective, _, _), (objective_of_its_own, _, _) = (objective_of(conv_net, recipe=recipe) for _ in range(2))
     coordinates = torch.arange(1, alpha.numel())
     wanted = objective_of_its_own.quadratic(alpha, coordinates, 0.1, 0)
-    monkeypatch.setattr(objective_module, "_PASS_BYTES", 0)
-    blend, passes = objective._bank.blend, []
-    monkeypatch.setattr(objective._bank, "blend", lambda alphas, out: (passes.append(len(alphas)), blend(alphas, out)))
+    monkeypatch.setattr(blended_module, "_PASS_BYTES", 0)
+    blend, passes = objective._blends._bank.blend, []
+    monkeypatch.setattr(
+        objective._blends._bank, "blend", lambda alphas, out: (passes.append(len(alphas)), blend(alphas, out))
+    )
     found = objective.quadratic(alpha, coordinates, 0.1, 0)
-    assert passes == [1] and len(objective._copies) == 2
+    assert passes == [1] and len(objective._blends._copies) == 2
     assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
     torch.testing.assert_close(found.gradient, wanted.gradient, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.curvature, wanted.curvature, rtol=1e-3, atol=1e-5)
@@ -113,7 +116,8 @@ def test_the_curvature_of_tokens_is_drawn_by_step_and_seed(objective_of, monkeyp
     curvatures = []
     for seed in (0, 1):
         objective, _, _ = objective_of(Speaking, seed=seed)
-        monkeypatch.setattr(objective, "_train_batch", lambda step: (inputs, tokens))
+        fixed = replace(objective._minibatches, at_step=lambda step: (inputs, tokens))
+        monkeypatch.setattr(objective, "_minibatches", fixed)
         first, again, other = (objective.quadratic(ALPHA, torch.arange(3), 0.1, step) for step in (0, 0, 1))
         assert torch.equal(first.curvature, again.curvature)
         assert torch.equal(first.gradient, other.gradient)

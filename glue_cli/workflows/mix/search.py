@@ -16,8 +16,9 @@ from glue_cli.methods.leave_one_out import leave_one_out
 from glue_cli.methods.result import Learned, StepRecord
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
+from glue_cli.search.blended import BatchNormMode, ResidentBlends
 from glue_cli.search.criterion import criterion_of
-from glue_cli.search.objective import BlendObjective
+from glue_cli.search.objective import BlendObjective, Minibatches
 from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
 from glue_cli.workflows.compute import forward_compute
@@ -42,18 +43,21 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     _check_classes(plan, target["train"].class_names)
     compute = forward_compute(spec, model, target["train"], run)
     train, val = target["train"].on(compute), target["val"].on(compute)
-    objective = BlendObjective(
+    blends = ResidentBlends(
         compute.place(model),
         experts.bank(compute, n_blends=_count_blends(plan.method, settings), run=run),
-        criterion=criterion,
-        train_batch=lambda step: train.at_step(step, settings.batch_size, plan.seed),
-        validation_batches=lambda: val.in_random_order(_validation_size(goal, settings, len(val)), plan.seed),
-        compute=compute,
+        compute,
         seed=plan.seed,
-        statistics=settings.bn_statistics,
-        bn_gradient=settings.bn_gradient,
+        batchnorm=BatchNormMode(settings.bn_statistics, settings.bn_gradient),
         make_tensors=experts.make_tensors,
     )
+    n_validated = _validation_size(goal, settings, len(val))
+    minibatches = Minibatches(
+        at_step=lambda step: train.at_step(step, settings.batch_size, plan.seed),
+        validation=lambda: val.in_random_order(n_validated, plan.seed),
+        n_validation=val.n_in_random_order(n_validated),
+    )
+    objective = BlendObjective(blends, criterion, minibatches, seed=plan.seed)
     budget, began = settings.parsed_budget, time.monotonic()
     total, unit = (math.ceil(budget.limit), budget.unit) if budget else (settings.steps, "steps")
     if plan.method == "greedy":

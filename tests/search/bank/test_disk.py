@@ -175,8 +175,9 @@ SEARCH = """
     from glue_cli.search.bank.load import load_bank
     from glue_cli.checkpoints.read import read_checkpoint
     from glue_cli.running.device import Compute
+    from glue_cli.search.blended import ResidentBlends
     from glue_cli.search.criterion import criterion_of
-    from glue_cli.search.objective import BlendObjective
+    from glue_cli.search.objective import BlendObjective, Minibatches
     from glue_cli.blend.recipe import Recipe
 
     n, limit, cpu = int(sys.argv[1]), int(sys.argv[2]), torch.device("cpu")
@@ -202,10 +203,10 @@ SEARCH = """
     except RuntimeError as error:
         refused = str(error)
     batch = torch.tensor([[1.0, 2.0], [-1.0, 1.0]]), torch.tensor([0.0, 0.0])
+    bank = load_bank(experts, device=cpu, recipe=recipe, kind="disk")
     objective = BlendObjective(
-        Net(), load_bank(experts, device=cpu, recipe=recipe, kind="disk"),
-        criterion=criterion_of("loss", "mse", Path(".")), train_batch=lambda step: batch,
-        validation_batches=lambda: [batch], compute=Compute(cpu), seed=0,
+        ResidentBlends(Net(), bank, Compute(cpu), seed=0), criterion_of("loss", "mse", Path(".")),
+        Minibatches(lambda step: batch, lambda: [batch], 1), seed=0,
     )
     alphas = torch.softmax(torch.arange(4.0 * len(experts), dtype=torch.float64).view(2, 2, -1) / 50, -1)
     print(json.dumps({

@@ -1,0 +1,196 @@
+"""The outputs of whole blends in memory: copies of the model, bound to the rows of one matrix."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from glue_cli.foundation.seeds import derive_seed
+from glue_cli.running.batchnorm import differentiate_statistics, use_batch_statistics
+from glue_cli.running.cuda_graphs import CudaCapture, GraphedForwards
+from glue_cli.running.device import Compute
+from glue_cli.running.forward import Batch, outputs_of
+from glue_cli.search.bank.matrix import ExpertBank
+from glue_cli.search.bound_models import bind, set_tensors
+from glue_cli.search.protocol import MeanLoss
+
+# What the blends towards all experts may take together; beyond it they come one at a time.
+_PASS_BYTES = 64 << 20
+# A larger model keeps a GPU busy for longer than its kernels take to launch.
+_GRAPHED_COLUMNS = 1 << 24
+
+# Tensors that follow from alpha [G, K] in another way than as a blend; differentiable.
+MakeTensors = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+def make_nothing(alpha: Tensor) -> dict[str, Tensor]:
+    """Make no tensors: all of the model is blended, or does not depend on alpha."""
+    return {}
+
+
+@dataclass(frozen=True)
+class BatchNormMode:
+    """What BatchNorm does in the blends of a search.
+
+    Attributes:
+        statistics: whether it uses the blended running statistics, or those of the batch.
+        is_differentiated: whether a gradient passes through the blended running statistics.
+    """
+
+    statistics: Literal["running", "batch"] = "running"
+    is_differentiated: bool = True
+
+
+BLENDED_STATISTICS = BatchNormMode()
+
+
+class ResidentBlends:
+    """Blends whose tensors all lie in memory; see `Blends`.
+
+    The blends of a step live in one matrix [m, d], and the parameters of m copies of the model are views into its
+    rows: a step is one pass over the experts, then bare forward passes.
+
+    Args:
+        model: the architecture, on the device, with the tensors that do not depend on alpha; put into eval mode.
+        bank: the tensors that are blended.
+        make_tensors: the tensors that are not blended and depend on alpha all the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: ExpertBank,
+        compute: Compute,
+        *,
+        seed: int,
+        batchnorm: BatchNormMode = BLENDED_STATISTICS,
+        make_tensors: MakeTensors = make_nothing,
+    ) -> None:
+        self.n_groups, self.n_experts, self.batchnorm = bank.n_groups, bank.n_experts, batchnorm
+        self._uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
+        self._model, self._bank, self._compute = model.eval().requires_grad_(False), bank, compute
+        self._seed, self._make_tensors = seed, make_tensors
+        if batchnorm.statistics == "batch":
+            use_batch_statistics(self._model)
+        is_graphed = compute.device.type == "cuda" and bank.n_columns <= _GRAPHED_COLUMNS
+        self._outputs_of = GraphedForwards(CudaCapture(compute.device)) if is_graphed else outputs_of
+        self._rows = torch.empty(0, bank.n_columns, device=bank.device)
+        self._copies: list[nn.Module] = []
+        self._differentiable: tuple[nn.Module, Tensor, Tensor] | None = None
+
+    def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Blends.outputs`. Cost: m rows of d float32 in memory."""
+        self._load(alphas)
+        for batch in batches:
+            for copied in self._copies[: len(alphas)]:
+                yield self._outputs(copied, batch, step), batch[1]
+
+    def towards(self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int) -> Iterator[Tensor]:
+        """As `Blends.towards`. Cost: of a small model one pass over the experts; of a large one a pass, and each
+        expert alone, with two rows in memory.
+        """
+        for model in self._on_the_way(alpha, coordinates, radius):
+            yield self._outputs(model, batch, step)
+
+    def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
+        """As `Blends.gradient`. Cost: one pass over the experts for the blend and one for the products.
+
+        The constant is the mean over alpha: the products are taken with the experts' differences from the blend.
+        """
+        model, theta, gradient = self._differentiable_model()
+        self._bank.blend(alpha[None], theta)
+        gradient.zero_()
+        with torch.enable_grad():
+            by_alpha = alpha.detach().clone().requires_grad_()
+            made = self._make_tensors(by_alpha)
+            leaves = set_tensors(model, made)
+            loss = mean_loss(self._forward(model, batch, step), batch[1])
+            loss.backward()  # type: ignore[no-untyped-call]
+        products = self._bank.inner_products(gradient[0], theta[0]).cpu()
+        if made:
+            slopes = [_slope_of(leaf).to(tensor) for leaf, tensor in zip(leaves, made.values(), strict=True)]
+            products += torch.autograd.grad(list(made.values()), by_alpha, slopes)[0]
+        return loss.item(), products
+
+    @torch.no_grad()  # a generator that is decorated so holds its last outputs while the next are made
+    def _outputs(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        return self._forward(model, batch, step)
+
+    def _forward(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
+        inputs, targets = batch
+        devices: Sequence[torch.device] = [targets.device] if targets.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(derive_seed(self._seed, "probe", step))
+            with self._compute.autocast():
+                return self._outputs_of(model, inputs)
+
+    @torch.no_grad()
+    def _load(self, alphas: Tensor) -> None:
+        """Blend into the rows of the first copies."""
+        self._make_copies(len(alphas))
+        self._bank.blend(alphas, self._rows[: len(alphas)])
+        for copied, alpha in zip(self._copies, alphas, strict=False):
+            set_tensors(copied, self._make_tensors(alpha))
+
+    def _make_copies(self, m: int) -> None:
+        """See to it that there are `m` copies at least; when there are fewer, all are made anew."""
+        if m > len(self._copies):
+            self._copies, self._rows = [], self._rows.new_empty(0)  # before others take their place
+            self._rows = torch.empty(m, self._bank.n_columns, device=self._bank.device)
+            made = self._make_tensors(self._uniform)
+            self._copies = [bind(self._model, self._bank.places, row, made.keys()) for row in self._rows]
+
+    def _on_the_way(self, alpha: Tensor, coordinates: Tensor, radius: float) -> Iterator[nn.Module]:
+        """Yield the blend for alpha [G, K], then it moved by `radius` towards single experts; each for a forward."""
+        ends = towards_experts(alpha, coordinates, radius)
+        if 4 * self._bank.n_columns * (1 + len(ends)) <= _PASS_BYTES:
+            self._load(torch.cat([alpha[None], ends]))
+            yield from self._copies[: 1 + len(ends)]
+            return
+        self._make_copies(2)
+        self._load(alpha[None])
+        yield self._copies[0]
+        for end, coordinate in zip(ends, coordinates.tolist(), strict=True):
+            self._move(end, coordinate, radius)
+            yield self._copies[1]
+
+    @torch.no_grad()
+    def _move(self, end: Tensor, coordinate: int, radius: float) -> None:
+        """Make the second copy the first one's blend moved to `end` [G, K], by `radius` towards a single expert."""
+        group, expert = divmod(coordinate, self.n_experts)
+        self._bank.move(self._rows[0], group, expert, radius, self._rows[1])
+        set_tensors(self._copies[1], self._make_tensors(end))
+
+    def _differentiable_model(self) -> tuple[nn.Module, Tensor, Tensor]:
+        """Return a copy of the model whose tensors are views of theta [1, d], and whose gradients gather in [1, d]."""
+        if self._differentiable is None:
+            theta = torch.empty(1, self._bank.n_columns, device=self._bank.device)
+            gradient = torch.zeros_like(theta)
+            made = self._make_tensors(self._uniform)
+            model = bind(self._model, self._bank.places, theta[0], made.keys())
+            leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+            if self.batchnorm.statistics == "running" and self.batchnorm.is_differentiated:
+                differentiate_statistics(model)
+                leaves |= dict(model.named_buffers(remove_duplicate=False))
+            for name, place in self._bank.places.items():
+                if name in leaves:
+                    leaves[name].requires_grad_()
+                    leaves[name].grad = place.view(gradient[0])
+            self._differentiable = model, theta, gradient
+        return self._differentiable
+
+
+def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float) -> Tensor:
+    """Return alpha [G, K] moved by `radius` towards the experts at `coordinates` [n], each alone: [n, G, K]."""
+    n_experts = alpha.shape[1]
+    ends = alpha.repeat(len(coordinates), 1, 1)
+    places = torch.arange(len(coordinates)), coordinates // n_experts
+    ends[places] *= 1 - radius
+    ends[*places, coordinates % n_experts] += radius
+    return ends
+
+
+def _slope_of(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

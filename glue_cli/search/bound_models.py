@@ -1,0 +1,64 @@
+"""Copies of a model whose blended tensors are views of one row: whatever is blended into the row is in the model."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glue_cli.search.bank.matrix import Place
+
+
+def bind(model: nn.Module, places: Mapping[str, Place], row: Tensor, made: Collection[str]) -> nn.Module:
+    """Return a copy of the model whose tensors at `places` are views of `row` [d].
+
+    Args:
+        made: the names of tensors that the copy has for itself; all others are shared with the model.
+    """
+    tied = _tied_names(model)
+    own = {alias for name in made for alias in (name, *tied.get(name, ()))}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    copied = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
+    for name, place in places.items():
+        shared = nn.Parameter(place.view(row), requires_grad=False)
+        for alias in (name, *(other for other in tied.get(name, ()) if other not in places)):
+            path, _, leaf = alias.rpartition(".")
+            module = copied.get_submodule(path)
+            if leaf in module._parameters:
+                module._parameters[leaf] = shared
+            else:
+                module._buffers[leaf] = shared.data
+    for module in copied.modules():
+        if isinstance(module, nn.RNNBase):
+            module.forward = _without_cudnn(module.forward)
+    return copied
+
+
+def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Give tensors of a bound model new values, with no gradient so far; return its own, in the same order."""
+    leaves = []
+    for name, tensor in tensors.items():
+        parameter = model.get_parameter(name)
+        parameter.data.copy_(tensor.detach())
+        parameter.grad = None
+        leaves.append(parameter.requires_grad_(torch.is_grad_enabled()))
+    return leaves
+
+
+def _without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep cuDNN from a recurrent layer: it moves the weights out of their row, and has no backward in eval mode."""
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        with torch.backends.cudnn.flags(enabled=False):
+            return forward(*arguments, **named)
+
+    return run
+
+
+def _tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Return the other names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: [n for n in group if n != name] for group in names.values() if len(group) > 1 for name in group}
