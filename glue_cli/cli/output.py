@@ -12,8 +12,6 @@ from rich.text import Text
 
 from glue_cli.foundation.errors import GlueError
 
-MAX_ITEMS = 5
-
 
 class _Stderr:
     """stderr, whether anybody listens or not: a closed terminal or a full disk behind it stops no work."""
@@ -43,10 +41,11 @@ def print_error(error: GlueError) -> None:
     """Print an error as one block: what and where, the items, the hint."""
     console = stderr_console()
     console.print(Text("error: ", style="bold red"), Text(error.message), sep="")
-    for item in error.items[:MAX_ITEMS]:
+    shown = error.items[: error.n_shown]
+    for item in shown:
         console.print(f"  {item}")
-    if len(error.items) > MAX_ITEMS:
-        console.print(f"  and {len(error.items) - MAX_ITEMS} more")
+    if len(shown) < len(error.items):
+        console.print(f"  and {len(error.items) - len(shown)} more")
     if error.hint:
         print_hint(error.hint)
 

@@ -20,9 +20,12 @@ class GlueError(Exception):
         message: what is wrong and where, with what was found and what was wanted.
         items: several faults of one kind, a line each.
         hint: the next thing to do.
+    Attributes:
+        n_shown: how many of the items people are shown; None for all.
     """
 
     exit_code = 1
+    n_shown: int | None = 5
 
     def __init__(self, message: str, *, items: Sequence[str] = (), hint: str | None = None) -> None:
         super().__init__(message)
@@ -37,6 +40,7 @@ class UsageError(GlueError):
 
 class SpecError(GlueError):
     exit_code = 3
+    n_shown = None  # each is another fault, which has to be mended by hand
 
 
 class CheckpointError(GlueError):

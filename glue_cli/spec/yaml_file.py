@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,6 +27,18 @@ _WANTED = {
     "model_type": "a section of keys",
     "model_attributes_type": "a section of keys",
 }
+
+
+class _Fault(NamedTuple):
+    """What is wrong with one key.
+
+    Attributes:
+        line: where it stands in the file, counted from 1; None where `--set` gave it.
+        text: the key, what is wrong with it, and what was wanted.
+    """
+
+    line: int | None
+    text: str
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,30 +83,34 @@ def read_spec(
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"the spec '{path}' cannot be read: {error}") from None
     lines: dict[KeyPath, int] = {}
-    faults: list[str] = []
+    faults: list[_Fault] = []
     value = _parse(text, path, lines, faults)
     set_keys = [_apply(override, value) for override in overrides]
     spec: Spec | None = None
-    set_faults: list[str] = []
     try:
         spec = Spec.model_validate(value)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            where = _where(detail["loc"], set_keys, lines, path)
-            (set_faults if where.startswith("--set") else faults).append(f"{where}: {_explain(detail)}")
+            faults.append(_Fault(_line_of(detail["loc"], set_keys, lines), _explain(detail)))
     for key_path, name in _named(value, known_names or {}):
         known = (known_names or {})[str(key_path[-1])]
         if not _is_known(name, known):
-            where = _where(key_path, set_keys, lines, path)
-            fault = f"{where}: {_dotted(key_path)}: '{name}' is not known{nearest(name, known)}"
-            (set_faults if where.startswith("--set") else faults).append(fault)
-    if set_faults:
-        raise UsageError("--set does not fit the spec", items=set_faults, hint="see the spec's keys in the README")
-    if faults or spec is None:
-        faults.sort(key=lambda fault: int(fault.removeprefix(f"{path}:").partition(":")[0]))
-        noun = "fault" if len(faults) == 1 else "faults"
-        raise SpecError(f"{len(faults)} {noun} in the spec '{path}'", items=faults, hint="mend the lines named above")
+            text = f"{_dotted(key_path)}: '{name}' is not known{nearest(name, known)}"
+            faults.append(_Fault(_line_of(key_path, set_keys, lines), text))
+    _refuse(faults, path)
+    assert spec is not None
     return spec.located_in(path.parent)
+
+
+def _refuse(faults: Sequence[_Fault], path: Path) -> None:
+    """Raise what there is to say of the command line's faults, else of the file's, in the order of its lines."""
+    if given := [f"--set: {text}" for line, text in faults if line is None]:
+        raise UsageError("--set does not fit the spec", items=given, hint="see the spec's keys in the README")
+    if faults:
+        in_order = sorted(faults, key=lambda fault: fault.line or 0)  # stable: as found within a line
+        items = [f"{path}:{line}: {text}" for line, text in in_order]
+        noun = "fault" if len(items) == 1 else "faults"
+        raise SpecError(f"{len(items)} {noun} in the spec '{path}'", items=items, hint="mend the lines named above")
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:
@@ -102,9 +118,9 @@ def _is_known(name: str, known: Collection[str]) -> bool:
     return name in known or bool(rest) and any(form.startswith(prefix + colon) for form in known)
 
 
-def _parse(text: str, path: Path, lines: dict[KeyPath, int], faults: list[str]) -> dict[str, Any]:
+def _parse(text: str, path: Path, lines: dict[KeyPath, int], faults: list[_Fault]) -> dict[str, Any]:
     try:
-        value = _load(text, lines, faults, path)
+        value = _load(text, lines, faults)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -120,18 +136,16 @@ def _parse(text: str, path: Path, lines: dict[KeyPath, int], faults: list[str]) 
     return value
 
 
-def _load(text: str, lines: dict[KeyPath, int], faults: list[str], path: Path) -> Any:
+def _load(text: str, lines: dict[KeyPath, int], faults: list[_Fault]) -> Any:
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
-        return None if root is None else _construct(loader, root, (), lines, faults, path)
+        return None if root is None else _construct(loader, root, (), lines, faults)
     finally:
         loader.dispose()
 
 
-def _construct(
-    loader: _Loader, node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], faults: list[str], path: Path
-) -> Any:
+def _construct(loader: _Loader, node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], faults: list[_Fault]) -> Any:
     lines.setdefault(at, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
@@ -141,13 +155,14 @@ def _construct(
             key = key_node.value
             line = key_node.start_mark.line + 1
             if key in result:
-                faults.append(f"{path}:{line}: {_dotted((*at, key))}: given twice, first on line {lines[(*at, key)]}")
+                twice = f"{_dotted((*at, key))}: given twice, first on line {lines[(*at, key)]}"
+                faults.append(_Fault(line, twice))
                 continue
             lines[(*at, key)] = line
-            result[key] = _construct(loader, value_node, (*at, key), lines, faults, path)
+            result[key] = _construct(loader, value_node, (*at, key), lines, faults)
         return result
     if isinstance(node, yaml.SequenceNode):
-        return [_construct(loader, item, (*at, i), lines, faults, path) for i, item in enumerate(node.value)]
+        return [_construct(loader, item, (*at, i), lines, faults) for i, item in enumerate(node.value)]
     try:
         return loader.construct_object(node)
     except (ValueError, LookupError, AttributeError):  # PyYAML's own, on a date that is none, `!!int x`, `!!bool x`
@@ -168,9 +183,9 @@ def _apply(override: str, value: dict[str, Any]) -> KeyPath:
             at = at[part]
         else:
             raise UsageError(f"--set {key}: '{part}' has no keys below it")
-    faults: list[str] = []
+    faults: list[_Fault] = []
     try:
-        parsed = _load(text, {}, faults, Path("--set"))
+        parsed = _load(text, {}, faults)
     except (yaml.YAMLError, RecursionError):
         raise UsageError(f"--set {override}: '{text}' is not a YAML value") from None
     if faults:
@@ -181,13 +196,14 @@ def _apply(override: str, value: dict[str, Any]) -> KeyPath:
     return tuple(int(part) if part.isdigit() else part for part in parts)
 
 
-def _where(at: KeyPath, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, int], path: Path) -> str:
+def _line_of(at: KeyPath, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, int]) -> int | None:
+    """Return the line of the file that a key stands on; None where it comes from `--set`."""
     for key in set_keys:
         if at[: len(key)] == key or (key[: len(at)] == at and at not in lines):  # below it, or a section that it made
-            return "--set"
+            return None
     while at not in lines and at:  # a missing key is reported where its section stands
         at = at[:-1]
-    return f"{path}:{lines.get(at, 1)}"
+    return lines.get(at, 1)
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -82,6 +82,13 @@ def test_an_error_is_one_block_with_five_items_at_most(capsys):
     assert capsys.readouterr().err.splitlines() == ["error: a", "  1", "  2", "  3", "  4", "  5"]
 
 
+def test_every_fault_of_a_spec_is_shown(tmp_path, glue):
+    (tmp_path / "glue.yaml").write_text("".join(f"wrong_{i}: {i}\n" for i in range(11)))
+    shown = glue("mix", "a.safetensors", "--method", "proxy", "--spec", tmp_path / "glue.yaml", code=3).err
+    assert [f"glue.yaml:{line}: wrong_{line - 1}: unknown key" in shown for line in range(1, 12)] == [True] * 11
+    assert "13 faults" in shown and "more" not in shown  # the two sections that are missing are among them
+
+
 def test_long_messages_are_not_wrapped(capsys):
     long = "/a b/" + "c" * 500
     print_error(GlueError(f"nothing at '{long}'", items=[long], hint=long))

@@ -24,3 +24,8 @@ def test_exit_codes(name, code):
         ("here", "there"),
         "do this",
     )
+
+
+def test_all_faults_of_a_spec_are_shown_and_few_of_other_kinds():
+    shown = {error.n_shown for error in errors.GlueError.__subclasses__() if error is not errors.SpecError}
+    assert errors.SpecError.n_shown is None and shown == {5}
