@@ -23,6 +23,7 @@ from glue_cli.cli.report import report
 from glue_cli.cli.signals import ignore_signals, unwind_on_signals
 from glue_cli.cli.train_expert import train_expert
 from glue_cli.foundation.errors import GlueError, ResourceError, UsageError
+from glue_cli.foundation.memory import is_out_of_memory
 
 app = typer.Typer(
     name="glue",
@@ -80,14 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(_as_usage_error(error))
     except GlueError as error:
         return _report(error)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            traceback.print_exc()
-            return 1
-        return _report(ResourceError("out of memory", hint=_OUT_OF_MEMORY))
     except OSError as error:
         return _report(_as_resource_error(error))
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            return _report(ResourceError("out of memory", hint=_OUT_OF_MEMORY))
         traceback.print_exc()
         return 1
 
@@ -187,8 +185,3 @@ def _as_resource_error(error: OSError) -> GlueError:
     except OSError:
         _drop_output()
     return ResourceError(f"the output cannot be written: {error.strerror}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    said = str(error)
-    return isinstance(error, MemoryError) or "allocate" in said or "out of memory" in said or "ALLOC_FAILED" in said

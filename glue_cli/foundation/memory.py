@@ -1,11 +1,15 @@
-"""How much memory there is."""
+"""How much memory there is, and whether it was too little. Needs no torch but to ask about a GPU."""
 
 import os
+import re
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # What a control group says of its memory: the limit, what is held, and what of that are files that can be dropped.
@@ -14,11 +18,31 @@ _FILES = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
 )
 _UNLIMITED = 2**63
+# What torch raises as a plain RuntimeError: its CPU allocator, C++ itself, and CUDA's own libraries.
+_TORCH_SAYS = re.compile(
+    r"std::bad_alloc$"
+    r"|(\[enforce fail at \S+\] \S.*\. )?DefaultCPUAllocator: can't allocate memory: you tried to allocate \d+ bytes"
+    r"|CUDA error: (out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
+    r"|cuDNN error: CUDNN_STATUS_\w*ALLOC\w*_FAILED"
+)
 
 
-def free_memory(device: torch.device) -> int:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there was too little memory, in the host or on a GPU.
+
+    Any other error, though it may speak of memory or allocation, is a fault of its own.
+    """
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _TORCH_SAYS.match(str(error)) is not None
+
+
+def free_memory(device: "torch.device") -> int:
     """Return the bytes that this process may still take, on a GPU or in host memory."""
     if device.type == "cuda":
+        import torch
+
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
         return torch.cuda.mem_get_info(device)[0] + cached
     of_groups = (_free_of_group(folder) for folder in _groups())

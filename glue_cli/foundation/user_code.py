@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from glue_cli.foundation.errors import GlueError, SpecError
+from glue_cli.foundation.memory import is_out_of_memory
 
 PREFIX = "python:"
 
@@ -59,12 +60,12 @@ def call_function(function: Callable[..., Any], *args: Any, name: str, hint: str
     """
     try:
         return function(*args)
-    except (GlueError, MemoryError):
+    except GlueError:
         raise
     except (Exception, SystemExit) as error:  # it may raise anything
-        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        if isinstance(error, RuntimeError) and ("allocate memory" in reason or "out of memory" in reason):
+        if is_out_of_memory(error):
             raise
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         frames = traceback.extract_tb(error.__traceback__)[1:]
         own = [frame for frame in frames if frame.filename == frames[0].filename]
         where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glue_cli.foundation.errors import ResourceError, SpecError
+from glue_cli.foundation.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,8 +77,8 @@ def build_model(arch: str, args: Mapping[str, Any], *, seed: int, folder: Path =
         torch.default_generator.manual_seed(seed)
         try:
             model = build()
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
             given = ", ".join(f"{name}={value}" for name, value in args.items()) or "its defaults"
             raise ResourceError(

@@ -9,7 +9,8 @@ from torch import nn
 from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError, GlueError, SpecError
-from glue_cli.models.libraries.faults import is_out_of_memory, reason_of
+from glue_cli.foundation.memory import is_out_of_memory
+from glue_cli.models.libraries.faults import reason_of
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Inputs, outputs_of
 from glue_cli.running.losses import Loss
@@ -29,7 +30,7 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
     inputs, targets = next(examples.on(Compute(torch.device("cpu"))).in_order(2))
     try:
         outputs = outputs_of(model, inputs)
-    except (GlueError, MemoryError):
+    except GlueError:
         raise
     except Exception as error:  # a model that is not glue's own may raise anything
         if is_out_of_memory(error):

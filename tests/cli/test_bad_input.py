@@ -377,7 +377,12 @@ def test_a_gpu_that_is_not_there(here, refused, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
 )
 def test_out_of_memory(here, refused, monkeypatch, error):
     def exhausted(*arguments, **options):
@@ -387,14 +392,15 @@ def test_out_of_memory(here, refused, monkeypatch, error):
     refused(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"], 5, "out of memory")
 
 
-def test_a_bug_keeps_its_traceback(here, capsys, monkeypatch):
+@pytest.mark.parametrize("error", [KeyError("a bug"), RuntimeError("a bug: the buffer is not allocated yet")])
+def test_a_bug_keeps_its_traceback(here, capsys, monkeypatch, error):
     def broken(*arguments, **options):
-        raise KeyError("a bug")
+        raise error
 
     monkeypatch.setattr("glue_cli.workflows.mix.experts.load_bank", broken)
     assert main(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and "Traceback" in err and "KeyError: 'a bug'" in err
+    assert out == "" and "Traceback" in err and f"{type(error).__name__}: {error}" in err
 
 
 def test_debug_shows_the_traceback_of_a_known_error_too(here, glue, monkeypatch):

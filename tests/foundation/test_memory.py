@@ -1,11 +1,13 @@
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from glue_cli.foundation import memory
-from glue_cli.foundation.memory import free_memory
+from glue_cli.foundation.memory import free_memory, is_out_of_memory
 
 CPU = torch.device("cpu")
 MiB = 1 << 20
@@ -109,3 +111,51 @@ def test_memory_of_a_gpu(cuda):
     assert 0 < before <= torch.cuda.get_device_properties(cuda).total_memory
     taken = torch.empty(256 * MiB, dtype=torch.uint8, device=cuda)
     assert free_memory(cuda) <= before - taken.numel()
+
+
+@pytest.mark.parametrize("n_bytes", [1 << 45, 1 << 60])
+def test_what_torch_itself_raises_for_want_of_memory(n_bytes):
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(n_bytes, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    ],
+)
+def test_want_of_memory(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("the buffer is not allocated yet"),
+        RuntimeError("a page that says: out of memory"),
+        RuntimeError("it cannot go on: CUDA error: out of memory is what it would say"),
+        RuntimeError("Storage size calculation overflowed with sizes=[4611686018427387904]"),
+        ValueError("std::bad_alloc"),
+        KeyError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError(),
+    ],
+)
+def test_a_bug_that_speaks_of_memory_is_a_bug(error):
+    assert not is_out_of_memory(error)
+
+
+def test_telling_want_of_memory_needs_no_torch():
+    code = (
+        "import sys; from glue_cli.foundation.memory import is_out_of_memory as told;"
+        "assert told(MemoryError()) and not told(RuntimeError('x')) and 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

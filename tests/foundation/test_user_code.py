@@ -117,13 +117,14 @@ def test_no_such_function(tmp_path):
 
 
 FAULTS = """\
-import json, sys
+import json, sys, torch
 def deep(): return json.loads("{")
 def leaves(): sys.exit(3)
 def long(): raise ValueError("first\\nsecond")
 def silent(): assert False
 def outer(): return silent()
-def hungry(): raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+def hungry(): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+def bug(): raise RuntimeError("the buffer is not allocated yet, though it is out of memory's way")
 """
 
 
@@ -134,6 +135,7 @@ def hungry(): raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         ("leaves", "my_code.py:3: SystemExit: 3"),
         ("long", "my_code.py:4: ValueError: first"),
         ("outer", "my_code.py:5: AssertionError"),
+        ("bug", "my_code.py:8: RuntimeError: the buffer is not allocated yet, .*"),
     ],
 )
 def test_a_function_that_fails_says_where_in_the_users_file(tmp_path, function, reason):

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from glue_cli.foundation.errors import GlueError, SpecError
+from glue_cli.foundation.memory import is_out_of_memory
 
 EXTRAS = {"torchvision": "vision", "timm": "timm", "transformers": "hf"}  # library -> the extra that brings it
 
@@ -75,7 +76,7 @@ def call_library(arch: str, function: Callable[..., Any], args: Mapping[str, Any
     """
     try:
         return function(**args)
-    except (GlueError, ImportError, MemoryError):
+    except (GlueError, ImportError):
         raise
     except Exception as error:
         if is_out_of_memory(error):
@@ -103,11 +104,6 @@ def reason_of(error: BaseException) -> str:
     """Return an error's kind and the first line of what it says."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0].rstrip('.')}" if said else type(error).__name__
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch found no memory on the CPU."""
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

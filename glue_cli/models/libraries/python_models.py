@@ -2,15 +2,13 @@
 
 import difflib
 import inspect
-import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glue_cli.foundation.errors import GlueError, SpecError
-from glue_cli.foundation.user_code import load_function
-from glue_cli.models.libraries.faults import is_out_of_memory, reason_of
+from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.user_code import call_function, load_function
 
 
 def find_python(location: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
@@ -23,7 +21,12 @@ def find_python(location: str, args: Mapping[str, Any], folder: Path) -> Callabl
     """
     function = load_function(location, folder, key="model.arch")
     _check_arguments(location, function, args)
-    return partial(_call, location, function, args)
+    return partial(
+        call_function,
+        partial(function, **args),
+        name=f"model.arch 'python:{location}'",
+        hint="mend the function or model.args",
+    )
 
 
 def _check_arguments(location: str, function: Callable[..., Any], args: Mapping[str, Any]) -> None:
@@ -47,19 +50,3 @@ def _check_arguments(location: str, function: Callable[..., Any], args: Mapping[
             items=faults if len(faults) > 1 else (),
             hint=f"the function takes {signature}",
         )
-
-
-def _call(location: str, function: Callable[..., Any], args: Mapping[str, Any]) -> Any:
-    try:
-        return function(**args)
-    except (GlueError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        if is_out_of_memory(error):
-            raise
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        own = [frame for frame in frames if frame.filename == frames[0].filename]
-        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        raise SpecError(
-            f"model.arch 'python:{location}' fails{where}: {reason_of(error)}", hint="mend the function or model.args"
-        ) from error
