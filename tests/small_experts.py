@@ -15,7 +15,7 @@ from glue_cli.blend.to_files import blend_files
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import FILE_DTYPES, write_checkpoint
-from glue_cli.running.device import Compute, find_device
+from glue_cli.running.device import Compute, find_device, make_repeatable
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import Criterion, criterion_of
@@ -110,7 +110,9 @@ def golden():
 def cuda():
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    return find_device("cuda:0")
+    device = find_device("cuda:0")
+    make_repeatable(device)
+    return device
 
 
 def of_loss(loss):

@@ -33,7 +33,7 @@ from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.methods.fullgrad import fullgrad
 from glue_cli.methods.spsa import spsa
 from glue_cli.models import build_model
-from glue_cli.running.device import Compute, find_device, likes_channels_last
+from glue_cli.running.device import Compute, find_device, likes_channels_last, make_repeatable
 from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.running.losses import example_losses
 from glue_cli.running.precision import Precision
@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device, n_runs = arguments.device, arguments.runs
+    make_repeatable(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if arguments.peak:

@@ -31,7 +31,7 @@ class Compute:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called `auto`, `cpu`, `cuda` or `cuda:I`; auto is the first GPU, else the CPU.
+    """Return the device called `auto`, `cpu`, `cuda` or `cuda:I`; auto is the first GPU, else the CPU. Sets nothing.
 
     Raises:
         ResourceError: that GPU is not there.
@@ -44,10 +44,18 @@ def find_device(name: str) -> torch.device:
         return device
     if (device.index or 0) >= n_gpus:
         raise ResourceError(f"no device '{name}': torch sees {n_gpus} CUDA devices", hint="use --device cpu")
-    torch.backends.cudnn.deterministic = True  # equal runs are to give equal bytes, as far as that can be asked for
-    # Its 10 bits would drown the loss differences for whose sake float32 is chosen.
-    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda", device.index or 0)
+
+
+def make_repeatable(device: torch.device) -> None:
+    """Set torch's global flags so that equal runs on a GPU give equal bytes, as far as that can be asked for.
+
+    A command calls this once, before its model runs; on a CPU there is nothing to set.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        # TF32's 10 bits would drown the loss differences for whose sake float32 is chosen.
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def likes_channels_last(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from glue_cli.foundation.run import Run
 from glue_cli.models.weights import load_model
 from glue_cli.plans.evaluate import EvaluatePlan
 from glue_cli.results.provenance import origin_of
-from glue_cli.running.device import find_device
+from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.running.evaluation import Evaluation
 from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
 from glue_cli.workflows.compute import forward_compute
@@ -30,7 +30,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
         SpecError, DataError: the spec, the model and the data do not fit each other.
         ResourceError: the device is not there.
     """
-    find_device(run.device)  # a missing GPU shows before the data are read
+    make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     spec = plan.spec
     metrics = _load_metrics(plan, run)
     examples = Target(spec, run)[plan.split]

@@ -13,7 +13,7 @@ from glue_cli.models.weights import initial_model, load_model
 from glue_cli.plans.finetune import FinetunePlan
 from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
-from glue_cli.running.device import find_device
+from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.fits import check_fits_data
@@ -33,7 +33,7 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
         ResourceError: the output cannot be written, or the device is not there.
     """
     began = time.perf_counter()
-    find_device(run.device)  # a missing GPU shows before the data are read
+    make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     spec = plan.spec
     model = load_model(spec, plan.checkpoint) if plan.checkpoint else initial_model(spec, progress=run.progress)
     watched_splits = ["val", "test"] if plan.track_test else ["val"]

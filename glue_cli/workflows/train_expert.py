@@ -10,7 +10,7 @@ from glue_cli.models.weights import initial_model
 from glue_cli.plans.train_expert import TrainExpertPlan
 from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
-from glue_cli.running.device import find_device
+from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.save import save_model
@@ -26,7 +26,7 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
         ResourceError: the output cannot be written, or the device is not there.
     """
     began = time.perf_counter()
-    find_device(run.device)  # a missing GPU shows before the data are read
+    make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     spec = plan.spec
     model = initial_model(spec, plan.expert, progress=run.progress)
     examples = read_expert(spec, plan.expert, run)

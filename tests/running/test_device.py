@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from glue_cli.foundation.errors import ResourceError
-from glue_cli.running.device import Compute, find_device, likes_channels_last
+from glue_cli.running.device import Compute, find_device, likes_channels_last, make_repeatable
 
 CPU = torch.device("cpu")
 
@@ -19,6 +19,35 @@ def test_a_gpu_that_is_not_there(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match=f"no device '{name}': torch sees 0 CUDA devices"):
         find_device(name)
+
+
+@pytest.fixture
+def cudnn_flags(monkeypatch):
+    """Set cuDNN's flags as torch has them at first, for this test alone."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+
+def flags():
+    return torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+
+
+def test_finding_a_gpu_sets_no_flag(monkeypatch, cudnn_flags):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [find_device(name) for name in ("auto", "cuda", "cuda:1")] == [
+        torch.device("cuda:0"),
+        torch.device("cuda:0"),
+        torch.device("cuda:1"),
+    ]
+    assert flags() == (False, True)
+
+
+def test_flags_are_set_for_a_gpu_alone(cudnn_flags):
+    make_repeatable(CPU)
+    assert flags() == (False, True)
+    make_repeatable(torch.device("cuda:0"))
+    assert flags() == (True, False)
 
 
 def test_compute_places_and_casts():

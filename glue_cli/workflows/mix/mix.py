@@ -16,7 +16,7 @@ from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
-from glue_cli.running.device import find_device
+from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.mix.choice import by_expert, by_group
 from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
@@ -32,7 +32,7 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
         ResourceError: the output cannot be written, or the device is not there.
     """
     began = time.perf_counter()
-    find_device(run.device)  # a missing GPU shows before the data are read
+    make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     experts = gather_experts(plan)
     target = Target(plan.spec, run) if plan.spec else None
     with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:
