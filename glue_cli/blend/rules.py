@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from glue_cli.blend.compatibility import find_differences
 from glue_cli.blend.recipe import Recipe, find_expert, find_matching, group_tensors, matches
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
+from glue_cli.foundation.batchnorm import is_statistic
 from glue_cli.foundation.errors import CheckpointError, UsageError
 
 HEAD_POLICIES = ("blend", "from:EXPERT", "align", "reset")
 BATCHNORM_POLICIES = ("average", "refresh", "from:EXPERT")
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _FROM = "from:"
 
 
@@ -71,7 +71,7 @@ def plan_recipe(
     copied = _plan_copies(experts, rules)
     if rules.batchnorm.startswith(_FROM):
         k = find_expert(experts, rules.batchnorm.removeprefix(_FROM), "--batchnorm from:")
-        copied |= dict.fromkeys(_statistics(experts[0]), k)
+        copied |= dict.fromkeys(filter(is_statistic, experts[0].entries), k)
     elif rules.batchnorm not in BATCHNORM_POLICIES:
         raise UsageError(
             f"--batchnorm {rules.batchnorm}: no such policy", hint=f"wanted {', '.join(BATCHNORM_POLICIES)}"
@@ -109,10 +109,6 @@ def head_classes_of(experts: Sequence[Checkpoint], rules: TensorRules, head: Hea
 
 def _owner_of_head(experts: Sequence[Checkpoint], policy: str) -> int:
     return find_expert(experts, policy.removeprefix(_FROM), "--head-policy from:")
-
-
-def _statistics(expert: Checkpoint) -> list[str]:
-    return [name for name in expert.entries if name.rpartition(".")[2] in _STATISTICS]
 
 
 def _plan_copies(experts: Sequence[Checkpoint], rules: TensorRules) -> dict[str, int]:

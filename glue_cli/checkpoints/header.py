@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from glue_cli.foundation.batchnorm import COUNTER
+
 # Bytes an element, in the order in which safetensors sorts dtypes within a file (last first).
 DTYPE_BYTES = {
     "BOOL": 1,
@@ -100,4 +102,4 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 def is_counter(entry: TensorEntry) -> bool:
     """Tell whether a tensor is BatchNorm's `num_batches_tracked`, whose blend is chosen and not copied."""
-    return entry.name.endswith("num_batches_tracked") and entry.dtype == "I64" and entry.n_elements == 1
+    return entry.name.endswith(COUNTER) and entry.dtype == "I64" and entry.n_elements == 1

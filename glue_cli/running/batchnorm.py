@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from glue_cli.foundation.batchnorm import STATISTICS
 from glue_cli.running.forward import Batch
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def differentiate_statistics(model: nn.Module) -> None:
