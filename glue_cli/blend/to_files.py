@@ -26,7 +26,7 @@ from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.safetensors_file import header_of, metadata_of
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import CheckpointError, NumericalError
 from glue_cli.foundation.outputs import copy_into, reserve, write_all, writing
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.foundation.threads import single_threaded
@@ -72,7 +72,9 @@ def blend_files(
     Returns:
         the experts' sha256 in hexadecimal [K]; of an expert in shards, that of its files one after another.
     Raises:
-        CheckpointError: an expert has NaN or infinity, changes while it is read, or a copied tensor differs.
+        CheckpointError: an expert has NaN or infinity, changes while it is read, or a copied tensor differs; a
+            tensor of the blend is too large for its dtype.
+        NumericalError: a tensor that was made elsewhere has NaN or infinity.
         ResourceError: the output cannot be written.
     Cost: every expert is read once; for its sha256 a second time, where the experts have their tensors in different
         orders and its own is not the output's.
@@ -90,7 +92,7 @@ def blend_files(
             weights = recipe.coefficients(counter.name, alphas)
             outputs[counter.file].write(_largest_counter(counter, readers, weights), counter.offset)
         for entry in plan.made:
-            tensor = (made or {})[entry.name].to("cpu", TORCH_DTYPES[entry.dtype]).contiguous()
+            tensor = _cast(entry, (made or {})[entry.name])
             outputs[entry.file].write(bytes_of(tensor), entry.offset)
         _Blending(plan, readers, outputs, memory_bytes, hashes, n_threads, progress).run()
         if hashes:
@@ -260,7 +262,25 @@ class _Blending:
                 message = f"{expert.path}: '{name}' has {part[int(wrong[0])].item()}"
                 raise CheckpointError(message, hint="leave this expert out, or mend it")
         name = self._plan.name_at(*block.place_of(start + int((~torch.isfinite(chunk)).nonzero()[0])))
-        raise CheckpointError(f"'{name}' is too large for {block.dtype}", hint="choose a wider --dtype")
+        raise _too_large(name, block.dtype)
+
+
+def _too_large(name: str, dtype: str) -> CheckpointError:
+    return CheckpointError(f"'{name}' is too large for {dtype}", hint="choose a wider --dtype")
+
+
+def _cast(entry: TensorEntry, made: Tensor) -> Tensor:
+    """Return a tensor that was made elsewhere in the dtype of the output, on the CPU."""
+    if made.is_floating_point() and not torch.isfinite(made).all():
+        wrong = made[~torch.isfinite(made)][0].item()
+        raise NumericalError(
+            f"'{entry.name}' has {wrong} after it was made anew for the blend",
+            hint="keep the experts' own: leave out --batchnorm refresh and --head-policy",
+        )
+    tensor = made.to("cpu", TORCH_DTYPES[entry.dtype]).contiguous()
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise _too_large(entry.name, entry.dtype)
+    return tensor
 
 
 def _carve(slot: Tensor, block: Block) -> tuple[Tensor, list[Tensor]]:

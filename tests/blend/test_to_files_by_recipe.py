@@ -12,7 +12,7 @@ from glue_cli.blend.recipe import Recipe
 from glue_cli.blend.to_files import blend_files
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import CheckpointError, NumericalError
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float64: 1e-15, torch.float32: 3e-7, torch.float16: 6e-4, torch.bfloat16: 4.5e-3}
@@ -181,3 +181,31 @@ def test_the_output_is_a_checkpoint_of_its_own(save, blend, tmp_path):
     entries = read_checkpoint(tmp_path / "blend.safetensors").entries
     assert entries["head"].shape == (9, 5)
     assert {name: entries[name].shape for name in SHAPES} == SHAPES
+
+
+def write_made(save, blend, tensor, dtype):
+    experts = [save(str(j), draw(j) | {"bn.running_var": torch.ones(4)}) for j in range(3)]
+    return blend(experts, Recipe(made={"bn.running_var": (4,)}), made={"bn.running_var": tensor}, dtype=dtype)
+
+
+def test_a_made_tensor_that_the_dtype_cannot_hold_is_refused(save, blend, tmp_path):
+    variances = torch.tensor([1.0, 2.0, 1e6, 3.0])
+    with pytest.raises(CheckpointError, match="'bn.running_var' is too large for F16") as caught:
+        write_made(save, blend, variances, "F16")
+    assert caught.value.hint == "choose a wider --dtype" and not (tmp_path / "blend.safetensors").exists()
+    for dtype in (None, "BF16"):
+        assert write_made(save, blend, variances, dtype)["bn.running_var"].float()[2] == pytest.approx(1e6, rel=4e-3)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf")])
+def test_a_made_tensor_that_is_not_finite_is_refused(save, blend, tmp_path, wrong):
+    with pytest.raises(NumericalError, match=f"'bn.running_var' has {wrong} after it was made anew"):
+        write_made(save, blend, torch.tensor([1.0, wrong, 1.0, 1.0]), None)
+    assert not (tmp_path / "blend.safetensors").exists()
+
+
+def test_a_made_counter_is_written_as_it_is(save, blend):
+    experts = [save(str(j), draw(j) | {"bn.num_batches_tracked": torch.tensor(j)}) for j in range(3)]
+    name = "bn.num_batches_tracked"
+    found = blend(experts, Recipe(made={name: ()}), made={name: torch.tensor(157)}, dtype="F16")
+    assert found[name].dtype == torch.int64 and found[name] == 157
