@@ -1,13 +1,16 @@
 """One blend in memory, a tensor at a time, in float32: for a model that is run rather than written."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from glue_cli.blend.recipe import Recipe
+from glue_cli.checkpoints.files import check_unchanged, open_files
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
-from glue_cli.checkpoints.tensors import read_tensors
+from glue_cli.checkpoints.tensors import read_tensor
 from glue_cli.foundation.errors import CheckpointError
 
 
@@ -20,24 +23,40 @@ def blend_tensors(
     the recipe says.
 
     Raises:
-        CheckpointError: an expert has NaN or infinity.
+        CheckpointError: an expert has NaN or infinity, or changes while it is read.
+        ResourceError: too many files are open.
     """
-    for name, dtype, _ in recipe.describe(experts):
-        if name in recipe.made:
-            continue
-        if dtype not in FLOAT_DTYPES:
-            yield name, _read(experts[recipe.copied_from.get(name, 0)], name)
-            continue
-        taking = [(k, weight) for k, weight in enumerate(recipe.coefficients(name, alphas)) if weight != 0]
-        total = _read(experts[taking[0][0]], name).float() * taking[0][1]
-        for k, weight in taking[1:]:
-            total.add_(_read(experts[k], name).float(), alpha=weight)
-        yield name, total
+    with ExitStack() as stack:
+        readers = [_Reader(expert, stack.enter_context(open_files(expert))) for expert in experts]
+        for name, dtype, _ in recipe.describe(experts):
+            if name in recipe.made:
+                continue
+            if dtype not in FLOAT_DTYPES:
+                yield name, readers[recipe.copied_from.get(name, 0)].read(name)
+                continue
+            weights = recipe.coefficients(name, alphas)
+            (first, weight), *others = [
+                (reader, weight) for reader, weight in zip(readers, weights, strict=True) if weight != 0
+            ]
+            total = first.read(name).float() * weight
+            for reader, weight in others:
+                total.add_(reader.read(name).float(), alpha=weight)
+            yield name, total
+        for reader in readers:
+            check_unchanged(reader.expert, reader.descriptors)
 
 
-def _read(expert: Checkpoint, name: str) -> Tensor:
-    tensor = read_tensors(expert, [name])[name]
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        wrong = tensor[~torch.isfinite(tensor)][0].item()
-        raise CheckpointError(f"{expert.path}: '{name}' has {wrong}", hint="leave this expert out, or mend it")
-    return tensor
+@dataclass(frozen=True)
+class _Reader:
+    """An expert and its open files."""
+
+    expert: Checkpoint
+    descriptors: Sequence[int]
+
+    def read(self, name: str) -> Tensor:
+        tensor = read_tensor(self.expert, self.descriptors, name)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            wrong = tensor[~torch.isfinite(tensor)][0].item()
+            message = f"{self.expert.path}: '{name}' has {wrong}"
+            raise CheckpointError(message, hint="leave this expert out, or mend it")
+        return tensor

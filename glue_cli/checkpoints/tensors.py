@@ -1,7 +1,7 @@
 """Tensors to and from checkpoint files."""
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,21 @@ def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> 
     Raises:
         CheckpointError: a file cannot be read, or changed since its header was read.
     """
-    tensors = {}
     with open_files(checkpoint) as descriptors:
-        for name in checkpoint.entries if names is None else names:
-            entry = checkpoint.entries[name]
-            tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
-            read_into(descriptors[entry.file], bytes_of(tensor), entry.offset, checkpoint.files[entry.file])
-            tensors[name] = tensor
-    return tensors
+        wanted = checkpoint.entries if names is None else names
+        return {name: read_tensor(checkpoint, descriptors, name) for name in wanted}
+
+
+def read_tensor(checkpoint: Checkpoint, descriptors: Sequence[int], name: str) -> Tensor:
+    """Read one tensor of a checkpoint from its open files, as `open_files` yields them.
+
+    Raises:
+        CheckpointError: its file cannot be read.
+    """
+    entry = checkpoint.entries[name]
+    tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+    read_into(descriptors[entry.file], bytes_of(tensor), entry.offset, checkpoint.files[entry.file])
+    return tensor
 
 
 def write_checkpoint(output: Path, tensors: Mapping[str, Tensor], glue: Mapping[str, Any]) -> None:
