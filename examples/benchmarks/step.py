@@ -36,7 +36,7 @@ from glue_cli.models import build_model
 from glue_cli.running.device import Compute, find_device, likes_channels_last, make_repeatable
 from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.running.losses import example_losses
-from glue_cli.running.precision import Precision
+from glue_cli.running.timing import Precision
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.matrix import ExpertBank, Place
 from glue_cli.search.bank.rows import ResidentRows

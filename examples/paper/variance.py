@@ -29,7 +29,7 @@ from glue_cli.methods.steps.directions import draw_directions
 from glue_cli.methods.steps.spsa_steps import estimate_gradient
 from glue_cli.models import build_model
 from glue_cli.running.device import Compute
-from glue_cli.running.precision import Precision
+from glue_cli.running.timing import Precision
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import criterion_of

@@ -72,7 +72,8 @@ class Session:
         from glue_cli.foundation.run import Run
 
         with redirect_stdout(sys.stderr), listening(quiet=self.quiet) as progress:  # stdout is for the result alone
-            yield Run(self.device, _cache_folder(), self.history, progress)
+            threads_given = bool(os.environ.get("OMP_NUM_THREADS"))
+            yield Run(self.device, _cache_folder(), self.history, progress, threads_given)
 
     def finish(self, result: dict[str, Any], show: Callable[[dict[str, Any]], None], hint: str | None = None) -> None:
         """Print the result on stdout, as JSON or for people, and the next command to try on stderr."""

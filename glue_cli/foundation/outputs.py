@@ -72,6 +72,29 @@ def check_room(output: Path, n_bytes: int) -> None:
         )
 
 
+def write_once(output: Path, content: bytes) -> bool:
+    """Write a small file unless there is one already; of several processes that try at once, the first one does.
+
+    Returns:
+        whether this call has written it; whoever reads it finds it whole.
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
+    temporary = output.with_name(f".glue-{secrets.token_hex(8)}.tmp")
+    try:
+        with writing(temporary) as descriptor:
+            write_all(descriptor, content, 0)
+        os.link(temporary, output)  # unlike a rename, it fails where there is a file
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return True
+
+
 @contextmanager
 def writing(output: Path) -> Iterator[int]:
     """Open a temporary file beside `output`; on success flush it to disk and give it the name, else remove it.

@@ -14,9 +14,11 @@ class Run:
         device: auto, cpu, cuda or cuda:I.
         cache: a folder for what is slow to find out again; None keeps nothing.
         history: a file that gets a JSON line a step or epoch.
+        threads_given: whether the user has set torch's number of threads, which timing then leaves as it is.
     """
 
     device: str = "auto"
     cache: Path | None = None
     history: Path | None = None
     progress: Progress = silent
+    threads_given: bool = False

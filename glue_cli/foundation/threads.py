@@ -15,19 +15,26 @@ Result = TypeVar("Result")
 
 
 @contextmanager
+def restored_threads() -> Iterator[None]:
+    """Give torch back, in the end, the number of threads that it has now, whatever is set meanwhile."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def single_threaded(n_threads: int) -> Iterator[ThreadPoolExecutor]:
     """Open a pool of Python threads, and let torch compute on one thread in each of them and in the block.
 
     Torch's own threads would cut a piece of work anew, and where it is cut, bits change. It has to be told in each
     thread: MKL does not pass the number on, and two threads with two of MKL's each took 1.25 times as long.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with restored_threads():
+        torch.set_num_threads(1)
         with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
-    finally:
-        torch.set_num_threads(before)
 
 
 def share_out(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

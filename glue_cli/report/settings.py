@@ -38,9 +38,9 @@ def _told(run: Run, names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 def _flat(place: str, command: str, result: Result) -> Iterator[tuple[str, str, str]]:
     told = {"model": result.model, "data": result.data, **result.settings}
-    precision = told.pop("precision", None) or result.precision
-    if precision:
-        told[f"{command}.precision"] = precision
+    for key, of_all in (("precision", result.precision), ("threads", result.threads)):
+        if value := told.pop(key, None) or of_all:
+            told[f"{command}.{key}"] = value
     if result.glue:
         told["glue version"] = result.glue
     for key, value in _leaves("", told):

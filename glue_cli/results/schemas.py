@@ -24,7 +24,7 @@ class Result(Read):
     """What the results of all commands share.
 
     Attributes:
-        glue, model, data, settings, precision: what it takes to run it again.
+        glue, model, data, settings, precision, threads: what it takes to run it again.
     """
 
     glue: str | None = None
@@ -32,6 +32,7 @@ class Result(Read):
     data: Settings = {}
     settings: Settings = {}
     precision: str | None = None
+    threads: int | None = None
 
 
 class Expert(Read):

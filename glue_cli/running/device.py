@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from glue_cli.foundation.errors import ResourceError
-from glue_cli.running.precision import Precision
+from glue_cli.running.timing import Precision
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Compute:
     def autocast(self) -> AbstractContextManager[Any]:
         """Run matrix products and convolutions in bfloat16 where that is the precision; parameters stay float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What results and checkpoints say of it: on one machine, it decides with the seed which bytes come out."""
+        return {"precision": self.precision, "threads": torch.get_num_threads()}
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the memory format."""

@@ -1,7 +1,8 @@
-"""The device and precision of a run: as the user wants, or the faster one by timing the run's own work."""
+"""The device, precision and threads of a run: as the user wants, or the fastest by timing the run's own work."""
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -9,34 +10,35 @@ from torch import nn
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.run import Run
 from glue_cli.running.device import Compute, find_device, likes_channels_last
-from glue_cli.running.precision import Precision, choose_precision
+from glue_cli.running.precision import choose_way
+from glue_cli.running.timing import Precision
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.training import Settings, make_optimizer, training_step
 
-MakeStep = Callable[[Compute], Callable[[], object]]
+MakeStep = Callable[[Compute], Callable[[Compute], object]]
 
 
 def training_compute(spec: Spec, model: nn.Module, examples: Examples, settings: Settings, run: Run) -> Compute:
-    """Return what to train with; `precision: auto` times training steps of a copy of the model."""
+    """Return what to train with, and set torch's threads; `precision: auto` times training steps of a copy."""
 
-    def make_step(compute: Compute) -> Callable[[], object]:
+    def make_step(compute: Compute) -> Callable[[Compute], object]:
         copied = compute.place(copy.deepcopy(model)).train()
         optimizer = make_optimizer(copied, settings)
         first = _first(examples, settings.batch_size)
         inputs, targets = first.on(compute).pick(torch.arange(len(first)))
-        return lambda: training_step(copied, optimizer, inputs, targets, spec.loss, compute)
+        return lambda compute: training_step(copied, optimizer, inputs, targets, spec.loss, compute)
 
     return _choose("train", make_step, spec, model, examples, settings.batch_size, run)
 
 
 def forward_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:
-    """Return what to mix and evaluate with; `precision: auto` times forward passes of a copy of the model."""
+    """Return what to mix and evaluate with, and set torch's threads; `precision: auto` times passes of a copy."""
 
-    def make_step(compute: Compute) -> Callable[[], object]:
+    def make_step(compute: Compute) -> Callable[[Compute], object]:
         copied = compute.place(copy.deepcopy(model))
         batches = _first(examples, spec.mix.batch_size).on(compute)
-        return lambda: evaluate_model(copied, batches, loss=spec.loss, compute=compute)
+        return lambda compute: evaluate_model(copied, batches, loss=spec.loss, compute=compute)
 
     return _choose("forward", make_step, spec, model, examples, spec.mix.batch_size, run)
 
@@ -44,25 +46,28 @@ def forward_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) 
 def _choose(
     kind: str, make_step: MakeStep, spec: Spec, model: nn.Module, examples: Examples, batch_size: int, run: Run
 ) -> Compute:
-    device, channels_last = find_device(run.device), likes_channels_last(model)
+    compute = Compute(find_device(run.device), channels_last=likes_channels_last(model))
 
-    def at(precision: Precision) -> Compute:
-        return Compute(device, precision, channels_last)
+    def make_timed() -> Callable[[Precision], object]:
+        step = make_step(compute)  # parameters and inputs are float32 in both precisions
+        return lambda precision: step(replace(compute, precision=precision))
 
-    precision = choose_precision(
+    way = choose_way(
         spec.precision,
-        lambda precision: make_step(at(precision)),
+        make_timed,
         work={
             "work": kind,
             "model": spec.model.model_dump(),
             "inputs": examples.dataset.shape,
             "batch_size": batch_size,
         },
-        device=device,
+        device=compute.device,
+        threads_given=run.threads_given,
         cache=run.cache,
         progress=run.progress,
     )
-    return at(precision)
+    torch.set_num_threads(way.n_threads)
+    return replace(compute, precision=way.precision)
 
 
 def _first(examples: Examples, n: int) -> Examples:

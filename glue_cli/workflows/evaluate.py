@@ -10,6 +10,7 @@ from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.outputs import write_all, writing
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
 from glue_cli.foundation.run import Run
+from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import load_model
 from glue_cli.plans.evaluate import EvaluatePlan
 from glue_cli.results.provenance import origin_of
@@ -21,6 +22,7 @@ from glue_cli.workflows.evaluation import add_all
 from glue_cli.workflows.fits import check_fits_data
 
 
+@restored_threads()
 def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
     """Evaluate every checkpoint; return what `--json` prints, with `missed`: a line for each bar that was missed.
 
@@ -70,7 +72,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
         "results": results,
         "seed": spec.seed,
         **origin_of(spec),
-        "precision": compute.precision,
+        **compute.recorded,
         "missed": missed,
     }
     if plan.output:

@@ -9,6 +9,7 @@ from glue_cli import __version__
 from glue_cli.data.loader import Batches
 from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
+from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import initial_model, load_model
 from glue_cli.plans.finetune import FinetunePlan
 from glue_cli.results.history import writing_history
@@ -21,6 +22,7 @@ from glue_cli.workflows.save import save_model
 from glue_cli.workflows.training import train
 
 
+@restored_threads()
 def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
     """Train on the target's training data, write the checkpoint, return what `--json` prints.
 
@@ -84,7 +86,7 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
             "examples": len(target["train"]),
             "class_names": target["train"].class_names,
             "seed": spec.seed,
-            "precision": compute.precision,
+            **compute.recorded,
             "settings": settings,
         },
         target["train"].class_names,
@@ -99,7 +101,7 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
         "seed": spec.seed,
         "settings": settings,
         **origin_of(spec),
-        "precision": compute.precision,
+        **compute.recorded,
         "wall_s": time.perf_counter() - began,
     }
 

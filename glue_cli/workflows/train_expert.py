@@ -6,6 +6,7 @@ from typing import Any
 from glue_cli import __version__
 from glue_cli.data.expert_data import read_expert
 from glue_cli.foundation.run import Run
+from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import initial_model
 from glue_cli.plans.train_expert import TrainExpertPlan
 from glue_cli.results.history import writing_history
@@ -17,6 +18,7 @@ from glue_cli.workflows.save import save_model
 from glue_cli.workflows.training import train
 
 
+@restored_threads()
 def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
     """Train expert `plan.expert` of the spec and write its checkpoint; return what `--json` prints.
 
@@ -68,7 +70,7 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
         "seed": spec.seed,
         "settings": settings,
         **origin_of(spec),
-        "precision": compute.precision,
+        **compute.recorded,
         "wall_s": time.perf_counter() - began,
     }
     if (labels := examples.dataset.labels) is not None:
@@ -85,7 +87,7 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
             "examples": len(examples),
             "class_names": examples.class_names,
             "seed": spec.seed,
-            "precision": compute.precision,
+            **compute.recorded,
             "settings": settings,
         },
         examples.class_names,

@@ -16,18 +16,19 @@ CALLS = {
     "train-expert": (
         ["train-expert", "--expert", "1", "-o", "e.safetensors"],
         {"schema", "output", "expert", "name", "examples", "epochs", "loss", "class_counts", "precision", "wall_s"}
-        | {"settings", *ORIGIN},
+        | {"settings", "threads", *ORIGIN},
     ),
     "mix": (
         ["mix", "--method", "spsa", EXPERT_0, "experts/expert-001.safetensors", "experts/expert-002.safetensors"],
         {"schema", "method", "alpha", "experts", "output", "loss", "cost", "steps", "stopped", "search", "precision"}
-        | {"settings", *ORIGIN},
+        | {"settings", "threads", *ORIGIN},
     ),
     "finetune": (
         ["finetune", EXPERT_0],
-        {"schema", "output", "start", "method", "examples", "history", "precision", "wall_s", "settings", *ORIGIN},
+        {"schema", "output", "start", "method", "examples", "history", "precision", "wall_s", "settings"}
+        | {"threads", *ORIGIN},
     ),
-    "evaluate": (["evaluate", EXPERT_0], {"schema", "results", "precision", "missed", *ORIGIN}),
+    "evaluate": (["evaluate", EXPERT_0], {"schema", "results", "precision", "threads", "missed", *ORIGIN}),
 }
 OUTPUTS = {"train-expert": "e.safetensors", "mix": "prior.safetensors", "finetune": "finetuned.safetensors"}
 
@@ -357,13 +358,24 @@ def test_which_device(here, glue, monkeypatch):
 def test_where_the_choice_of_precision_is_kept(here, glue, monkeypatch):
     arguments = ["evaluate", EXPERT_0, "--precision", "auto"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    monkeypatch.setattr("glue_cli.running.timing.Timings.is_steady", True)  # whatever else the machine does
     assert "a step takes" in glue(*arguments, code=0).err
     assert "as timed before" in glue(*arguments, code=0).err
-    assert (here / "cache/glue/precision.json").exists()
+    assert len(list((here / "cache/glue").glob("precision-*.json"))) == 1
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user without a home
     assert "a step takes" in glue(*arguments, code=0).err
     assert not (here / "~").exists()
+
+
+@pytest.mark.parametrize(("variable", "timed"), [("2", [2]), ("", [2, 1]), (None, [2, 1])])
+def test_threads_that_the_user_has_set_are_kept(here, glue, monkeypatch, variable, timed):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    torch.set_num_threads(2)  # as torch does by itself where the variable says so
+    err = glue("evaluate", EXPERT_0, "--precision", "auto", code=0).err
+    assert [n for n in (2, 1) if f"fp32 on {n} thread" in err.partition("a step takes")[2]] == timed
 
 
 # ---- names that shells and terminals trip over

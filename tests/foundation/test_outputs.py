@@ -8,7 +8,7 @@ import pytest
 
 from glue_cli.foundation import outputs as output_module
 from glue_cli.foundation.errors import ResourceError, UsageError
-from glue_cli.foundation.outputs import check_output, check_room, reserve, writing
+from glue_cli.foundation.outputs import check_output, check_room, reserve, write_once, writing
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
@@ -173,3 +173,23 @@ def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
     with writing(output) as descriptor:
         os.write(descriptor, b"whole")
     assert output.read_bytes() == b"whole"
+
+
+def test_the_first_that_writes_once_has_written(tmp_path):
+    path = tmp_path / "new" / "choice.json"
+    assert write_once(path, b"first") and not write_once(path, b"second")
+    assert path.read_bytes() == b"first" and os.listdir(path.parent) == ["choice.json"]
+
+
+def test_what_cannot_be_written_once(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot be written"):
+        write_once(tmp_path / "file" / "choice.json", b"")
+
+    def refuse(source, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)  # as a file system without links does
+    with pytest.raises(ResourceError, match="'.*choice.json' cannot be written: Operation not permitted"):
+        write_once(tmp_path / "choice.json", b"")
+    assert os.listdir(tmp_path) == ["file"]

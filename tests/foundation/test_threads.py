@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glue_cli.foundation.threads import share_out, single_threaded
+from glue_cli.foundation.threads import restored_threads, share_out, single_threaded
 
 TASKS = Path("/proc/self/task")  # a folder a thread
 
@@ -24,6 +24,18 @@ def test_torch_has_one_thread_in_the_block_and_what_it_had_behind_it(n_torch_thr
     assert torch.get_num_threads() == n_torch_threads
     with pytest.raises(KeyError), single_threaded(2):
         raise KeyError
+    assert torch.get_num_threads() == n_torch_threads
+
+
+def test_what_is_set_in_a_block_or_a_function_ends_with_it(n_torch_threads):
+    @restored_threads()
+    def command(n, fails):
+        torch.set_num_threads(n)
+        return 1 / fails
+
+    assert command(3, 1) == 1 and torch.get_num_threads() == n_torch_threads
+    with pytest.raises(ZeroDivisionError):
+        command(4, 0)
     assert torch.get_num_threads() == n_torch_threads
 
 

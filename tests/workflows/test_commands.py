@@ -14,11 +14,12 @@ from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
-from glue_cli.running.precision import PRECISIONS
+from glue_cli.running.timing import PRECISIONS, Way
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.finetune import finetune
 from glue_cli.workflows.mix.mix import mix
 from glue_cli.workflows.train_expert import train_expert
+from glue_cli.workflows.training import training_step
 
 
 @pytest.fixture
@@ -124,7 +125,13 @@ def test_evaluate_names_every_bar_that_was_missed(spec, run, experts, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text()) == result
 
 
-def test_precision_is_timed_once_recorded_and_reused(make_spec, run, tmp_path, events):
+@pytest.fixture
+def steady(monkeypatch):
+    """Let every timing count as steady, whatever else the machine does."""
+    monkeypatch.setattr("glue_cli.running.timing.Timings.is_steady", True)
+
+
+def test_precision_is_timed_once_recorded_and_reused(make_spec, run, tmp_path, events, steady):
     spec = make_spec(precision="auto")
 
     def train_again(name, **sections):
@@ -137,12 +144,33 @@ def test_precision_is_timed_once_recorded_and_reused(make_spec, run, tmp_path, e
     assert ["as timed before" in note for note in train_again("b.safetensors")] == [True]
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["glue"])["precision"] in PRECISIONS
+        recorded = json.loads(file.metadata()["glue"])
+    assert recorded["precision"] in PRECISIONS and recorded["threads"] == 1
     other = train_again("c.safetensors", train={"epochs": 1, "batch_size": 30, "lr": 0.02})
     assert "a step takes fp32" in other[0]  # another batch size is another question
     events.clear()
     evaluate(plan_evaluate(spec, [tmp_path / "a.safetensors"], "test", {}, Outputs(None)), run)
     assert any("a step takes fp32" in event.text for event in events if isinstance(event, Noted))
+
+
+def test_threads_are_chosen_for_the_command_alone_and_recorded(make_spec, run, tmp_path, monkeypatch):
+    used = []
+
+    def choose(*arguments, **options):
+        return Way("fp32", 1)
+
+    def step(*arguments):
+        used.append(torch.get_num_threads())
+        return training_step(*arguments)
+
+    torch.set_num_threads(2)
+    monkeypatch.setattr("glue_cli.workflows.compute.choose_way", choose)
+    monkeypatch.setattr("glue_cli.workflows.training.training_step", step)
+    path = tmp_path / "a.safetensors"
+    result = train_expert(plan_train_expert(make_spec(precision="auto"), 0, Outputs(path)), run)
+    assert set(used) == {1} and result["threads"] == 1 and torch.get_num_threads() == 2
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["glue"])["threads"] == 1
 
 
 @pytest.mark.parametrize("arch", ["resnet20", "vit"])

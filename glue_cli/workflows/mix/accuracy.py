@@ -46,7 +46,7 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
     alpha = METHODS[plan.method].load()(accuracies)
     return Choice(
         torch.tensor([alpha], dtype=torch.float64),
-        settings={"precision": compute.precision},
+        settings=compute.recorded,
         cost=cost,
-        details={"val_accuracies": accuracies, "precision": compute.precision},
+        details={"val_accuracies": accuracies, **compute.recorded},
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from glue_cli import __version__
 from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
+from glue_cli.foundation.threads import restored_threads
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
@@ -22,6 +23,7 @@ from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
 
 
+@restored_threads()
 def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     """Choose alpha by the plan's method and write the blend; return what `--json` prints.
 

@@ -84,7 +84,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
     run.progress(Finished())
     losses = {"val": learned.val_loss, "val_uniform": learned.val_loss_start}
-    details: dict[str, Any] = {"steps": learned.n_steps, "stopped": learned.stopped, "precision": compute.precision}
+    details: dict[str, Any] = {"steps": learned.n_steps, "stopped": learned.stopped, **compute.recorded}
     if not goal.is_smooth:
         figures = {name: None if loss is None else goal.figure(loss) for name, loss in losses.items()}
         details["objective"] = {"name": goal.name, **figures}
@@ -104,7 +104,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
             "loss": spec.loss,
             "objective": goal.name,
             "search": searched,
-            "precision": compute.precision,
+            **compute.recorded,
         },
         cost=objective.cost,
         loss=losses if goal.is_smooth else {},
