@@ -60,7 +60,7 @@ class Block:
         """Bytes of the inputs and the output."""
         return self.n_bytes + self.n_elements * DTYPE_BYTES[self.dtype]
 
-    def place_of(self, element: int) -> tuple[int, int]:
+    def position_of(self, element: int) -> tuple[int, int]:
         """Return where an element goes: the output's file, and the offset in it."""
         for file, offset, n_elements in self.targets:
             if element < n_elements:
@@ -107,19 +107,19 @@ class Plan:
 
         These count from the first of the tensors that are neighbours in every expert.
         """
-        run, step = _Run(COPIED, ()), chunk
+        stretch, step = _Stretch(COPIED, ()), chunk
         for entry in self.streamed:
             dtype, sources = _treated_as(entry), self._sources(entry)
-            if not run.goes_on_at(dtype, sources):
-                if run.n_elements:
-                    yield run.take(run.n_elements)
-                run = _Run(dtype, sources)
-                step = max(1, slot_bytes // run.element_bytes // chunk) * chunk
-            run.add(entry)
-            while run.n_elements >= step:
-                yield run.take(step)
-        if run.n_elements:
-            yield run.take(run.n_elements)
+            if not stretch.goes_on_at(dtype, sources):
+                if stretch.n_elements:
+                    yield stretch.take(stretch.n_elements)
+                stretch = _Stretch(dtype, sources)
+                step = max(1, slot_bytes // stretch.element_bytes // chunk) * chunk
+            stretch.add(entry)
+            while stretch.n_elements >= step:
+                yield stretch.take(step)
+        if stretch.n_elements:
+            yield stretch.take(stretch.n_elements)
 
     def _sources(self, entry: TensorEntry) -> tuple[Source, ...]:
         """Return where a tensor of the output comes from: the experts with a coefficient, or the one copied from."""
@@ -205,7 +205,7 @@ def _treated_as(entry: TensorEntry) -> str:
     return entry.dtype if entry.dtype in FLOAT_DTYPES else COPIED
 
 
-class _Run:
+class _Stretch:
     """Tensors that are neighbours in every expert and treated alike, as far as no block has taken them yet."""
 
     def __init__(self, dtype: str, sources: tuple[Source, ...]) -> None:
@@ -219,7 +219,7 @@ class _Run:
         return DTYPE_BYTES[self._dtype] + sum(DTYPE_BYTES[source.dtype] for source in self._sources)
 
     def goes_on_at(self, dtype: str, sources: tuple[Source, ...]) -> bool:
-        """Tell whether a tensor is treated like the run and lies behind it in each of the same experts."""
+        """Tell whether a tensor is treated like the stretch and lies behind it in each of the same experts."""
         if dtype != self._dtype or len(sources) != len(self._sources):
             return False
         return all(
@@ -228,7 +228,7 @@ class _Run:
         )
 
     def add(self, entry: TensorEntry) -> None:
-        """Let a tensor be the next of the run."""
+        """Let a tensor be the next of the stretch."""
         n_elements, size = entry.n_bytes // DTYPE_BYTES[self._dtype], DTYPE_BYTES[self._dtype]
         self.n_elements += n_elements
         if self._targets:

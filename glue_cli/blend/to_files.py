@@ -159,7 +159,7 @@ class _Reader:
 
 
 class _Blending:
-    """One run over the blocks of a plan."""
+    """One pass over the blocks of a plan."""
 
     def __init__(
         self,
@@ -257,11 +257,11 @@ class _Blending:
         for source, part in zip(block.sources, parts, strict=True):
             wrong = (~torch.isfinite(part)).nonzero()
             if len(wrong):
-                name = self._plan.name_at(*block.place_of(start + int(wrong[0])))
+                name = self._plan.name_at(*block.position_of(start + int(wrong[0])))
                 expert = self._readers[source.expert].expert
                 message = f"{expert.path}: '{name}' has {part[int(wrong[0])].item()}"
                 raise CheckpointError(message, hint="leave this expert out, or mend it")
-        name = self._plan.name_at(*block.place_of(start + int((~torch.isfinite(chunk)).nonzero()[0])))
+        name = self._plan.name_at(*block.position_of(start + int((~torch.isfinite(chunk)).nonzero()[0])))
         raise _too_large(name, block.dtype)
 
 
