@@ -46,6 +46,11 @@ class Examples:
     def subset(self, indices: Tensor) -> "Examples":
         return Examples(self.dataset.subset(indices), self.mean, self.std)
 
+    @property
+    def first_in_order(self) -> "Examples":
+        """The examples of the first batch of an evaluation, which no other batch exceeds."""
+        return self.subset(_parts_in_order(self.dataset, _EVALUATION_BATCH)[0])
+
     def on(self, compute: Compute) -> "Batches":
         """Return the examples as batches on a device."""
         return Batches(self, compute)
@@ -80,24 +85,18 @@ class Batches:
     @property
     def n_in_order(self) -> int:
         """The number of batches that `in_order` yields."""
-        return len(self._parts(_EVALUATION_BATCH))
+        return len(_parts_in_order(self._dataset, _EVALUATION_BATCH))
 
     def in_order(self, batch_size: int = _EVALUATION_BATCH) -> Iterator[Batch]:
         """Yield all examples in order, for evaluation; texts from the longest to the shortest."""
-        for indices in self._parts(batch_size):
+        for indices in _parts_in_order(self._dataset, batch_size):
             yield self.pick(indices)
-
-    def _parts(self, batch_size: int) -> Sequence[Tensor]:
-        inputs = self._dataset.inputs
-        if isinstance(inputs, Ragged):
-            return list(batches_by_length(inputs.lengths, batch_size, _EVALUATION_TOKENS))
-        return torch.split(torch.arange(len(self)), batch_size)
 
     def in_random_order(self, batch_size: int, seed: int) -> Iterator[Batch]:
         """Yield all examples, in parts of like size, so that the first ones stand for all; the same at every call."""
         draws = generator(seed, "validation")
         if isinstance(self._dataset.inputs, Ragged):
-            parts = list(self._parts(batch_size))
+            parts = _parts_in_order(self._dataset, batch_size)
             order = torch.randperm(len(parts), generator=draws).tolist()
             yield from (self.pick(parts[i]) for i in order)
         else:
@@ -107,7 +106,7 @@ class Batches:
     def n_in_random_order(self, batch_size: int) -> int:
         """Return the number of batches that `in_random_order` yields; makes none."""
         if isinstance(self._dataset.inputs, Ragged):
-            return len(self._parts(batch_size))
+            return len(_parts_in_order(self._dataset, batch_size))
         return -(-len(self) // batch_size)
 
     def epoch(self, batch_size: int, seed: int, epoch: int, augment: AugmentSpec) -> Iterator[Batch]:
@@ -145,3 +144,10 @@ class Batches:
             order = torch.randperm(len(self), generator=generator(seed, "mix", epoch))
             self._last_order = (seed, epoch), order
         return self._last_order[1]
+
+
+def _parts_in_order(dataset: Dataset, batch_size: int) -> Sequence[Tensor]:
+    """Return which examples make up each batch of an evaluation: in order; of texts, from the longest on."""
+    if isinstance(dataset.inputs, Ragged):
+        return list(batches_by_length(dataset.inputs.lengths, batch_size, _EVALUATION_TOKENS))
+    return torch.split(torch.arange(len(dataset)), batch_size)

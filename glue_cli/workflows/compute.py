@@ -32,15 +32,28 @@ def training_compute(spec: Spec, model: nn.Module, examples: Examples, settings:
     return _choose("train", make_step, spec, model, examples, settings.batch_size, run)
 
 
-def forward_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:
-    """Return what to mix and evaluate with, and set torch's threads; `precision: auto` times passes of a copy."""
+def mixing_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:
+    """Return what to mix with, and set torch's threads; `precision: auto` times passes of a copy on a minibatch."""
+    return _forward_compute(spec, model, examples, _first(examples, spec.mix.batch_size), spec.mix.batch_size, run)
+
+
+def evaluation_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:
+    """Return what to evaluate with, and set torch's threads; `precision: auto` times passes of a copy on a batch."""
+    first = examples.first_in_order
+    return _forward_compute(spec, model, examples, first, len(first), run)
+
+
+def _forward_compute(
+    spec: Spec, model: nn.Module, examples: Examples, timed: Examples, batch_size: int, run: Run
+) -> Compute:
+    """Return what to make forward passes with, by those on the examples `timed`."""
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
         copied = compute.place(copy.deepcopy(model))
-        batches = _first(examples, spec.mix.batch_size).on(compute)
+        batches = timed.on(compute)
         return lambda compute: evaluate_model(copied, batches, loss=spec.loss, compute=compute)
 
-    return _choose("forward", make_step, spec, model, examples, spec.mix.batch_size, run)
+    return _choose("forward", make_step, spec, model, examples, batch_size, run)
 
 
 def _choose(

@@ -17,7 +17,7 @@ from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.running.evaluation import Evaluation
 from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
-from glue_cli.workflows.compute import forward_compute
+from glue_cli.workflows.compute import evaluation_compute
 from glue_cli.workflows.evaluation import add_all
 from glue_cli.workflows.fits import check_fits_data
 
@@ -44,7 +44,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
         model = load_model(spec, checkpoint)
         if not results:
             check_fits_data(model, examples, spec.loss, spec.data.where)
-            compute = forward_compute(spec, model, examples, run)
+            compute = evaluation_compute(spec, model, examples, run)
             batches = examples.on(compute)
         evaluation = Evaluation(spec.loss, metrics)
         add_all(evaluation, compute.place(model), batches, compute)

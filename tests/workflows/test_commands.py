@@ -173,6 +173,25 @@ def test_threads_are_chosen_for_the_command_alone_and_recorded(make_spec, run, t
         assert json.loads(file.metadata()["glue"])["threads"] == 1
 
 
+def test_the_precision_of_an_evaluation_does_not_depend_on_how_a_mix_is_made(
+    spec, make_spec, run, tmp_path, monkeypatch
+):
+    """It is timed on the batch that it runs: of the 40 examples, all."""
+    asked = []
+    monkeypatch.setattr(
+        "glue_cli.workflows.compute.choose_way", lambda *given, work, **rest: asked.append(work) or Way("fp32", 1)
+    )
+    path = tmp_path / "a.safetensors"
+    train_expert(plan_train_expert(spec, 0, Outputs(path)), run)
+    asked.clear()
+    for batch_size in (20, 7):
+        auto = make_spec(precision="auto", mix={"steps": 6, "batch_size": batch_size})
+        evaluate(plan_evaluate(auto, [path], "test", {}, Outputs(None)), run)
+        blend([path], auto, run, tmp_path / f"{batch_size}.safetensors", "proxy")
+        blend([path], auto, run, tmp_path / f"{batch_size}-spsa.safetensors", "spsa")
+    assert [work["batch_size"] for work in asked] == [40, 40, 20, 40, 40, 7]
+
+
 @pytest.mark.parametrize("arch", ["resnet20", "vit"])
 def test_other_architectures_in_both_precisions(make_spec, run, tmp_path, arch):
     args = {"num_classes": 4, "in_channels": 1}

@@ -207,6 +207,8 @@ def test_texts_are_evaluated_from_the_longest_to_the_shortest(labelled, run):
     lengths = torch.cat([inputs["attention_mask"].sum(1) for inputs, _ in found])
     assert len(lengths) == 40 and torch.equal(lengths, lengths.sort(descending=True).values)
     assert batches.n_in_order == 1
+    first = Target(labelled, run)["test"].first_in_order.on(CPU)
+    assert first.n_in_order == 1 and torch.equal(next(first.in_order())[1], next(batches.in_order())[1])
     assert batches.n_in_random_order(7) == len(list(batches.in_random_order(7, seed=0))) == 6
 
 

@@ -11,7 +11,7 @@ from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
 from glue_cli.search.account import Cost
 from glue_cli.spec.schema import Spec
-from glue_cli.workflows.compute import forward_compute
+from glue_cli.workflows.compute import evaluation_compute
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.choice import Choice
@@ -34,7 +34,7 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
         model = experts.model(spec, one_hot[None])
         if not accuracies:
             check_fits_data(model, val, spec.loss, spec.data.where)
-            compute = forward_compute(spec, model, val, run)
+            compute = evaluation_compute(spec, model, val, run)
             batches = val.on(compute)
         figures = evaluate_model(compute.place(model), batches, loss=spec.loss, compute=compute)
         accuracies.append(figures["accuracy"])

@@ -10,7 +10,7 @@ from glue_cli.running.batchnorm import refresh_statistics, statistics_of
 from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.search.account import Cost
 from glue_cli.spec.schema import AugmentSpec, Spec
-from glue_cli.workflows.compute import forward_compute
+from glue_cli.workflows.compute import mixing_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.experts import Experts
 
@@ -29,7 +29,7 @@ def refresh(
         return {}
     train = target["train"]
     check_fits_data(model, train, spec.loss, spec.data.where)
-    compute = forward_compute(spec, model, train, run)
+    compute = mixing_compute(spec, model, train, run)
 
     def forward(module: nn.Module, batch: Batch) -> None:
         with compute.autocast():

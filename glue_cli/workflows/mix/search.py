@@ -21,7 +21,7 @@ from glue_cli.search.criterion import criterion_of
 from glue_cli.search.objective import BlendObjective, Minibatches
 from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
-from glue_cli.workflows.compute import forward_compute
+from glue_cli.workflows.compute import mixing_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group
 from glue_cli.workflows.mix.experts import Experts
@@ -41,7 +41,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     for split in ("train", "val"):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     _check_classes(plan, target["train"].class_names)
-    compute = forward_compute(spec, model, target["train"], run)
+    compute = mixing_compute(spec, model, target["train"], run)
     train, val = target["train"].on(compute), target["val"].on(compute)
     blends = ResidentBlends(
         compute.place(model),
