@@ -85,7 +85,7 @@ def _search_lines(result: dict[str, Any], search: dict[str, Any]) -> list[str]:
         n_starts = len(search["starts"])
         best = f"the best of {n_starts} starts" if n_starts > 1 else "the only start"
         lines.append(f"started {_start(search['start'], names)}, {best}")
-    elif figures.get("val") is not None:
+    elif figures.get("val") is not None and "before_refresh" not in result:
         beside = f", uniform blend {number(figures['val_uniform'])}" if figures["val_uniform"] is not None else ""
         lines.append(f"validation {_objective(result)} {number(figures['val'])}{beside}")
     if "ingredients" in search:
@@ -96,7 +96,21 @@ def _search_lines(result: dict[str, Any], search: dict[str, Any]) -> list[str]:
         lines.append(f"the budget had no room for {'two experts' if result['method'] == 'greedy' else 'a step'}")
     if "guard" in search:
         lines += _guard_lines(result, search, names)
+    if "before_refresh" in result:
+        lines.append(_refresh_line(result, figures))
     return lines
+
+
+def _refresh_line(result: dict[str, Any], figures: dict[str, Any]) -> str:
+    """Return the figure of the blend as it is written, and what the search saw: other statistics of BatchNorm."""
+    before = result["before_refresh"]
+    saw = [
+        f"{name} {number(before[key])}"
+        for name, key in (("blend", "val"), ("uniform blend", "val_uniform"))
+        if before[key] is not None
+    ]
+    beside = f"; before BatchNorm was refreshed: {', '.join(saw)}" if saw else ""
+    return f"validation {_objective(result)} {number(figures['val'])} as written{beside}"
 
 
 def _guard_lines(result: dict[str, Any], search: dict[str, Any], names: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glue_cli.checkpoints.tensors import write_checkpoint
+from glue_cli.cli.output import number
 
 BLEND = ("--alpha", "0.5,0.3,0.2")
 
@@ -102,6 +103,23 @@ def test_statistics_are_refreshed(here, glue, experts):
     found, plain = load_file("prior.safetensors"), load_file("plain.safetensors")
     changed = {name.rpartition(".")[2] for name, tensor in found.items() if not torch.equal(tensor, plain[name])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+@pytest.mark.parametrize("search", ["staged", "plain"])
+@pytest.mark.parametrize("objective", ["loss", "accuracy"])
+def test_of_a_refreshed_search_the_figure_as_written_is_shown(here, glue, experts, search, objective):
+    command = ["mix", "--method", "spsa", *experts, "--batchnorm", "refresh"]
+    command += ["--set", f"mix.search={search}", "--set", f"objective={objective}"]
+    result = glue(*command, "--json", code=0).json
+    before = result["before_refresh"]
+    written = glue("evaluate", "prior.safetensors", "--split", "val", "--json", code=0).json["results"][0][objective]
+    answer = glue(*command, "-f", code=0)
+    (line,) = [line for line in answer.out.splitlines() if "as written" in line]
+    assert line == (
+        f"validation {objective} {number(written)} as written; before BatchNorm was refreshed: "
+        f"blend {number(before['val'])}, uniform blend {number(before['val_uniform'])}"
+    )
+    assert answer.out.count(f"validation {objective}") == 1
 
 
 def test_groups_are_set_in_the_spec(here, glue, experts):

@@ -1,6 +1,6 @@
 """A chosen alpha, and how it is shown."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,19 @@ class Choice:
     cost: Cost = field(default_factory=Cost)
     loss: dict[str, float | None] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+
+    def refreshed(self, figure: float) -> "Choice":
+        """Return the choice of a search after BatchNorm's statistics were taken anew.
+
+        Args:
+            figure: what the blend as it is written has on validation data: its loss, or what else was searched for.
+        """
+        searched = self.details.get("objective", self.loss)
+        before = {key: searched[key] for key in ("val", "val_uniform")}
+        details = {**self.details, "before_refresh": before}
+        if self.loss:
+            return replace(self, loss={**self.loss, "val": figure}, details=details)
+        return replace(self, details={**details, "objective": {**searched, "val": figure}})
 
 
 def by_expert(alpha: Tensor) -> list[float]:

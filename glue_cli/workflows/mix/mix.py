@@ -44,7 +44,7 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
         from glue_cli.workflows.mix.refresh import refresh  # which brings models and data along
 
         assert plan.spec is not None and target is not None
-        made = refresh(plan, plan.spec, target, experts, chosen.alpha, chosen.cost, run)
+        made, chosen = refresh(plan, plan.spec, target, experts, chosen, run)
     alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
     settings = {**chosen.settings, "batchnorm": "refresh"} if plan.refreshes else chosen.settings
 

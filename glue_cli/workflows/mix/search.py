@@ -51,11 +51,11 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
         batchnorm=BatchNormMode(settings.bn_statistics, settings.bn_gradient),
         make_tensors=experts.make_tensors,
     )
-    n_validated = _validation_size(goal, settings, len(val))
+    size = validation_size(goal, settings, len(val))
     minibatches = Minibatches(
         at_step=lambda step: train.at_step(step, settings.batch_size, plan.seed),
-        validation=lambda: val.in_random_order(n_validated, plan.seed),
-        n_validation=val.n_in_random_order(n_validated),
+        validation=lambda: val.in_random_order(size, plan.seed),
+        n_validation=val.n_in_random_order(size),
     )
     objective = BlendObjective(blends, criterion, minibatches, seed=plan.seed)
     budget, began = settings.parsed_budget, time.monotonic()
@@ -112,7 +112,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     )
 
 
-def _validation_size(goal: Goal, settings: MixSpec, n_examples: int) -> int:
+def validation_size(goal: Goal, settings: MixSpec, n_examples: int) -> int:
     """Return how many examples a validation batch has; few enough for four, where a batch has one term in all."""
     return settings.batch_size if goal.has_example_terms else min(settings.batch_size, -(-n_examples // 4))
 

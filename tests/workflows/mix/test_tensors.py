@@ -13,6 +13,7 @@ from glue_cli.blend.rules import TensorRules
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.data.loader import Batches
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import CheckpointError, SpecError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
@@ -21,6 +22,7 @@ from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.running.device import Compute
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.mix import mix
 from glue_cli.workflows.train_expert import train_expert
@@ -149,8 +151,42 @@ def test_alpha_is_chosen_with_the_blended_statistics_before_they_are_refreshed(m
     spec = make_spec(mix=STEPS)
     plain, _ = blend(experts, spec, method, name="plain")
     result, _ = blend(experts, spec, method, batchnorm="refresh")
-    assert result["alpha"] == plain["alpha"] and result["loss"] == plain["loss"]
-    assert result["cost"]["forwards"] == plain["cost"]["forwards"] + 4
+    assert result["alpha"] == plain["alpha"] and "before_refresh" not in plain
+    assert result["loss"].get("val_uniform") == plain["loss"].get("val_uniform")
+    assert result.get("before_refresh", {}) == plain["loss"]
+    n_validation = 2 if method == "spsa" else 0  # to measure what is written
+    assert result["cost"]["forwards"] == plain["cost"]["forwards"] + 4 + n_validation
+    assert result["cost"]["validation_forwards"] == plain["cost"]["validation_forwards"] + n_validation
+
+
+@pytest.mark.parametrize("method", ["spsa", "fullgrad", "greedy"])
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_the_loss_that_is_reported_is_that_of_the_refreshed_blend(make_spec, experts, blend, run, method, statistics):
+    """The search went by other statistics, which are not written."""
+    spec = make_spec(mix={**STEPS, "bn_statistics": statistics})
+    result, _ = blend(experts, spec, method, batchnorm="refresh")
+    found = loss_of(spec, result["output"], run)
+    assert result["loss"]["val"] == pytest.approx(found, rel=1e-4)
+    assert abs(result["before_refresh"]["val"] - found) > 1e-3 * found
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "f1"])
+def test_so_is_any_other_figure(make_spec, experts, blend, run, objective):
+    spec = make_spec(mix={**STEPS, "batch_size": 10}, objective=objective)
+    result, _ = blend(experts, spec, "spsa", batchnorm="refresh")
+    assert result["loss"] == {} and set(result["before_refresh"]) == {"val", "val_uniform"}
+    assert result["before_refresh"]["val_uniform"] == result["objective"]["val_uniform"]
+    model = build_model("cnn", CNN, seed=0).eval()
+    model.load_state_dict(load_file(result["output"]))
+    figures = []
+    with torch.no_grad():
+        for images, labels in Target(spec, run)["val"].on(Compute(torch.device("cpu"))).in_random_order(10, spec.seed):
+            predicted = model(images).argmax(1)
+            hits = torch.stack([((predicted == c) & (labels == c)).sum() for c in range(4)])
+            totals = predicted.bincount(minlength=4) + labels.bincount(minlength=4)
+            f1 = (2 * hits / totals)[totals > 0].mean()
+            figures.append(f1 if objective == "f1" else (predicted == labels).double().mean())
+    assert result["objective"]["val"] == pytest.approx(torch.stack(figures).mean().item(), abs=1e-6)
 
 
 def test_nothing_is_refreshed_where_there_is_no_batchnorm(make_spec, blend, tmp_path, events):
