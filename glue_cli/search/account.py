@@ -2,8 +2,9 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from glue_cli.foundation.state import State
 from glue_cli.spec.budget import Budget
 
 
@@ -61,6 +62,18 @@ class Purse:
             return math.inf
         per_unit = {"forwards": 1.0, "examples": 1 / self._batch_size, "seconds": self._pace}
         return share * self._budget.limit * per_unit[self._budget.unit]
+
+    def state(self) -> State:
+        """Return what is spent: the account's figures, the time, and what of both was before the pace was taken."""
+        forwards, seconds = self._warm
+        return asdict(self._cost) | {"elapsed_s": self._elapsed, "warm_forwards": forwards, "warm_s": seconds}
+
+    def restore(self, state: State) -> None:
+        """Go on as if the purse and its account were those of that state; time that has passed between is free."""
+        for name in asdict(self._cost):
+            setattr(self._cost, name, state[name])
+        self._began = time.monotonic() - state["elapsed_s"]
+        self._warm = state["warm_forwards"], state["warm_s"]
 
     @property
     def _spent(self) -> float:

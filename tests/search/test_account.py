@@ -143,3 +143,20 @@ def test_the_first_forward_does_not_set_the_pace(clock):
     assert purse.forwards(0.25) == (15 - 11) * 2
     clock.now += 60
     assert purse.forwards() == 0
+
+
+@pytest.mark.parametrize("text", ["300", "1e4ex", "90s"])
+def test_a_purse_goes_on_from_the_state_of_another(clock, text):
+    cost = Cost(forwards=7, validation_forwards=2, backwards=1, examples=448)
+    purse = Purse(parse_budget(text), cost, 64)
+    clock.now += 10
+    purse.warmed_up()
+    clock.now += 5
+    cost.forwards += 20
+    state = purse.state()
+    left = purse.forwards(), purse.forwards(0.5), purse.worth()
+    clock.now += 100_000  # while nothing runs
+    other_cost = Cost()
+    other = Purse(parse_budget(text), other_cost, 64)
+    other.restore(state)
+    assert other_cost == cost and (other.forwards(), other.forwards(0.5), other.worth()) == left
