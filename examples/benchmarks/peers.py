@@ -15,7 +15,6 @@ from glue_cli.methods.fullgrad import fullgrad
 from glue_cli.methods.proxy import proxy
 from glue_cli.methods.result import Learned
 from glue_cli.methods.spsa import spsa
-from glue_cli.methods.steps.descent import softmax
 from glue_cli.methods.uniform import uniform
 from glue_cli.search.account import Cost
 from glue_cli.search.objective import BlendObjective
@@ -90,9 +89,9 @@ def cma_es(problem: Problem, budgets: Sequence[int], seed: int, *, sigma: float)
     optimizer = CMA(mean=np.zeros(problem.n_experts), sigma=sigma, seed=seed)
     for generation in range(max(budgets) // optimizer.population_size):
         betas = [optimizer.ask() for _ in range(optimizer.population_size)]
-        losses = objective.probe_losses(softmax(torch.from_numpy(np.stack(betas)))[:, None], generation)
+        losses = objective.probe_losses(torch.softmax(torch.from_numpy(np.stack(betas)), -1)[:, None], generation)
         optimizer.tell(list(zip(betas, losses.tolist(), strict=True)))
-        trail.note(softmax(torch.from_numpy(optimizer.mean.copy())))
+        trail.note(torch.softmax(torch.from_numpy(optimizer.mean.copy()), -1))
     return trail.found
 
 
@@ -105,12 +104,12 @@ def ng_opt(problem: Problem, budgets: Sequence[int], seed: int, *, work: Path) -
         beta = ngopt.minimise(
             python, partial(_losses_of_logits, objective), n_numbers=problem.n_experts, budget=budget, seed=seed
         )
-        found[budget] = Found(softmax(torch.tensor(beta, dtype=torch.float64)), objective.cost.equivalents)
+        found[budget] = Found(torch.softmax(torch.tensor(beta, dtype=torch.float64), -1), objective.cost.equivalents)
     return found
 
 
 def _losses_of_logits(objective: BlendObjective, betas: Sequence[Sequence[float]], step: int) -> list[float]:
-    alphas = softmax(torch.tensor(betas, dtype=torch.float64))  # [m, K]
+    alphas = torch.softmax(torch.tensor(betas, dtype=torch.float64), -1)  # [m, K]
     losses: list[float] = objective.probe_losses(alphas[:, None], step).tolist()
     return losses
 

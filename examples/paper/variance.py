@@ -23,10 +23,11 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.seeds import generator
+from glue_cli.methods.domains import Simplex
 from glue_cli.methods.fullgrad import fullgrad
-from glue_cli.methods.steps.descent import softmax
 from glue_cli.methods.steps.directions import draw_directions
-from glue_cli.methods.steps.spsa_steps import estimate_gradient
+from glue_cli.methods.steps.questions import Probes, probe
+from glue_cli.methods.steps.spsa_steps import estimate_from, probe_betas
 from glue_cli.models import build_model
 from glue_cli.running.device import Compute
 from glue_cli.running.timing import Precision
@@ -113,9 +114,10 @@ def find_places(objective: BlendObjective) -> dict[str, Tensor]:
 
 def gradient_at(objective: BlendObjective, beta: Tensor) -> Tensor:
     """Return grad_beta L on the fixed minibatch, [K], by the chain rule through the softmax."""
-    alpha = softmax(beta)
+    domain = Simplex(1, objective.n_experts)
+    alpha = domain.from_logits(beta)
     _, products = objective.gradient(alpha, STEP)
-    return (alpha * (products - (alpha * products).sum(1, keepdim=True)))[0]
+    return domain.gradient_by_logits(alpha, products)[0]
 
 
 def estimate(
@@ -123,13 +125,15 @@ def estimate(
 ) -> tuple[Tensor, Tensor]:
     """Return estimates of the gradient by one direction each, and those directions, both [n_draws, K]."""
     draws = generator(0, "variance")
-    shape = (1, objective.n_experts)
-    directions = draw_directions(n_draws, shape, "gaussian", zero_sum=zero_sum, generator=draws)
-    estimates = [
-        estimate_gradient(lambda alphas: objective.probe_losses(alphas, STEP), beta, u[None], mu=mu, zero_sum=zero_sum)
-        for u in directions
-    ]
-    return torch.cat([found.gradient for found in estimates]), directions[:, 0]
+    domain = Simplex(1, objective.n_experts)
+    directions = draw_directions(n_draws, domain.shape, "gaussian", zero_sum=zero_sum, generator=draws)
+    estimates = []
+    for pair in directions[:, None]:
+        probes = Probes(domain.from_logits(probe_betas(beta, pair, mu=mu)), n_at_once=2)
+        losses = probe(objective, probes, STEP)
+        n_dimensions = domain.n_logit_dimensions(zero_sum=zero_sum)
+        estimates.append(estimate_from(losses, pair, mu=mu, n_dimensions=n_dimensions).gradient)
+    return torch.cat(estimates), directions[:, 0]
 
 
 def measure_variance(

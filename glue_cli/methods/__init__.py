@@ -44,6 +44,26 @@ METHODS = {
 SEARCHES = [name for name, method in METHODS.items() if method.is_search]
 
 
+Steps = Literal["gauss-newton", "surrogate-first", "probes"]
+
+
+def kind_of_steps(settings: "MixSpec", *, is_smooth: bool, follows_loss: bool) -> Steps:
+    """Return which steps spsa takes: those of Gauss-Newton get more out of the same forwards where there is a slope.
+
+    Args:
+        is_smooth: whether the objective is the loss.
+        follows_loss: whether it is a score that is best about where the loss is least: half of the way, then, goes
+            down the loss.
+    """
+    if settings.search == "plain" or settings.optimizer != "auto":
+        return "probes"
+    if is_smooth:
+        return "gauss-newton"
+    return "surrogate-first" if follows_loss else "probes"
+
+
 def makes_gauss_newton_steps(method: str, settings: "MixSpec", goal: "Goal") -> bool:
-    """Tell whether a search goes by the model's outputs, not by losses alone: what spsa does unless told otherwise."""
-    return method == "spsa" and (settings.search, settings.optimizer) == ("staged", "auto") and goal.is_smooth
+    """Tell whether all steps of a search are Gauss-Newton's, so that what probes depend on has no effect."""
+    if method != "spsa":
+        return False
+    return kind_of_steps(settings, is_smooth=goal.is_smooth, follows_loss=goal.follows_loss) == "gauss-newton"

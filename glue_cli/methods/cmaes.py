@@ -1,6 +1,6 @@
 """CMA-ES, the usual search without a derivative, on the logits: by the package cmaes, the extra `search`."""
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,43 +8,62 @@ from cmaes import CMA
 from torch import Tensor
 
 from glue_cli.foundation.seeds import derive_seed
-from glue_cli.methods.result import Learned, StepRecord
+from glue_cli.foundation.state import State
+from glue_cli.methods.domains import Simplex
+from glue_cli.methods.result import Learned
 from glue_cli.methods.staged.search import search
-from glue_cli.methods.steps.descent import softmax
+from glue_cli.methods.steps.questions import Answer, Probes
+from glue_cli.methods.stepwise import Checkpoint, Observe, ignore
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
 _SIGMA = 0.3  # the best of 0.3, 0.5, 1 and 2 on the digits and CIFAR-10
-_FLOOR = 0.01  # of 1 / K: further down, an expert that a start leaves out would be out of reach
 
 
 def cmaes(
-    objective: Objective, settings: MixSpec, *, seed: int, observe: Callable[[StepRecord], None] = lambda record: None
+    objective: Objective,
+    settings: MixSpec,
+    *,
+    seed: int,
+    observe: Observe = ignore,
+    checkpoint: Checkpoint = ignore,
+    state: State | None = None,
 ) -> Learned:
     """Learn alpha with forward passes alone; all that it asks of an objective is a number.
 
     The search is a staged one in either preset: the paper has no CMA-ES.
     """
-    return search(objective, settings, lambda start: CmaEs(objective, start, seed), seed=seed, observe=observe)
+    domain = Simplex.of(objective)
+    return search(
+        objective,
+        settings,
+        lambda start: CmaEs(domain, start, seed),
+        seed=seed,
+        observe=observe,
+        checkpoint=checkpoint,
+        state=state,
+    )
 
 
 class CmaEs:
-    """A strategy of a staged search: a generation a step, all of it on the step's minibatch.
+    """A strategy: a generation a step, all of it on the step's minibatch.
 
     Args:
-        start: [G, K], on the simplex.
+        start: [G, K], a point of the domain.
     Attributes:
         n_forwards: of a step, the population; n_rounds: steps after which a poor basin shows.
     """
 
     n_rounds = 3
 
-    def __init__(self, objective: Objective, start: Tensor, seed: int) -> None:
-        logits = start.clamp_min(_FLOOR / objective.n_experts).log()
+    def __init__(self, domain: Simplex, start: Tensor, seed: int) -> None:
+        logits = domain.logits_of(start)
         # All G K logits: the package wants two dimensions at least, and K - 1 would be one for two experts.
         self._optimizer = CMA(logits.flatten().numpy(), _SIGMA, seed=derive_seed(seed, "cmaes") % 2**32)
         self.n_forwards = self.least_forwards = self._optimizer.population_size
-        self._objective, self._shape = objective, start.shape
+        self._domain, self._points = domain, np.empty(0)
+        self._optimizer._funhist_values[:] = 0  # it is made without values, which a state would differ by
+        self._state = _state_of(self._optimizer)
 
     @property
     def has_converged(self) -> bool:
@@ -54,12 +73,63 @@ class CmaEs:
     @property
     def alpha(self) -> Tensor:
         """The softmax of the distribution's mean, [G, K]."""
-        return softmax(torch.from_numpy(self._optimizer.mean).view(self._shape))
+        return self._alphas_of(self._optimizer.mean)
 
-    def step(self, step: int, n_forwards: float) -> float:
-        """Make a generation on the minibatch of `step`; return its mean loss. Two blends are held at a time."""
-        points = [self._optimizer.ask() for _ in range(self.n_forwards)]
-        alphas = softmax(torch.from_numpy(np.stack(points)).view(-1, *self._shape))
-        losses = torch.cat([self._objective.probe_losses(pair, step) for pair in torch.split(alphas, 2)])
-        self._optimizer.tell(list(zip(points, losses.tolist(), strict=True)))
-        return losses.mean().item()
+    def ask(self, step: int, n_forwards: float) -> Probes:
+        """Ask for the losses of a generation, drawn anew. Two blends are held at a time."""
+        self._points = np.stack([self._optimizer.ask() for _ in range(self.n_forwards)])
+        return Probes(self._alphas_of(self._points), n_at_once=2)
+
+    def tell(self, answer: Answer) -> float:
+        """Move the distribution; return the generation's mean loss."""
+        assert isinstance(answer, Tensor)
+        self._optimizer.tell(list(zip(self._points, answer.tolist(), strict=True)))
+        self._state = _state_of(self._optimizer)
+        return answer.mean().item()
+
+    def state(self) -> State:
+        return self._state
+
+    def restore(self, state: State) -> None:
+        _restore(self._optimizer, state)
+        self._state = _state_of(self._optimizer)
+
+    def _alphas_of(self, logits: Any) -> Tensor:
+        return self._domain.from_logits(torch.from_numpy(logits).view(*logits.shape[:-1], *self._domain.shape))
+
+
+_RANDOM = "_rng"  # numpy's generator, which the package leaves out where it pickles itself
+
+
+def _state_of(optimizer: CMA) -> State:
+    """Return a copy of all that the optimizer is made of: arrays as tensors, numbers, and its generator's state.
+
+    It has to be taken before the next generation is drawn: that rounds the covariances anew.
+    """
+    state: State = {}
+    for name, value in vars(optimizer).items():
+        if name == _RANDOM:
+            kind, keys, position, has_gauss, gauss = value.get_state()
+            assert kind == "MT19937"
+            state |= {"random": torch.from_numpy(keys.astype(np.int64)), "random_position": position}
+            state |= {"random_has_gauss": has_gauss, "random_gauss": gauss}
+        else:
+            state[name] = torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else _plain(name, value)
+    return state
+
+
+def _restore(optimizer: CMA, state: State) -> None:
+    for name in vars(optimizer).keys() - {_RANDOM}:
+        value = state[name]
+        setattr(optimizer, name, value.numpy().copy() if isinstance(value, Tensor) else value)
+    keys = state["random"].numpy().astype(np.uint32)
+    gauss = state["random_has_gauss"], state["random_gauss"]
+    optimizer._rng.set_state(("MT19937", keys, state["random_position"], *gauss))
+
+
+def _plain(name: str, value: object) -> float | int | None:
+    """Return a number as Python's own; None stays."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    assert value is None or isinstance(value, bool | int | float), f"cmaes keeps in '{name}' what no state can hold"
+    return value

@@ -1,27 +1,49 @@
 """Coefficients by the true gradient, configuration 3 of the paper's section 5: a forward and a backward a step."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from glue_cli.methods.result import Learned, StepRecord
-from glue_cli.methods.steps.descent import Estimate, descend, softmax
+from glue_cli.foundation.state import State
+from glue_cli.methods.domains import Simplex
+from glue_cli.methods.result import Learned
+from glue_cli.methods.steps.descent import descend
+from glue_cli.methods.steps.logit_descent import Estimate
+from glue_cli.methods.steps.questions import Answer, Gradient
+from glue_cli.methods.stepwise import Checkpoint, Observe, ignore
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
 
 def fullgrad(
-    objective: Objective, settings: MixSpec, *, seed: int, observe: Callable[[StepRecord], None] = lambda record: None
+    objective: Objective,
+    settings: MixSpec,
+    *,
+    seed: int,
+    observe: Observe = ignore,
+    checkpoint: Checkpoint = ignore,
+    state: State | None = None,
 ) -> Learned:
     """Learn alpha by descent along the gradient through the blended network, eq. (9) left.
 
     The minibatches are those of spsa; nothing is drawn, so `seed` is not used.
     """
+    rule = TrueGradient(Simplex.of(objective))
+    return descend(objective, rule, settings, observe=observe, checkpoint=checkpoint, state=state)
 
-    def estimate(beta: Tensor, step: int) -> Estimate:
-        alpha = softmax(beta)
-        loss, by_alpha = objective.gradient(alpha, step)
-        by_beta = alpha * (by_alpha - (alpha * by_alpha).sum(1, keepdim=True))  # chain rule through the softmax
-        return Estimate(by_beta, loss)
 
-    return descend(objective, estimate, settings, observe, n_forwards=3)
+class TrueGradient:
+    """A rule for the gradient at the logits: by a forward and a backward."""
+
+    n_forwards = 3
+
+    def __init__(self, domain: Simplex) -> None:
+        self._domain = domain
+        self._alpha: Tensor | None = None
+
+    def ask(self, beta: Tensor, step: int) -> Gradient:
+        self._alpha = self._domain.from_logits(beta)
+        return Gradient(self._alpha)
+
+    def tell(self, answer: Answer) -> Estimate:
+        assert isinstance(answer, tuple) and self._alpha is not None
+        loss, by_alpha = answer
+        return Estimate(self._domain.gradient_by_logits(self._alpha, by_alpha), loss)

@@ -1,36 +1,49 @@
 """GLUE: coefficients by two-point SPSA, configuration 4 of the paper's section 5, with forward passes alone."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from glue_cli.methods.result import Learned, StepRecord
-from glue_cli.methods.staged.search import Strategy, search
+from glue_cli.foundation.state import State
+from glue_cli.methods import kind_of_steps
+from glue_cli.methods.domains import Simplex
+from glue_cli.methods.result import Learned
+from glue_cli.methods.staged.search import search
 from glue_cli.methods.steps.descent import descend
 from glue_cli.methods.steps.gauss_newton import GaussNewton
-from glue_cli.methods.steps.spsa_steps import SpsaDescent, SurrogateFirst, _make_estimate
+from glue_cli.methods.steps.logit_descent import AveragedDescent
+from glue_cli.methods.steps.spsa_steps import ProbePairs, SurrogateFirst
+from glue_cli.methods.steps.strategy import Strategy
+from glue_cli.methods.stepwise import Checkpoint, Observe, ignore
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
 
 def spsa(
-    objective: Objective, settings: MixSpec, *, seed: int, observe: Callable[[StepRecord], None] = lambda record: None
+    objective: Objective,
+    settings: MixSpec,
+    *,
+    seed: int,
+    observe: Observe = ignore,
+    checkpoint: Checkpoint = ignore,
+    state: State | None = None,
 ) -> Learned:
     """Learn alpha with forward passes alone, eq. (9) right.
 
-    A plain search is the paper's: n probe pairs a step, 2n forwards, from the uniform blend. A staged one takes
-    Gauss-Newton's steps, which get more out of the same forwards, unless the settings name an optimizer: all of its
-    way where the objective is the loss, half of it where that leads to about the same place.
+    A plain search is the paper's: n probe pairs a step, 2n forwards, from the uniform blend. A staged one takes the
+    steps that `kind_of_steps` says.
     """
+    domain = Simplex.of(objective)
     if settings.search == "plain":
-        estimate = _make_estimate(objective, settings, seed)
-        return descend(objective, estimate, settings, observe, n_forwards=2 * settings.n_directions)
+        rule = ProbePairs(domain, settings, seed)
+        return descend(objective, rule, settings, observe=observe, checkpoint=checkpoint, state=state)
+    kind = kind_of_steps(settings, is_smooth=objective.is_smooth, follows_loss=objective.follows_loss)
 
     def make_strategy(start: Tensor) -> Strategy:
-        if settings.optimizer == "auto" and objective.is_smooth:
-            return GaussNewton(objective, start, seed=seed)
-        if settings.optimizer == "auto" and objective.follows_loss:
-            return SurrogateFirst(objective, start, settings, seed)
-        return SpsaDescent(objective, start, settings, seed)
+        match kind:
+            case "gauss-newton":
+                return GaussNewton(domain, start, seed=seed)
+            case "surrogate-first":
+                return SurrogateFirst(domain, start, settings, seed)
+            case "probes":
+                return AveragedDescent(domain, start, ProbePairs(domain, settings, seed), settings)
 
-    return search(objective, settings, make_strategy, seed=seed, observe=observe)
+    return search(objective, settings, make_strategy, seed=seed, observe=observe, checkpoint=checkpoint, state=state)

@@ -1,6 +1,8 @@
 """The uniform blend, the baseline that everyone asks for."""
 
+from glue_cli.blend.coefficients import proportional
+
 
 def uniform(n_experts: int) -> list[float]:
     """Return alpha_k = 1 / K, [K]."""
-    return [1 / n_experts] * n_experts
+    return proportional([1] * n_experts)

@@ -7,6 +7,8 @@ import torch
 
 from glue_cli.foundation.errors import NumericalError
 from glue_cli.methods.cmaes import CmaEs, cmaes
+from glue_cli.methods.domains import Simplex
+from glue_cli.methods.steps.strategy import make_step
 from glue_cli.spec.schema import MixSpec
 
 INF = math.inf
@@ -14,6 +16,10 @@ INF = math.inf
 
 def learn(objective, seed=0, **keys):
     return cmaes(objective, MixSpec.model_validate(keys), seed=seed)
+
+
+def strategy_from(start, seed=0):
+    return CmaEs(Simplex(*start.shape), start, seed)
 
 
 @pytest.fixture
@@ -49,36 +55,37 @@ def test_finds_the_optimum_of_a_quadratic(quadratic, target):
 @pytest.mark.parametrize("shape", [(1, 2), (1, 5), (3, 4), (1, 64)])
 def test_a_step_is_a_generation_on_one_minibatch_two_blends_at_a_time(quadratic, uniform, shape):
     objective = quadratic(uniform(*shape).tolist())
-    strategy = CmaEs(objective, uniform(*shape), seed=0)
+    strategy = strategy_from(uniform(*shape))
     population = 4 + math.floor(3 * math.log(math.prod(shape)))  # Hansen 2016, eq. (48)
     assert strategy.n_forwards == strategy.least_forwards == population
     for step in (4, 9):
         objective.probed.clear()
-        strategy.step(step, INF)
+        make_step(strategy, objective, step, INF)
         assert {at for _, at in objective.probed} == {step} and max(m for m, _ in objective.probed) == 2
         assert sum(m for m, _ in objective.probed) == population
 
 
 def test_a_step_tells_the_mean_loss_of_its_generation(quadratic, uniform):
     objective, losses = quadratic([0.5, 0.2, 0.3]), []
-    strategy = CmaEs(objective, uniform(1, 3), seed=0)
+    strategy = strategy_from(uniform(1, 3))
     asked = objective.probe_losses
     objective.probe_losses = lambda alphas, step: losses.append(asked(alphas, step)) or losses[-1]
-    assert strategy.step(0, INF) == pytest.approx(torch.cat(losses).mean().item(), rel=1e-12)
+    assert make_step(strategy, objective, 0, INF) == pytest.approx(torch.cat(losses).mean().item(), rel=1e-12)
     assert torch.cat(losses).unique().numel() == strategy.n_forwards
 
 
 @pytest.mark.parametrize("start", [[[0.4, 0.3, 0.2, 0.1]], [[0.97, 0.01, 0.01, 0.01], [0.25] * 4]])
-def test_it_starts_where_it_is_told_to(quadratic, start):
+def test_it_starts_where_it_is_told_to(start):
     start = torch.tensor(start, dtype=torch.float64)
-    torch.testing.assert_close(CmaEs(quadratic(start.tolist()), start, seed=0).alpha, start)
+    torch.testing.assert_close(strategy_from(start).alpha, start)
 
 
 def test_an_expert_that_a_start_leaves_out_comes_back(quadratic):
-    strategy = CmaEs(quadratic([0.1, 0.8, 0.1]), torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), seed=0)
+    objective = quadratic([0.1, 0.8, 0.1])
+    strategy = strategy_from(torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64))
     assert 0.99 < strategy.alpha[0, 0] < 1
     for step in range(100):
-        strategy.step(step, INF)
+        make_step(strategy, objective, step, INF)
     assert strategy.alpha.tolist()[0] == pytest.approx([0.1, 0.8, 0.1], abs=1e-3)
 
 

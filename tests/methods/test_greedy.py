@@ -20,16 +20,7 @@ def batched(quadratic):
     """A target loss whose validation set has 7 batches."""
 
     class Batched(quadratic):
-        def __init__(self, target):
-            super().__init__(target)
-            self.n_batches = []
-
-        def validation_terms(self, alpha, n_batches=None):
-            self.n_batches.append(n_batches)
-            self.cost.forwards += (7 if n_batches is None else min(n_batches, 7)) - 1
-            terms = super().validation_terms(alpha).expand(7)[:n_batches]
-            self.cost.examples = 64 * self.cost.forwards
-            return terms
+        n_validation_batches, batch_size = 7, 64
 
     return Batched
 

@@ -8,7 +8,7 @@ import torch
 from glue_cli.foundation.seeds import generator
 from glue_cli.methods.spsa import spsa
 from glue_cli.methods.steps.directions import draw_directions
-from glue_cli.methods.steps.spsa_steps import estimate_gradient
+from glue_cli.methods.steps.spsa_steps import estimate_from, probe_betas
 from glue_cli.spec.schema import MixSpec
 
 KINDS = ["gaussian", "rademacher"]
@@ -27,6 +27,13 @@ def centred(logits):
 def subspace(shape, zero_sum):
     """Return the number of dimensions in which directions [G, K] lie."""
     return shape[0] * (shape[1] - 1 if zero_sum else shape[1])
+
+
+def estimate_gradient(losses_at, beta, directions, *, mu, zero_sum):
+    """Return the estimate by probe pairs along the directions, by the losses [2n] of all probes."""
+    losses = losses_at(torch.softmax(probe_betas(beta, directions, mu=mu), -1))
+    n_dimensions = subspace(beta.shape, zero_sum)
+    return estimate_from(losses, directions, mu=mu, n_dimensions=n_dimensions)
 
 
 def quadratic_in_beta(shape):

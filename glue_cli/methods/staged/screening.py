@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from glue_cli.foundation.seeds import generator
+from glue_cli.foundation.state import State
+from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import check_finite
+from glue_cli.methods.steps.questions import Probes, probe
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 
@@ -31,6 +34,14 @@ class Start:
     def loss(self) -> float:
         return sum(self.losses) / len(self.losses)
 
+    def state(self) -> State:
+        losses = torch.tensor(self.losses, dtype=torch.float64)
+        return {"name": self.name, "alpha": self.alpha, "expert": self.expert, "losses": losses}
+
+    @classmethod
+    def of(cls, state: State) -> "Start":
+        return cls(state["name"], state["alpha"], state["expert"], state["losses"].tolist())
+
 
 def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
     """Compare starts on one minibatch, and the uniform blend and the best of them on a second one.
@@ -44,8 +55,8 @@ def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
     Raises:
         NumericalError: the loss of the uniform blend is not finite.
     """
-    shape = objective.n_groups, objective.n_experts
-    uniform = Start("uniform", torch.full(shape, 1 / objective.n_experts, dtype=torch.float64))
+    domain = Simplex.of(objective)
+    uniform = Start("uniform", domain.uniform())
     starts = [uniform]
     _look(objective, starts, 0)
     purse.warmed_up()
@@ -55,15 +66,14 @@ def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
     n_affordable = purse.forwards(SHARE) - 1 - _N_FINALISTS
     if n_affordable < 2:
         return starts
-    drawn = torch.randperm(objective.n_experts, generator=generator(seed, "screening")).tolist()
-    for k in sorted(drawn[: int(min(n_affordable, objective.n_experts))]):
-        expert = torch.zeros(shape, dtype=torch.float64)
-        expert[:, k] = 1
-        starts.append(Start(f"towards expert {k}", uniform.alpha.lerp(expert, _TOWARDS_EXPERT), expert=k))
+    drawn = torch.randperm(domain.n_experts, generator=generator(seed, "screening")).tolist()
+    for k in sorted(drawn[: int(min(n_affordable, domain.n_experts))]):
+        alpha = uniform.alpha.lerp(domain.corner(k), _TOWARDS_EXPERT)
+        starts.append(Start(f"towards expert {k}", alpha, expert=k))
     starts[1:] = _look(objective, starts[1:], 0)
-    if len(starts) == objective.n_experts + 1:
-        weights = torch.softmax(-torch.tensor([start.loss for start in starts[1:]], dtype=torch.float64), 0)
-        starts += _look(objective, [Start("by loss", weights.expand(shape).clone())], 0)
+    if len(starts) == domain.n_experts + 1:
+        losses = torch.tensor([start.loss for start in starts[1:]], dtype=torch.float64)
+        starts += _look(objective, [Start("by loss", domain.from_logits(-losses).expand(domain.shape).clone())], 0)
     starts.sort(key=lambda start: start.losses[0])
     finalists, rest = starts[:_N_FINALISTS], starts[_N_FINALISTS:]
     looked_at = [start for start in finalists if start is uniform]
@@ -78,8 +88,7 @@ def _look(objective: Objective, starts: list[Start], step: int) -> list[Start]:
     """
     if not starts:
         return []
-    pairs = torch.split(torch.stack([start.alpha for start in starts]), 2)
-    losses = [objective.probe_losses(pair, step) for pair in pairs]
-    for start, loss in zip(starts, torch.cat(losses).tolist(), strict=True):
+    alphas = torch.stack([start.alpha for start in starts])
+    for start, loss in zip(starts, probe(objective, Probes(alphas, n_at_once=2), step).tolist(), strict=True):
         start.losses.append(loss)
     return [start for start in starts if math.isfinite(start.loss)]

@@ -3,213 +3,217 @@
 What descends is a strategy: Gauss-Newton, SPSA, or CMA-ES.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from glue_cli.foundation.state import State, list_of, list_state, part_of, prefixed
+from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, check_finite
-from glue_cli.methods.staged import guard, screening
+from glue_cli.methods.staged import guard
+from glue_cli.methods.staged.contenders import Contender, MakeStrategy, enter
+from glue_cli.methods.staged.screening import N_MINIBATCHES, Start, screen
 from glue_cli.methods.steps.plateau import Plateau
+from glue_cli.methods.steps.strategy import make_step
+from glue_cli.methods.stepwise import Checkpoint, Observe, ignore, run
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
 _RACE_SHARE = 0.5  # the most that the race takes of a budget
-_MOST_CONTENDERS = 4
-
-
-class Strategy(Protocol):
-    """A way down from a start.
-
-    Attributes:
-        alpha: the estimate so far, [G, K].
-        n_forwards: of a step; least_forwards: the fewest that a step can be made with.
-        n_rounds: steps after which contenders can be told apart.
-        has_converged: whether further steps serve nothing.
-    """
-
-    n_forwards: int
-    n_rounds: int
-
-    @property
-    def least_forwards(self) -> int: ...
-
-    @property
-    def has_converged(self) -> bool: ...
-
-    @property
-    def alpha(self) -> Tensor: ...
-
-    def step(self, step: int, n_forwards: float) -> float:
-        """Make a step on the minibatch of `step` with at most `n_forwards`; return the loss near the old alpha."""
-
-
-@dataclass
-class _Contender:
-    start: screening.Start
-    strategy: Strategy
-    losses: list[float] = field(default_factory=list)
-
-    @property
-    def score(self) -> float:
-        """The mean loss over the later half of the steps, whose minibatches are the same for all contenders."""
-        later = self.losses[len(self.losses) // 2 :]
-        return sum(later) / len(later)
 
 
 def search(
     objective: Objective,
     settings: MixSpec,
-    make_strategy: Callable[[Tensor], Strategy],
+    make_strategy: MakeStrategy,
     *,
     seed: int,
-    observe: Callable[[StepRecord], None],
+    observe: Observe = ignore,
+    checkpoint: Checkpoint = ignore,
+    state: State | None = None,
 ) -> Learned:
     """Minimise the target loss over alpha within the settings' budget, or to a plateau of the validation loss.
 
     Args:
         make_strategy: a strategy from a start, alpha [G, K].
         observe: told of the uniform blend, of every step of the contender in the lead, and of what is returned.
+        checkpoint: called after the screening, and after every step on a minibatch; state: where to go on from.
     Raises:
         NumericalError: a loss is not finite.
     """
-    if objective.n_experts == 1:
-        return Learned(torch.ones(objective.n_groups, 1, dtype=torch.float64), None, None, 0, "steps")
-    return _Search(objective, settings, make_strategy, seed, observe).run()
+    domain = Simplex.of(objective)
+    if domain.n_experts == 1:
+        return Learned(domain.uniform(), None, None, 0, "steps")
+    return run(domain, _StagedSearch(objective, settings, make_strategy, seed, observe), checkpoint, state)
 
 
-class _Search:
-    """The state of a search: what is left of the budget, and what each stage has spent."""
+class _StagedSearch:
+    """The state of a search: how far its stages are, what is left of the budget, and what each stage has spent.
+
+    Screening is one step, and so is the guard. A step of the race or the descent is one minibatch.
+    """
 
     def __init__(
-        self,
-        objective: Objective,
-        settings: MixSpec,
-        make_strategy: Callable[[Tensor], Strategy],
-        seed: int,
-        observe: Callable[[StepRecord], None],
+        self, objective: Objective, settings: MixSpec, make_strategy: MakeStrategy, seed: int, observe: Observe
     ) -> None:
         self._objective, self._settings, self._seed = objective, settings, seed
         self._make_strategy, self._observe = make_strategy, observe
+        self._domain = Simplex.of(objective)
         self._purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
-        self._stages: list[dict[str, Any]] = []
+        self._stage: Literal["screen", "race", "descend", "guard"] = "screen"
+        self._spending: list[dict[str, Any]] = []  # of the stages that are done
+        self._starts: list[Start] = []  # from the best down
+        self._contenders: list[Contender] = []  # the first is in the lead; behind the race it is the winner
+        self._runner_up: Tensor | None = None  # the alpha that came second in the race
+        self._plateau = Plateau(settings.patience)
         self._n_steps, self._stopped = 0, ""
 
-    def run(self) -> Learned:
-        starts = screening.screen(self._objective, self._purse, self._seed)
-        uniform = next(start for start in starts if start.name == "uniform")
+    def step(self) -> Learned | None:
+        match self._stage:
+            case "screen":
+                self._screen()
+            case "race":
+                self._race()
+            case "descend":
+                self._descend()
+            case "guard":
+                return self._guard()
+        return None
+
+    def _screen(self) -> None:
+        self._starts = screen(self._objective, self._purse, self._seed)
+        uniform = self._start_named("uniform")
         self._observe(StepRecord(0, uniform.losses[0], uniform.alpha))
-        self._note("screen", uniform.losses[0], starts[0].losses[0])
-        winner, runner_up = self._race(starts)
-        self._note("race")
-        self._descend(winner)
-        self._note("descend")
-        verdict = self._guard(winner, runner_up, starts)
-        self._note("guard")
+        self._note(uniform.losses[0], self._starts[0].losses[0])
+        self._contenders = enter(self._starts, self._make_strategy, _RACE_SHARE * self._left())
+        self._stage = "race"
+
+    def _race(self) -> None:
+        """Let all contenders make a step; whenever as many are made as tell them apart, drop the worse half."""
+        contenders = self._contenders
+        if len(contenders) == 1 or not self._can_step():
+            self._end_race()
+            return
+        self._make_step()
+        if len(contenders[0].losses) % contenders[0].strategy.n_rounds == 0:
+            contenders.sort(key=lambda contender: contender.score)
+            self._runner_up = contenders[1].strategy.alpha
+            del contenders[(len(contenders) + 1) // 2 :]
+
+    def _end_race(self) -> None:
+        if len(self._contenders) > 1 and self._contenders[0].losses:  # the race was cut short
+            self._contenders.sort(key=lambda contender: contender.score)
+            self._runner_up = self._contenders[1].strategy.alpha
+        del self._contenders[1:]
+        self._note()
+        self._stage = "descend"
+
+    def _descend(self) -> None:
+        """Go on until the budget's part is spent; without one, until the validation loss is level."""
+        if self._can_step():
+            is_due = not self._purse.is_limited and (self._n_steps + 1) % self._settings.validate_every == 0
+            val_loss = self._make_step(validate=is_due)
+            if val_loss is None or not self._plateau.reached(val_loss):
+                return
+            self._stopped = "plateau"
+        self._note()
+        self._stage = "guard"
+
+    def _guard(self) -> Learned:
+        """Hold the end against plain blends, and return what stands."""
+        (winner,) = self._contenders
+        end = winner.strategy.alpha
+        verdict = guard.guard(self._objective, self._purse, end, self._rivals())
+        if verdict.loss is not None:
+            check_finite(verdict.loss, self._n_steps, "validation loss")
+        self._note()
         losses = {rival.name: rival.loss for rival in verdict.rivals}
-        descent = next(stage for stage in self._stages if stage["stage"] == "descend")
+        descent = next(stage for stage in self._spending if stage["stage"] == "descend")
         descent |= {"loss_before": losses.get(winner.start.name), "loss_after": verdict.end_loss}
         account = {
             "start": winner.start.name,
-            "starts": {start.name: start.loss for start in starts},
-            "stages": self._stages,
+            "starts": {start.name: start.loss for start in self._starts},
+            "stages": self._spending,
             **guard.account(verdict),
         }
         self._observe(StepRecord(self._n_steps, None, verdict.alpha, verdict.loss))
-        is_uniform = torch.equal(winner.strategy.alpha, uniform.alpha)
+        is_uniform = torch.equal(end, self._domain.uniform())
         val_uniform = verdict.end_loss if is_uniform else losses.get("uniform")
         return Learned(verdict.alpha, verdict.loss, val_uniform, self._n_steps, self._stopped, account)
 
-    def _race(self, starts: list[screening.Start]) -> tuple[_Contender, _Contender | None]:
-        """Let the best starts descend on the same minibatches; return the winner, and who was second.
+    def _rivals(self) -> dict[str, Tensor]:
+        """Return the uniform blend, the runner-up, the winner's start and the most promising expert."""
+        (winner,) = self._contenders
+        rivals = {"uniform": self._domain.uniform()}
+        if self._runner_up is not None:
+            rivals["runner-up"] = self._runner_up
+        rivals[winner.start.name] = winner.start.alpha
+        nearest = next((start.expert for start in self._starts if start.expert is not None), None)
+        if nearest is not None:
+            rivals[f"expert {nearest}"] = self._domain.corner(nearest)
+        return rivals
 
-        Whenever each has made as many steps as tell them apart, the worse half is dropped.
-        """
-        first = _Contender(starts[0], self._make_strategy(starts[0].alpha))
-        n_rounds = first.strategy.n_rounds
-        affordable = _RACE_SHARE * self._left() / (n_rounds * first.strategy.n_forwards)
-        n_contenders = max(n for n in range(1, _MOST_CONTENDERS + 1) if _race_length(n) <= affordable)
-        entered = starts[:n_contenders]
-        uniform = next(start for start in starts if start.name == "uniform")
-        if n_contenders > 1 and uniform not in entered:
-            entered[-1] = uniform
-        contenders = [first, *(_Contender(start, self._make_strategy(start.alpha)) for start in entered[1:])]
-        runner_up = None
-        while len(contenders) > 1 and self._can_step(contenders):
-            self._step(contenders)
-            if len(contenders[0].losses) % n_rounds == 0:
-                contenders.sort(key=lambda contender: contender.score)
-                runner_up = contenders[1]
-                del contenders[(len(contenders) + 1) // 2 :]
-        if len(contenders) > 1 and contenders[0].losses:  # the race was cut short
-            contenders.sort(key=lambda contender: contender.score)
-            runner_up = contenders[1]
-        return contenders[0], runner_up
-
-    def _descend(self, winner: _Contender) -> None:
-        """Go on until the budget's part is spent; without one, until the validation loss is level."""
-        plateau = Plateau(self._settings.patience)
-        while self._can_step([winner]):
-            is_due = not self._purse.is_limited and (self._n_steps + 1) % self._settings.validate_every == 0
-            val_loss = self._step([winner], validate=is_due)
-            if val_loss is not None and plateau.reached(val_loss):
-                self._stopped = "plateau"
-                return
-
-    def _can_step(self, contenders: list[_Contender]) -> bool:
+    def _can_step(self) -> bool:
+        strategies = [contender.strategy for contender in self._contenders]
         if not self._purse.is_limited and self._n_steps >= self._settings.steps:
             self._stopped = "steps"
-        elif self._left() < len(contenders) * contenders[0].strategy.least_forwards:
+        elif self._left() < len(strategies) * strategies[0].least_forwards:
             self._stopped = "budget"
-        elif any(contender.strategy.has_converged for contender in contenders):
+        elif any(strategy.has_converged for strategy in strategies):
             self._stopped = "converged"
         else:
             return True
         return False
 
-    def _step(self, contenders: list[_Contender], *, validate: bool = False) -> float | None:
+    def _make_step(self, *, validate: bool = False) -> float | None:
         """Make a step with each contender on one minibatch; tell of the first; return its validation loss if asked."""
-        n_forwards = self._left() / len(contenders)
-        for contender in contenders:
-            loss = contender.strategy.step(screening.N_MINIBATCHES + self._n_steps, n_forwards)
+        n_forwards = self._left() / len(self._contenders)
+        for contender in self._contenders:
+            minibatch = N_MINIBATCHES + self._n_steps
+            loss = make_step(contender.strategy, self._objective, minibatch, n_forwards)
             contender.losses.append(check_finite(loss, self._n_steps, "loss"))
         self._n_steps += 1
-        alpha, val_loss = contenders[0].strategy.alpha, None
+        leader, val_loss = self._contenders[0], None
+        alpha = leader.strategy.alpha
         if validate:
             val_loss = check_finite(self._objective.validation_loss(alpha), self._n_steps, "validation loss")
-        self._observe(StepRecord(self._n_steps, contenders[0].losses[-1], alpha, val_loss))
+        self._observe(StepRecord(self._n_steps, leader.losses[-1], alpha, val_loss))
         return val_loss
 
-    def _guard(self, winner: _Contender, runner_up: _Contender | None, starts: list[screening.Start]) -> guard.Verdict:
-        """Hold the end against the uniform blend, the runner-up, the winner's start and the most promising expert."""
-        by_name = {start.name: start.alpha for start in starts}
-        rivals = {"uniform": by_name["uniform"]}
-        if runner_up:
-            rivals["runner-up"] = runner_up.strategy.alpha
-        rivals[winner.start.name] = winner.start.alpha
-        nearest = next((start.expert for start in starts if start.expert is not None), None)
-        if nearest is not None:
-            expert = torch.zeros_like(winner.strategy.alpha)
-            expert[:, nearest] = 1
-            rivals[f"expert {nearest}"] = expert
-        verdict = guard.guard(self._objective, self._purse, winner.strategy.alpha, rivals)
-        if verdict.loss is not None:
-            check_finite(verdict.loss, self._n_steps, "validation loss")
-        return verdict
+    def _start_named(self, name: str) -> Start:
+        return next(start for start in self._starts if start.name == name)
 
     def _left(self) -> float:
         return max(0, self._purse.forwards() - guard.reserve(self._objective, self._purse))
 
-    def _note(self, stage: str, before: float | None = None, after: float | None = None) -> None:
-        """Note what a stage has spent, and the loss before and after it on the same data, where that is known."""
-        spent = sum(done["forwards"] for done in self._stages)
+    def _note(self, before: float | None = None, after: float | None = None) -> None:
+        """Note what the stage has spent, and the loss before and after it on the same data, where that is known."""
+        spent = sum(done["forwards"] for done in self._spending)
         forwards = self._objective.cost.forwards - spent
-        self._stages.append({"stage": stage, "forwards": forwards, "loss_before": before, "loss_after": after})
+        self._spending.append({"stage": self._stage, "forwards": forwards, "loss_before": before, "loss_after": after})
 
+    def state(self) -> State:
+        return {
+            "stage": self._stage,
+            "n_steps": self._n_steps,
+            "stopped": self._stopped,
+            "runner_up": self._runner_up,
+            **list_state("spending", self._spending),
+            **list_state("starts", [start.state() for start in self._starts]),
+            **list_state("contenders", [contender.state() for contender in self._contenders]),
+            **prefixed("plateau", self._plateau.state()),
+            **prefixed("purse", self._purse.state()),
+        }
 
-def _race_length(n_contenders: int) -> int:
-    """Return how often a contender is moved on by `n_rounds` steps until one of them is left."""
-    return 0 if n_contenders == 1 else n_contenders + _race_length((n_contenders + 1) // 2)
+    def restore(self, state: State) -> None:
+        self._stage, self._n_steps, self._stopped = state["stage"], state["n_steps"], state["stopped"]
+        self._runner_up = state["runner_up"]
+        self._spending = list_of(state, "spending")
+        self._starts = [Start.of(start) for start in list_of(state, "starts")]
+        self._contenders = [
+            Contender.of(contender, self._starts, self._make_strategy) for contender in list_of(state, "contenders")
+        ]
+        self._plateau.restore(part_of(state, "plateau"))
+        self._purse.restore(part_of(state, "purse"))

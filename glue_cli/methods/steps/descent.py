@@ -1,14 +1,17 @@
-"""Descent on the logits beta by any estimate of the gradient, eq. (7): what fullgrad and spsa share."""
+"""The plain search, the paper's: a descent from the uniform blend, watched by its validation loss."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from glue_cli.foundation.state import State, part_of, prefixed
+from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, check_finite
+from glue_cli.methods.steps.logit_descent import GradientRule, LogitDescent
 from glue_cli.methods.steps.plateau import Plateau
+from glue_cli.methods.steps.strategy import Strategy, make_step
+from glue_cli.methods.stepwise import Checkpoint, Observe, ignore, run
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
@@ -17,21 +20,14 @@ from glue_cli.spec.schema import MixSpec
 _VALIDATION_SHARE = 0.05
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """An estimate of grad_beta L on a step's minibatch, [G, K], float64, and the loss there."""
-
-    gradient: Tensor
-    loss: float
-
-
 def descend(
     objective: Objective,
-    estimate: Callable[[Tensor, int], Estimate],
+    rule: GradientRule,
     settings: MixSpec,
-    observe: Callable[[StepRecord], None],
     *,
-    n_forwards: int,
+    observe: Observe = ignore,
+    checkpoint: Checkpoint = ignore,
+    state: State | None = None,
 ) -> Learned:
     """Minimise the target loss over alpha = softmax(beta) from the uniform blend, eqs. (7) and (8).
 
@@ -39,60 +35,96 @@ def descend(
     left; returns the alpha with the lowest validation loss on the way.
 
     Args:
-        estimate: the gradient at beta [G, K] on the minibatch of a step.
+        rule: how the gradient at beta [G, K] is found.
         observe: told of every step as it ends.
-        n_forwards: what a step costs, a backward counted as two.
+        checkpoint: called between two steps; state: where to go on from.
     Raises:
         NumericalError: a loss is not finite.
     """
-    beta = torch.zeros(objective.n_groups, objective.n_experts, dtype=torch.float64)
-    if objective.n_experts == 1:
-        return Learned(softmax(beta), None, None, 0, "steps")
-    optimizer = make_optimizer(beta, settings)  # the first one imports parts of torch, and the clock stands still yet
-    purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
-    best_alpha = alpha = softmax(beta)
-    if purse.is_timed:  # the second one tells the pace, the first sets things up
-        _validate(objective, alpha, 0, 1)
-        purse.warmed_up()
-        _validate(objective, alpha, 0, 1)
-    n_batches = int(min(objective.n_validation_batches, max(1, _VALIDATION_SHARE * purse.worth())))
-    if purse.forwards() < 2 * n_batches + n_forwards:
-        return Learned(alpha, None, None, 0, "budget")
-    best = start = _validate(objective, alpha, 0, n_batches)
-    plateau = Plateau(settings.patience, start)
-    observe(StepRecord(0, None, alpha, start))
-    step, stopped = 0, "steps"
-    last = math.inf if purse.is_limited else settings.steps
-    while step < last and stopped == "steps":
-        found = estimate(beta, step)
-        check_finite(found.loss, step, "loss")
-        beta.grad = found.gradient
-        optimizer.step()
-        step += 1
-        alpha, val_loss = softmax(beta), None
-        if purse.forwards() < 2 * n_batches + n_forwards:
+    domain = Simplex.of(objective)
+    if domain.n_experts == 1:
+        return Learned(domain.uniform(), None, None, 0, "steps")
+    strategy = LogitDescent(domain, torch.zeros(domain.shape, dtype=torch.float64), rule, settings)
+    return run(domain, _PlainSearch(objective, strategy, settings, observe), checkpoint, state)
+
+
+class _PlainSearch:
+    """The state of a plain search. Its first step validates the start; each later one is a step of the strategy.
+
+    Args:
+        strategy: made before, which imports parts of torch: the clock of a budget starts here.
+    """
+
+    def __init__(self, objective: Objective, strategy: Strategy, settings: MixSpec, observe: Observe) -> None:
+        self._objective, self._strategy, self._settings, self._observe = objective, strategy, settings, observe
+        self._purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
+        self._plateau = Plateau(settings.patience)
+        self._n_steps = 0
+        self._n_batches: int | None = None  # of a validation; None before the first
+        self._start_loss = self._best_loss = 0.0  # on validation
+        self._best_alpha = strategy.alpha
+
+    def step(self) -> Learned | None:
+        return self._begin() if self._n_batches is None else self._descend(self._n_batches)
+
+    def _begin(self) -> Learned | None:
+        alpha, purse = self._strategy.alpha, self._purse
+        if purse.is_timed:  # the second validation tells the pace, the first sets things up
+            self._validate(alpha, 1)
+            purse.warmed_up()
+            self._validate(alpha, 1)
+        n_batches = int(min(self._objective.n_validation_batches, max(1, _VALIDATION_SHARE * purse.worth())))
+        if self._is_too_poor(n_batches):
+            return Learned(alpha, None, None, 0, "budget")
+        self._n_batches = n_batches
+        self._start_loss = self._best_loss = self._validate(alpha, n_batches)
+        self._plateau = Plateau(self._settings.patience, self._start_loss)
+        self._observe(StepRecord(0, None, alpha, self._start_loss))
+        return None
+
+    def _descend(self, n_batches: int) -> Learned | None:
+        loss = make_step(self._strategy, self._objective, self._n_steps, math.inf)
+        check_finite(loss, self._n_steps, "loss")
+        self._n_steps += 1
+        alpha, val_loss, stopped = self._strategy.alpha, None, ""
+        if self._is_too_poor(n_batches):
             stopped = "budget"
-        if step % settings.validate_every == 0 or step == last or stopped == "budget":
-            val_loss = _validate(objective, alpha, step, n_batches)
-            if val_loss < best:
-                best_alpha, best = alpha, val_loss
-            if plateau.reached(val_loss) and stopped == "steps":
+        elif not self._purse.is_limited and self._n_steps == self._settings.steps:
+            stopped = "steps"
+        if stopped or self._n_steps % self._settings.validate_every == 0:
+            val_loss = self._validate(alpha, n_batches)
+            if val_loss < self._best_loss:
+                self._best_alpha, self._best_loss = alpha, val_loss
+            if self._plateau.reached(val_loss) and stopped != "budget":
                 stopped = "plateau"
-        observe(StepRecord(step, found.loss, alpha, val_loss))
-    return Learned(best_alpha, best, start, step, stopped)
+        self._observe(StepRecord(self._n_steps, loss, alpha, val_loss))
+        if not stopped:
+            return None
+        return Learned(self._best_alpha, self._best_loss, self._start_loss, self._n_steps, stopped)
 
+    def _is_too_poor(self, n_batches: int) -> bool:
+        """Tell whether the budget has no step and validation left beside the last validation."""
+        return self._purse.forwards() < 2 * n_batches + self._strategy.n_forwards
 
-def softmax(beta: Tensor) -> Tensor:
-    """Return alpha = softmax(beta) along the last dimension."""
-    return torch.softmax(beta, -1)
+    def _validate(self, alpha: Tensor, n_batches: int) -> float:
+        return check_finite(self._objective.validation_loss(alpha, n_batches), self._n_steps, "validation loss")
 
+    def state(self) -> State:
+        return {
+            "n_steps": self._n_steps,
+            "n_batches": self._n_batches,
+            "start_loss": self._start_loss,
+            "best_loss": self._best_loss,
+            "best_alpha": self._best_alpha,
+            **prefixed("strategy", self._strategy.state()),
+            **prefixed("plateau", self._plateau.state()),
+            **prefixed("purse", self._purse.state()),
+        }
 
-def make_optimizer(beta: Tensor, settings: MixSpec) -> torch.optim.Optimizer:
-    """Return the settings' optimizer of the logits beta."""
-    if settings.optimizer == "momentum":
-        return torch.optim.SGD([beta], lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.Adam([beta], lr=settings.lr, betas=(settings.betas[0], settings.betas[1]))
-
-
-def _validate(objective: Objective, alpha: Tensor, step: int, n_batches: int) -> float:
-    return check_finite(objective.validation_loss(alpha, n_batches), step, "validation loss")
+    def restore(self, state: State) -> None:
+        self._n_steps, self._n_batches = state["n_steps"], state["n_batches"]
+        self._start_loss, self._best_loss = state["start_loss"], state["best_loss"]
+        self._best_alpha = state["best_alpha"]
+        self._strategy.restore(part_of(state, "strategy"))
+        self._plateau.restore(part_of(state, "plateau"))
+        self._purse.restore(part_of(state, "purse"))

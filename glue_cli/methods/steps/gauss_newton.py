@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from glue_cli.foundation.seeds import generator
-from glue_cli.methods.steps.quadratic_program import minimise_quadratic
-from glue_cli.search.protocol import Objective
+from glue_cli.foundation.state import State, part_of, prefixed
+from glue_cli.methods.domains import Simplex
+from glue_cli.methods.steps.questions import Answer, ToSecondOrder
+from glue_cli.search.secants import Quadratic
 
 # How far towards each expert the outputs are taken, a share of the way. With 0.1 the secants of a deep net mislead: on
 # traffic signs MobileNetV2 ends at a validation loss of 3.158, with 0.03 at 3.123 and with 0.01 at 3.121. In bfloat16,
@@ -27,14 +29,14 @@ _KEPT_AHEAD = 0.25
 
 
 class GaussNewton:
-    """Minimises the quadratics seen so far, on two accounts that differ in what they forget.
+    """A strategy that minimises the quadratics seen so far, on two accounts that differ in what they forget.
 
     A point goes ahead by the last few; there the next is taken. The estimate is where the mean of many is least, the
     later with the more weight, as of recursive least squares: averaging makes up for the haste (Polyak and Juditsky
     1992).
 
     Args:
-        start: [G, K], on the simplex.
+        start: [G, K], a point of the domain.
     Attributes:
         alpha: the estimate so far, [G, K].
         n_forwards: of a whole step; with fewer, down to about half, it takes some of the experts at random.
@@ -44,48 +46,64 @@ class GaussNewton:
     n_rounds = 3
     has_converged = False  # the noise of the minibatches never ends
 
-    def __init__(self, objective: Objective, start: Tensor, *, seed: int) -> None:
-        self.n_forwards = start.numel() - len(start) + 1
+    def __init__(self, domain: Simplex, start: Tensor, *, seed: int) -> None:
+        self.n_forwards = domain.n_directions + 1
         self.least_forwards = self.n_forwards // 2 + 1
-        self._objective, self._seed = objective, seed
-        self._ahead, self._estimate = _Least(start), _Least(start)
+        self._domain, self._seed = domain, seed
+        self._ahead, self._estimate = _Least(domain, start), _Least(domain, start)
         self._n_steps = 0
+        self._asked: ToSecondOrder | None = None
 
     @property
     def alpha(self) -> Tensor:
         return self._estimate.alpha
 
-    def step(self, step: int, n_forwards: float) -> float:
-        """Make a step on the minibatch of `step` with at most `n_forwards`.
+    def ask(self, step: int, n_forwards: float) -> ToSecondOrder:
+        """Ask for the loss near the point ahead, towards as many experts as `n_forwards` allow."""
+        alpha = self._ahead.alpha
+        self._asked = ToSecondOrder(alpha, self._draw(alpha, step, n_forwards), _RADIUS)
+        return self._asked
+
+    def tell(self, answer: Answer) -> float:
+        """Make the step.
 
         Returns:
-            The loss at the point ahead; NaN, and no step is made, where outputs on the way are not finite.
+            The loss at the point ahead; where outputs on the way are not finite it is NaN, and no step is made.
         """
-        alpha = self._ahead.alpha
-        coordinates = self._draw(alpha, step, n_forwards)
-        found = self._objective.quadratic(alpha, coordinates, _RADIUS, step)
-        if not (found.gradient.isfinite().all() and found.curvature.isfinite().all()):
+        assert isinstance(answer, Quadratic) and self._asked
+        if not (answer.gradient.isfinite().all() and answer.curvature.isfinite().all()):
             return math.nan
-        spread = _spread(alpha, coordinates)
-        curvature = spread @ found.curvature @ spread.T
-        linear = curvature @ alpha.flatten() - spread @ found.gradient
+        alpha = self._asked.alpha
+        spread = self._domain.spread(alpha, self._asked.coordinates)
+        curvature = spread @ answer.curvature @ spread.T
+        linear = curvature @ alpha.flatten() - spread @ answer.gradient
         self._n_steps += 1
         self._ahead.add(curvature, linear, kept=_KEPT_AHEAD)
         self._estimate.add(curvature, linear, kept=1 - 1 / (1 + _MEMORY * self._n_steps))
-        return found.loss
+        return answer.loss
+
+    def state(self) -> State:
+        accounts = prefixed("ahead", self._ahead.state()) | prefixed("estimate", self._estimate.state())
+        return {"n_steps": self._n_steps, **accounts}
+
+    def restore(self, state: State) -> None:
+        self._n_steps = state["n_steps"]
+        self._ahead.restore(part_of(state, "ahead"))
+        self._estimate.restore(part_of(state, "estimate"))
 
     def _draw(self, alpha: Tensor, step: int, n_forwards: float) -> Tensor:
         """Return the experts whose directions are taken: all but each group's largest, or some of them."""
         order = torch.randperm(alpha.numel(), generator=generator(self._seed, "coordinates", step))
-        others = order[~torch.isin(order, _largest(alpha))]
+        others = order[torch.isin(order, self._domain.coordinates(alpha))]
         return others[: int(min(n_forwards - 1, len(others)))].sort()[0]
 
 
 class _Least:
-    """Where a weighted sum of quadratics over the simplex is least: alpha, [G, K]."""
+    """Where a weighted sum of quadratics over the domain is least: alpha, [G, K]."""
 
-    def __init__(self, start: Tensor) -> None:
+    def __init__(self, domain: Simplex, start: Tensor) -> None:
         self.alpha = start
+        self._domain = domain
         self._curvature = torch.zeros(start.numel(), start.numel(), dtype=torch.float64)
         self._linear = torch.zeros(start.numel(), dtype=torch.float64)
 
@@ -94,27 +112,14 @@ class _Least:
         self._curvature = kept * self._curvature + curvature
         self._linear = kept * self._linear + linear
         damping = _DAMPING * self._curvature.diagonal().mean()
-        self.alpha = minimise_quadratic(
+        self.alpha = self._domain.minimise(
             self._curvature + damping * torch.eye(len(linear)),
             self._linear + damping * self.alpha.flatten(),
             self.alpha,
         )
 
+    def state(self) -> State:
+        return {"alpha": self.alpha, "curvature": self._curvature, "linear": self._linear}
 
-def _largest(alpha: Tensor) -> Tensor:
-    """Return the position in alpha [G, K], flattened, of each group's largest coefficient, [G]."""
-    return alpha.argmax(1) + alpha.shape[1] * torch.arange(len(alpha))
-
-
-def _spread(alpha: Tensor, coordinates: Tensor) -> Tensor:
-    """Return S [G K, n]: the slopes towards all experts are S @ those towards some, at `coordinates`.
-
-    The directions e_k - alpha, weighted by alpha_k, sum to zero, and so, to first order, do the slopes along them:
-    what leads to a group's largest coefficient follows from the others without a forward. Those not taken count as 0.
-    """
-    weights, columns = alpha.flatten(), torch.arange(len(coordinates))
-    largest = _largest(alpha)[coordinates // alpha.shape[1]]
-    spread = torch.zeros(alpha.numel(), len(coordinates), dtype=torch.float64)
-    spread[coordinates, columns] = 1
-    spread[largest, columns] = -weights[coordinates] / weights[largest]
-    return spread
+    def restore(self, state: State) -> None:
+        self.alpha, self._curvature, self._linear = state["alpha"], state["curvature"], state["linear"]

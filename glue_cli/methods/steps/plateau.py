@@ -1,5 +1,7 @@
 """When a validation loss has stopped falling."""
 
+from glue_cli.foundation.state import State
+
 # A smaller relative improvement counts as none.
 _MIN_IMPROVEMENT = 1e-3
 
@@ -21,3 +23,9 @@ class Plateau:
         else:
             self._n_stale += 1
         return self._n_stale >= self._patience
+
+    def state(self) -> State:
+        return {"loss": self._loss, "n_stale": self._n_stale}
+
+    def restore(self, state: State) -> None:
+        self._loss, self._n_stale = state["loss"], state["n_stale"]

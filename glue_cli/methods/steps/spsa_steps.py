@@ -1,81 +1,78 @@
 """Steps by SPSA: two probes along a random direction tell the slope along it."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from glue_cli.foundation.seeds import generator
-from glue_cli.methods.steps.descent import Estimate, make_optimizer, softmax
+from glue_cli.foundation.state import State, part_of, prefixed
+from glue_cli.methods.domains import Simplex
 from glue_cli.methods.steps.directions import draw_directions
 from glue_cli.methods.steps.gauss_newton import GaussNewton
-from glue_cli.search.protocol import Objective
+from glue_cli.methods.steps.logit_descent import AveragedDescent, Estimate
+from glue_cli.methods.steps.questions import Answer, Probes, Question
 from glue_cli.spec.schema import MixSpec
 
 
-def estimate_gradient(
-    losses_at: Callable[[Tensor], Tensor], beta: Tensor, directions: Tensor, *, mu: float, zero_sum: bool
-) -> Estimate:
-    """Estimate grad_beta L at beta from 2n losses on one minibatch.
+def probe_betas(beta: Tensor, directions: Tensor, *, mu: float) -> Tensor:
+    """Return the logits of n probe pairs, [2n, G, K]: beta + mu u for every direction, then beta - mu u, eq. (3).
 
     Args:
-        losses_at: the losses [m] of m sets of coefficients [m, G, K]; called once, for all probes of the step.
         beta: logits, [G, K], float64.
         directions: u_i of unit length, [n, G, K], float64.
         mu: radius, in logit units.
-        zero_sum: whether the directions were drawn in the subspace where each group's entries sum to 0.
-    Source: eqs. (3) to (6).
     """
-    n, n_groups, n_experts = directions.shape
-    probes = softmax(torch.cat([beta + mu * directions, beta - mu * directions]))  # eq. (3), [2n, G, K]
-    losses = losses_at(probes)
+    return torch.cat([beta + mu * directions, beta - mu * directions])
+
+
+def estimate_from(losses: Tensor, directions: Tensor, *, mu: float, n_dimensions: int) -> Estimate:
+    """Estimate grad_beta L from the losses [2n] of n probe pairs on one minibatch.
+
+    Args:
+        directions, mu: as `probe_betas` has made the probes from.
+        n_dimensions: of the space that the directions were drawn in.
+    Source: eqs. (4) to (6).
+    """
+    n = len(directions)
     deltas = (losses[:n] - losses[n:]) / (2 * mu)  # eq. (4), [n]
     # E[u u^T] is I over the dimension of the sphere: K by group, K - 1 in the zero-sum subspace
-    factor = n_groups * (n_experts - 1 if zero_sum else n_experts)
-    gradient = factor * (deltas[:, None, None] * directions).mean(0)  # eqs. (5) and (6)
+    gradient = n_dimensions * (deltas[:, None, None] * directions).mean(0)  # eqs. (5) and (6)
     return Estimate(gradient, losses.mean().item())
 
 
-_FLOOR = 0.01  # of 1 / K: further down, an expert that a start leaves out would be out of reach
+class ProbePairs:
+    """A rule for the gradient: by the settings' number of probe pairs along random directions."""
 
+    def __init__(self, domain: Simplex, settings: MixSpec, seed: int) -> None:
+        self.n_forwards = 2 * settings.n_directions
+        self._domain, self._settings, self._seed = domain, settings, seed
+        self._directions: Tensor | None = None
 
-class SpsaDescent:
-    """A strategy of a staged search: the optimizer's steps along SPSA's estimates, from a start.
+    def ask(self, beta: Tensor, step: int) -> Probes:
+        """Ask for the losses of all probes of the step at once; their directions follow from the seed and the step."""
+        settings = self._settings
+        self._directions = draw_directions(
+            settings.n_directions,
+            self._domain.shape,
+            settings.directions,
+            zero_sum=settings.zero_sum,
+            generator=generator(self._seed, "directions", step),
+        )
+        alphas = self._domain.from_logits(probe_betas(beta, self._directions, mu=settings.mu))
+        return Probes(alphas, n_at_once=len(alphas))
 
-    Attributes:
-        n_forwards: of a step; n_rounds: steps after which the noise of the minibatches lets a poor basin show.
-    """
-
-    n_rounds = 10
-    has_converged = False  # the noise of the minibatches never ends
-
-    def __init__(self, objective: Objective, start: Tensor, settings: MixSpec, seed: int) -> None:
-        self.n_forwards = self.least_forwards = 2 * settings.n_directions
-        self._beta = start.clamp_min(_FLOOR / objective.n_experts).log()
-        self._optimizer = make_optimizer(self._beta, settings)
-        self._estimate = _make_estimate(objective, settings, seed)
-        self._alphas = [start]
-
-    @property
-    def alpha(self) -> Tensor:
-        """The mean over the later half of the steps, [G, K]: what their noise leaves."""
-        return torch.stack(self._alphas[len(self._alphas) // 2 :]).mean(0)
-
-    def step(self, step: int, n_forwards: float) -> float:
-        """Make a step on the minibatch of `step`; return the mean loss of its probes."""
-        found = self._estimate(self._beta, step)
-        self._beta.grad = found.gradient
-        self._optimizer.step()
-        self._alphas.append(softmax(self._beta))
-        return found.loss
+    def tell(self, answer: Answer) -> Estimate:
+        assert isinstance(answer, Tensor) and self._directions is not None
+        n_dimensions = self._domain.n_logit_dimensions(zero_sum=self._settings.zero_sum)
+        return estimate_from(answer, self._directions, mu=self._settings.mu, n_dimensions=n_dimensions)
 
 
 _SURROGATE_STEPS = 20  # at most: after as many, Gauss-Newton's descents are nearly level
 
 
 class SurrogateFirst:
-    """A strategy for a score that follows the loss: half of the way down that, its smooth surrogate, then SPSA's.
+    """A strategy for a score that follows the loss: half of the way down that, its smooth surrogate, then by probes.
 
     The loss leads from afar to about where the score is best, with the few steps of Gauss-Newton; from there on the
     score itself is searched, by probes. A budget too small for both is Gauss-Newton's.
@@ -86,12 +83,12 @@ class SurrogateFirst:
 
     has_converged = False
 
-    def __init__(self, objective: Objective, start: Tensor, settings: MixSpec, seed: int) -> None:
-        self._first = GaussNewton(objective, start, seed=seed)
-        self._second: SpsaDescent | None = None
-        self._objective, self._settings, self._seed = objective, settings, seed
+    def __init__(self, domain: Simplex, start: Tensor, settings: MixSpec, seed: int) -> None:
+        self._first = GaussNewton(domain, start, seed=seed)
+        self._second: AveragedDescent | None = None
+        self._domain, self._settings, self._seed = domain, settings, seed
         self.n_rounds, self.n_forwards = self._first.n_rounds, self._first.n_forwards
-        self._most_forwards = 0.0
+        self._most_forwards = 0.0  # that a step was allowed, of a budget
         # without a budget; before the validation can be level, which would end the search
         self._steps_left = min(_SURROGATE_STEPS, settings.steps // 2, settings.patience * settings.validate_every)
 
@@ -104,38 +101,39 @@ class SurrogateFirst:
         by_probes = 2 * self._settings.n_directions
         return by_probes if self._second else min(by_probes, self._first.least_forwards)
 
-    def step(self, step: int, n_forwards: float) -> float:
-        """Make a step on the minibatch of `step` with at most `n_forwards`; return the score near the old alpha."""
-        self._most_forwards = max(self._most_forwards, n_forwards)
+    def ask(self, step: int, n_forwards: float) -> Question:
+        if math.isfinite(n_forwards):
+            self._most_forwards = max(self._most_forwards, n_forwards)
         if self._second is None and self._is_half_way(n_forwards):
-            self._second = SpsaDescent(self._objective, self.alpha, self._settings, self._seed)
+            self._second = self._probing_from(self.alpha)
+        return (self._second or self._first).ask(step, n_forwards)
+
+    def tell(self, answer: Answer) -> float:
+        """Make the step; return the score near the old alpha."""
         if self._second:
-            return self._second.step(step, n_forwards)
+            return self._second.tell(answer)
         self._steps_left -= 1
-        return self._first.step(step, n_forwards)
+        return self._first.tell(answer)
+
+    def state(self) -> State:
+        state = {"most_forwards": self._most_forwards, "steps_left": self._steps_left}
+        state |= prefixed("first", self._first.state())
+        return state | (prefixed("second", self._second.state()) if self._second else {})
+
+    def restore(self, state: State) -> None:
+        self._most_forwards, self._steps_left = state["most_forwards"], state["steps_left"]
+        self._first.restore(part_of(state, "first"))
+        second = part_of(state, "second")
+        self._second = self._probing_from(self._first.alpha) if second else None
+        if self._second:
+            self._second.restore(second)
+
+    def _probing_from(self, start: Tensor) -> AveragedDescent:
+        rule = ProbePairs(self._domain, self._settings, self._seed)
+        return AveragedDescent(self._domain, start, rule, self._settings)
 
     def _is_half_way(self, n_forwards: float) -> bool:
         if math.isinf(n_forwards):
             return self._steps_left <= 0
         is_due = n_forwards < max(self._most_forwards / 2, self._first.least_forwards)
         return is_due and n_forwards >= 2 * self._settings.n_directions
-
-
-def _make_estimate(objective: Objective, settings: MixSpec, seed: int) -> Callable[[Tensor, int], Estimate]:
-    def estimate(beta: Tensor, step: int) -> Estimate:
-        directions = draw_directions(
-            settings.n_directions,
-            (objective.n_groups, objective.n_experts),
-            settings.directions,
-            zero_sum=settings.zero_sum,
-            generator=generator(seed, "directions", step),
-        )
-        return estimate_gradient(
-            lambda alphas: objective.probe_losses(alphas, step),
-            beta,
-            directions,
-            mu=settings.mu,
-            zero_sum=settings.zero_sum,
-        )
-
-    return estimate

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from fake_objective import Bowl as PlainBowl
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from glue_cli.foundation.errors import NumericalError
 from glue_cli.methods.spsa import spsa
 from glue_cli.methods.staged import guard
 from glue_cli.methods.staged import search as staged
+from glue_cli.methods.steps import questions
 from glue_cli.search import account as budget_module
 from glue_cli.search.account import Cost
 from glue_cli.search.secants import Quadratic as ToSecondOrder
@@ -18,57 +20,10 @@ from glue_cli.spec.schema import MixSpec
 BATCH, N_VALIDATION_BATCHES = 64, 8
 
 
-class Bowl:
-    """|alpha - target|^2 and noise that is the same for all blends of a minibatch.
+class Bowl(PlainBowl):
+    """One with several validation batches."""
 
-    Args:
-        target: [K], on the simplex.
-        noise: its standard deviation.
-    """
-
-    n_groups, is_smooth, seconds_a_forward, floor = 1, True, 0.0, 0.0
-    n_validation_batches = N_VALIDATION_BATCHES
-
-    def __init__(self, target, noise=0.0):
-        self.target = torch.tensor([target], dtype=torch.float64)
-        self.n_experts, self.noise, self.cost = len(target), noise, Cost()
-        self.minibatches, self.validations, self.clock = [], [], 1000.0
-        random = torch.Generator().manual_seed(1)
-        self.validation_noise = noise * torch.randn(
-            N_VALIDATION_BATCHES * BATCH, generator=random, dtype=torch.float64
-        )
-
-    def loss(self, alpha):
-        return self.floor + (alpha - self.target).square().sum((-2, -1))
-
-    def charge(self, n):
-        self.cost.forwards += n
-        self.cost.examples += n * BATCH
-        self.clock += n * self.seconds_a_forward
-
-    def noise_at(self, step):
-        return self.noise * torch.randn(1, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-
-    def probe_losses(self, alphas, step):
-        self.charge(len(alphas))
-        return self.loss(alphas) + self.noise_at(step)
-
-    def quadratic(self, alpha, coordinates, radius, step):
-        self.charge(len(coordinates) + 1)
-        self.minibatches.append(step)
-        ways = torch.eye(self.n_experts, dtype=torch.float64)[coordinates] - alpha
-        loss = (self.loss(alpha) + self.noise_at(step)).item()
-        return ToSecondOrder(loss, 2 * ways @ (alpha - self.target)[0], 2 * ways @ ways.T)
-
-    def validation_terms(self, alpha, n_batches=None):
-        n = N_VALIDATION_BATCHES if n_batches is None else min(n_batches, N_VALIDATION_BATCHES)
-        self.charge(n)
-        self.cost.validation_forwards += n
-        self.validations.append(n_batches)
-        return self.loss(alpha) + self.validation_noise[: n * BATCH]
-
-    def validation_loss(self, alpha, n_batches=None):
-        return self.validation_terms(alpha, n_batches).mean().item()
+    n_validation_batches, batch_size = N_VALIDATION_BATCHES, BATCH
 
 
 class Walk:
@@ -81,13 +36,26 @@ class Walk:
         self.n_forwards, self.least_forwards = start.numel() + 1, start.numel() // 2 + 1
         self.steps = []
 
-    def step(self, step, n_forwards):
+    def ask(self, step, n_forwards):
         assert n_forwards >= self.least_forwards
         self.steps.append(step)
-        self.objective.charge(int(min(n_forwards, self.n_forwards)))
-        before = self.objective.loss(self.alpha).item()
+        coordinates = torch.arange(int(min(n_forwards, self.n_forwards)) - 1)
+        return questions.ToSecondOrder(self.alpha, coordinates, 0.03)
+
+    def tell(self, answer):
         self.alpha = self.alpha.lerp(self.objective.target, self.part)
-        return before
+        return answer.loss
+
+
+class OneProbe(Walk):
+    """A strategy that asks for one forward a step, and stays where it is."""
+
+    def ask(self, step, n_forwards):
+        self.steps.append(step)
+        return questions.Probes(self.alpha[None], n_at_once=1)
+
+    def tell(self, answer):
+        return 1.0
 
 
 def rising(n_experts):
@@ -160,7 +128,7 @@ def test_a_budget_of_time_is_kept_by_the_speed_so_far(monkeypatch, seconds):
     learned, _, _ = run(objective, budget=f"{seconds}s")
     assert learned.stopped == "budget" and 0.8 * seconds <= objective.clock - 1000 <= seconds
     spent = spent_by_stage(learned)
-    assert spent["screen"] <= seconds / 4 / 0.1 and spent["guard"] > 0 and len(objective.validations) > 3
+    assert spent["screen"] <= seconds / 4 / 0.1 and spent["guard"] > 0 and len(objective.validated) > 3
 
 
 @pytest.mark.parametrize("seconds_a_forward", [1.0, 1.4, 1.9, 3.0])
@@ -169,9 +137,9 @@ def test_forwards_that_become_slow_in_the_race_end_it_in_time(monkeypatch, secon
     monkeypatch.setattr(budget_module.time, "monotonic", lambda: objective.clock)
 
     class Slow(Walk):
-        def step(self, step, n_forwards):
+        def ask(self, step, n_forwards):
             self.objective.seconds_a_forward = seconds_a_forward
-            return super().step(step, n_forwards)
+            return super().ask(step, n_forwards)
 
     objective.seconds_a_forward = 0.1
     learned, _, contenders = run(objective, Slow, budget="1m")
@@ -232,15 +200,13 @@ def test_as_many_race_as_half_of_what_is_left_affords(budget, n_contenders):
     assert spent_by_stage(learned)["race"] == 12 * [0, 2, 5, 6][n_contenders - 1]
 
 
-class Scripted(Walk):
+class Scripted(OneProbe):
     """A strategy that stays where it is; towards expert 1, the first minibatch alone is a hard one."""
 
-    def step(self, step, n_forwards):
-        self.steps.append(step)
-        self.objective.charge(1)
+    def tell(self, answer):
         if self.alpha.argmax() != 1:
             return 1.0
-        return 9.0 if step == 2 else 0.1
+        return 9.0 if self.steps[-1] == 2 else 0.1
 
 
 def test_the_uniform_blend_races_although_others_look_better():
@@ -273,7 +239,7 @@ class TwoBasins(Bowl):
 
     def quadratic(self, alpha, coordinates, radius, step):
         self.charge(len(coordinates) + 1)
-        ways = torch.eye(self.n_experts, dtype=torch.float64)[coordinates] - alpha
+        ways = self.ways(alpha, coordinates)
         deep, shallow = self.parts(alpha)
         scale, bottom = (8, self.target) if deep < shallow else (2, torch.full_like(alpha, 1 / self.n_experts))
         return ToSecondOrder(self.loss(alpha).item(), scale * ways @ (alpha - bottom)[0], scale * ways @ ways.T)
@@ -308,9 +274,8 @@ def test_the_guard_holds_the_end_against_plain_blends_and_the_runner_up():
 
 
 def test_a_search_that_ends_worse_than_an_expert_returns_the_expert():
-    class Astray(Walk):
-        def step(self, step, n_forwards):
-            self.objective.charge(1)
+    class Astray(OneProbe):
+        def tell(self, answer):
             self.alpha = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
             return 1.0
 
@@ -346,9 +311,9 @@ def test_one_expert_needs_no_forward():
 @pytest.mark.parametrize("at", [0, 2, 5])
 def test_a_loss_that_is_no_number(wrong, at):
     class Breaking(Walk):
-        def step(self, step, n_forwards):
-            loss = super().step(step, n_forwards)
-            return wrong if step == 2 + at else loss
+        def tell(self, answer):
+            loss = super().tell(answer)
+            return wrong if self.steps[-1] == 2 + at else loss
 
     with pytest.raises(NumericalError, match=f"the loss is {wrong} at mixing step {at}"):
         run(Bowl(rising(3)), Breaking)
@@ -390,7 +355,7 @@ class Scored(Bowl):
 
     def quadratic(self, alpha, coordinates, radius, step):
         self.asked.append("quadratic")
-        ways = torch.eye(self.n_experts, dtype=torch.float64)[coordinates] - alpha
+        ways = self.ways(alpha, coordinates)
         value = super().quadratic(alpha, coordinates, radius, step).loss
         return ToSecondOrder(value, 2 * ways @ (alpha - self.loss_target)[0], 2 * ways @ ways.T)
 

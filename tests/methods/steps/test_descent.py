@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from glue_cli.foundation.errors import NumericalError
-from glue_cli.methods.steps.descent import Estimate, descend
+from glue_cli.methods.steps.descent import descend
+from glue_cli.methods.steps.logit_descent import Estimate
+from glue_cli.methods.steps.questions import Probes
 from glue_cli.search import account as budget_module
 from glue_cli.search.account import Cost
 from glue_cli.spec.schema import MixSpec
@@ -24,19 +26,38 @@ class Scripted:
     def __init__(self, *val_losses):
         self.val_losses, self.seen, self.cost = val_losses, [], Cost()
 
+    def probe_losses(self, alphas, step):
+        return torch.zeros(len(alphas), dtype=torch.float64)
+
     def validation_loss(self, alpha, n_batches=None):
         self.seen.append(alpha.tolist())
         return self.val_losses[min(len(self.seen), len(self.val_losses)) - 1]
 
 
+class Rule:
+    """A rule for the gradient that asks for one probe, and says what a function of the step gives."""
+
+    n_forwards = 2
+
+    def __init__(self, estimate):
+        self.estimate = estimate
+
+    def ask(self, beta, step):
+        self.step = step
+        return Probes(torch.softmax(beta, -1)[None], n_at_once=1)
+
+    def tell(self, answer):
+        return self.estimate(self.step)
+
+
 def along(*slope, loss=1.0):
     """An estimate that always says the same of the one group."""
-    return lambda beta, step: Estimate(torch.tensor([slope], dtype=torch.float64), loss)
+    return lambda step: Estimate(torch.tensor([slope], dtype=torch.float64), loss)
 
 
 def run(objective, estimate, **keys):
     records = []
-    return descend(objective, estimate, settings_of(**keys), records.append, n_forwards=2), records
+    return descend(objective, Rule(estimate), settings_of(**keys), observe=records.append), records
 
 
 @pytest.mark.parametrize(("validate_every", "patience"), [(1, 1), (5, 3), (20, 2)])
@@ -74,7 +95,7 @@ def test_the_uniform_start_is_kept_when_nothing_is_better():
 def test_the_budget_is_kept_and_the_last_step_is_validated(steps, validated_at):
     made = []
 
-    def estimate(beta, step):
+    def estimate(step):
         made.append(step)
         return Estimate(torch.ones(1, 3, dtype=torch.float64), float(step))
 
@@ -87,7 +108,7 @@ def test_the_budget_is_kept_and_the_last_step_is_validated(steps, validated_at):
 
 @pytest.mark.parametrize("wrong", [NAN, math.inf, -math.inf])
 def test_a_loss_that_is_no_number(wrong):
-    def estimate(beta, step):
+    def estimate(step):
         return Estimate(torch.ones(1, 3, dtype=torch.float64), wrong if step == 3 else 1.0)
 
     with pytest.raises(NumericalError, match=f"the loss is {wrong} at mixing step 3"):
@@ -138,9 +159,9 @@ def test_a_time_is_spent_and_not_exceeded(monkeypatch, seconds, n_validation_bat
     objective.n_validation_batches = n_validation_batches
     monkeypatch.setattr(budget_module.time, "monotonic", objective.now)
 
-    def estimate(beta, step):
+    def estimate(step):
         objective.work(2)
-        return along(1, 0, 0)(beta, step)
+        return along(1, 0, 0)(step)
 
     learned, _ = run(objective, estimate, budget=f"{seconds}s", patience=1000)
     assert learned.stopped == "budget"
@@ -166,9 +187,7 @@ def test_a_group_moves_as_it_would_alone(optimizer):
     objective = Scripted(1.0)
     objective.n_groups = 2
     settings = {"steps": 4, "optimizer": optimizer, "lr": 0.1}
-    _, together = run(
-        objective, lambda beta, step: Estimate(torch.tensor(slopes, dtype=torch.float64), 1.0), **settings
-    )
+    _, together = run(objective, lambda step: Estimate(torch.tensor(slopes, dtype=torch.float64), 1.0), **settings)
     alone = [run(Scripted(1.0), along(*slope), **settings)[1] for slope in slopes]
     assert objective.seen[0] == [[1 / 3] * 3] * 2
     for both, *each in zip(together, *alone, strict=True):

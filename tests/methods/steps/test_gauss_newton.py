@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glue_cli.foundation.seeds import generator
+from glue_cli.methods.domains import Simplex
 from glue_cli.methods.steps.gauss_newton import GaussNewton
-from glue_cli.methods.steps.quadratic_program import minimise_quadratic
+from glue_cli.methods.steps.strategy import make_step
 from glue_cli.running.losses import example_losses
 from glue_cli.search.account import Cost
 from glue_cli.search.objective import towards_experts
@@ -60,8 +61,19 @@ def uniform(n_experts, n_groups=1):
     return torch.full((n_groups, n_experts), 1 / n_experts, dtype=torch.float64)
 
 
+class Descent(GaussNewton):
+    """Gauss-Newton's steps down an objective."""
+
+    def __init__(self, objective, start, seed):
+        super().__init__(Simplex(*start.shape), start, seed=seed)
+        self.objective = objective
+
+    def step(self, step, n_forwards):
+        return make_step(self, self.objective, step, n_forwards)
+
+
 def start_of(objective, start=None, seed=0):
-    return GaussNewton(objective, uniform(objective.n_experts) if start is None else start, seed=seed)
+    return Descent(objective, uniform(objective.n_experts) if start is None else start, seed)
 
 
 WEIGHTS = [0.5, 0.0, 0.3, 0.2, 0.0]
@@ -158,7 +170,7 @@ def test_what_leads_to_the_largest_coefficient_follows_from_the_others(n_experts
     assert objective.asked == [[k for k in range(n_experts) if k != start.argmax()]]
     whole = objective.quadratic(start, torch.arange(n_experts), 0.03, 0)
     damping = 0.03 * whole.curvature.diagonal().mean()
-    wanted = minimise_quadratic(
+    wanted = Simplex(1, n_experts).minimise(
         whole.curvature + damping * torch.eye(n_experts),
         (whole.curvature @ start[0] - whole.gradient) + damping * start[0],
         start,

@@ -5,9 +5,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from glue_cli.methods.steps.quadratic_program import minimise_quadratic, project_to_simplex
+from glue_cli.methods.domains import Simplex
 
 SEEDS = st.integers(0, 2**32)
+
+
+def minimise_quadratic(curvature, linear, start):
+    return Simplex(*start.shape).minimise(curvature, linear, start)
 
 
 def draws(seed):
@@ -112,26 +116,3 @@ def test_groups_that_are_not_coupled_move_as_they_would_alone():
     together = minimise_quadratic(torch.block_diag(*curvatures), linear.flatten(), uniform(2, 3))
     alone = [minimise_quadratic(c, b, uniform(1, 3)) for c, b in zip(curvatures, linear, strict=True)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
-
-
-def nearest_by_bisection(x):
-    """Return the nearest point on the simplex to x [K]: x less the one level at which what is left sums to 1."""
-    low, high = x.min() - 1, x.max()
-    for _ in range(200):
-        level = (low + high) / 2
-        low, high = (level, high) if (x - level).clamp_min(0).sum() > 1 else (low, level)
-    return (x - low).clamp_min(0)
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.lists(st.floats(-2, 2), min_size=8, max_size=8))
-@settings(deadline=None)
-def test_projection_finds_the_nearest_point_of_each_row(far, near):
-    rows = torch.tensor([far, near[: len(far)]], dtype=torch.float64)
-    found = project_to_simplex(rows)
-    torch.testing.assert_close(found, torch.stack([nearest_by_bisection(row) for row in rows]), rtol=0, atol=1e-9)
-    torch.testing.assert_close(project_to_simplex(found), found, rtol=0, atol=1e-15)
-
-
-def test_projection_of_large_numbers():
-    rows = torch.tensor([[1e20, 0, 1e20], [-1e300, 1e10, 1e10 - 0.5]], dtype=torch.float64)
-    assert project_to_simplex(rows).tolist() == [[0.5, 0, 0.5], [0, 0.75, 0.25]]

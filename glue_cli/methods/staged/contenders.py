@@ -1,0 +1,62 @@
+"""Who takes part in the race: a start, the strategy that descends from it, and how it does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from glue_cli.foundation.state import State, part_of, prefixed
+from glue_cli.methods.staged.screening import Start
+from glue_cli.methods.steps.strategy import Strategy
+
+MOST = 4
+
+# Returns a strategy from a start, alpha [G, K].
+MakeStrategy = Callable[[Tensor], Strategy]
+
+
+@dataclass
+class Contender:
+    start: Start
+    strategy: Strategy
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def score(self) -> float:
+        """The mean loss over the later half of the steps, whose minibatches are the same for all contenders."""
+        later = self.losses[len(self.losses) // 2 :]
+        return sum(later) / len(later)
+
+    def state(self) -> State:
+        losses = torch.tensor(self.losses, dtype=torch.float64)
+        return {"start": self.start.name, "losses": losses, **prefixed("strategy", self.strategy.state())}
+
+    @classmethod
+    def of(cls, state: State, starts: list[Start], make_strategy: MakeStrategy) -> "Contender":
+        """Return the contender that has left a state, from one of the starts."""
+        start = next(start for start in starts if start.name == state["start"])
+        strategy = make_strategy(start.alpha)
+        strategy.restore(part_of(state, "strategy"))
+        return cls(start, strategy, state["losses"].tolist())
+
+
+def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -> list[Contender]:
+    """Return as many contenders as can race with so many forwards, one at least: the best starts, the uniform blend.
+
+    Args:
+        starts: from the best down.
+    """
+    first = Contender(starts[0], make_strategy(starts[0].alpha))
+    affordable = n_forwards / (first.strategy.n_rounds * first.strategy.n_forwards)
+    n_contenders = max(n for n in range(1, MOST + 1) if _race_length(n) <= affordable)
+    entered = starts[:n_contenders]
+    uniform = next(start for start in starts if start.name == "uniform")
+    if n_contenders > 1 and uniform not in entered:
+        entered[-1] = uniform
+    return [first, *(Contender(start, make_strategy(start.alpha)) for start in entered[1:])]
+
+
+def _race_length(n_contenders: int) -> int:
+    """Return how often a contender is moved on by `n_rounds` steps until one of them is left."""
+    return 0 if n_contenders == 1 else n_contenders + _race_length((n_contenders + 1) // 2)

@@ -1,0 +1,120 @@
+"""Descent on the logits beta along an estimate of the gradient, eq. (7): what fullgrad and spsa share."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from glue_cli.foundation.state import State, part_of, prefixed
+from glue_cli.methods.domains import Simplex
+from glue_cli.methods.steps.questions import Answer, Question
+from glue_cli.running.optimizer_state import optimizer_state, restore_optimizer
+from glue_cli.spec.schema import MixSpec
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate of grad_beta L on a step's minibatch, [G, K], float64, and the loss there."""
+
+    gradient: Tensor
+    loss: float
+
+
+class GradientRule(Protocol):
+    """How the gradient at the logits beta [G, K] is found: what has to be known, and what follows from it.
+
+    Attributes:
+        n_forwards: what it costs, a backward counted as two.
+    """
+
+    @property
+    def n_forwards(self) -> int: ...
+
+    def ask(self, beta: Tensor, step: int) -> Question: ...
+
+    def tell(self, answer: Answer) -> Estimate: ...
+
+
+class LogitDescent:
+    """A strategy: the steps of the settings' optimizer along a rule's gradients.
+
+    Args:
+        beta: where it starts, [G, K], float64; moved in place.
+    """
+
+    n_rounds = 10  # the noise of the minibatches lets a poor basin show no earlier
+    has_converged = False  # and never ends
+
+    def __init__(self, domain: Simplex, beta: Tensor, rule: GradientRule, settings: MixSpec) -> None:
+        self.n_forwards = self.least_forwards = rule.n_forwards
+        self._domain, self._beta, self._rule = domain, beta, rule
+        self._optimizer = _make_optimizer(beta, settings)
+
+    @property
+    def alpha(self) -> Tensor:
+        """That of the last step, [G, K]."""
+        return self._domain.from_logits(self._beta)
+
+    def ask(self, step: int, n_forwards: float) -> Question:
+        return self._rule.ask(self._beta, step)
+
+    def tell(self, answer: Answer) -> float:
+        estimate = self._rule.tell(answer)
+        self._beta.grad = estimate.gradient
+        self._optimizer.step()
+        return estimate.loss
+
+    def state(self) -> State:
+        return {"beta": self._beta, **prefixed("optimizer", optimizer_state(self._optimizer))}
+
+    def restore(self, state: State) -> None:
+        self._beta.copy_(state["beta"])
+        restore_optimizer(self._optimizer, part_of(state, "optimizer"))
+
+
+class AveragedDescent:
+    """A strategy: a descent on the logits whose estimate is the mean over the later half of its steps.
+
+    Args:
+        start: alpha [G, K].
+    Attributes:
+        alpha: that mean, [G, K]: the noise of the single steps is left behind.
+    """
+
+    has_converged = False
+
+    def __init__(self, domain: Simplex, start: Tensor, rule: GradientRule, settings: MixSpec) -> None:
+        self._descent = LogitDescent(domain, domain.logits_of(start), rule, settings)
+        self.n_forwards = self.least_forwards = rule.n_forwards
+        self.n_rounds = self._descent.n_rounds
+        self._later, self._n_points = [start], 1  # of all points, the start included, the later half
+
+    @property
+    def alpha(self) -> Tensor:
+        return torch.stack(self._later).mean(0)
+
+    def ask(self, step: int, n_forwards: float) -> Question:
+        return self._descent.ask(step, n_forwards)
+
+    def tell(self, answer: Answer) -> float:
+        loss = self._descent.tell(answer)
+        self._later.append(self._descent.alpha)
+        self._n_points += 1
+        n_kept = self._n_points - self._n_points // 2
+        del self._later[: len(self._later) - n_kept]
+        return loss
+
+    def state(self) -> State:
+        later = torch.stack(self._later)
+        return {"n_points": self._n_points, "later": later, **prefixed("descent", self._descent.state())}
+
+    def restore(self, state: State) -> None:
+        self._n_points, self._later = state["n_points"], [*state["later"].clone()]
+        self._descent.restore(part_of(state, "descent"))
+
+
+def _make_optimizer(beta: Tensor, settings: MixSpec) -> torch.optim.Optimizer:
+    if settings.optimizer == "momentum":
+        return torch.optim.SGD([beta], lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.Adam([beta], lr=settings.lr, betas=(settings.betas[0], settings.betas[1]))

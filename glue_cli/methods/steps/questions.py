@@ -1,0 +1,68 @@
+"""What a step asks of the objective, and the one place where it is asked."""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from glue_cli.search.protocol import Objective
+from glue_cli.search.secants import Quadratic
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The losses of m blends; the answer is a tensor [m], float64.
+
+    Attributes:
+        alphas: [m, G, K].
+        n_at_once: how many of the blends may be held at the same time; they share a pass over the experts.
+    """
+
+    alphas: Tensor
+    n_at_once: int
+
+
+@dataclass(frozen=True)
+class ToSecondOrder:
+    """The loss near a blend, by how the outputs change towards single experts; the answer is a `Quadratic`.
+
+    Attributes:
+        alpha: [G, K].
+        coordinates: the experts, as positions in alpha flattened, int64 [n].
+        radius: how far towards each of them the outputs are taken, in (0, 1].
+    """
+
+    alpha: Tensor
+    coordinates: Tensor
+    radius: float
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The loss of the blend alpha [G, K] and dL/dalpha, [G, K], up to a constant by group; the answer is the two."""
+
+    alpha: Tensor
+
+
+Question = Probes | ToSecondOrder | Gradient
+Answer = Tensor | Quadratic | tuple[float, Tensor]
+
+
+def answer(objective: Objective, question: Question, step: int) -> Answer:
+    """Answer a question by running the model on the minibatch of a step."""
+    match question:
+        case Probes(alphas, n_at_once):
+            return torch.cat([objective.probe_losses(some, step) for some in torch.split(alphas, n_at_once)])
+        case ToSecondOrder(alpha, coordinates, radius):
+            return objective.quadratic(alpha, coordinates, radius, step)
+        case Gradient(alpha):
+            return objective.gradient(alpha, step)
+    assert_never(question)
+
+
+def probe(objective: Objective, question: Probes, step: int) -> Tensor:
+    """Return the answer to a question for losses alone, [m], float64."""
+    losses = answer(objective, question, step)
+    assert isinstance(losses, Tensor)
+    return losses
