@@ -4,9 +4,16 @@ A state is cheap to take: its tensors may be those at work. Whoever keeps one co
 before the work goes on. Needs no torch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 State = dict[str, Any]
+# Called between two steps with a function that returns the state there. An exception that it raises ends the work.
+Checkpoint = Callable[[Callable[[], State]], None]
+
+
+def no_checkpoint(state: Callable[[], State]) -> None:
+    """Keep no state."""
 
 
 def prefixed(prefix: str, state: State) -> State:

@@ -8,12 +8,12 @@ from cmaes import CMA
 from torch import Tensor
 
 from glue_cli.foundation.seeds import derive_seed
-from glue_cli.foundation.state import State
+from glue_cli.foundation.state import Checkpoint, State, no_checkpoint
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
 from glue_cli.methods.staged.search import search
 from glue_cli.methods.steps.questions import Answer, Probes
-from glue_cli.methods.stepwise import Checkpoint, Observe, ignore
+from glue_cli.methods.stepwise import Observe, unobserved
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
@@ -25,8 +25,8 @@ def cmaes(
     settings: MixSpec,
     *,
     seed: int,
-    observe: Observe = ignore,
-    checkpoint: Checkpoint = ignore,
+    observe: Observe = unobserved,
+    checkpoint: Checkpoint = no_checkpoint,
     state: State | None = None,
 ) -> Learned:
     """Learn alpha with forward passes alone; all that it asks of an objective is a number.

@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from glue_cli.foundation.state import State
+from glue_cli.foundation.state import Checkpoint, State, no_checkpoint
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
 from glue_cli.methods.steps.descent import descend
 from glue_cli.methods.steps.logit_descent import Estimate
 from glue_cli.methods.steps.questions import Answer, Gradient
-from glue_cli.methods.stepwise import Checkpoint, Observe, ignore
+from glue_cli.methods.stepwise import Observe, unobserved
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
@@ -18,8 +18,8 @@ def fullgrad(
     settings: MixSpec,
     *,
     seed: int,
-    observe: Observe = ignore,
-    checkpoint: Checkpoint = ignore,
+    observe: Observe = unobserved,
+    checkpoint: Checkpoint = no_checkpoint,
     state: State | None = None,
 ) -> Learned:
     """Learn alpha by descent along the gradient through the blended network, eq. (9) left.

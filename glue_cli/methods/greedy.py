@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import torch
 
 from glue_cli.foundation.seeds import generator
-from glue_cli.foundation.state import State, part_of, prefixed
+from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, check_finite
-from glue_cli.methods.stepwise import Checkpoint, Observe, ignore, run
+from glue_cli.methods.stepwise import Observe, run, unobserved
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
@@ -20,8 +20,8 @@ def greedy(
     settings: MixSpec,
     *,
     seed: int,
-    observe: Observe = ignore,
-    checkpoint: Checkpoint = ignore,
+    observe: Observe = unobserved,
+    checkpoint: Checkpoint = no_checkpoint,
     state: State | None = None,
 ) -> Learned:
     """Add experts to a soup one by one, from the best alone down; keep each that does not let the soup's loss rise.

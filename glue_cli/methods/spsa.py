@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from glue_cli.foundation.state import State
+from glue_cli.foundation.state import Checkpoint, State, no_checkpoint
 from glue_cli.methods import kind_of_steps
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
@@ -12,7 +12,7 @@ from glue_cli.methods.steps.gauss_newton import GaussNewton
 from glue_cli.methods.steps.logit_descent import AveragedDescent
 from glue_cli.methods.steps.spsa_steps import ProbePairs, SurrogateFirst
 from glue_cli.methods.steps.strategy import Strategy
-from glue_cli.methods.stepwise import Checkpoint, Observe, ignore
+from glue_cli.methods.stepwise import Observe, unobserved
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
@@ -22,8 +22,8 @@ def spsa(
     settings: MixSpec,
     *,
     seed: int,
-    observe: Observe = ignore,
-    checkpoint: Checkpoint = ignore,
+    observe: Observe = unobserved,
+    checkpoint: Checkpoint = no_checkpoint,
     state: State | None = None,
 ) -> Learned:
     """Learn alpha with forward passes alone, eq. (9) right.

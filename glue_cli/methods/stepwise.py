@@ -4,14 +4,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from glue_cli.foundation.errors import NumericalError
-from glue_cli.foundation.state import State
+from glue_cli.foundation.state import Checkpoint, State
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord
 
 # Told of every step that is to be shown and written down.
 Observe = Callable[[StepRecord], None]
-# Called between two steps, with a function that returns the state there. An exception that it raises ends the search.
-Checkpoint = Callable[[Callable[[], State]], None]
 
 
 class StepwiseSearch(Protocol):
@@ -43,5 +41,5 @@ def run(domain: Simplex, search: StepwiseSearch, checkpoint: Checkpoint, state: 
     return learned
 
 
-def ignore(event: object) -> None:
-    """Take no notice."""
+def unobserved(record: StepRecord) -> None:
+    """Take no notice of a step."""

@@ -3,10 +3,7 @@
 import time
 from typing import Any
 
-import torch
-
 from glue_cli import __version__
-from glue_cli.data.loader import Batches
 from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
@@ -19,7 +16,7 @@ from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.save import save_model
-from glue_cli.workflows.training import train
+from glue_cli.workflows.training import Training
 
 
 @restored_threads()
@@ -44,40 +41,31 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     compute = training_compute(spec, model, target["train"], spec.finetune, run)
     model = compute.place(model)
-    watched: dict[str, Batches] = {split: target[split].on(compute) for split in watched_splits}
-    history: list[dict[str, Any]] = []
-    best: tuple[float, dict[str, torch.Tensor]] | None = None
+    watched = {split: target[split].on(compute) for split in watched_splits}
 
+    def measure() -> dict[str, float]:
+        figures = {split: evaluate_model(model, watched[split], loss=spec.loss, compute=compute) for split in watched}
+        return {f"{split}_{name}": value for split in figures for name, value in figures[split].items()}
+
+    training = Training(
+        model,
+        target["train"].on(compute),
+        spec.finetune,
+        loss=spec.loss,
+        compute=compute,
+        seed=spec.seed,
+        task="finetune",
+        progress=run.progress,
+        measure=measure,
+        keeps_best=spec.finetune.keep == "best",
+    )
     with writing_history(run.history, command="finetune", start=_start(plan)) as write:
-
-        def on_epoch(epoch: int, train_loss: float | None) -> None:
-            nonlocal best
-            line: dict[str, Any] = {"epoch": epoch, "train_loss": train_loss}
-            for split, batches in watched.items():
-                figures = evaluate_model(model, batches, loss=spec.loss, compute=compute)
-                line |= {f"{split}_{name}": value for name, value in figures.items()}
-            history.append(line)
-            write(line)
-            if spec.finetune.keep == "best" and epoch > 0 and (best is None or line["val_loss"] < best[0]):
-                best = line["val_loss"], {name: t.detach().clone() for name, t in model.state_dict().items()}
-
-        on_epoch(0, None)
-        train(
-            model,
-            target["train"].on(compute),
-            spec.finetune,
-            loss=spec.loss,
-            compute=compute,
-            seed=spec.seed,
-            task="finetune",
-            run=run,
-            on_epoch=on_epoch,
-        )
+        training.run(write)
     settings = {"loss": spec.loss, "finetune": spec.finetune.model_dump()}
     save_model(
         plan.destination,
         model,
-        best[1] if best else model.state_dict(),
+        training.best_tensors(),
         {
             "glue": __version__,
             "kind": "finetuned",
@@ -96,7 +84,7 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
         "output": str(plan.destination.result),
         "start": _start(plan),
         "examples": len(target["train"]),
-        "history": history,
+        "history": training.history,
         "method": plan.checkpoint.glue.get("method") if plan.checkpoint else None,
         "seed": spec.seed,
         "settings": settings,

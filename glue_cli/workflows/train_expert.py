@@ -15,7 +15,7 @@ from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.save import save_model
-from glue_cli.workflows.training import train
+from glue_cli.workflows.training import Training
 
 
 @restored_threads()
@@ -35,24 +35,18 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
     check_fits_data(model, examples, spec.loss, spec.data.where)
     compute = training_compute(spec, model, examples, spec.train, run)
     model = compute.place(model)
-    history: list[float] = []
+    training = Training(
+        model,
+        examples.on(compute),
+        spec.train,
+        loss=spec.loss,
+        compute=compute,
+        seed=spec.seed,
+        task=f"train {plan.name}",
+        progress=run.progress,
+    )
     with writing_history(run.history, command="train-expert", expert=plan.expert) as write:
-
-        def on_epoch(epoch: int, train_loss: float) -> None:
-            history.append(train_loss)
-            write({"epoch": epoch, "train_loss": train_loss})
-
-        train(
-            model,
-            examples.on(compute),
-            spec.train,
-            loss=spec.loss,
-            compute=compute,
-            seed=spec.seed,
-            task=f"train {plan.name}",
-            run=run,
-            on_epoch=on_epoch,
-        )
+        training.run(write)
     assert spec.experts is not None
     settings = {
         "loss": spec.loss,
@@ -66,7 +60,7 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
         "name": plan.name,
         "examples": len(examples),
         "epochs": spec.train.epochs,
-        "loss": history[-1],
+        "loss": training.history[-1]["train_loss"],
         "seed": spec.seed,
         "settings": settings,
         **origin_of(spec),
@@ -78,7 +72,7 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
     save_model(
         plan.destination,
         model,
-        model.state_dict(),
+        training.best_tensors(),
         {
             "glue": __version__,
             "kind": "expert",

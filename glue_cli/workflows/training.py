@@ -1,19 +1,24 @@
-"""The training loop that experts and finetuning share, and evaluation."""
+"""The training that experts and finetuning share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glue_cli.data.loader import Batches
 from glue_cli.foundation.errors import NumericalError, SpecError
-from glue_cli.foundation.progress import Advanced, Finished, Started
-from glue_cli.foundation.run import Run
+from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.seeds import derive_seed
+from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.results.history import Write
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Inputs, outputs_of
 from glue_cli.running.losses import Loss, example_losses
+from glue_cli.running.optimizer_state import optimizer_state, restore_optimizer
+from glue_cli.running.random_state import random_state, restore_random
 from glue_cli.spec.schema import FinetuneSpec, TrainSpec
 
 Settings = TrainSpec | FinetuneSpec
@@ -21,61 +26,147 @@ Settings = TrainSpec | FinetuneSpec
 _STEPS_A_REPORT = 10
 
 
-def train(
-    model: nn.Module,
-    batches: Batches,
-    settings: Settings,
-    *,
-    loss: Loss,
-    compute: Compute,
-    seed: int,
-    task: str,
-    run: Run,
-    on_epoch: Callable[[int, float], None],
-) -> None:
-    """Train all parameters with Adam.
+class Training:
+    """A training of all parameters with Adam, between two of its steps: all that later steps depend on is its state.
 
-    Epoch e is a pure function of the weights, the optimiser's state, the seed and e.
+    The examples of an epoch come in an order that follows from the seed and the epoch; so do the draws of dropout.
 
     Args:
         model: on the device; changed in place.
-        on_epoch: called with the epoch, from 1, and its mean training loss.
-    Raises:
-        NumericalError: the loss is not finite, or the weights at the end.
+        measure: returns figures of the model on other data; taken at the start, as epoch 0, and after every epoch.
+        keeps_best: whether the tensors after the epoch with the least `val_loss` are kept; one that is no number is
+            more than any other.
+    Attributes:
+        history: a line an epoch: `epoch`, `train_loss`, and the figures.
     """
-    optimizer = make_optimizer(model, settings)
-    run.progress(Started(task, settings.epochs * len(batches), "examples"))
-    n_done = 0
-    for epoch in range(1, settings.epochs + 1):
-        torch.manual_seed(derive_seed(seed, task, epoch))  # dropout
-        model.train()
-        total = torch.zeros((), dtype=torch.float64, device=compute.device)
-        n_seen = n_losses = 0
-        for step, (inputs, targets) in enumerate(batches.epoch(settings.batch_size, seed, epoch, settings.augment)):
-            losses = training_step(model, optimizer, inputs, targets, loss, compute)
-            total += losses.sum(dtype=torch.float64)
-            n_seen += len(targets)
-            n_losses += len(losses)
-            if step % _STEPS_A_REPORT == 0:
-                mean = total.item() / n_losses
-                _check_finite(mean, task, epoch)
-                run.progress(Advanced(n_done + n_seen, {"epoch": epoch, "loss": mean}))
-        _check_finite(total.item(), task, epoch)
-        n_done += len(batches)
-        run.progress(Advanced(n_done, {"epoch": epoch, "loss": total.item() / n_losses}))
-        on_epoch(epoch, total.item() / n_losses)
-    _check_weights(model, task)
-    run.progress(Finished())
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        settings: Settings,
+        *,
+        loss: Loss,
+        compute: Compute,
+        seed: int,
+        task: str,
+        progress: Progress,
+        measure: Callable[[], dict[str, float]] | None = None,
+        keeps_best: bool = False,
+    ) -> None:
+        self.history: list[dict[str, Any]] = []
+        self._model, self._batches, self._settings = model, batches, settings
+        self._loss, self._compute, self._seed, self._task = loss, compute, seed, task
+        self._progress, self._measure, self._keeps_best = progress, measure, keeps_best
+        self._optimizer = make_optimizer(model, settings)
+        self._epoch, self._steps_made = 0 if measure else 1, 0  # the epoch that is at work, and its steps so far
+        self._total = torch.zeros((), dtype=torch.float64, device=compute.device)  # of the epoch's losses so far
+        self._n_losses = self._n_seen = 0
+        self._best: dict[str, Tensor] = {}
+        self._best_loss = math.inf
+
+    def run(self, write: Write, checkpoint: Checkpoint = no_checkpoint) -> None:
+        """Train from where it stands to the last epoch.
+
+        Args:
+            write: gets each line of the history.
+            checkpoint: called between two steps, with a function that returns the state there.
+        Raises:
+            NumericalError: the loss is not finite, or the weights at the end.
+        """
+        self._progress(Started(self._task, self._settings.epochs * len(self._batches), "examples"))
+        while self._epoch <= self._settings.epochs:
+            for _ in self._steps() if self._epoch else ():
+                checkpoint(self.state)
+            self._end_epoch(write)
+            checkpoint(self.state)
+        _check_weights(self._model, self._task)
+        self._progress(Finished())
+
+    def best_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the best epoch where it is kept, else those of the last."""
+        return self._best or self._model.state_dict()
+
+    def _steps(self) -> Iterator[None]:
+        """Make the steps of the epoch that are left, and yield after each."""
+        if self._steps_made == 0:
+            torch.manual_seed(derive_seed(self._seed, self._task, self._epoch))  # dropout
+        self._model.train()
+        settings = self._settings
+        batches = self._batches.epoch(settings.batch_size, self._seed, self._epoch, settings.augment)
+        for inputs, targets in islice(batches, self._steps_made, None):
+            losses = training_step(self._model, self._optimizer, inputs, targets, self._loss, self._compute)
+            self._total += losses.sum(dtype=torch.float64)
+            self._n_losses += len(losses)
+            self._n_seen += len(targets)
+            if self._steps_made % _STEPS_A_REPORT == 0:
+                self._report(self._n_seen)
+            self._steps_made += 1
+            yield
+
+    def _end_epoch(self, write: Write) -> None:
+        train_loss = self._report(len(self._batches)) if self._epoch else None
+        line: dict[str, Any] = {"epoch": self._epoch, "train_loss": train_loss}
+        line |= self._measure() if self._measure else {}
+        self.history.append(line)
+        write(line)
+        if self._keeps_best and self._epoch > 0:
+            self._keep_if_best(line["val_loss"])
+        self._epoch, self._steps_made = self._epoch + 1, 0
+        self._total.zero_()
+        self._n_losses = self._n_seen = 0
+
+    def _keep_if_best(self, val_loss: float) -> None:
+        if not self._best or val_loss < self._best_loss:
+            self._best = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+            self._best_loss = math.inf if math.isnan(val_loss) else val_loss
+
+    def _report(self, n_seen: int) -> float:
+        """Tell of the epoch's mean loss so far, and return it."""
+        mean = self._total.item() / self._n_losses
+        if not math.isfinite(mean):
+            message = f"the training loss is {mean} in epoch {self._epoch} of '{self._task}'"
+            raise NumericalError(message, hint="lower the lr")
+        n_done = (self._epoch - 1) * len(self._batches) + n_seen
+        self._progress(Advanced(n_done, {"epoch": self._epoch, "loss": mean}))
+        return mean
+
+    def state(self) -> State:
+        """Return all that later steps depend on."""
+        return {
+            "epoch": self._epoch,
+            "steps_made": self._steps_made,
+            "total": self._total,
+            "n_losses": self._n_losses,
+            "n_seen": self._n_seen,
+            "best_loss": torch.tensor(self._best_loss, dtype=torch.float64),  # in JSON it could not be infinite
+            **prefixed("best", self._best),
+            **prefixed("model", self._model.state_dict()),
+            **prefixed("optimizer", optimizer_state(self._optimizer)),
+            **list_state("history", self.history),
+            **prefixed("random", random_state(self._compute.device)),
+        }
+
+    def restore(self, state: State) -> None:
+        """Take on the state of a training with the same model, data, settings and seed, to go on in its place."""
+        self._epoch, self._steps_made = state["epoch"], state["steps_made"]
+        self._total = state["total"].to(self._compute.device, copy=True)
+        self._n_losses, self._n_seen = state["n_losses"], state["n_seen"]
+        self._best, self._best_loss = part_of(state, "best"), state["best_loss"].item()
+        self._model.load_state_dict(part_of(state, "model"))
+        restore_optimizer(self._optimizer, part_of(state, "optimizer"))
+        self.history = list_of(state, "history")
+        restore_random(self._compute.device, part_of(state, "random"))
 
 
 def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     inputs: Inputs,
-    targets: torch.Tensor,
+    targets: Tensor,
     loss: Loss,
     compute: Compute,
-) -> torch.Tensor:
+) -> Tensor:
     """Make one step on a batch; return its losses, as `example_losses` does.
 
     Raises:
@@ -99,11 +190,6 @@ def training_step(
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Return Adam with torch's defaults and the settings' lr."""
     return torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
-
-
-def _check_finite(loss: float, task: str, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise NumericalError(f"the training loss is {loss} in epoch {epoch} of '{task}'", hint="lower the lr")
 
 
 def _check_weights(model: nn.Module, task: str) -> None:

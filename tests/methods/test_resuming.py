@@ -8,10 +8,11 @@ from fake_objective import Bowl
 from saved_state import through_files
 
 from glue_cli.foundation.errors import NumericalError
+from glue_cli.foundation.state import no_checkpoint
 from glue_cli.methods import METHODS, SEARCHES
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
-from glue_cli.methods.stepwise import ignore, run
+from glue_cli.methods.stepwise import run
 from glue_cli.search import account
 from glue_cli.spec.schema import MixSpec
 
@@ -68,7 +69,7 @@ def make_objective(monkeypatch):
     return make
 
 
-def choose(method, objective, keys, *, records, checkpoint=ignore, state=None):
+def choose(method, objective, keys, *, records, checkpoint=no_checkpoint, state=None):
     settings = MixSpec.model_validate(keys)
     search = METHODS[method].load()
     return search(objective, settings, seed=5, observe=records.append, checkpoint=checkpoint, state=state)
@@ -135,4 +136,4 @@ def test_a_search_does_not_end_at_an_alpha_outside_the_domain():
             return Learned(torch.tensor([[float("nan"), 0.5]]), None, None, 7, "budget")
 
     with pytest.raises(NumericalError, match="after 7 mixing steps"):
-        run(Simplex(1, 2), Astray(), ignore, None)
+        run(Simplex(1, 2), Astray(), no_checkpoint, None)

@@ -1,7 +1,11 @@
 import copy
+import itertools
+import math
 
 import pytest
 import torch
+from saved_state import through_files
+from torch import nn
 
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import NumericalError, SpecError
@@ -9,24 +13,28 @@ from glue_cli.foundation.progress import Advanced, Finished, Started
 from glue_cli.models.weights import initial_model
 from glue_cli.running.device import Compute
 from glue_cli.workflows.evaluation import evaluate_model
-from glue_cli.workflows.training import train
+from glue_cli.workflows.training import Training
 
 CPU = Compute(torch.device("cpu"))
 
 
-def fit(spec, run, model=None, settings=None, on_epoch=lambda epoch, loss: None):
-    model = model or initial_model(spec)
+def training_of(spec, run, model, **more):
     batches = Target(spec, run)["train"].on(CPU)
-    settings = settings or spec.train
-    train(model, batches, settings, loss=spec.loss, compute=CPU, seed=0, task="fit", run=run, on_epoch=on_epoch)
+    arguments = {"loss": spec.loss, "compute": CPU, "seed": 0, "task": "fit", "progress": run.progress} | more
+    return Training(model, batches, spec.train, **arguments)
+
+
+def fit(spec, run, model=None, write=lambda line: None):
+    model = model or initial_model(spec)
+    training_of(spec, run, model).run(write)
     return model
 
 
 def test_training_learns_and_repeats_itself(spec, run):
     losses = []
-    first = fit(spec, run, on_epoch=lambda epoch, loss: losses.append((epoch, loss)))
+    first = fit(spec, run, write=losses.append)
     second = fit(spec, run)
-    assert [epoch for epoch, _ in losses] == [1, 2] and losses[1][1] < losses[0][1]
+    assert [line["epoch"] for line in losses] == [1, 2] and losses[1]["train_loss"] < losses[0]["train_loss"]
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
@@ -86,3 +94,94 @@ def test_a_batch_that_is_too_small_for_batchnorm(make_spec, run, train_section):
     )
     with pytest.raises(SpecError, match="a batch of 1"):
         fit(spec, run)
+
+
+# ---- stopping between two steps
+
+
+def wavering_net():
+    """A net whose steps depend on the random state and on running statistics."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.LazyLinear(4)
+    )
+
+
+@pytest.fixture
+def train_wavering(make_spec, run):
+    """Train a small net from a state, if one is given; return what comes of it and all states on the way."""
+    augment = {"flip": True, "crop": 1}
+    spec = make_spec(train={"epochs": 3, "batch_size": 30, "lr": 0.02, "augment": augment})
+    inputs, _ = next(Target(spec, run)["train"].on(CPU).in_order(2))
+
+    def train(state=None, is_measured=True):
+        model, states, lines = wavering_net(), [], []
+        model(inputs)  # which makes the lazy layer
+        if state is not None:
+            torch.manual_seed(1234)  # another process
+        figures = {"measure": lambda: {"val_loss": math.cos(sum(p.sum().item() for p in model.parameters()))}}
+        training = training_of(spec, run, model, **(figures | {"keeps_best": True} if is_measured else {}))
+        if state is not None:
+            training.restore(state)
+        n_lines = len(training.history)
+        training.run(lines.append, lambda state: states.append(through_files(state())))
+        assert lines == training.history[n_lines:]
+        tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return (tensors, training.best_tensors(), training.history, training.state()), states
+
+    return train
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
+    return all(map(equal, one, other)) if isinstance(one, tuple) else one == other
+
+
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_a_training_goes_on_from_any_state_bit_for_bit(train_wavering, is_measured):
+    whole, states = train_wavering(is_measured=is_measured)
+    assert len(states) == 3 * (3 + 1) + is_measured  # 3 steps of 80 examples and the end of an epoch; the start
+    for n, state in enumerate(states):
+        again, later = train_wavering(state, is_measured)
+        assert equal(again, whole), f"from state {n}"
+        assert equal(tuple(later), tuple(states[n + 1 :]))
+
+
+def test_dropout_and_batch_statistics_are_part_of_the_state(train_wavering):
+    """So that the test above could fail."""
+    whole, states = train_wavering()
+    state = states[2]
+    assert 0 < state["steps_made"] < 3 and state["optimizer.parameters.0.step"].item() == state["steps_made"]
+    random = {"random.cpu": torch.Generator().manual_seed(5).get_state()}
+    mean = {"model.1.running_mean": state["model.1.running_mean"] + 1}
+    moments = {"optimizer.parameters.0.exp_avg": -state["optimizer.parameters.0.exp_avg"]}
+    for change in (random, mean, moments, {"steps_made": 2 if state["steps_made"] == 1 else 1}):
+        assert not equal(train_wavering(state | change)[0], whole), change.keys()
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ([9.0, 3.0, 2.0, 5.0], 2),
+        ([0.0, 3.0, 2.0, 2.0], 2),
+        ([9.0, math.nan, 2.0, 5.0], 2),  # the first is no number
+        ([9.0, 3.0, math.nan, 5.0], 1),
+        ([9.0, math.nan, math.inf, 4.0], 3),
+        ([9.0, math.nan, math.nan, math.nan], 1),
+    ],
+)
+def test_the_epoch_with_the_least_validation_loss_is_kept(make_spec, run, losses, best):
+    spec = make_spec(train={"epochs": 3, "batch_size": 80, "lr": 0.02})
+    figures, after, model = itertools.cycle(losses), [], initial_model(spec)
+
+    def measure():
+        after.append(copy.deepcopy(model.state_dict()))
+        return {"val_loss": next(figures)}
+
+    training = training_of(spec, run, model, measure=measure, keeps_best=True)
+    training.run(lambda line: None)
+    assert equal(dict(training.best_tensors()), dict(after[best]))
+    assert sum(equal(dict(training.best_tensors()), dict(tensors)) for tensors in after) == 1

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from glue_cli.foundation.state import State, list_of, list_state, part_of, prefixed
+from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, check_finite
 from glue_cli.methods.staged import guard
@@ -16,7 +16,7 @@ from glue_cli.methods.staged.contenders import Contender, MakeStrategy, enter
 from glue_cli.methods.staged.screening import N_MINIBATCHES, Start, screen
 from glue_cli.methods.steps.plateau import Plateau
 from glue_cli.methods.steps.strategy import make_step
-from glue_cli.methods.stepwise import Checkpoint, Observe, ignore, run
+from glue_cli.methods.stepwise import Observe, run, unobserved
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
@@ -30,8 +30,8 @@ def search(
     make_strategy: MakeStrategy,
     *,
     seed: int,
-    observe: Observe = ignore,
-    checkpoint: Checkpoint = ignore,
+    observe: Observe = unobserved,
+    checkpoint: Checkpoint = no_checkpoint,
     state: State | None = None,
 ) -> Learned:
     """Minimise the target loss over alpha within the settings' budget, or to a plateau of the validation loss.

@@ -5,13 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from glue_cli.foundation.state import State, part_of, prefixed
+from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, check_finite
 from glue_cli.methods.steps.logit_descent import GradientRule, LogitDescent
 from glue_cli.methods.steps.plateau import Plateau
 from glue_cli.methods.steps.strategy import Strategy, make_step
-from glue_cli.methods.stepwise import Checkpoint, Observe, ignore, run
+from glue_cli.methods.stepwise import Observe, run, unobserved
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
@@ -25,8 +25,8 @@ def descend(
     rule: GradientRule,
     settings: MixSpec,
     *,
-    observe: Observe = ignore,
-    checkpoint: Checkpoint = ignore,
+    observe: Observe = unobserved,
+    checkpoint: Checkpoint = no_checkpoint,
     state: State | None = None,
 ) -> Learned:
     """Minimise the target loss over alpha = softmax(beta) from the uniform blend, eqs. (7) and (8).
