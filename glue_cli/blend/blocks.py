@@ -14,6 +14,7 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, TensorEntry, is_counter
 from glue_cli.checkpoints.safetensors_file import place
 
+MEMORY_BYTES = 192 << 20  # what the buffers of all threads may take, unless told otherwise
 COPIED = "U8"  # the dtype of blocks whose bytes are those of one expert, whatever they mean
 
 

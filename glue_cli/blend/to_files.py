@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glue_cli.blend.blocks import COPIED, Block, Plan, plan_blend, survey
+from glue_cli.blend.blocks import COPIED, MEMORY_BYTES, Block, Plan, plan_blend, survey
 from glue_cli.blend.compatibility import check_copied
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.checkpoints.destination import Destination
@@ -31,7 +31,6 @@ from glue_cli.foundation.outputs import copy_into, reserve, write_all, writing
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.foundation.threads import single_threaded
 
-MEMORY_BYTES = 192 << 20
 # One more than the cores, so that somebody reads while the others compute; beyond a dozen, the storage is the limit.
 N_THREADS = min((os.cpu_count() or 1) + 1, 12)
 # A thread's buffers: larger ones were slower, 8 float32 experts of 400 MB on two cores 0.54 s at 16 MiB, 0.66 at 64.

@@ -9,8 +9,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from glue_cli.blend.blocks import MEMORY_BYTES
 from glue_cli.blend.rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
-from glue_cli.checkpoints.hashing import hashing_ahead
 from glue_cli.cli import options
 from glue_cli.cli.mix_dry_run import planned
 from glue_cli.cli.session import Session, check_name
@@ -22,6 +22,7 @@ from glue_cli.spec.budget import parse_budget
 
 _SEARCH = f"Search, by {', '.join(SEARCHES)}"
 _TENSORS = "Heads, single tensors and adapters"
+_MEMORY = f"{MEMORY_BYTES >> 20}MiB"
 
 Number = TypeVar("Number", int, float)
 
@@ -54,7 +55,7 @@ def mix(
     ] = None,
     memory: Annotated[
         str, typer.Option("--memory", metavar="SIZE", help="What the buffers of the final blend may take.")
-    ] = "192MiB",
+    ] = _MEMORY,
     no_hash: Annotated[bool, typer.Option("--no-hash", metavar="", help="Do not take the experts' sha256.")] = False,
     budget: Annotated[
         str | None,
@@ -171,7 +172,9 @@ def mix(
 
     uniform, data-size and --alpha need the experts alone, the other methods also a spec and its data.
     """
-    from glue_cli.plans.mix import BANKS, OUTPUT_DTYPES, plan_mix
+    from glue_cli.plans.mix import plan_mix
+    from glue_cli.plans.mix_records import BANKS, GIVEN, OUTPUT_DTYPES, Coefficients, Search, Writing
+    from glue_cli.workflows.mix.hashes import hashing_experts
 
     overrides = [*(set_ or ()), *([f"mix.budget={budget}"] if budget is not None else [])]
     session = Session(spec, overrides, device, precision, seed, history, force, quiet, json)
@@ -191,9 +194,11 @@ def mix(
         plan = plan_mix(
             experts or [],
             session.outputs(output),
-            method=method,
-            alpha=_numbers("--alpha", alpha, float) if alpha is not None else None,
-            sizes=_numbers("--sizes", sizes, int) if sizes is not None else None,
+            Coefficients(
+                method or GIVEN,
+                tuple(_numbers("--alpha", alpha, float)) if alpha is not None else None,
+                tuple(_numbers("--sizes", sizes, int)) if sizes is not None else None,
+            ),
             rules=TensorRules(
                 include=tuple(include or ()),
                 exclude=tuple(exclude or ()),
@@ -204,12 +209,13 @@ def mix(
                 batchnorm=batchnorm,
             ),
             base=base,
-            bank=bank,
-            dtype=None if dtype == "same" else dtype,
-            max_shard_bytes=_bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
-            memory_bytes=_bytes("--memory", memory),
-            hashing=not no_hash,
-            explains=explain,
+            writing=Writing(
+                dtype=None if dtype == "same" else dtype,
+                max_shard_bytes=_bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
+                memory_bytes=_bytes("--memory", memory),
+                hashing=not no_hash,
+            ),
+            search=Search(bank, explain),
             spec=read if needs_spec else None,
             seed=read.seed if read else seed or 0,
         )
@@ -217,12 +223,12 @@ def mix(
         session.finish_dry_run("mix", planned(plan))
         return
     with session.running() as run:
-        with holding_signals(), hashing_ahead(plan.hashes):  # while torch is imported, which takes a second
+        with holding_signals(), hashing_experts(plan) as hashes:  # while torch is imported, which takes a second
             from glue_cli.workflows.mix.mix import mix as work
-        result = work(plan, run)
+        result = work(plan, run, hashes)
     prior = shlex.quote(result["output"])
     hint = f"glue finetune {prior}, or glue evaluate {prior}"
-    if plan.adapters and not plan.merges:
+    if plan.adapters and not plan.adapters.merges:
         hint = f"peft loads {prior}; with --base BASE the adapters are merged into a model that glue evaluates"
     session.finish(result, show_mix, hint)
 
@@ -251,7 +257,7 @@ def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
 def _bytes(option: str, text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?B|B)", text)
     if not found or float(found[1]) == 0:
-        raise UsageError(f"{option} {text}: not a size", hint=f"for example {option} 192MiB, or 1GB")
+        raise UsageError(f"{option} {text}: not a size", hint=f"for example {option} {_MEMORY}, or 1GB")
     unit = found[2]
     power = " kMG".index(unit[0]) if len(unit) > 1 else 0
     return int(float(found[1]) * (1024 if "i" in unit else 1000) ** power)

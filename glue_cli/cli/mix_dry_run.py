@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from glue_cli.methods import METHODS, makes_gauss_newton_steps
+from glue_cli.methods import makes_gauss_newton_steps
 from glue_cli.spec.goal import goal_named
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def planned(plan: "MixPlan") -> dict[str, Any]:
         "bytes_read": sum(expert.n_bytes for expert in plan.experts),
         "output": str(plan.destination.result),
     }
-    if plan.spec and plan.method in METHODS and METHODS[plan.method].is_search:
+    if plan.spec and plan.coefficients.is_search:
         found |= _search(plan, plan.spec)
     return found
 
@@ -42,5 +42,5 @@ def _spsa_step(plan: "MixPlan", spec: "Spec") -> int:
     Those of Gauss-Newton go towards all experts but one in every group; the others probe in pairs.
     """
     if makes_gauss_newton_steps(plan.method, spec.mix, goal_named(spec.objective)):
-        return len(plan.recipe.groups) * (len(plan.experts) - 1) + 1
+        return len(plan.tensors.recipe.groups) * (len(plan.experts) - 1) + 1
     return 2 * spec.mix.n_directions

@@ -7,8 +7,8 @@ from glue_cli.checkpoints.destination import Destination, plan_model_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data import check_data
-from glue_cli.plans.outputs import Outputs, _model_folder
-from glue_cli.plans.train_expert import _initial_checkpoint
+from glue_cli.plans.outputs import Outputs, model_folder
+from glue_cli.plans.train_expert import initial_checkpoint
 from glue_cli.spec.schema import Spec
 
 
@@ -37,7 +37,7 @@ def plan_finetune(spec: Spec, checkpoint: Path | None, outputs: Outputs, *, trac
     """
     assert outputs.result
     found = read_checkpoint(checkpoint) if checkpoint else None
-    destination = plan_model_destination(outputs.result, _model_folder(spec))
-    outputs.check([found] if found else _initial_checkpoint(spec), spec, destination)
+    destination = plan_model_destination(outputs.result, model_folder(spec))
+    outputs.check([found] if found else initial_checkpoint(spec), spec, destination)
     check_data(spec.data, spec.path(spec.data.root))
     return FinetunePlan(spec, found, track_test, destination)

@@ -4,89 +4,72 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
-from glue_cli.blend.adapters.base import AdaptedBase, fit
+from glue_cli.blend.adapters.adapter import is_adapter
 from glue_cli.blend.coefficients import check_alpha
 from glue_cli.blend.compatibility import check_compatible, check_copied
-from glue_cli.blend.recipe import PLAIN, Recipe
-from glue_cli.blend.rules import NO_RULES, HeadPlan, TensorRules, head_classes_of, plan_recipe
+from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_recipe
 from glue_cli.blend.vocabulary import check_vocabularies
 from glue_cli.checkpoints.destination import Destination, plan_destination
-from glue_cli.checkpoints.hashing import StreamedHash
-from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint
-from glue_cli.checkpoints.read import read_checkpoint, read_experts
-from glue_cli.data import check_data
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.read import read_experts
 from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
 from glue_cli.foundation.outputs import check_room
-from glue_cli.methods import METHODS
+from glue_cli.plans.mix_adapters import plan_adapters
+from glue_cli.plans.mix_records import (
+    AS_IT_COMES,
+    NO_EXTRAS,
+    OUTPUT_DTYPES,
+    Adapters,
+    Coefficients,
+    Search,
+    Tensors,
+    Writing,
+)
 from glue_cli.plans.outputs import Outputs
-from glue_cli.search.criterion import criterion_of
-from glue_cli.spec.goal import goal_named
-from glue_cli.spec.schema import Spec
 
-OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-BANKS = ("auto", "device", "host", "disk")
-_FILES = (".safetensors", ".json", *TORCH_SUFFIXES)  # how the names of checkpoints' files end
+if TYPE_CHECKING:  # a blend with given coefficients needs no spec, whose schema takes longer to import than the blend
+    from glue_cli.spec.schema import Spec
 
 
 @dataclass(frozen=True)
 class MixPlan:
-    """What `glue mix` is asked to do.
+    """What `glue mix` is asked to do, each part as the room has it that needs it.
 
     Attributes:
-        method: a name of `METHODS`, or "alpha" for given coefficients.
-        alpha: given coefficients [K]; sizes: numbers of training examples [K]; None where the method needs none.
-        recipe: how each tensor comes about; head: the head that is made anew, if any.
-        head_classes: of a head that is not blended; none where it is, or its classes are not known.
-        dtype: a key of `OUTPUT_DTYPES` that is wanted for all of the blend; None where each tensor keeps its own.
-        refreshes: whether BatchNorm's statistics are taken anew from the target's data.
-        adapters: the experts as adapters, where they are; adapted: them on their base, where that is known.
-        merges: whether adapters are merged into their base; else the blend is an adapter too.
-        bank: where the experts are kept in a search: one of `BANKS`.
-        memory_bytes: what the blend's buffers may take; hashes: the experts' sha256, to be taken; empty for none.
-        explains: whether each expert's leave-one-out value is wanted.
+        adapters: None where the experts are whole checkpoints.
+        destination: the files that the blend is written to; writing: how.
         spec: None where nothing needs one.
     """
 
     experts: tuple[Checkpoint, ...]
-    method: str
-    alpha: tuple[float, ...] | None
-    sizes: tuple[int, ...] | None
+    coefficients: Coefficients
+    tensors: Tensors
+    adapters: Adapters | None
     destination: Destination
-    recipe: Recipe = PLAIN
-    head: HeadPlan | None = None
-    head_classes: tuple[str, ...] = ()
-    dtype: str | None = None
-    refreshes: bool = False
-    adapters: tuple[Adapter, ...] = ()
-    adapted: AdaptedBase | None = None
-    merges: bool = False
-    bank: str = "auto"
-    memory_bytes: int = 192 << 20
-    hashes: tuple[StreamedHash, ...] = ()
-    explains: bool = False
-    spec: Spec | None = None
-    seed: int = 0
+    writing: Writing
+    search: Search
+    spec: "Spec | None"
+    seed: int
+
+    @property
+    def method(self) -> str:
+        """How alpha is chosen: a name of `METHODS`, or `GIVEN`."""
+        return self.coefficients.method
 
 
 def plan_mix(
     paths: Sequence[Path],
     outputs: Outputs,
+    coefficients: Coefficients,
     *,
-    method: str | None,
-    alpha: Sequence[float] | None,
-    sizes: Sequence[int] | None,
     rules: TensorRules = NO_RULES,
     base: Path | None = None,
-    dtype: str | None,
-    max_shard_bytes: int | None,
-    bank: str = "auto",
-    memory_bytes: int,
-    hashing: bool,
-    explains: bool = False,
-    spec: Spec | None,
-    seed: int,
+    writing: Writing = AS_IT_COMES,
+    search: Search = NO_EXTRAS,
+    spec: "Spec | None" = None,
+    seed: int = 0,
 ) -> MixPlan:
     """Check coefficients, experts and output against each other, from the headers alone.
 
@@ -98,45 +81,40 @@ def plan_mix(
         SpecError: the spec's objective is not there, or does not fit the method or the loss; or its data section does
             not fit the format.
         DataError: there is no folder of data.
+        ResourceError: the disk has no room for the blend.
     """
-    _check_numbers(paths, alpha, sizes)
-    assert outputs.result
-    plan = MixPlan(
-        experts=(),
-        method=method or "alpha",
-        alpha=tuple(alpha) if alpha is not None else None,
-        sizes=tuple(sizes) if sizes is not None else None,
-        destination=Destination(outputs.result, (), (outputs.result,)),
-        bank=bank,
-        memory_bytes=memory_bytes,
-        explains=explains,
-        spec=spec,
-        seed=seed,
-    )
+    _check_numbers(paths, coefficients)
+    groups = spec.mix.groups if spec and coefficients.is_search else {}
     if any(is_adapter(path) for path in paths):
-        if dtype or max_shard_bytes is not None:
+        if rules != NO_RULES or groups:
             raise UsageError(
-                "adapters are mixed in their own dtypes, into one file", hint="leave --dtype and --max-shard-size out"
+                "adapters are mixed as they are: no rules for heads, tensors, groups or BatchNorm",
+                hint="merge each adapter into its base, and mix those",
             )
-        plan = _plan_adapters(plan, paths, outputs, rules, base)
+        experts, adapters, destination = plan_adapters(paths, outputs, coefficients, base, writing, search, spec)
+        tensors = Tensors()
     else:
         if base:
             raise UsageError("--base is for adapters, and the experts are whole checkpoints", hint="leave --base out")
-        plan = _plan_checkpoints(plan, paths, outputs, rules, dtype, max_shard_bytes)
-    if method is not None and METHODS[method].needs == "sizes" and sizes is None:
-        plan = replace(plan, sizes=tuple(_recorded_sizes(plan.experts)))
+        experts, tensors, destination = _plan_checkpoints(paths, outputs, rules, groups, writing, spec)
+        adapters = None
+    if coefficients.lacks_sizes:
+        coefficients = replace(coefficients, sizes=tuple(_recorded_sizes(experts)))
     if spec:
+        from glue_cli.data import check_data
+
         check_data(spec.data, spec.path(spec.data.root))
-    if spec and _is_search(plan):
-        _check_objective(plan.method, spec)
-    return replace(plan, hashes=tuple(StreamedHash(expert) for expert in plan.experts)) if hashing else plan
+        if coefficients.is_search:
+            _check_objective(coefficients.method, spec)
+    return MixPlan(experts, coefficients, tensors, adapters, destination, writing, search, spec, seed)
 
 
-def _check_numbers(paths: Sequence[Path], alpha: Sequence[float] | None, sizes: Sequence[int] | None) -> None:
+def _check_numbers(paths: Sequence[Path], coefficients: Coefficients) -> None:
     if not paths:
         raise UsageError("no experts given", hint="name their files: glue mix ... experts/*.safetensors")
-    if alpha is not None:
-        check_alpha(alpha, len(paths))
+    if coefficients.alpha is not None:
+        check_alpha(coefficients.alpha, len(paths))
+    sizes = coefficients.sizes
     if sizes is not None and len(sizes) != len(paths):
         raise UsageError(
             f"--sizes has {len(sizes)} numbers, but there are {len(paths)} experts",
@@ -150,13 +128,19 @@ def _check_numbers(paths: Sequence[Path], alpha: Sequence[float] | None, sizes: 
 
 
 def _plan_checkpoints(
-    plan: MixPlan,
     paths: Sequence[Path],
     outputs: Outputs,
     rules: TensorRules,
-    dtype: str | None,
-    max_shard_bytes: int | None,
-) -> MixPlan:
+    groups: Mapping[str, str | list[str]],
+    writing: Writing,
+    spec: "Spec | None",
+) -> tuple[tuple[Checkpoint, ...], Tensors, Destination]:
+    """Check whole checkpoints, and decide how their tensors are blended and where the blend goes.
+
+    Args:
+        groups: patterns of tensors that get an alpha of their own, by the group's name.
+    """
+    assert outputs.result
     experts = read_experts(paths)
     factors = [name for name in experts[0].entries if "lora_A." in name or "lora_embedding_A" in name]
     if factors:
@@ -165,41 +149,27 @@ def _plan_checkpoints(
             items=factors,
             hint="name the adapter's folder, with its adapter_config.json",
         )
-    recipe, head = plan_recipe(experts, rules, _groups_of(plan))
+    recipe, head = plan_recipe(experts, rules, groups)
     destination = plan_destination(
-        plan.destination.result,
-        recipe.describe(experts, OUTPUT_DTYPES[dtype] if dtype else None),
+        outputs.result,
+        recipe.describe(experts, OUTPUT_DTYPES[writing.dtype] if writing.dtype else None),
         model_folder=experts[0].folder,
-        max_shard_bytes=max_shard_bytes,
+        max_shard_bytes=writing.max_shard_bytes,
     )
-    outputs.check(experts, plan.spec, destination)
+    outputs.check(experts, spec, destination)
     check_room(destination.result, destination.n_bytes)
     check_vocabularies(experts)
-    check_compatible(experts, dtype_given=dtype is not None, apart=recipe.apart)
+    check_compatible(experts, dtype_given=writing.dtype is not None, apart=recipe.apart)
     check_copied(experts, apart=recipe.apart)
-    return replace(
-        plan,
-        experts=experts,
-        destination=destination,
-        recipe=recipe,
-        head=head,
-        head_classes=head_classes_of(experts, rules, head),
-        dtype=dtype,
-        refreshes=rules.batchnorm == "refresh",
-    )
+    tensors = Tensors(recipe, head, head_classes_of(experts, rules, head), rules.batchnorm == "refresh")
+    return experts, tensors, destination
 
 
-def _groups_of(plan: MixPlan) -> Mapping[str, str | list[str]]:
-    """Return the groups that get an alpha of their own: where one is searched for."""
-    return plan.spec.mix.groups if plan.spec and _is_search(plan) else {}
-
-
-def _is_search(plan: MixPlan) -> bool:
-    return plan.method in METHODS and METHODS[plan.method].is_search
-
-
-def _check_objective(method: str, spec: Spec) -> None:
+def _check_objective(method: str, spec: "Spec") -> None:
     """Check that method and objective are there, and go together; imports the user's module."""
+    from glue_cli.search.criterion import criterion_of
+    from glue_cli.spec.goal import goal_named
+
     if method == "cmaes" and find_spec("cmaes") is None:
         raise UsageError(
             "--method cmaes needs the package cmaes, which is not installed", hint="pip install 'glue-cli[search]'"
@@ -212,62 +182,8 @@ def _check_objective(method: str, spec: Spec) -> None:
     criterion_of(spec.objective, spec.loss, spec.path("."))
 
 
-def _plan_adapters(
-    plan: MixPlan,
-    paths: Sequence[Path],
-    outputs: Outputs,
-    rules: TensorRules,
-    base: Path | None,
-) -> MixPlan:
-    if rules != NO_RULES or _groups_of(plan):
-        raise UsageError(
-            "adapters are mixed as they are: no rules for heads, tensors, groups or BatchNorm",
-            hint="merge each adapter into its base, and mix those",
-        )
-    if plan.bank != "auto":
-        raise UsageError(
-            "--bank is for whole checkpoints: a search over adapters keeps their updates where the model is",
-            hint="leave --bank out",
-        )
-    whole = [str(path) for path in paths if not is_adapter(path)]
-    if whole:
-        raise CheckpointError("adapters and whole checkpoints cannot be mixed", items=whole, hint="name either kind")
-    adapters = tuple(read_adapter(path) for path in paths)
-    experts = tuple(replace(adapter.checkpoint, path=adapter.path) for adapter in adapters)
-    output, searched = plan.destination.result, _base_of(plan, base)
-    if searched is None and plan.method in METHODS and METHODS[plan.method].needs_data:
-        raise SpecError("a search over adapters needs their base model", hint="set model.args.path to its folder")
-    adapted = fit(searched, adapters) if searched else None
-    if base and searched:
-        destination = plan_destination(output, PLAIN.describe([searched]), model_folder=searched.folder)
-        if destination.index:
-            raise UsageError(f"the output '{output}' is an index, and the blend one file", hint="-o prior.safetensors")
-        outputs.check([*experts, searched], plan.spec, destination)
-    else:
-        check_adapters(adapters)
-        if output.name.endswith(_FILES):
-            raise UsageError(f"the output '{output}' is a file's name, an adapter is a folder", hint="-o prior/")
-        destination = Destination(output, (), (output / CONFIG, output / WEIGHTS))
-        outputs.check(experts, plan.spec, destination)
-    return replace(
-        plan,
-        experts=experts,
-        destination=destination,
-        adapters=adapters,
-        adapted=adapted,
-        merges=base is not None,
-    )
-
-
-def _base_of(plan: MixPlan, base: Path | None) -> Checkpoint | None:
-    """Return the base: as given, or as the spec's model says, whose folder a search needs anyway."""
-    folder = plan.spec.model.args.get("path") if plan.spec else None
-    if base:
-        return read_checkpoint(base)
-    return read_checkpoint(plan.spec.path(folder)) if plan.spec and isinstance(folder, str) else None
-
-
 def _recorded_sizes(experts: Sequence[Checkpoint]) -> list[int]:
+    """Return how many examples each expert says that it was trained on, [K]."""
     sizes, lacking = [], []
     for expert in experts:
         size = expert.glue.get("examples")

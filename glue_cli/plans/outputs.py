@@ -4,12 +4,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.outputs import check_output, check_output_folder
-from glue_cli.spec.schema import Spec
+
+if TYPE_CHECKING:
+    from glue_cli.spec.schema import Spec
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Outputs:
 
     Attributes:
         result: the checkpoint or the report; None where there is none.
-        history: see `Run`.
+        history: a file that gets a JSON line a step or epoch; None writes none.
         spec_file: where the spec is, or would be.
         force: whether files that exist may be replaced; inputs never are.
     """
@@ -29,7 +32,7 @@ class Outputs:
     force: bool = False
 
     def check(
-        self, checkpoints: Sequence[Checkpoint], spec: Spec | None, destination: Destination | None = None
+        self, checkpoints: Sequence[Checkpoint], spec: "Spec | None", destination: Destination | None = None
     ) -> None:
         """Check the outputs against each other and against all that the command reads.
 
@@ -43,7 +46,7 @@ class Outputs:
         inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
         if spec:
             inputs += _data_files(spec)
-            inputs += [folder, folder / "config.json"] if (folder := _model_folder(spec)) else []
+            inputs += [folder, folder / "config.json"] if (folder := model_folder(spec)) else []
         results = destination.paths if destination else [self.result]
         if destination and destination.is_folder:
             check_output_folder(destination.result, inputs, force=self.force)
@@ -57,7 +60,7 @@ class Outputs:
             check_output(stale, inputs, force=self.force)
 
 
-def _data_files(spec: Spec) -> list[Path]:
+def _data_files(spec: "Spec") -> list[Path]:
     """Return the files of the spec's data sets that an output could be taken for: safetensors and JSON lines."""
     members = spec.experts.members if spec.experts else []
     return [
@@ -68,7 +71,7 @@ def _data_files(spec: Spec) -> list[Path]:
     ]
 
 
-def _model_folder(spec: Spec) -> Path | None:
+def model_folder(spec: "Spec") -> Path | None:
     """Return the folder of a model of transformers, which the folders of its finetuned copies resemble."""
     folder = spec.model.args.get("path")
     if not spec.model.arch.startswith("transformers:") or not isinstance(folder, str):

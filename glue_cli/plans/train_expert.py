@@ -8,7 +8,7 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data import check_data
 from glue_cli.foundation.errors import SpecError, UsageError
-from glue_cli.plans.outputs import Outputs, _model_folder
+from glue_cli.plans.outputs import Outputs, model_folder
 from glue_cli.spec.schema import Spec
 
 
@@ -37,14 +37,14 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
         raise UsageError(f"--expert {expert}: not in the spec", hint=f"the spec has {known}")
     name = spec.experts.members[expert].name if spec.experts.members else f"expert-{expert:03d}"
     output = outputs.result or Path("experts") / f"expert-{expert:03d}.safetensors"
-    destination = plan_model_destination(output, _model_folder(spec))
-    replace(outputs, result=output).check(_initial_checkpoint(spec), spec, destination)
+    destination = plan_model_destination(output, model_folder(spec))
+    replace(outputs, result=output).check(initial_checkpoint(spec), spec, destination)
     data = spec.experts.members[expert].data if spec.experts.members else spec.data
     check_data(data, spec.path(data.root))
     return TrainExpertPlan(spec.of_expert(expert), expert, name, destination)
 
 
-def _initial_checkpoint(spec: Spec) -> list[Checkpoint]:
+def initial_checkpoint(spec: Spec) -> list[Checkpoint]:
     """Return the pretrained checkpoint that `experts.init` names, if it names one."""
     init = spec.experts.init if spec.experts else "shared"
     return [] if init in ("shared", "independent") else [read_checkpoint(spec.path(init))]

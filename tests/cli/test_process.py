@@ -66,6 +66,19 @@ def test_help_does_not_wait_for_the_schema_of_the_spec(here):
     assert subprocess.run([sys.executable, "-c", program], timeout=TIMEOUT_S).returncode == 0
 
 
+def test_a_blend_with_given_coefficients_does_not_wait_for_the_schema_of_the_spec(here):
+    program = f"""
+import sys
+from glue_cli.cli.app import main
+assert main(["mix", "--alpha", "0.5,0.5", {EXPERT_0!r}, {EXPERT_0!r}, "-q"]) == 0
+needless = {{name for name in sys.modules if name == "yaml" or name.startswith(
+    ("glue_cli.spec.schema", "glue_cli.report", "glue_cli.models", "glue_cli.data"))}}
+assert not needless, needless
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+
+
 def test_module_and_command_are_one_program():
     from glue_cli import __version__
 

@@ -7,6 +7,7 @@ from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.mix_records import GIVEN, Coefficients
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
 
@@ -19,19 +20,8 @@ def experts(tmp_path):
     return paths
 
 
-def plan(paths, outputs, **settings):
-    usual = {
-        "method": "uniform",
-        "alpha": None,
-        "sizes": None,
-        "dtype": None,
-        "max_shard_bytes": None,
-        "memory_bytes": 1 << 20,
-        "hashing": True,
-        "spec": None,
-        "seed": 0,
-    }
-    return plan_mix(paths, outputs, **{**usual, **settings})
+def plan(paths, outputs, *, method="uniform", alpha=None, sizes=None, **options):
+    return plan_mix(paths, outputs, Coefficients(method, alpha, sizes), **options)
 
 
 def test_outputs_may_not_be_inputs_or_each_other(tmp_path, experts, spec):
@@ -83,7 +73,11 @@ def test_train_expert(tmp_path, make_spec, monkeypatch):
 def test_mix_checks_the_numbers_before_the_files(tmp_path):
     nowhere = [tmp_path / "a", tmp_path / "b"]
     output = Outputs(tmp_path / "p.safetensors")
-    for settings in ({"alpha": [1.0]}, {"alpha": [0.5, 0.6]}, {"sizes": [1]}, {"sizes": [0, 0]}, {"sizes": [-1, 3]}):
+    for settings in (
+        {"method": GIVEN, "alpha": (1.0,)},
+        {"method": GIVEN, "alpha": (0.5, 0.6)},
+        *({"sizes": s} for s in ((1,), (0, 0), (-1, 3))),
+    ):
         with pytest.raises(UsageError, match="--alpha|--sizes"):
             plan(nowhere, output, **settings)
     with pytest.raises(UsageError, match="no checkpoint at"):
@@ -103,9 +97,9 @@ def test_sizes_given_win_over_sizes_recorded(tmp_path, experts):
     for k, path in enumerate(experts):
         save_file({"w": torch.ones(3)}, path, metadata={"glue": f'{{"examples": {k + 1}}}'})
     output = Outputs(tmp_path / "p.safetensors")
-    assert plan(experts, output, method="data-size").sizes == (1, 2, 3)
-    assert plan(experts, output, method="data-size", sizes=[5, 6, 7]).sizes == (5, 6, 7)
-    assert plan(experts, output).sizes is None
+    assert plan(experts, output, method="data-size").coefficients.sizes == (1, 2, 3)
+    assert plan(experts, output, method="data-size", sizes=(5, 6, 7)).coefficients.sizes == (5, 6, 7)
+    assert plan(experts, output).coefficients.sizes is None
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "f1", "python:my_code:score"])
@@ -116,7 +110,7 @@ def test_fullgrad_is_refused_where_there_is_no_gradient(tmp_path, experts, make_
         plan(experts, output, method="fullgrad", spec=spec)
     assert caught.value.hint == "use --method spsa or cmaes, or set objective: loss"
     assert plan(experts, output, method="spsa", spec=spec).spec.objective == objective
-    assert plan(experts, output, method="fullgrad", spec=make_spec()).method == "fullgrad"
+    assert plan(experts, output, method="fullgrad", spec=make_spec()).coefficients.method == "fullgrad"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +128,9 @@ def test_the_objective_is_checked_where_it_is_searched_for(tmp_path, experts, ma
     spec, output = make_spec(**sections), Outputs(tmp_path / "p.safetensors")
     with pytest.raises(SpecError, match=message):
         plan(experts, output, method="spsa", spec=spec)
-    assert plan(experts, output, method="proxy", spec=spec).method == "proxy"  # which searches for nothing
+    assert (
+        plan(experts, output, method="proxy", spec=spec).coefficients.method == "proxy"
+    )  # which searches for nothing
 
 
 def test_finetune_and_evaluate(tmp_path, experts, make_spec):

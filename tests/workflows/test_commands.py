@@ -12,6 +12,7 @@ from glue_cli.foundation.run import Run
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.mix_records import Coefficients
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
 from glue_cli.running.timing import PRECISIONS, Way
@@ -32,19 +33,7 @@ def experts(spec, run, tmp_path, events):
 
 
 def blend(experts, spec, run, output, method="spsa"):
-    plan = plan_mix(
-        experts,
-        Outputs(output),
-        method=method,
-        alpha=None,
-        sizes=None,
-        dtype=None,
-        max_shard_bytes=None,
-        memory_bytes=1 << 20,
-        hashing=True,
-        spec=spec,
-        seed=spec.seed,
-    )
+    plan = plan_mix(experts, Outputs(output), Coefficients(method), spec=spec, seed=spec.seed)
     return mix(plan, run)
 
 

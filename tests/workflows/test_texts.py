@@ -15,6 +15,7 @@ from glue_cli.models.weights import initial_model
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.mix_records import Coefficients
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
 from glue_cli.running.device import Compute
@@ -144,19 +145,7 @@ def test_language_models_are_mixed_towards_what_lowers_the_loss(alone, run, tmp_
     mixing = alone.mix.model_copy(update={"budget": "120", "batch_size": 10})
     spec = alone.model_copy(update={"mix": mixing}).located_in(alone.path("."))
     outputs = Outputs(tmp_path / "p.safetensors")
-    plan = plan_mix(
-        experts,
-        outputs,
-        method="spsa",
-        alpha=None,
-        sizes=None,
-        dtype=None,
-        max_shard_bytes=None,
-        memory_bytes=1 << 26,
-        hashing=False,
-        spec=spec,
-        seed=0,
-    )
+    plan = plan_mix(experts, outputs, Coefficients("spsa"), spec=spec)
     result = mix(plan, run)
     losses = [
         line["loss"] for line in evaluate(plan_evaluate(spec, experts, "val", {}, Outputs(None)), run)["results"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from threading import local
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,11 +14,9 @@ from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.units import counted, size
+from glue_cli.search.bank.kinds import KINDS, BankKind
 from glue_cli.search.bank.matrix import ExpertBank, Place
 from glue_cli.search.bank.rows import DiskRows, HostRows, ResidentRows, Rows, Staging
-
-BankKind = Literal["device", "host", "disk"]
-KINDS: tuple[BankKind, ...] = ("device", "host", "disk")
 
 # Elements between the starts of two tensors in memory are a multiple of this: 64 bytes, for aligned loads.
 _ALIGN = 16

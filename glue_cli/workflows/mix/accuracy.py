@@ -24,7 +24,8 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
     val = target["val"]
     if val.dataset.labels is None:
         raise SpecError(
-            f"--method {plan.method} needs accuracies, which these data do not have", hint="use --method spsa"
+            f"--method {plan.method} needs accuracies, which these data do not have",
+            hint="use --method spsa",
         )
     _check_classes(plan, val.class_names)
     accuracies: list[float] = []

@@ -46,5 +46,5 @@ def by_expert(alpha: Tensor) -> list[float]:
 
 def by_group(plan: MixPlan, alpha: Tensor) -> dict[str, Any]:
     """Return each group's coefficients under `groups`, where there are several groups."""
-    groups = plan.recipe.groups
+    groups = plan.tensors.recipe.groups
     return {"groups": dict(zip(groups, alpha.tolist(), strict=True))} if len(groups) > 1 else {}

@@ -1,8 +1,9 @@
 """Choose alpha: give a method the sizes, accuracies or objective that it works from."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
@@ -10,21 +11,25 @@ from glue_cli.results.history import Write
 from glue_cli.workflows.mix.choice import Choice
 from glue_cli.workflows.mix.experts import Experts
 
+if TYPE_CHECKING:  # nothing of it is needed where alpha is given
+    from glue_cli.data.target import Target
 
-def choose_alpha(plan: MixPlan, target: Target | None, experts: Experts, run: Run, write: Write) -> Choice:
+
+def choose_alpha(plan: MixPlan, target: "Target | None", experts: Experts, run: Run, write: Write) -> Choice:
     """Give the plan's method what it needs, and return its alpha with the account.
 
     Args:
         target: there wherever the plan has a spec.
         write: gets a line a step of a search, or an expert that is evaluated.
     """
-    if plan.alpha is not None:
-        return _given(plan.alpha)
-    method = METHODS[plan.method]
+    coefficients = plan.coefficients
+    if coefficients.alpha is not None:
+        return _given(coefficients.alpha)
+    method = METHODS[coefficients.method]
     if method.needs == "count":
         return _given(method.load()(len(plan.experts)))
     if method.needs == "sizes":
-        return _given(method.load()(plan.sizes))
+        return _given(method.load()(coefficients.sizes))
     from glue_cli.workflows.mix.accuracy import choose_by_accuracy
     from glue_cli.workflows.mix.search import search
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -14,15 +14,19 @@ from glue_cli.blend.heads import AlignedHead
 from glue_cli.blend.in_memory import blend_tensors
 from glue_cli.blend.to_files import blend_files
 from glue_cli.checkpoints.destination import Destination
+from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 from glue_cli.foundation.outputs import copy_into, write_all, writing
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
+from glue_cli.plans.mix_records import Adapters, Tensors, Writing
 from glue_cli.running.device import Compute
 from glue_cli.search.bank.load import bank_of_tensors, choose_bank, load_bank
 from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.spec.schema import Spec
 from glue_cli.workflows.save import configured
+
+if TYPE_CHECKING:
+    from glue_cli.spec.schema import Spec
 
 Describe = Callable[[Sequence[str | None]], dict[str, Any]]  # the experts' sha256 [K] -> glue's metadata
 
@@ -36,10 +40,7 @@ class Experts(ABC):
 
     header: Checkpoint
 
-    def __init__(self, plan: MixPlan) -> None:
-        self._plan = plan
-
-    def model(self, spec: Spec, alphas: Tensor) -> nn.Module:
+    def model(self, spec: "Spec", alphas: Tensor) -> nn.Module:
         """Return the spec's model with the blend for `alphas` [G, K], in memory.
 
         Raises:
@@ -65,11 +66,19 @@ class Experts(ABC):
         """Return a bank of the tensors that are blended."""
 
     @abstractmethod
-    def write(self, alphas: Tensor, made: dict[str, Tensor], describe: Describe, run: Run) -> Sequence[str | None]:
-        """Write the blend; return the experts' sha256 [K].
+    def write(
+        self,
+        alphas: Tensor,
+        made: dict[str, Tensor],
+        describe: Describe,
+        hashes: Sequence[StreamedHash],
+        run: Run,
+    ) -> Sequence[str | None]:
+        """Write the blend; return the experts' sha256 [K], None where they are not taken.
 
         Args:
             made: tensors to write in place of their blend.
+            hashes: the experts' sha256 [K], to be completed; none to leave them out.
         """
 
     @abstractmethod
@@ -77,77 +86,91 @@ class Experts(ABC):
 
 
 class WholeExperts(Experts):
-    """Whole checkpoints."""
+    """Whole checkpoints.
 
-    def __init__(self, plan: MixPlan) -> None:
-        super().__init__(plan)
-        described = plan.recipe.describe(plan.experts)
+    Args:
+        bank: where a search keeps them, a name of `plans.mix_records.BANKS`.
+        seed: of a head that is reset.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Checkpoint],
+        tensors: Tensors,
+        destination: Destination,
+        writing: Writing,
+        *,
+        bank: str,
+        seed: int,
+    ) -> None:
+        self._experts, self._rules = experts, tensors
+        self._destination, self._writing, self._bank = destination, writing, bank
+        described = tensors.recipe.describe(experts)
         entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in described}
-        self.header = replace(plan.experts[0], entries=entries)
+        self.header = replace(experts[0], entries=entries)
         self._head = None
-        if head := plan.head:
-            self._head = AlignedHead(plan.experts, head.names, head.known, head.classes, seed=plan.seed)
+        if head := tensors.head:
+            self._head = AlignedHead(experts, head.names, head.known, head.classes, seed=seed)
 
     def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
-        return self._head.blend(alphas[self._plan.head.group]) if self._head and self._plan.head else {}
+        head = self._rules.head
+        return self._head.blend(alphas[head.group]) if self._head and head else {}
 
     def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
-        plan = self._plan
-        kind = choose_bank(
-            plan.bank, plan.experts, plan.recipe, device=compute.device, n_blends=n_blends, progress=run.progress
-        )
-        return load_bank(
-            plan.experts,
-            device=compute.device,
-            channels_last=compute.channels_last,
-            recipe=plan.recipe,
-            kind=kind,
-        )
+        recipe, device = self._rules.recipe, compute.device
+        kind = choose_bank(self._bank, self._experts, recipe, device=device, n_blends=n_blends, progress=run.progress)
+        return load_bank(self._experts, device=device, channels_last=compute.channels_last, recipe=recipe, kind=kind)
 
-    def write(self, alphas: Tensor, made: dict[str, Tensor], describe: Describe, run: Run) -> Sequence[str | None]:
-        plan = self._plan
-        made = {name: tensor for name, tensor in made.items() if plan.recipe.is_blended(name)}
+    def write(
+        self,
+        alphas: Tensor,
+        made: dict[str, Tensor],
+        describe: Describe,
+        hashes: Sequence[StreamedHash],
+        run: Run,
+    ) -> Sequence[str | None]:
+        recipe = self._rules.recipe
+        made = {name: tensor for name, tensor in made.items() if recipe.is_blended(name)}
         shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
         with ExitStack() as stack:
             return blend_files(
-                plan.experts,
+                self._experts,
                 alphas.tolist(),
                 self._configure(stack),
                 describe,
-                recipe=replace(plan.recipe, made={**plan.recipe.made, **shapes}),
+                recipe=replace(recipe, made={**recipe.made, **shapes}),
                 made={**made, **self.make_tensors(alphas)},
-                memory_bytes=plan.memory_bytes,
-                hashes=plan.hashes,
+                memory_bytes=self._writing.memory_bytes,
+                hashes=hashes,
                 progress=run.progress,
             )
 
     def _configure(self, stack: ExitStack) -> Destination:
         """Write a folder's configuration where it says other classes or another dtype; return where the rest goes."""
-        plan, rest = self._plan, self._plan.destination
-        for source, copy in plan.destination.companions:
-            if (plan.head_classes or plan.dtype) and copy.name == "config.json":
-                text = configured(source, plan.head_classes, plan.dtype)
-                write_all(stack.enter_context(writing(copy)), text, 0)
+        rest, classes, dtype = self._destination, self._rules.head_classes, self._writing.dtype
+        for source, copy in self._destination.companions:
+            if (classes or dtype) and copy.name == "config.json":
+                write_all(stack.enter_context(writing(copy)), configured(source, classes, dtype), 0)
                 rest = replace(rest, companions=tuple(pair for pair in rest.companions if pair[1] != copy))
         return rest
 
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
-        return dict(blend_tensors(self._plan.experts, alphas, self._plan.recipe))
+        return dict(blend_tensors(self._experts, alphas, self._rules.recipe))
 
 
 class AdapterExperts(Experts):
     """Low-rank adapters of one base."""
 
-    def __init__(self, plan: MixPlan) -> None:
-        super().__init__(plan)
-        if plan.adapted:
-            entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in plan.adapted.merged}
-            self.header = replace(plan.adapted.base, entries=entries)
+    def __init__(self, adapters: Adapters, destination: Destination) -> None:
+        self._adapters, self._destination = adapters, destination
+        if adapted := adapters.adapted:
+            entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in adapted.merged}
+            self.header = replace(adapted.base, entries=entries)
 
     @property
     def _adapted(self) -> AdaptedBase:
-        assert self._plan.adapted  # there wherever a plan needs a model, or merges
-        return self._plan.adapted
+        assert self._adapters.adapted  # there wherever a plan needs a model, or merges
+        return self._adapters.adapted
 
     def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
         return {}
@@ -157,19 +180,26 @@ class AdapterExperts(Experts):
         experts = (expert_tensors(adapted, k) for k in range(len(adapted.adapters)))
         return bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)
 
-    def write(self, alphas: Tensor, made: dict[str, Tensor], describe: Describe, run: Run) -> Sequence[str | None]:
-        plan = self._plan
-        hashes = [streamed.finish() for streamed in plan.hashes] if plan.hashes else [None] * len(plan.adapters)
-        if plan.merges:
+    def write(
+        self,
+        alphas: Tensor,
+        made: dict[str, Tensor],
+        describe: Describe,
+        hashes: Sequence[StreamedHash],
+        run: Run,
+    ) -> Sequence[str | None]:
+        adapters, destination = self._adapters.adapters, self._destination
+        digests = [streamed.finish() for streamed in hashes] if hashes else [None] * len(adapters)
+        if self._adapters.merges:
             with ExitStack() as stack:
-                for source, companion in plan.destination.companions:
+                for source, companion in destination.companions:
                     copy_into(stack.enter_context(writing(companion)), source)
-                write_merged(plan.destination.files[0], self._adapted, alphas[0].tolist(), describe(hashes))
-            for stale in plan.destination.stale_files():
+                write_merged(destination.files[0], self._adapted, alphas[0].tolist(), describe(digests))
+            for stale in destination.stale_files():
                 stale.unlink()
         else:
-            concatenate(plan.adapters, alphas[0].tolist(), plan.destination.result, describe(hashes))
-        return hashes
+            concatenate(adapters, alphas[0].tolist(), destination.result, describe(digests))
+        return digests
 
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
         adapted = self._adapted
@@ -179,4 +209,8 @@ class AdapterExperts(Experts):
 
 def gather_experts(plan: MixPlan) -> Experts:
     """Return the experts of a plan."""
-    return AdapterExperts(plan) if plan.adapters else WholeExperts(plan)
+    if plan.adapters:
+        return AdapterExperts(plan.adapters, plan.destination)
+    return WholeExperts(
+        plan.experts, plan.tensors, plan.destination, plan.writing, bank=plan.search.bank, seed=plan.seed
+    )

@@ -5,13 +5,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from glue_cli import __version__
-from glue_cli.data.target import Target
+from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.plans.mix import MixPlan
@@ -21,12 +21,18 @@ from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.mix.choice import by_expert, by_group
 from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
+from glue_cli.workflows.mix.hashes import hashes_of
+
+if TYPE_CHECKING:
+    from glue_cli.data.target import Target
 
 
 @restored_threads()
-def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
+def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -> dict[str, Any]:
     """Choose alpha by the plan's method and write the blend; return what `--json` prints.
 
+    Args:
+        hashes: the experts' sha256, already begun, as `hashing_experts` has them; None to begin here.
     Raises:
         CheckpointError: an expert is damaged, or does not fit the spec's model.
         SpecError, DataError: the spec, the model and the data do not fit each other.
@@ -36,21 +42,21 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     experts = gather_experts(plan)
-    target = Target(plan.spec, run) if plan.spec else None
+    target = _target_of(plan, run)
     with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:
         chosen = choose_alpha(plan, target, experts, run, write)
     made: dict[str, Tensor] = {}
-    if plan.refreshes:
+    if plan.tensors.refreshes:
         from glue_cli.workflows.mix.refresh import refresh  # which brings models and data along
 
         assert plan.spec is not None and target is not None
         made, chosen = refresh(plan, plan.spec, target, experts, chosen, run)
     alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
-    settings = {**chosen.settings, "batchnorm": "refresh"} if plan.refreshes else chosen.settings
+    settings = {**chosen.settings, "batchnorm": "refresh"} if plan.tensors.refreshes else chosen.settings
 
-    sizes = plan.sizes or [expert.glue.get("examples") for expert in plan.experts]
+    sizes = plan.coefficients.sizes or [expert.glue.get("examples") for expert in plan.experts]
 
-    def describe(hashes: Sequence[str | None]) -> dict[str, Any]:
+    def describe(digests: Sequence[str | None]) -> dict[str, Any]:
         return {
             "glue": __version__,
             "kind": "prior",
@@ -60,13 +66,13 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
             **groups,
             "experts": [
                 {"name": expert.path.name, "sha256": digest, "examples": size}
-                for expert, digest, size in zip(plan.experts, hashes, sizes, strict=True)
+                for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
             ],
             "seed": plan.seed,
             "settings": settings,
         }
 
-    hashes = experts.write(chosen.alpha, made, describe, run)
+    digests = experts.write(chosen.alpha, made, describe, hashes_of(plan) if hashes is None else hashes, run)
     return {
         "schema": "glue.mix/1",
         "method": plan.method,
@@ -74,7 +80,7 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
         **groups,
         "experts": [
             {"path": str(expert.path), "sha256": digest, "examples": size}
-            for expert, digest, size in zip(plan.experts, hashes, sizes, strict=True)
+            for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
         ],
         "output": str(plan.destination.result),
         "loss": chosen.loss,
@@ -86,6 +92,15 @@ def mix(plan: MixPlan, run: Run) -> dict[str, Any]:
     }
 
 
+def _target_of(plan: MixPlan, run: Run) -> "Target | None":
+    """Return the target's data, to be read as far as they are asked for; None where nothing needs them."""
+    if plan.spec is None:
+        return None
+    from glue_cli.data.target import Target
+
+    return Target(plan.spec, run)
+
+
 def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
     """Return what all experts say of themselves alike: model and class names; those of a head that is not blended."""
     shared = {}
@@ -93,9 +108,9 @@ def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
         said = [expert.glue.get(key) for expert in plan.experts]
         if said[0] is not None and all(value == said[0] for value in said):
             shared[key] = said[0]
-    if plan.head_classes:
+    if plan.tensors.head_classes:
         shared.pop("model", None)  # whose number of classes may be another
-        shared["class_names"] = list(plan.head_classes)
+        shared["class_names"] = list(plan.tensors.head_classes)
     return shared
 
 

@@ -36,7 +36,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
     goal = criterion.goal
     n_experts = len(plan.experts)
-    first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(len(plan.recipe.groups), n_experts)
+    first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(len(plan.tensors.recipe.groups), n_experts)
     model = experts.model(spec, first)
     for split in ("train", "val"):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
@@ -92,7 +92,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
         details["search"] = learned.account
     searched = {"forwards": objective.cost.equivalents, "stopped": learned.stopped}
     searched |= {key: learned.account[key] for key in ("start", "returned") if key in learned.account}
-    if plan.explains:
+    if plan.search.explains:
         before = objective.cost.forwards
         details["left_out"] = leave_one_out(objective, learned.alpha)
         explained = {"stage": "explain", "forwards": objective.cost.forwards - before}
@@ -134,9 +134,10 @@ def _count_blends(method: str, settings: MixSpec) -> int:
 
 def _check_classes(plan: MixPlan, class_names: list[str] | None) -> None:
     """Check that the head that is made has the data's classes, in their order."""
-    if plan.head and class_names and list(plan.head.classes) != class_names:
+    head = plan.tensors.head
+    if head and class_names and list(head.classes) != class_names:
         raise SpecError(
-            f"the head is made for the classes {', '.join(plan.head.classes)}",
+            f"the head is made for the classes {', '.join(head.classes)}",
             items=[f"the data have {', '.join(class_names)}"],
             hint=f"name them in the data's order: --classes {','.join(class_names)}",
         )

@@ -1,6 +1,8 @@
 """Adapters of one base, as PEFT writes them: to an adapter, into the base, and searched over."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from glue_cli.blend.adapters.adapter import read_adapter
+from glue_cli.blend.adapters.room import mixed_bytes
 from glue_cli.blend.rules import TensorRules
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
-from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
+from glue_cli.foundation.errors import CheckpointError, ResourceError, SpecError, UsageError
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.mix_records import GIVEN, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluate import evaluate
@@ -96,11 +100,9 @@ def spec(base, tmp_path):
 
 @pytest.fixture
 def plan(tmp_path):
-    def plan(experts, output="prior", *, spec=None, method=None, alpha=None, force=False, **options):
-        usual = {"sizes": None, "dtype": None, "max_shard_bytes": None, "memory_bytes": 1 << 20, "hashing": True}
-        usual |= {"spec": spec, "seed": 0}
+    def plan(experts, output="prior", *, spec=None, method=None, alpha=None, sizes=None, force=False, **options):
         outputs = Outputs(tmp_path / output, force=force)
-        return plan_mix(experts, outputs, method=method, alpha=alpha, **{**usual, **options})
+        return plan_mix(experts, outputs, Coefficients(method or GIVEN, alpha, sizes), spec=spec, **options)
 
     return plan
 
@@ -227,14 +229,35 @@ def test_groups_are_not_for_adapters(adapters, spec, plan, tmp_path):
     grouped = spec.model_copy(update={"mix": spec.mix.model_copy(update={"groups": {"head": "classifier.*"}})})
     grouped = grouped.located_in(tmp_path)
     assert "groups" in refused(UsageError, plan, adapters, spec=grouped, method="spsa").message
-    assert plan(adapters, spec=grouped, method="proxy").recipe.groups == ("all",)
+    assert plan(adapters, spec=grouped, method="proxy").tensors.recipe.groups == ("all",)
 
 
 @pytest.mark.parametrize("options", [{"dtype": "float16"}, {"max_shard_bytes": 1000}])
 @pytest.mark.parametrize("merging", [False, True])
 def test_other_forms_of_output_are_not_for_adapters(adapters, base, plan, options, merging):
-    error = refused(UsageError, plan, adapters, alpha=[0.5, 0.5], base=base if merging else None, **options)
+    error = refused(
+        UsageError, plan, adapters, alpha=[0.5, 0.5], base=base if merging else None, writing=Writing(**options)
+    )
     assert "--dtype and --max-shard-size" in error.hint
+
+
+def test_a_bank_is_not_for_adapters(adapters, spec, plan):
+    error = refused(UsageError, plan, adapters, spec=spec, method="spsa", search=Search(bank="disk"))
+    assert "--bank" in error.message
+
+
+@pytest.mark.parametrize("merging", [False, True])
+def test_a_mix_without_room_on_the_disk_is_refused_before_any_work(adapters, base, plan, monkeypatch, merging):
+    def with_free(n_bytes):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=n_bytes))
+        return plan(adapters, alpha=[0.5, 0.5], base=base if merging else None)
+
+    n_bytes = mixed_bytes([read_adapter(path) for path in adapters])
+    if merging:
+        n_bytes = with_free(1 << 40).destination.n_bytes
+    with_free(n_bytes)
+    error = refused(ResourceError, with_free, n_bytes - 1)
+    assert "free" in error.message
 
 
 def test_adapters_and_whole_checkpoints_are_not_mixed(adapters, base, plan):
@@ -311,3 +334,22 @@ def test_a_blend_that_fails_leaves_nothing(adapters, base, blend, tmp_path):
         with pytest.raises(CheckpointError, match="adapter-1.*has NaN or infinity"):
             blend(adapters, alpha=[0.5, 0.5], **options)
         assert not (tmp_path / "prior").exists()
+
+
+def test_the_room_that_is_asked_for_is_what_the_mix_takes(adapters, blend, tmp_path):
+    """Of unequal ranks and dtypes, with a head in `modules_to_save`."""
+    config = json.loads((adapters[1] / "adapter_config.json").read_text())
+    state = load_file(adapters[1] / "adapter_model.safetensors")
+    for name, tensor in state.items():
+        if "lora_A" in name:
+            state[name] = torch.cat([tensor, tensor])
+        elif "lora_B" in name:
+            state[name] = torch.cat([tensor, tensor], 1).half()
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    (wide / "adapter_config.json").write_text(json.dumps({**config, "r": 2 * config["r"]}))
+    save_file(state, wide / "adapter_model.safetensors")
+    for experts in (adapters, [adapters[0], wide]):
+        written = blend(experts, f"prior-{experts[1].name}", alpha=[0.5, 0.5])["output"]
+        found = load_file(f"{written}/adapter_model.safetensors").values()
+        assert mixed_bytes([read_adapter(path) for path in experts]) == sum(t.nbytes for t in found)

@@ -11,6 +11,7 @@ from glue_cli.foundation.errors import UsageError
 from glue_cli.models import build_model
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.mix_records import Coefficients, Writing
 from glue_cli.plans.outputs import Outputs
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.mix import mix
@@ -32,11 +33,8 @@ def experts(tmp_path):
 @pytest.fixture
 def plan(experts, tmp_path):
     def plan(method, spec):
-        usual = {"alpha": None, "sizes": None, "dtype": None, "max_shard_bytes": None}
         output = Outputs(tmp_path / "prior.safetensors")
-        return plan_mix(
-            experts, output, method=method, **usual, memory_bytes=1 << 20, hashing=False, spec=spec, seed=0
-        )
+        return plan_mix(experts, output, Coefficients(method), writing=Writing(hashing=False), spec=spec)
 
     return plan
 
@@ -65,4 +63,4 @@ def test_a_missing_package_is_told_before_any_work(plan, spec, monkeypatch):
     with pytest.raises(UsageError, match="--method cmaes needs the package cmaes, which is not installed") as caught:
         plan("cmaes", spec)
     assert caught.value.hint == "pip install 'glue-cli[search]'"
-    assert plan("spsa", spec).method == "spsa"
+    assert plan("spsa", spec).coefficients.method == "spsa"

@@ -1,6 +1,7 @@
 """Rules by tensor from the experts' files to the prior's: groups, heads, copies, BatchNorm, banks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from glue_cli.foundation.run import Run
 from glue_cli.models import build_model
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.mix_records import GIVEN, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
 from glue_cli.running.device import Compute
@@ -27,6 +29,7 @@ from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.mix import mix
 from glue_cli.workflows.train_expert import train_expert
 
+WRITING = Writing(memory_bytes=1 << 20, hashing=False)
 CNN = {"num_classes": 4, "width": 4}
 STEPS = {"steps": 4, "validate_every": 2, "batch_size": 20, "lr": 0.2}
 CLASSES = [f"class {c}" for c in range(10)]
@@ -54,12 +57,19 @@ def experts(tmp_path):
 def blend(tmp_path, run):
     """Mix; return the result and the prior's tensors."""
 
-    def blend(experts, spec=None, method=None, alpha=None, name="prior", history=None, **options):
+    def blend(experts, spec=None, method=None, alpha=None, name="prior", history=None, seed=None, **options):
         output = tmp_path / f"{name}.safetensors"
         rules = TensorRules(**{key: options.pop(key) for key in [*options] if key in TensorRules.__dataclass_fields__})
-        usual = {"sizes": None, "dtype": None, "max_shard_bytes": None, "memory_bytes": 1 << 20, "hashing": False}
-        settings = {**usual, "spec": spec, "seed": spec.seed if spec else 0, **options}
-        plan = plan_mix(experts, Outputs(output, history), method=method, alpha=alpha, rules=rules, **settings)
+        plan = plan_mix(
+            experts,
+            Outputs(output, history),
+            Coefficients(method or GIVEN, alpha),
+            rules=rules,
+            writing=replace(WRITING, dtype=options.pop("dtype", None)),
+            search=Search(**options),
+            spec=spec,
+            seed=seed or (spec.seed if spec else 0),
+        )
         result = mix(plan, Run("cpu", cache=run.cache, history=history, progress=run.progress))
         return result, load_file(output)
 
@@ -474,9 +484,8 @@ def folders(tmp_path, torchvision):
 )
 def test_the_folder_of_a_blend_is_configured_for_its_head(folders, tmp_path, run, rules, classes):
     transformers = pytest.importorskip("transformers")
-    settings = {"method": None, "alpha": [0.25, 0.75], "sizes": None, "dtype": None, "max_shard_bytes": None}
-    settings |= {"memory_bytes": 1 << 20, "hashing": False, "spec": None, "seed": 0}
-    plan = plan_mix(folders, Outputs(tmp_path / "prior"), rules=TensorRules(head="classifier.*", **rules), **settings)
+    head, coefficients = TensorRules(head="classifier.*", **rules), Coefficients(GIVEN, (0.25, 0.75))
+    plan = plan_mix(folders, Outputs(tmp_path / "prior"), coefficients, rules=head, writing=WRITING)
     mix(plan, run)
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     model, info = load(tmp_path / "prior", output_loading_info=True)
@@ -490,9 +499,7 @@ def test_the_folder_of_a_blend_is_configured_for_its_head(folders, tmp_path, run
 
 def test_a_folder_whose_configuration_is_none_leaves_nothing(folders, tmp_path, run):
     (folders[0] / "config.json").write_text("{")
-    settings = {"method": "uniform", "alpha": None, "sizes": None, "dtype": None, "max_shard_bytes": None}
-    settings |= {"memory_bytes": 1 << 20, "hashing": False, "spec": None, "seed": 0}
     rules = TensorRules(head="classifier.*", head_policy="from:bert1")
     with pytest.raises(CheckpointError, match=r"bert0/config.json' is no JSON object"):
-        mix(plan_mix(folders, Outputs(tmp_path / "prior"), rules=rules, **settings), run)
+        mix(plan_mix(folders, Outputs(tmp_path / "prior"), Coefficients("uniform"), rules=rules, writing=WRITING), run)
     assert not (tmp_path / "prior").exists()

@@ -1,0 +1,102 @@
+"""What a mix of adapters is asked to do: one adapter, or a model that they are merged into."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
+from glue_cli.blend.adapters.base import fit
+from glue_cli.blend.adapters.room import mixed_bytes
+from glue_cli.blend.recipe import PLAIN
+from glue_cli.checkpoints.destination import Destination, plan_destination
+from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
+from glue_cli.foundation.outputs import check_room
+from glue_cli.plans.mix_records import NO_EXTRAS, Adapters, Coefficients, Search, Writing
+from glue_cli.plans.outputs import Outputs
+
+if TYPE_CHECKING:
+    from glue_cli.spec.schema import Spec
+
+_FILES = (".safetensors", ".json", *TORCH_SUFFIXES)  # how the names of checkpoints' files end
+
+
+def plan_adapters(
+    paths: Sequence[Path],
+    outputs: Outputs,
+    coefficients: Coefficients,
+    base: Path | None,
+    writing: Writing,
+    search: Search,
+    spec: "Spec | None",
+) -> tuple[tuple[Checkpoint, ...], Adapters, Destination]:
+    """Check adapters against each other, their base and the output, from the headers alone.
+
+    Args:
+        base: the model that they are merged into; None makes an adapter of them.
+    Raises:
+        UsageError: an option does not suit adapters, or the output is there or has the wrong kind of name.
+        CheckpointError: an adapter or the base is damaged, or they do not fit each other.
+        SpecError: a search has no base to run.
+        ResourceError: the disk has no room for the mix.
+    """
+    if writing.dtype or writing.max_shard_bytes is not None:
+        raise UsageError(
+            "adapters are mixed in their own dtypes, into one file", hint="leave --dtype and --max-shard-size out"
+        )
+    if search.bank != NO_EXTRAS.bank:
+        raise UsageError(
+            "--bank is for whole checkpoints: a search over adapters keeps their updates where the model is",
+            hint="leave --bank out",
+        )
+    whole = [str(path) for path in paths if not is_adapter(path)]
+    if whole:
+        raise CheckpointError("adapters and whole checkpoints cannot be mixed", items=whole, hint="name either kind")
+    adapters = tuple(read_adapter(path) for path in paths)
+    experts = tuple(replace(adapter.checkpoint, path=adapter.path) for adapter in adapters)
+    known_base = _read_base(base, spec)
+    if known_base is None and coefficients.needs_data:
+        raise SpecError("a search over adapters needs their base model", hint="set model.args.path to its folder")
+    adapted = fit(known_base, adapters) if known_base else None
+    if base and known_base and adapted:
+        destination = _plan_merged(outputs, known_base)
+        outputs.check([*experts, known_base], spec, destination)
+        check_room(destination.result, destination.n_bytes)
+    else:
+        check_adapters(adapters)
+        destination = _plan_adapter(outputs)
+        outputs.check(experts, spec, destination)
+        check_room(destination.result, mixed_bytes(_taking_part(adapters, coefficients.alpha)))
+    return experts, Adapters(adapters, adapted, merges=base is not None), destination
+
+
+def _read_base(base: Path | None, spec: "Spec | None") -> Checkpoint | None:
+    """Return the base: as given, or as the spec's model says, whose folder a search needs anyway."""
+    folder = spec.model.args.get("path") if spec else None
+    if base:
+        return read_checkpoint(base)
+    return read_checkpoint(spec.path(folder)) if spec and isinstance(folder, str) else None
+
+
+def _plan_merged(outputs: Outputs, base: Checkpoint) -> Destination:
+    assert outputs.result
+    destination = plan_destination(outputs.result, PLAIN.describe([base]), model_folder=base.folder)
+    if destination.index:
+        raise UsageError(
+            f"the output '{outputs.result}' is an index, and the blend one file", hint="-o prior.safetensors"
+        )
+    return destination
+
+
+def _plan_adapter(outputs: Outputs) -> Destination:
+    assert outputs.result
+    if outputs.result.name.endswith(_FILES):
+        raise UsageError(f"the output '{outputs.result}' is a file's name, an adapter is a folder", hint="-o prior/")
+    return Destination(outputs.result, (), (outputs.result / CONFIG, outputs.result / WEIGHTS))
+
+
+def _taking_part(adapters: Sequence[Adapter], alpha: Sequence[float] | None) -> Sequence[Adapter]:
+    """Return the adapters that may be in the mix: all of them until alpha is known."""
+    return [adapter for adapter, a in zip(adapters, alpha or [1.0] * len(adapters), strict=True) if a != 0]
