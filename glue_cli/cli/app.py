@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from glue_cli import __version__
+from glue_cli.cli.completion import join_assignment
 from glue_cli.cli.evaluate import evaluate
 from glue_cli.cli.finetune import finetune
 from glue_cli.cli.mix import mix
@@ -65,6 +66,7 @@ def _root(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code, having printed the error where there is one."""
+    join_assignment(os.environ)
     try:
         result = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="glue", standalone_mode=False)
         sys.stdout.flush()

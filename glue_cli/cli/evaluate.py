@@ -6,23 +6,34 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from glue_cli.cli import options
+from glue_cli.cli import completion
 from glue_cli.cli.output import number, percent, print_table
-from glue_cli.cli.session import Session, check_name
+from glue_cli.cli.session import Session, check_name, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import GateMissedError, UsageError
 
+SPLITS = ("train", "val", "test")
 
+
+@with_session(without=("history",))
 def evaluate(
+    session: Session,
     checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="The models to evaluate.")],
     split: Annotated[
-        str, typer.Option("--split", metavar="train|val|test", help="Which of the target's examples.")
+        str,
+        typer.Option(
+            "--split",
+            metavar="|".join(SPLITS),
+            help="Which of the target's examples.",
+            autocompletion=completion.one_of(SPLITS),
+        ),
     ] = "test",
     metric: Annotated[
         list[str] | None,
         typer.Option(
             "--metric",
             metavar="NAME",
+            autocompletion=completion.metrics,
             help="Another figure: f1, precision, recall or auroc, each the mean over the classes (repeatable).",
         ),
     ] = None,
@@ -31,32 +42,27 @@ def evaluate(
     ] = False,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option("--fail-under", metavar="FIGURE=BAR", help="Exit with 6 when a checkpoint is under the bar."),
+        typer.Option(
+            "--fail-under",
+            metavar="FIGURE=BAR",
+            help="Exit with 6 when a checkpoint is under the bar.",
+            autocompletion=completion.bars,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PATH", help="Also write the result there, as JSON.")
     ] = None,
-    spec: options.SpecOption = None,
-    set_: options.SetOption = None,
-    device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = None,
-    seed: options.SeedOption = None,
-    force: options.ForceOption = False,
-    dry_run: options.DryRunOption = False,
-    quiet: options.QuietOption = False,
-    json: options.JsonOption = False,
 ) -> None:
     """Print loss and accuracy (or squared error, or perplexity) of checkpoints on the target's data."""
     from glue_cli.plans.evaluate import plan_evaluate
 
-    session = Session(spec, set_ or (), device, precision, seed, None, force, quiet, json)
-    check_name("--split", split, ["train", "val", "test"])
+    check_name("--split", split, SPLITS)
     bars = dict(_bar(text) for text in fail_under or ())
     known_split = cast(Literal["train", "val", "test"], split)
     plan = plan_evaluate(
         session.read_spec(), checkpoints, known_split, bars, session.outputs(output), metrics=metric or ()
     )
-    if dry_run:
+    if session.dry_run:
         planned = {
             "checkpoints": len(plan.checkpoints),
             "split": plan.split,

@@ -6,14 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from glue_cli.cli import options
+from glue_cli.cli import completion
 from glue_cli.cli.output import duration, number, percent, print_table
-from glue_cli.cli.session import Session
+from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import UsageError
 
 
+@with_session()
 def finetune(
+    session: Session,
     checkpoint: Annotated[Path | None, typer.Argument(metavar="CHECKPOINT", help="Where to start from.")] = None,
     from_scratch: Annotated[
         bool,
@@ -21,32 +23,26 @@ def finetune(
     ] = False,
     track: Annotated[
         str | None,
-        typer.Option("--track", metavar="test", help="Also record test figures by epoch; they select nothing."),
+        typer.Option(
+            "--track",
+            metavar="test",
+            help="Also record test figures by epoch; they select nothing.",
+            autocompletion=completion.one_of(["test"]),
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The finetuned model.")] = Path(
         "finetuned.safetensors"
     ),
-    spec: options.SpecOption = None,
-    set_: options.SetOption = None,
-    device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = None,
-    seed: options.SeedOption = None,
-    history: options.HistoryOption = None,
-    force: options.ForceOption = False,
-    dry_run: options.DryRunOption = False,
-    quiet: options.QuietOption = False,
-    json: options.JsonOption = False,
 ) -> None:
     """Train all parameters on the target data, starting from a prior."""
     from glue_cli.plans.finetune import plan_finetune
 
-    session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
     if (checkpoint is None) != from_scratch:
         raise UsageError("wanted either a checkpoint or --from-scratch", hint="glue finetune prior.safetensors")
     if track not in (None, "test"):
         raise UsageError(f"--track {track}: not known", hint="--track test; val is always recorded")
     plan = plan_finetune(session.read_spec(), checkpoint, session.outputs(output), track_test=track == "test")
-    if dry_run:
+    if session.dry_run:
         planned = {
             "start": str(checkpoint) if checkpoint else "scratch",
             "arch": plan.spec.model.arch,

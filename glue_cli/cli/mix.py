@@ -5,20 +5,23 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from glue_cli.blend.blocks import MEMORY_BYTES
 from glue_cli.blend.rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
-from glue_cli.cli import options
+from glue_cli.cli import completion
 from glue_cli.cli.mix_dry_run import planned
-from glue_cli.cli.session import Session, check_name
+from glue_cli.cli.session import Session, check_name, with_session
 from glue_cli.cli.show_mix import show_mix
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import UsageError
 from glue_cli.methods import METHODS, SEARCHES
 from glue_cli.spec.budget import parse_budget
+
+if TYPE_CHECKING:
+    from glue_cli.plans.mix_records import Coefficients, Writing
 
 _SEARCH = f"Search, by {', '.join(SEARCHES)}"
 _TENSORS = "Heads, single tensors and adapters"
@@ -27,7 +30,9 @@ _MEMORY = f"{MEMORY_BYTES >> 20}MiB"
 Number = TypeVar("Number", int, float)
 
 
+@with_session()
 def mix(
+    session: Session,
     experts: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -36,7 +41,14 @@ def mix(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", "-m", metavar="NAME", help=f"How alpha is chosen: {', '.join(METHODS)}.")
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="NAME",
+            help=f"How alpha is chosen: {', '.join(METHODS)}.",
+            autocompletion=completion.one_of(METHODS),
+        ),
     ] = None,
     alpha: Annotated[
         str | None, typer.Option("--alpha", metavar="A,B,...", help="Given coefficients, in place of a method.")
@@ -47,7 +59,12 @@ def mix(
     ] = None,
     dtype: Annotated[
         str,
-        typer.Option("--dtype", metavar="NAME", help="Dtype of the blend: same, float32, bfloat16, float16, float64."),
+        typer.Option(
+            "--dtype",
+            metavar="NAME",
+            help="Dtype of the blend: same, float32, bfloat16, float16, float64.",
+            autocompletion=completion.dtypes,
+        ),
     ] = "same",
     max_shard_size: Annotated[
         str | None,
@@ -81,6 +98,7 @@ def mix(
         typer.Option(
             "--bank",
             metavar="auto|device|host|disk",
+            autocompletion=completion.banks,
             help="Where the experts are kept; auto takes the first where they fit.",
             rich_help_panel=_SEARCH,
         ),
@@ -90,6 +108,7 @@ def mix(
         typer.Option(
             "--batchnorm",
             metavar="POLICY",
+            autocompletion=completion.policies(BATCHNORM_POLICIES),
             help=f"BatchNorm's statistics, {', '.join(BATCHNORM_POLICIES)}: refresh asks the target's data.",
             rich_help_panel=_TENSORS,
         ),
@@ -108,6 +127,7 @@ def mix(
         typer.Option(
             "--head-policy",
             metavar="POLICY",
+            autocompletion=completion.policies(HEAD_POLICIES),
             help=f"What becomes of it, {', '.join(HEAD_POLICIES)}: align matches its rows by class name.",
             rich_help_panel=_TENSORS,
         ),
@@ -157,48 +177,27 @@ def mix(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The blended model.")] = Path(
         "prior.safetensors"
     ),
-    spec: options.SpecOption = None,
-    set_: options.SetOption = None,
-    device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = None,
-    seed: options.SeedOption = None,
-    history: options.HistoryOption = None,
-    force: options.ForceOption = False,
-    dry_run: options.DryRunOption = False,
-    quiet: options.QuietOption = False,
-    json: options.JsonOption = False,
 ) -> None:
     """Choose coefficients for the experts and blend them into one model, the prior.
 
     uniform, data-size and --alpha need the experts alone, the other methods also a spec and its data.
     """
     from glue_cli.plans.mix import plan_mix
-    from glue_cli.plans.mix_records import BANKS, GIVEN, OUTPUT_DTYPES, Coefficients, Search, Writing
+    from glue_cli.plans.mix_records import BANKS, Search
     from glue_cli.workflows.mix.hashes import hashing_experts
 
-    overrides = [*(set_ or ()), *([f"mix.budget={budget}"] if budget is not None else [])]
-    session = Session(spec, overrides, device, precision, seed, history, force, quiet, json)
-    if (method is None) == (alpha is None):
-        raise UsageError("wanted either --method or --alpha", hint="glue mix --method spsa experts/*.safetensors")
-    if method is not None:
-        check_name("--method", method, list(METHODS))
-    if sizes is not None and method != "data-size":
-        raise UsageError("--sizes is for --method data-size only", hint="leave --sizes out")
-    is_search = method is not None and METHODS[method].is_search
-    check_name("--dtype", dtype, ["same", *OUTPUT_DTYPES])
-    check_name("--bank", bank, list(BANKS))
-    _check_search_options(budget, explain, bank, is_search)
-    needs_spec = method is not None and METHODS[method].needs_data or batchnorm == "refresh"
-    read = session.read_spec() if needs_spec or spec or set_ else None
+    overrides = [f"mix.budget={budget}"] if budget is not None else []
+    coefficients, writing = _coefficients(method, alpha, sizes), _writing(dtype, max_shard_size, memory, not no_hash)
+    check_name("--bank", bank, BANKS)
+    _check_search_options(budget, explain, bank, coefficients.is_search)
+    needs_spec = coefficients.needs_data or batchnorm == "refresh"
+    asks_for_spec = "spec" in session.typed or session.set_
+    spec = session.read_spec(*overrides) if needs_spec or asks_for_spec else None
     with redirect_stdout(sys.stderr):  # of a user's module, which is imported here
         plan = plan_mix(
             experts or [],
             session.outputs(output),
-            Coefficients(
-                method or GIVEN,
-                tuple(_numbers("--alpha", alpha, float)) if alpha is not None else None,
-                tuple(_numbers("--sizes", sizes, int)) if sizes is not None else None,
-            ),
+            coefficients,
             rules=TensorRules(
                 include=tuple(include or ()),
                 exclude=tuple(exclude or ()),
@@ -209,17 +208,12 @@ def mix(
                 batchnorm=batchnorm,
             ),
             base=base,
-            writing=Writing(
-                dtype=None if dtype == "same" else dtype,
-                max_shard_bytes=_bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
-                memory_bytes=_bytes("--memory", memory),
-                hashing=not no_hash,
-            ),
+            writing=writing,
             search=Search(bank, explain),
-            spec=read if needs_spec else None,
-            seed=read.seed if read else seed or 0,
+            spec=spec if needs_spec else None,
+            seed=spec.seed if spec else session.seed or 0,
         )
-    if dry_run:
+    if session.dry_run:
         session.finish_dry_run("mix", planned(plan))
         return
     with session.running() as run:
@@ -233,6 +227,34 @@ def mix(
     session.finish(result, show_mix, hint)
 
 
+def _coefficients(method: str | None, alpha: str | None, sizes: str | None) -> "Coefficients":
+    from glue_cli.plans.mix_records import GIVEN, Coefficients
+
+    if (method is None) == (alpha is None):
+        raise UsageError("wanted either --method or --alpha", hint="glue mix --method spsa experts/*.safetensors")
+    if method is not None:
+        check_name("--method", method, list(METHODS))
+    if sizes is not None and method != "data-size":
+        raise UsageError("--sizes is for --method data-size only", hint="leave --sizes out")
+    return Coefficients(
+        method or GIVEN,
+        _numbers("--alpha", alpha, float) if alpha is not None else None,
+        _numbers("--sizes", sizes, int) if sizes is not None else None,
+    )
+
+
+def _writing(dtype: str, max_shard_size: str | None, memory: str, hashing: bool) -> "Writing":
+    from glue_cli.plans.mix_records import OUTPUT_DTYPES, Writing
+
+    check_name("--dtype", dtype, ["same", *OUTPUT_DTYPES])
+    return Writing(
+        None if dtype == "same" else dtype,
+        _bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
+        _bytes("--memory", memory),
+        hashing,
+    )
+
+
 def _check_search_options(budget: str | None, explain: bool, bank: str, is_search: bool) -> None:
     if budget is not None:
         try:
@@ -244,9 +266,9 @@ def _check_search_options(budget: str | None, explain: bool, bank: str, is_searc
             raise UsageError(f"{option} is for a search", hint=f"--method {' or '.join(SEARCHES)}")
 
 
-def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
+def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
     try:
-        return [kind(part) for part in text.split(",")]
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
         wanted, example = ("whole numbers", "2000,500") if kind is int else ("numbers", "0.2,0.8")
         raise UsageError(

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from glue_cli.cli import completion
+
+PRECISIONS = ("auto", "fp32", "bf16")
 _SHARED = "Shared options"
 
 SpecOption = Annotated[
@@ -19,7 +22,13 @@ SpecOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec.", rich_help_panel=_SHARED),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the spec.",
+        autocompletion=completion.settings,
+        rich_help_panel=_SHARED,
+    ),
 ]
 DeviceOption = Annotated[
     str,
@@ -28,6 +37,7 @@ DeviceOption = Annotated[
         envvar="GLUE_DEVICE",
         metavar="auto|cpu|cuda[:I]",
         help="Where to compute.",
+        autocompletion=completion.one_of(["auto", "cpu", "cuda"]),
         rich_help_panel=_SHARED,
     ),
 ]
@@ -35,8 +45,9 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        metavar="auto|fp32|bf16",
+        metavar="|".join(PRECISIONS),
         help="Precision of the passes, in place of the spec's; auto times both.",
+        autocompletion=completion.one_of(PRECISIONS),
         rich_help_panel=_SHARED,
     ),
 ]

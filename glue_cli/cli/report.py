@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from glue_cli.cli import options
 from glue_cli.cli.output import number, print_table
-from glue_cli.cli.session import Session
+from glue_cli.cli.session import Session, with_session
 
 
+@with_session(without=("spec", "set_", "device", "precision", "seed", "history", "dry_run"))
 def report(
+    session: Session,
     files: Annotated[
         list[Path],
         typer.Argument(metavar="FILE", help="Histories, JSON results, earlier reports; other files are passed over."),
@@ -22,9 +23,6 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.")] = Path(
         "report"
     ),
-    force: options.ForceOption = False,
-    quiet: options.QuietOption = False,
-    json: options.JsonOption = False,
 ) -> None:
     """Make tables and figures of what the other commands wrote: a page in HTML, Markdown and JSON, SVG and PNG.
 
@@ -33,8 +31,7 @@ def report(
     from glue_cli.report.work import plan_report
     from glue_cli.report.work import report as work
 
-    session = Session(None, (), "auto", None, None, None, force, quiet, json)
-    plan = plan_report(files, output, force=force, title=title)
+    plan = plan_report(files, output, force=session.force, title=title)
     with session.running() as run:
         result = work(plan, run.progress)
     session.finish(result, _show, f"open {shlex.quote(str(output / 'report.html'))}")

@@ -1,14 +1,19 @@
 """What every command does before and after its work: read the spec, listen to progress, print the result."""
 
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+import typer
+
+from glue_cli.cli import options
 from glue_cli.cli.output import print_hint, print_table
 from glue_cli.cli.progress import listening
 from glue_cli.foundation.errors import UsageError
@@ -18,26 +23,34 @@ if TYPE_CHECKING:  # the spec's schema alone takes as long to import as all the 
     from glue_cli.plans.outputs import Outputs
     from glue_cli.spec.schema import Spec
 
+Command = Callable[..., None]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Session:
-    """The shared options of one call."""
+    """The shared options of one call, as `options` declares them.
 
-    spec_path: Path | None
-    overrides: Sequence[str]
-    device: str
-    precision: str | None
-    seed: int | None
-    history: Path | None
-    force: bool
-    quiet: bool
-    json: bool
+    Attributes:
+        typed: the names of the options that were typed; the others have the value of a variable, or their default.
+    """
+
+    spec: options.SpecOption = None
+    set_: options.SetOption = None
+    device: options.DeviceOption = "auto"
+    precision: options.PrecisionOption = None
+    seed: options.SeedOption = None
+    history: options.HistoryOption = None
+    force: options.ForceOption = False
+    dry_run: options.DryRunOption = False
+    quiet: options.QuietOption = False
+    json: options.JsonOption = False
+    typed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"--device {self.device}: not known", hint="known: auto, cpu, cuda, cuda:I")
         if self.precision is not None:
-            check_name("--precision", self.precision, ["auto", "fp32", "bf16"])
+            check_name("--precision", self.precision, options.PRECISIONS)
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: out of range", hint="give a whole number from 0 to 2^63 - 1")
 
@@ -49,22 +62,25 @@ class Session:
 
     @property
     def _spec_file(self) -> Path:
-        return self.spec_path or Path("glue.yaml")
+        return self.spec or Path("glue.yaml")
 
-    def read_spec(self) -> "Spec":
-        """Read the spec and lay the flags over it."""
+    def read_spec(self, *overrides: str) -> "Spec":
+        """Read the spec and lay the flags over it.
+
+        Args:
+            overrides: those of a command's own flags, `KEY=VALUE`.
+        """
         from glue_cli.data import FORMATS
         from glue_cli.models import ARCHITECTURES, LIBRARIES
         from glue_cli.spec.yaml_file import read_spec
 
         architectures = [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
-        overrides = [*self.overrides]
+        flags = [*(self.set_ or ()), *overrides]
         if self.seed is not None:
-            is_variable = str(self.seed) == os.environ.get("GLUE_SEED")  # which --set goes before, as any flag
-            overrides.insert(0 if is_variable else len(overrides), f"seed={self.seed}")
+            flags.insert(len(flags) if "seed" in self.typed else 0, f"seed={self.seed}")  # a variable yields to --set
         if self.precision is not None:
-            overrides.append(f"precision={self.precision}")
-        return read_spec(self._spec_file, overrides, known_names={"arch": architectures, "format": FORMATS})
+            flags.append(f"precision={self.precision}")
+        return read_spec(self._spec_file, flags, known_names={"arch": architectures, "format": FORMATS})
 
     @contextmanager
     def running(self) -> Iterator["Run"]:
@@ -94,6 +110,39 @@ class Session:
             for key, value in planned.items()
         ]
         self.finish(plan, lambda _: print_table((f"glue {command}", "plan"), rows))
+
+
+def with_session(*, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Give a command the shared options: typer sees them behind its own, and it is called with a session of them.
+
+    Args:
+        without: the names of those that it does not have.
+    """
+
+    def decorate(command: Command) -> Command:
+        types = get_type_hints(Session, include_extras=True)
+        shared = {f.name: f.default for f in fields(Session) if f.name not in {"typed", *without}}
+        _, *own = inspect.signature(command).parameters.values()  # the first is the session
+        parameters = [
+            inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+            *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+            *(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
+                for name, default in shared.items()
+            ),
+        ]
+
+        @wraps(command)
+        def call(context: typer.Context, **values: Any) -> None:
+            given = {name: values.pop(name) for name in shared}
+            typed = {name for name in shared if (s := context.get_parameter_source(name)) and s.name == "COMMANDLINE"}
+            command(Session(**given, typed=frozenset(typed)), **values)
+
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
 
 
 def check_name(option: str, name: str, known: Sequence[str]) -> None:

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from glue_cli.cli import options
 from glue_cli.cli.output import duration, number, print_table
-from glue_cli.cli.session import Session
+from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
 
 
+@with_session()
 def train_expert(
+    session: Session,
     expert: Annotated[int, typer.Option("--expert", metavar="I", help="Number of the expert, from 0.")],
     output: Annotated[
         Path | None,
@@ -20,23 +21,12 @@ def train_expert(
             "--output", "-o", metavar="PATH", help="The checkpoint; experts/expert-00I.safetensors by default."
         ),
     ] = None,
-    spec: options.SpecOption = None,
-    set_: options.SetOption = None,
-    device: options.DeviceOption = "auto",
-    precision: options.PrecisionOption = None,
-    seed: options.SeedOption = None,
-    history: options.HistoryOption = None,
-    force: options.ForceOption = False,
-    dry_run: options.DryRunOption = False,
-    quiet: options.QuietOption = False,
-    json: options.JsonOption = False,
 ) -> None:
     """Train one expert on its own data: its own data set, or its non-IID share of one."""
-    session = Session(spec, set_ or (), device, precision, seed, history, force, quiet, json)
     from glue_cli.plans.train_expert import plan_train_expert
 
     plan = plan_train_expert(session.read_spec(), expert, session.outputs(output))
-    if dry_run:
+    if session.dry_run:
         planned = {
             "expert": plan.expert,
             "name": plan.name,

@@ -319,6 +319,7 @@ def test_flag_beats_variable_beats_spec_beats_default(here, glue, experts, monke
     assert seed("--set", "seed=9") == 9
     assert seed("--seed", "13") == 13
     assert seed("--seed", "13", "--set", "seed=9") == 13
+    assert seed("--seed", "11", "--set", "seed=9") == 11  # typed, though the variable says the same
     monkeypatch.delenv("GLUE_SEED")
     (here / "glue.yaml").write_text((here / "glue.yaml").read_text().replace("seed: 7\n", ""))
     assert seed() == 0
@@ -339,6 +340,17 @@ def test_which_spec(here, glue, monkeypatch):
     assert glue(*plan, code=0).json["epochs"] == 1
     monkeypatch.setenv("GLUE_SPEC", "nowhere.yaml")
     glue(*plan).refused(2, "'nowhere.yaml'", "--spec")
+
+
+def test_given_coefficients_need_no_spec_wherever_a_variable_says_it_is(here, glue, experts, monkeypatch):
+    mix = ["mix", "--alpha", "0.2,0.3,0.5", *experts, "-f", "-q"]
+    for content in (None, "model: ["):
+        if content:
+            (here / "broken.yaml").write_text(content)
+        monkeypatch.setenv("GLUE_SPEC", "broken.yaml")
+        glue(*mix, code=0)
+        glue(*mix, "--spec", "broken.yaml").refused(3 if content else 2, "broken.yaml", hint=not content)
+        glue(*mix, "--set", "seed=3").refused(3 if content else 2, "broken.yaml", hint=not content)
 
 
 def test_paths_in_the_spec_start_from_its_folder(here, glue, monkeypatch):

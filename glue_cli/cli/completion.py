@@ -1,0 +1,107 @@
+"""What a shell offers for the values of options, besides the options' names. Never imports torch."""
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+_WORDS, _CURSOR = "COMP_WORDS", "COMP_CWORD"  # as bash's completion has them: the words so far, and which is meant
+_KEY = "_GLUE_COMPLETE_KEY"  # the key of `--set KEY=VALUE`, where bash has cut it off its value
+
+
+def one_of(names: Iterable[str]) -> Callable[[], list[str]]:
+    """Return what offers fixed names."""
+    found = list(names)
+    return lambda: found
+
+
+def policies(names: Iterable[str]) -> Callable[[], list[str]]:
+    """Return what offers policies; of one that names an expert, its beginning."""
+    return one_of(name.removesuffix("EXPERT") for name in names)
+
+
+def metrics() -> list[str]:
+    from glue_cli.running.metrics import METRICS
+
+    return sorted({name for known in METRICS.values() for name in known})
+
+
+def bars() -> list[str]:
+    from glue_cli.running.metrics import BARS
+
+    return [f"{name}=" for name in dict.fromkeys(name for known in BARS.values() for name in known)]
+
+
+def banks() -> list[str]:
+    from glue_cli.plans.mix_records import BANKS
+
+    return list(BANKS)
+
+
+def dtypes() -> list[str]:
+    from glue_cli.plans.mix_records import OUTPUT_DTYPES
+
+    return ["same", *OUTPUT_DTYPES]
+
+
+def settings(incomplete: str) -> list[str]:
+    """Return the keys of the spec, or behind the equals sign of one the values that it may have."""
+    key, equals, _ = incomplete.partition("=")
+    if cut_off := os.environ.get(_KEY):
+        return _values_of(cut_off)
+    return [f"{key}={value}" for value in _values_of(key)] if equals else [f"{name}=" for name, _ in _keys()]
+
+
+def join_assignment(environ: MutableMapping[str, str]) -> None:
+    """Undo what bash does to `--set KEY=VALUE`: its words end at an equals sign, and only the last is completed."""
+    if environ.get("_GLUE_COMPLETE") != "complete_bash":
+        return
+    try:
+        words, cursor = shlex.split(environ[_WORDS]), int(environ[_CURSOR])
+    except (KeyError, ValueError):  # an open quote, too, is left to typer
+        return
+    words += [""] * (cursor + 1 - len(words))
+    equals = cursor if words[cursor] == "=" else cursor - 1
+    if equals >= 2 and words[equals] == "=" and words[equals - 2] == "--set":
+        environ[_KEY] = words[equals - 1]
+        value = words[cursor] if cursor > equals else ""
+        environ[_WORDS] = shlex.join([*words[: equals - 1], value])
+        environ[_CURSOR] = str(equals - 1)
+
+
+def _keys(section: Any = None, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the type of every value of the spec, outside free-form arguments."""
+    from pydantic import BaseModel
+
+    from glue_cli.spec.schema import Spec
+
+    for name, field in (section or Spec).model_fields.items():
+        kinds = [kind for kind in _parts(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if kinds and get_origin(field.annotation) is not list:
+            yield from _keys(kinds[0], f"{before}{name}.")
+        else:
+            yield f"{before}{name}", field.annotation
+
+
+def _values_of(key: str) -> list[str]:
+    """Return the values that a key of the spec may have, where these are names."""
+    from glue_cli.data import FORMATS
+    from glue_cli.models import ARCHITECTURES, LIBRARIES
+    from glue_cli.spec.goal import GOALS
+
+    own: dict[str, Sequence[str]] = {
+        "model.arch": [*ARCHITECTURES, *(f"{library}:" for library in LIBRARIES)],
+        "data.format": [name for name in FORMATS if ":" not in name],
+        "objective": GOALS,
+        "experts.init": ("shared", "independent"),
+    }
+    if key in own:
+        return list(own[key])
+    kinds = _parts(dict(_keys()).get(key))
+    names = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
+    return names + (["true", "false"] if bool in kinds else [])
+
+
+def _parts(annotation: Any) -> Sequence[Any]:
+    """Return the types that an annotation such as `str | None` allows."""
+    return (annotation,) if get_origin(annotation) is Literal else (annotation, *get_args(annotation))
