@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +12,16 @@ import torch
 pytest_plugins = ["small_experts", "stripes"]
 
 WORDS = "the a book film is was good bad dull great not very".split()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="try to break it for hours: every input of tests/faults")
+
+
+@pytest.fixture
+def how_many(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """Return which of two numbers of inputs to try: the first by default, the second with --long."""
+    return lambda quick, thorough: thorough if request.config.getoption("--long") else quick
 
 
 @pytest.fixture(autouse=True)

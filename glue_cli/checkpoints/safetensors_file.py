@@ -3,17 +3,21 @@
 import gc
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from sys import intern
 from typing import Any
 
 from glue_cli.checkpoints.header import DTYPE_BYTES, TensorEntry, stamp_of
+from glue_cli.checkpoints.header_json import HeaderEntry, HeaderFault, memory_to_parse, parse_header
 from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.printable import shown
+from glue_cli.foundation.units import size
 
 _DTYPE_ORDER = {dtype: rank for rank, dtype in enumerate(DTYPE_BYTES)}
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MAX_HEADER_MEMORY = 512 << 20  # to parse it: enough for 400,000 tensors
 WRONG_FILE = "check that the file is a complete safetensors file; copy or download it again"
 
 
@@ -57,54 +61,49 @@ def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEn
                     f"'{path}' has a header of {length:,} bytes, more than the {MAX_HEADER_BYTES:,} that are allowed",
                     hint=WRONG_FILE,
                 )
-            with paused_collection():
-                header = json.loads(file.read(length).decode())
+            header = file.read(length)
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"'{path}' is not a safetensors file: its header is no JSON", hint=WRONG_FILE) from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"'{path}' is not a safetensors file: its header is no object", hint=WRONG_FILE)
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise CheckpointError(f"'{path}' is not a safetensors file: its metadata are no texts", hint=WRONG_FILE)
+    needed = memory_to_parse(header)
+    if needed > MAX_HEADER_MEMORY:
+        raise CheckpointError(
+            f"'{path}' has a header of {length:,} bytes that may take {size(needed)} of memory to read, more than the "
+            f"{size(MAX_HEADER_MEMORY)} that are allowed",
+            hint=WRONG_FILE,
+        )
     with paused_collection():
-        entries = {name: _entry(path, number, name, info, 8 + length) for name, info in header.items()}
-        _check_coverage(path, header, file_bytes - 8 - length)
+        try:
+            found, metadata = parse_header(header)
+        except HeaderFault as fault:
+            raise CheckpointError(f"'{path}' is not a safetensors file: {fault}", hint=WRONG_FILE) from None
+        entries = {entry.name: _entry(path, number, entry, 8 + length) for entry in found}
+        _check_coverage(path, found, file_bytes - 8 - length)
     return entries, metadata, stamp
 
 
-def _entry(path: Path, number: int, name: str, info: Any, data_start: int) -> TensorEntry:
-    try:
-        name.isascii() or name.encode()  # JSON can write half a character, which is no name
-        dtype, shape, (begin, end) = info["dtype"], info["shape"], info["data_offsets"]
-        if not isinstance(dtype, str) or not isinstance(shape, list):
-            raise ValueError
-        for n in (*shape, begin, end):
-            if type(n) is not int or not 0 <= n < 2**63:
-                raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"'{path}': the header's entry of '{name}' is wrong: {info}", hint=WRONG_FILE) from None
+def _entry(path: Path, number: int, found: HeaderEntry, data_start: int) -> TensorEntry:
+    name, dtype, shape, begin, end = found
     if dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"'{path}': '{name}' has the dtype '{dtype}', which glue does not know")
+        raise CheckpointError(f"'{path}': '{shown(name)}' has the dtype '{shown(dtype)}', which glue does not know")
     if math.prod(shape) * DTYPE_BYTES[dtype] != end - begin:
-        raise CheckpointError(f"'{path}': '{name}' is {dtype} {shape}, but has {end - begin:,} bytes", hint=WRONG_FILE)
-    return TensorEntry(name, intern(dtype), tuple(shape), number, data_start + begin)
+        message = f"'{path}': '{shown(name)}' is {dtype} {shown(list(shape))}, but has {end - begin:,} bytes"
+        raise CheckpointError(message, hint=WRONG_FILE)
+    return TensorEntry(name, intern(dtype), shape, number, data_start + begin)
 
 
-def _check_coverage(path: Path, header: Mapping[str, Any], data_bytes: int) -> None:
+def _check_coverage(path: Path, entries: Sequence[HeaderEntry], data_bytes: int) -> None:
     """Check that the tensors follow each other without holes or overlaps and end where the file ends.
 
     Args:
-        header: its entries, each one right by itself.
+        entries: each one right by itself.
         data_bytes: the size of the file behind the header.
     """
     position, previous = 0, "the header"
-    for begin, end, name in sorted((*info["data_offsets"], name) for name, info in header.items()):
+    for begin, end, name in sorted((entry.begin, entry.end, entry.name) for entry in entries):
         if begin != position:
             what = "overlaps" if begin < position else "leaves a hole after"
-            raise CheckpointError(f"'{path}': '{name}' {what} {previous}", hint=WRONG_FILE)
-        position, previous = end, f"'{name}'"
+            raise CheckpointError(f"'{path}': '{shown(name)}' {what} {previous}", hint=WRONG_FILE)
+        position, previous = end, f"'{shown(name)}'"
     if position != data_bytes:
         what = "is cut short" if data_bytes < position else "has bytes behind its last tensor"
         raise CheckpointError(

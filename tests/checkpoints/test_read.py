@@ -3,9 +3,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from glue_cli.checkpoints.header import DTYPE_BYTES
@@ -127,7 +126,7 @@ def test_metadata_that_are_no_texts(refused, metadata):
         {"dtype": "U8", "shape": [1], "data_offsets": 1},
         {"dtype": "U8", "shape": [1], "data_offsets": ["0", "1"]},
         {"dtype": "U8", "shape": [1], "data_offsets": [-1, 0]},
-        {"dtype": "U8", "shape": [10**4000], "data_offsets": [0, 10**4000]},
+        {"dtype": "U8", "shape": [10**40], "data_offsets": [0, 10**40]},
     ],
 )
 def test_an_entry_that_is_wrong(refused, entry):
@@ -135,7 +134,8 @@ def test_an_entry_that_is_wrong(refused, entry):
 
 
 def test_a_name_that_is_no_text(refused):
-    assert "is wrong" in refused(file_of(b'{"\\ud800": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}', b"\0"))
+    header = b'{"\\ud800": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+    assert "its header is no JSON" in refused(file_of(header, b"\0"))
 
 
 @pytest.mark.parametrize("dtype", ["F4", "f32", "", "Q8"])
@@ -150,7 +150,7 @@ def test_an_unknown_dtype(refused, dtype):
     [
         ({"w": tensor(0, 8, "F32", [3])}, r"'w' is F32 [3], but has 8 bytes"),
         ({"w": tensor(8, 0, "F32", [2])}, r"'w' is F32 [2], but has -8 bytes"),
-        ({"w": tensor(0, 8, "F32", [2**62] * 500)}, "but has 8 bytes"),
+        ({"w": tensor(0, 8, "F32", [2**62] * 500)}, "'w' has more elements than a tensor can have: [4611"),
         ({"a": tensor(0, 5), "b": tensor(4, 8)}, "'b' overlaps 'a'"),
         ({"a": tensor(0, 8), "b": tensor(0, 8)}, "'b' overlaps 'a'"),
         ({"a": tensor(0, 3), "b": tensor(4, 8)}, "'b' leaves a hole after 'a'"),
@@ -163,32 +163,6 @@ def test_an_unknown_dtype(refused, dtype):
 )
 def test_tensors_that_do_not_lie_end_to_end(refused, header, message):
     assert message.replace("FILE", "'FILE'") in refused(file_of(header, bytes(8)))
-
-
-flips = st.lists(st.tuples(st.integers(0, GOOD.rindex(b"}")), st.integers(1, 255)), min_size=1, max_size=3)
-
-
-@settings(max_examples=200, deadline=None)
-@given(flips)
-@example([(7, 255)])
-def test_a_damaged_header_is_refused_or_read_as_safetensors_reads_it(tmp_path_factory, found):
-    content = bytearray(GOOD)
-    for position, flip in found:
-        content[position] ^= flip
-    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
-    path.write_bytes(content)
-    try:
-        ours = {name: (entry.dtype, list(entry.shape)) for name, entry in read_checkpoint(path).entries.items()}
-    except CheckpointError:
-        ours = None
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            theirs = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
-    except SafetensorError:
-        theirs = None
-    assert ours == theirs or ours is None or theirs is None
-    assert ours is not None or theirs is None or any(dtype not in DTYPE_BYTES for dtype, _ in theirs.values())
 
 
 json_values = st.recursive(
