@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from glue_cli.cli import completion
-from glue_cli.cli.output import duration, number, percent, print_table
+from glue_cli.cli.output import duration, number, percent, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import UsageError
@@ -67,4 +67,4 @@ def _show(result: dict[str, Any]) -> None:
         cells = [percent(line[name]) if name.endswith("accuracy") else number(line[name]) for name in names]
         rows.append([str(line["epoch"]), number(line["train_loss"]), *cells])
     print_table(["epoch", "training loss", *(name.replace("_", " ") for name in names)], rows)
-    print(f"\nfrom {result['start']} in {duration(result['wall_s'])}, written to {result['output']}")
+    print_lines("", f"from {result['start']} in {duration(result['wall_s'])}, written to {result['output']}")

@@ -1,4 +1,7 @@
-"""What people see: tables on stdout; errors, hints and warnings on stderr."""
+"""What people see: tables on stdout; errors, hints and warnings on stderr.
+
+Names of files, tensors and classes are strangers' texts: all that is printed here is made printable first.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -11,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glue_cli.foundation.errors import GlueError
+from glue_cli.foundation.printable import printable
 
 
 class _Stderr:
@@ -40,10 +44,10 @@ def stderr_console() -> Console:
 def print_error(error: GlueError) -> None:
     """Print an error as one block: what and where, the items, the hint."""
     console = stderr_console()
-    console.print(Text("error: ", style="bold red"), Text(error.message), sep="")
+    console.print(Text("error: ", style="bold red"), Text(printable(error.message)), sep="")
     shown = error.items[: error.n_shown]
     for item in shown:
-        console.print(f"  {item}")
+        console.print(f"  {printable(item)}")
     if len(shown) < len(error.items):
         console.print(f"  and {len(error.items) - len(shown)} more")
     if error.hint:
@@ -51,11 +55,16 @@ def print_error(error: GlueError) -> None:
 
 
 def print_hint(hint: str) -> None:
-    stderr_console().print(Text("hint: ", style="bold cyan"), Text(hint), sep="")
+    stderr_console().print(Text("hint: ", style="bold cyan"), Text(printable(hint)), sep="")
 
 
 def print_warning(text: str, console: Console | None = None) -> None:
-    (console or stderr_console()).print(Text("warning: ", style="bold yellow"), Text(text), sep="")
+    (console or stderr_console()).print(Text("warning: ", style="bold yellow"), Text(printable(text)), sep="")
+
+
+def print_lines(*lines: str) -> None:
+    """Print lines of the result on stdout."""
+    print(*map(printable, lines), sep="\n")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -67,7 +76,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position else "left", no_wrap=position > 0, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(highlight=False)
     if not sys.stdout.isatty():
         console = Console(highlight=False, width=10_000)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glue_cli.cli.output import duration, number, print_warning, stderr_console
+from glue_cli.foundation.printable import printable
 from glue_cli.foundation.progress import Advanced, Event, Finished, Noted, Progress, Started
 from glue_cli.foundation.units import size
 
@@ -107,12 +108,12 @@ class _PlainLines:
                 self._task.advance(event)
                 self._maybe_show(self._task)
             case Finished() if self._task:
-                self._console.print(self._task.summary())
+                self._console.print(printable(self._task.summary()))
                 self._task = None
             case Noted(text=text, warning=True):
                 print_warning(text)
             case Noted(text=text):
-                self._console.print(text)
+                self._console.print(printable(text))
 
     def _maybe_show(self, task: _Task) -> None:
         share, now = task.share, time.monotonic()
@@ -122,7 +123,7 @@ class _PlainLines:
             return
         self._shown_tenths, self._shown_at = tenths, now
         parts = [f"{100 * share:.0f} %" if share is not None else "", task.counts(), task.pace(), task.figures()]
-        self._console.print(f"{task.started.task}: " + ", ".join(part for part in parts if part))
+        self._console.print(printable(f"{task.started.task}: " + ", ".join(part for part in parts if part)))
 
 
 class _LiveView:
@@ -149,11 +150,11 @@ class _LiveView:
             case Finished() if self._task:
                 summary = self._task.summary()
                 self.close(finished=True)
-                self._console.print(summary)
+                self._console.print(printable(summary))
             case Noted(text=text, warning=True):
                 print_warning(text, self._console)
             case Noted(text=text):
-                self._console.print(text)
+                self._console.print(printable(text))
 
     def _start(self) -> None:
         self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=8)
@@ -171,7 +172,9 @@ class _LiveView:
             return self._spinner
         line = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=task.started.total, completed=task.latest.done, width=28, pulse=task.share is None)
-        line.add_row(Text(task.started.task, style="bold"), bar, task.counts(), Text(task.pace(), style="cyan"))
+        line.add_row(
+            Text(printable(task.started.task), style="bold"), bar, task.counts(), Text(task.pace(), style="cyan")
+        )
         rows: list[RenderableType] = [line]
         if task.latest.figures:
             rows.append(Text(f"  {task.figures()}  ") + Text(_sparkline(task.losses), style="magenta"))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glue_cli.cli.output import number, print_table
+from glue_cli.cli.output import number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 
 
@@ -50,4 +50,4 @@ def _show(result: dict[str, Any]) -> None:
         what = f"{row['row']}, {merit['name']} {merit['unit']}".strip() if merit else row["row"]
         print_table([what, "seeds", "prior", "last epoch", "last five", "all epochs"], rows)
         print()
-    print(f"written to {result['output']}: {', '.join(result['files'])}")
+    print_lines(f"written to {result['output']}: {', '.join(result['files'])}")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from glue_cli.cli.output import duration, number, percent, print_table
+from glue_cli.cli.output import duration, number, percent, print_lines, print_table
 from glue_cli.foundation.units import counted, size
 
 _STAGES = {
@@ -32,7 +32,7 @@ def show_mix(result: dict[str, Any]) -> None:
     if "stages" in search:
         print()
         _show_stages(result, search["stages"])
-    print("", *_search_lines(result, search), *_cost_lines(result), f"written to {result['output']}", sep="\n")
+    print_lines("", *_search_lines(result, search), *_cost_lines(result), f"written to {result['output']}")
 
 
 def _show_experts(result: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glue_cli.cli.output import duration, number, print_table
+from glue_cli.cli.output import duration, number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
 
@@ -48,4 +48,4 @@ def train_expert(
 def _show(result: dict[str, Any]) -> None:
     cells = (result["name"], f"{result['examples']:,}", str(result["epochs"]), number(result["loss"]))
     print_table(("expert", "examples", "epochs", "training loss"), [cells])
-    print(f"\nin {duration(result['wall_s'])}, written to {result['output']}")
+    print_lines("", f"in {duration(result['wall_s'])}, written to {result['output']}")

@@ -3,7 +3,7 @@
 import re
 
 _SHOWN = 200  # characters of one thing, such as a name
-_LINE = 2_000  # characters of a whole line, which may hold two paths
+_LINE = 5_000  # characters of a whole line: a path can have 4,096
 # What moves the cursor, colours, rings, turns the direction of writing or is no character at all.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
