@@ -11,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from glue_cli.foundation.errors import SpecError, UsageError
+from glue_cli.foundation.printable import shown
+from glue_cli.foundation.regular_files import read_text
+from glue_cli.foundation.units import size
 from glue_cli.spec.schema import Spec
 
 KeyPath = tuple[str | int, ...]
@@ -27,6 +30,11 @@ _WANTED = {
     "model_type": "a section of keys",
     "model_attributes_type": "a section of keys",
 }
+
+
+# A spec of a thousand experts has a tenth of either; YAML's aliases make any number of values of a few lines.
+_MOST_CHARACTERS, _MOST_VALUES = 500_000, 100_000
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class _Fault(NamedTuple):
@@ -75,13 +83,15 @@ def read_spec(
         UsageError: the file is not there, or an override is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise UsageError(
             f"no spec at '{path}'", hint="write a glue.yaml here, or name one with --spec PATH or GLUE_SPEC"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"the spec '{path}' cannot be read: {error}") from None
+    if len(text) > _MOST_CHARACTERS:
+        raise SpecError(f"the spec '{path}' has {size(len(text))}, more than the {size(_MOST_CHARACTERS)} of any spec")
     lines: dict[KeyPath, int] = {}
     faults: list[_Fault] = []
     value = _parse(text, path, lines, faults)
@@ -147,11 +157,14 @@ def _load(text: str, lines: dict[KeyPath, int], faults: list[_Fault]) -> Any:
 
 def _construct(loader: _Loader, node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], faults: list[_Fault]) -> Any:
     lines.setdefault(at, node.start_mark.line + 1)
+    if len(lines) > _MOST_VALUES:
+        raise yaml.MarkedYAMLError(problem=f"more than {_MOST_VALUES:,} values", problem_mark=node.start_mark)
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="wanted a word as key", problem_mark=key_node.start_mark)
+            _check_text(key_node)
             key = key_node.value
             line = key_node.start_mark.line + 1
             if key in result:
@@ -163,11 +176,19 @@ def _construct(loader: _Loader, node: yaml.Node, at: KeyPath, lines: dict[KeyPat
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*at, i), lines, faults) for i, item in enumerate(node.value)]
+    _check_text(node)
     try:
         return loader.construct_object(node)
     except (ValueError, LookupError, AttributeError):  # PyYAML's own, on a date that is none, `!!int x`, `!!bool x`
-        problem = f"'{node.value}' is no {node.tag.rpartition(':')[2]}"
+        problem = f"'{shown(node.value)}' is no {node.tag.rpartition(':')[2]}"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
+
+def _check_text(node: yaml.Node) -> None:
+    """Refuse what YAML can write as an escape, but no name of a file and no JSON can hold."""
+    if _NO_TEXT.search(node.value):
+        problem = f"{ascii(shown(node.value))} holds NUL or half a character"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def _apply(override: str, value: dict[str, Any]) -> KeyPath:
@@ -222,10 +243,10 @@ def _explain(detail: ErrorDetails) -> str:
     wanted = _WANTED.get(detail["type"])
     if wanted is None:
         wanted = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    shown = "nothing" if found is None else repr(found)
+    said = "nothing" if found is None else shown(repr(found))
     if isinstance(found, bool) and detail["type"] == "string_type":
-        shown += " (YAML reads yes, no, on and off so; quote the word)"
-    return f"{key}: wanted {wanted}, found {shown}"
+        said += " (YAML reads yes, no, on and off so; quote the word)"
+    return f"{key}: wanted {wanted}, found {said}"
 
 
 def _known_keys(at: KeyPath) -> list[str]:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -338,3 +340,33 @@ def test_any_override_is_read_or_refused(tmp_path_factory, text):
         read_spec(path, [f"model.args.x={text}"], known_names=KNOWN)
     except UsageError as error:
         assert error.message.startswith("--set")
+
+
+@pytest.mark.parametrize("text", ['"a\\0b"', '"\\uD800"', '{"\\0": 1}', '[x, "\\udfff"]'])
+def test_what_no_file_can_be_called_is_refused_with_its_line(faults, read, text):
+    [fault] = faults(LEAST + f"loss: {text}\n")
+    assert fault.startswith("5: not YAML: ") and "holds NUL or half a character" in fault
+    with pytest.raises(UsageError, match="is not a YAML value"):
+        read(LEAST, f"loss={text}")
+
+
+def test_long_values_are_cut_in_the_message(faults):
+    [fault] = faults(LEAST + "seed: " + "x" * 100_000 + "\n")
+    assert len(fault) < 400
+
+
+def test_aliases_that_multiply_are_refused(faults):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    assert "more than 100,000 values" in faults("\n".join(lines))[0]
+
+
+def test_a_spec_that_is_no_file_or_a_huge_one(tmp_path):
+    path = tmp_path / "glue.yaml"
+    os.mkfifo(path)
+    with pytest.raises(SpecError, match="no regular file"):
+        read_spec(path)
+    path.unlink()
+    path.write_bytes(b"# " + bytes(1_000_000))
+    with pytest.raises(SpecError, match="has 1.0 MB, more than"):
+        read_spec(path)
