@@ -7,6 +7,7 @@ from typing import Literal
 
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
 from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.regular_files import regular
 
 _READ_BYTES = 1 << 20
 
@@ -98,7 +99,10 @@ def check_copied(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) 
 
 def _same_bytes(left: Checkpoint, right: Checkpoint, name: str) -> bool:
     a, b = left.entries[name], right.entries[name]
-    with open(left.files[a.file], "rb") as left_file, open(right.files[b.file], "rb") as right_file:
+    with (
+        open(left.files[a.file], "rb", opener=regular) as left_file,
+        open(right.files[b.file], "rb", opener=regular) as right_file,
+    ):
         for start in range(0, a.n_bytes, _READ_BYTES):
             n_bytes = min(_READ_BYTES, a.n_bytes - start)
             here = os.pread(left_file.fileno(), n_bytes, a.offset + start)

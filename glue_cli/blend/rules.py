@@ -9,6 +9,7 @@ from glue_cli.blend.recipe import Recipe, find_expert, find_matching, group_tens
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.foundation.batchnorm import is_statistic
 from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.foundation.regular_files import read_text
 
 HEAD_POLICIES = ("blend", "from:EXPERT", "align", "reset")
 BATCHNORM_POLICIES = ("average", "refresh", "from:EXPERT")
@@ -91,9 +92,9 @@ def class_names_of(expert: Checkpoint) -> tuple[str, ...]:
     if isinstance(names, list):
         return tuple(map(str, names))
     try:
-        labels = json.loads((expert.path / "config.json").read_text(encoding="utf-8"))["id2label"]
+        labels = json.loads(read_text(expert.path / "config.json"))["id2label"]
         return tuple(str(labels[str(number)]) for number in range(len(labels)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.regular_files import read_text
 
 _LISTED = 3  # tokens in a message
 
@@ -36,7 +37,7 @@ def check_vocabularies(experts: Sequence[Checkpoint]) -> None:
 def _read_vocabulary(folder: Path) -> Mapping[str, int] | None:
     """Return a folder's tokens with their numbers; None where there are none that glue can read."""
     try:
-        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = json.loads(read_text(folder / "tokenizer.json"))
         found = tokenizer["model"]["vocab"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return _read_lines(folder / "vocab.txt")
@@ -50,7 +51,7 @@ def _read_vocabulary(folder: Path) -> Mapping[str, int] | None:
 
 def _read_lines(file: Path) -> Mapping[str, int] | None:
     try:
-        tokens = file.read_text(encoding="utf-8").splitlines()
+        tokens = read_text(file).splitlines()
     except (OSError, ValueError):
         return None
     return {token: number for number, token in enumerate(tokens)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Described, TensorEntry
+from glue_cli.checkpoints.links import check_links
 from glue_cli.checkpoints.safetensors_file import place
 from glue_cli.foundation.errors import UsageError
 
@@ -76,6 +77,7 @@ def plan_destination(
         max_shard_bytes: the most bytes of tensors in a file; None puts all into one. A larger tensor has a file alone.
     Raises:
         UsageError: the name is that of another kind of file.
+        CheckpointError: the model's folder has a link that leads out of it.
     """
     _check_name(output)
     groups = _cut(place(tensors), max_shard_bytes)
@@ -114,9 +116,15 @@ def _check_name(output: Path) -> None:
 
 
 def _companions(folder: Path, output: Path) -> tuple[tuple[Path, Path], ...]:
-    """Return what lies beside the weights in a model's folder, each with its copy."""
+    """Return what lies beside the weights in a model's folder, each with its copy.
+
+    Raises:
+        CheckpointError: one is a link that leads out of the folder.
+    """
     found = [path for path in sorted(folder.iterdir()) if path.suffix in _COMPANIONS and path.is_file()]
-    return tuple((path, output / path.name) for path in found if not path.name.endswith(_INDEX))
+    copied = [path for path in found if not path.name.endswith(_INDEX)]
+    check_links(folder, copied)
+    return tuple((path, output / path.name) for path in copied)
 
 
 def _cut(entries: Sequence[TensorEntry], max_bytes: int | None) -> list[list[TensorEntry]]:

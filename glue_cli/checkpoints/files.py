@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glue_cli.checkpoints.header import Checkpoint, stamp_of
 from glue_cli.foundation.errors import CheckpointError, ResourceError
+from glue_cli.foundation.regular_files import regular
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def open_file(checkpoint: Checkpoint, number: int) -> Iterator[int]:
     """
     file = checkpoint.files[number]
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = regular(file)
     except OSError as error:
         message = f"'{file}' cannot be read: {error.strerror}"
         if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -10,8 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint, TensorEntry
-from glue_cli.checkpoints.safetensors_file import WRONG_FILE, read_safetensors_header
+from glue_cli.checkpoints.header_json import memory_to_parse
+from glue_cli.checkpoints.links import check_links
+from glue_cli.checkpoints.safetensors_file import MAX_HEADER_MEMORY, WRONG_FILE, read_safetensors_header
 from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.foundation.printable import shown
+from glue_cli.foundation.regular_files import read_bytes
+from glue_cli.foundation.units import size
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -38,6 +43,7 @@ def _read_folder(folder: Path) -> Checkpoint:
         if index.exists():
             return _read_index(folder, index)
         if single.exists():
+            check_links(folder, [single])
             return _read_single(folder, single)
     raise CheckpointError(
         f"the folder '{folder}' holds no model.safetensors or pytorch_model.bin, and no index of either",
@@ -52,19 +58,24 @@ def _read_single(path: Path, file: Path) -> Checkpoint:
 
 def _read_index(path: Path, index: Path) -> Checkpoint:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        content = read_bytes(index)
+        if memory_to_parse(content) > MAX_HEADER_MEMORY:
+            raise CheckpointError(f"'{index}' is no index of shards: it has {size(len(content))}", hint=WRONG_FILE)
+        weight_map = json.loads(content)["weight_map"]
         names = sorted(set(weight_map.values()))
         files = tuple(index.parent / name for name in names)
     except OSError as error:
         raise CheckpointError(f"'{index}' cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"'{index}' is no index of shards: {error!r}", hint=WRONG_FILE) from None
+        reason = shown(repr(error))
+        raise CheckpointError(f"'{index}' is no index of shards: {reason}", hint=WRONG_FILE) from None
     outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
         raise CheckpointError(f"'{index}' names shards outside its own folder", items=outside, hint=WRONG_FILE)
     missing = [str(file) for file in files if not os.path.exists(file)]  # Path.exists raises where a name is too long
     if missing:
         raise CheckpointError(f"'{index}' names shards that are not there", items=missing, hint="copy them beside it")
+    check_links(index.parent, files)
     entries: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     stamps = []

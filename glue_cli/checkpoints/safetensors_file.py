@@ -13,6 +13,7 @@ from glue_cli.checkpoints.header import DTYPE_BYTES, TensorEntry, stamp_of
 from glue_cli.checkpoints.header_json import HeaderEntry, HeaderFault, memory_to_parse, parse_header
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.printable import shown
+from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
 
 _DTYPE_ORDER = {dtype: rank for rank, dtype in enumerate(DTYPE_BYTES)}
@@ -47,7 +48,7 @@ def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEn
         CheckpointError: it is no safetensors file, or a damaged one.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             file_bytes, _ = stamp = stamp_of(file.fileno())
             length = int.from_bytes(file.read(8), "little")
             if file_bytes < 8 or length > file_bytes - 8:

@@ -4,7 +4,11 @@ The file is a zip archive with a pickle and, uncompressed, a record for each sto
 `weights_only=True` into tensors without memory, which know the offset that they would be read from.
 """
 
+import lzma
+import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -16,10 +20,14 @@ from torch import Tensor
 from glue_cli.checkpoints.header import TensorEntry, stamp_of
 from glue_cli.checkpoints.tensors import FILE_DTYPES
 from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.regular_files import regular
+from glue_cli.foundation.units import size
 
 # Where a training checkpoint keeps the model's state dict, beside the optimiser's and counts of epochs.
 _NESTED = ("state_dict", "model_state_dict", "model")
 _LOCAL_HEADER_BYTES = 30
+# What reading a damaged archive raises, which may be compressed in four ways.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError, RuntimeError)
 _SAVE_AGAIN = "load it with the PyTorch that wrote it, and save the model's state_dict() again"
 
 
@@ -34,12 +42,13 @@ def read_torch_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], 
         CheckpointError: the file is damaged, of PyTorch before 1.6, or has anything but tensors that lie row-major.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             stamp = stamp_of(file.fileno())
             records = _find_records(path, file)
             state = _state_dict_in(path, _load(path, file))
     except OSError as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+        reason = error.strerror or error  # bzip2's own has no number
+        raise CheckpointError(f"'{path}' cannot be read: {reason}") from None
     strided = [f"'{name}' is {list(t.shape)}, strides {list(t.stride())}" for name, t in state.items() if _is_odd(t)]
     if strided:
         hint = "save the tensors contiguous: {name: tensor.contiguous() for name, tensor in state_dict.items()}"
@@ -54,14 +63,15 @@ def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             names = {member.filename.rpartition("/")[2] for member in members}
-            order = [archive.read(member) for member in members if member.filename.endswith("/byteorder")]
+            _check_pickles(path, archive, os.fstat(file.fileno()).st_size)
+            order = [archive.open(member).read(16) for member in members if member.filename.endswith("/byteorder")]
         for member in members:
             file.seek(member.header_offset)
             header = file.read(_LOCAL_HEADER_BYTES)
             n_name, n_extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
             if member.compress_type == zipfile.ZIP_STORED:
                 records[member.header_offset + _LOCAL_HEADER_BYTES + n_name + n_extra] = member.file_size
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
+    except _DAMAGED:
         message = f"'{path}' is cut short, or was not saved by torch.save since PyTorch 1.6"
         raise CheckpointError(message, hint=_SAVE_AGAIN) from None
     if "constants.pkl" in names:
@@ -69,6 +79,18 @@ def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
     if order not in ([], [b"little"]):
         raise CheckpointError(f"'{path}' was saved on a big-endian machine", hint=_SAVE_AGAIN)
     return records
+
+
+def _check_pickles(path: Path, archive: zipfile.ZipFile, file_bytes: int) -> None:
+    """Refuse pickles that would take far more memory than the file: compressed ones, and those with a bytearray."""
+    for member in archive.infolist():
+        if not member.filename.endswith("/data.pkl"):
+            continue
+        if member.file_size > file_bytes:
+            message = f"'{path}' has a pickle of {size(member.file_size)} in {size(file_bytes)}"
+            raise CheckpointError(message, hint=_SAVE_AGAIN)
+        if b"bytearray" in archive.read(member):  # torch.load makes one of any length that a file names
+            raise CheckpointError(f"'{path}' makes a bytearray, which is not loaded", hint=_SAVE_AGAIN)
 
 
 def _load(path: Path, file: IO[bytes]) -> Any:

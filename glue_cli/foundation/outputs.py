@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
+from glue_cli.foundation.regular_files import read_bytes
 from glue_cli.foundation.units import size
 
 
@@ -181,7 +182,7 @@ def copy_into(descriptor: int, source: Path) -> None:
         CheckpointError: it cannot be read.
     """
     try:
-        content = source.read_bytes()
+        content = read_bytes(source)
     except OSError as error:
         raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
     write_all(descriptor, content, 0)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import DataError, GlueError
 from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.regular_files import read_text
 
 RESULTS = ("glue.train-expert/1", "glue.mix/1", "glue.finetune/1", "glue.evaluate/1")
 HISTORY = "glue.history/1"
@@ -59,7 +60,7 @@ def read_sources(paths: Sequence[Path], progress: Progress) -> list[Source]:
             n_others += 1
             continue
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             if not text.strip():  # so is the history of a method without steps
                 empty += [str(path)] * (path.suffix == ".json")
                 continue

@@ -13,6 +13,7 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.outputs import copy_into, write_all, writing
+from glue_cli.foundation.regular_files import read_text
 
 
 def save_model(
@@ -52,7 +53,7 @@ def configured(source: Path, class_names: Sequence[str], dtype: str | None) -> b
         CheckpointError: it is no configuration.
     """
     try:
-        config = dict(json.loads(source.read_text(encoding="utf-8")))
+        config = dict(json.loads(read_text(source)))
     except (ValueError, TypeError, RecursionError):
         raise CheckpointError(f"'{source}' is no JSON object", hint="copy or download it again") from None
     except OSError as error:

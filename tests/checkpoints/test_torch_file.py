@@ -3,6 +3,7 @@ import io
 import json
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -269,7 +270,10 @@ def test_a_tensor_larger_than_its_storage_is_refused(save_torch):
     sized, oversized = b"K\x00K\x05\x85", b"K\x00K\x7f\x85"  # the pickle's offset 0 and size (5,) or (127,)
     content = path.read_bytes()
     assert content.count(sized) == 1
-    path.write_bytes(content.replace(sized, oversized))
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read("x/data.pkl")
+    checksums = [zlib.crc32(data).to_bytes(4, "little") for data in (pickled, pickled.replace(sized, oversized))]
+    path.write_bytes(content.replace(sized, oversized).replace(*checksums))
     assert "'w' does not lie where PyTorch looks for it" in refused(path).message
 
 
@@ -285,6 +289,40 @@ def test_big_endian_files_and_torchscript_are_refused(save_torch):
             for member, data in (members | {f"x/{name}": content}).items():
                 archive.writestr(member, data)
         assert message in refused(path).message
+
+
+def record_with(save_torch, name, content, compression):
+    """Return a file of torch's one record of which is another, compressed in that way."""
+    path = save_torch({"w": torch.ones(30)})
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist() if member != f"x/{name}"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+        archive.writestr(f"x/{name}", content, compress_type=compression)
+    return path
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_record_whose_compression_is_damaged_is_refused(save_torch, compression):
+    path = record_with(save_torch, "byteorder", b"little" * 40, compression)
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("x/byteorder")
+    content = bytearray(path.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    for position in range(start, start + member.compress_size):
+        damaged = content.copy()
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        refused(path)
+
+
+def test_pickles_that_take_more_than_the_file_are_refused(save_torch):
+    bomb = record_with(save_torch, "data.pkl", bytes(100_000_000), zipfile.ZIP_DEFLATED)
+    assert "has a pickle of 100.0 MB in" in refused(bomb).message
+    with open(bomb, "wb") as file:
+        torch.save({"w": torch.ones(3), "b": bytearray(5)}, file)
+    assert "makes a bytearray" in refused(bomb).message
 
 
 def test_what_is_no_file_is_refused(tmp_path):

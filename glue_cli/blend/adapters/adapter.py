@@ -10,8 +10,10 @@ from typing import Any
 
 from glue_cli.blend.compatibility import find_differences
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
+from glue_cli.checkpoints.links import check_links
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.foundation.regular_files import read_text
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -115,6 +117,7 @@ def read_adapter(path: Path) -> Adapter:
     found = [folder / name for name in _WEIGHTS if (folder / name).exists()]
     if not found:
         raise CheckpointError(f"the folder '{folder}' holds no {WEIGHTS}", hint="name the folder of a PEFT adapter")
+    check_links(folder, [folder / CONFIG, found[0]])
     checkpoint = read_checkpoint(found[0])
     pairs: dict[str, dict[str, TensorEntry]] = {}
     plain: dict[str, TensorEntry] = {}
@@ -140,7 +143,7 @@ def read_adapter(path: Path) -> Adapter:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ from torch import Tensor
 from glue_cli.data.dataset import Dataset
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
+from glue_cli.foundation.regular_files import regular
 from glue_cli.spec.schema import DataSpec
 
 RECORDS_PER_FILE = 10_000
@@ -75,7 +76,7 @@ def _read_binary(path: Path) -> tuple[Tensor, Tensor]:
     if n_bytes != RECORDS_PER_FILE * _RECORD:
         raise _truncated(path, f"{n_bytes:,} bytes", f"{RECORDS_PER_FILE * _RECORD:,} ({RECORDS_PER_FILE:,} records)")
     buffer = bytearray(n_bytes)
-    with path.open("rb") as file:
+    with open(path, "rb", opener=regular) as file:
         n_read = file.readinto(buffer)
     if n_read != n_bytes:
         raise _truncated(path, f"{n_read:,} bytes", f"{n_bytes:,}")
@@ -185,7 +186,7 @@ class _ForbiddenGlobal(Exception):
 def _load(path: Path) -> dict[str, Any]:
     """Return the dictionary that a pickle holds, its keys as text."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=regular) as file:
             loaded = _Unpickler(file, encoding="bytes").load()  # Python 2 wrote the official files
     except _ForbiddenGlobal as error:
         raise DataError(

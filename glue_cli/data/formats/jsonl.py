@@ -10,6 +10,7 @@ from glue_cli.data.dataset import Texts, split_name
 from glue_cli.data.labels import encode_labels
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
+from glue_cli.foundation.regular_files import regular
 from glue_cli.spec.schema import DataSpec
 
 _EXAMPLE = '{"text": "Loved it.", "label": 1}'
@@ -50,7 +51,7 @@ class _Line:
 
 def _read_lines(path: Path) -> list[_Line]:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=regular) as file:
             lines = [_parse(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
     except FileNotFoundError:
         raise DataError(f"'{path}' is missing", hint="check data.root in the spec, and data.splits") from None
