@@ -1,6 +1,5 @@
 """CIFAR-10 in its two official layouts: binary records, and Python pickles."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +7,18 @@ import torch
 from torch import Tensor
 
 from glue_cli.data.dataset import Dataset
+from glue_cli.data.formats.cifar10_pickle import Array, ForbiddenGlobal, PickleFault, read_pickle, text_of
 from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
-from glue_cli.foundation.regular_files import regular
+from glue_cli.foundation.regular_files import read_bytes, regular
 from glue_cli.spec.schema import DataSpec
 
 RECORDS_PER_FILE = 10_000
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _PIXELS = 3 * 32 * 32
 _RECORD = 1 + _PIXELS  # a label byte, then the R, G and B planes
+_MOST_PICKLE_BYTES = 2 * RECORDS_PER_FILE * _RECORD  # the official ones have 31 MB, and Python 3 may write half more
 _FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
@@ -88,7 +90,7 @@ def _read_pickled(path: Path) -> tuple[Tensor, Tensor]:
     """Return pixels, uint8 [n, 3072], and labels, int64 [n], of one file."""
     batch = _load(path)
     pixels, classes = batch.get("data"), batch.get("labels")
-    if not isinstance(pixels, _Array) or pixels.kind not in ("u1", "|u1"):
+    if not isinstance(pixels, Array) or pixels.kind not in ("u1", "|u1"):
         raise DataError(f"'{path}': found no array 'data' of uint8", hint="unpack the CIFAR-10 archive again")
     if pixels.shape != (RECORDS_PER_FILE, _PIXELS) or len(pixels.raw) != RECORDS_PER_FILE * _PIXELS:
         raise _truncated(
@@ -117,90 +119,27 @@ def _read_class_names(folder: Path, suffix: str) -> tuple[str, ...]:
         names = path.read_text("utf-8", errors="replace").split()
     else:
         names = _load(path).get("label_names")
-        names = [_text(name) for name in names] if isinstance(names, list) else []
+        is_texts = isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)
+        names = [text_of(name) for name in names] if is_texts else []
     if len(names) != len(CLASS_NAMES):
         raise DataError(f"'{path}': found {len(names)} class names, wanted {len(CLASS_NAMES)}")
     return tuple(names)
 
 
-# The pickles hold a numpy array each. A pickle may call any function of any module, so this reader lets it name only
-# what such an array needs, and hands it stand-ins that keep the raw bytes: nothing of the file is run.
-
-
-class _DType:
-    """Stands in for `numpy.dtype`."""
-
-    def __init__(self, kind: str | bytes, *_: object) -> None:
-        self.kind = _text(kind)
-
-    def __setstate__(self, state: object) -> None:
-        pass  # byte order and the like, which single bytes do not have
-
-
-class _Array:
-    """Stands in for `numpy.ndarray`."""
-
-    shape: tuple[int, ...] = ()
-    kind = ""
-    raw = b""
-    column_major = False
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, column_major, raw = state
-        if not (isinstance(dtype, _DType) and isinstance(raw, bytes) and isinstance(shape, tuple)):
-            raise pickle.UnpicklingError("an array's state is not that of numpy")
-        self.shape, self.kind, self.raw, self.column_major = shape, dtype.kind, raw, bool(column_major)
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Stand in for `codecs.encode`, by which Python 3 writes bytes into a pickle of protocol 2."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes are encoded as {encoding!r}, wanted 'latin1'")
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): _DType,
-    ("numpy", "ndarray"): _Array,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise _ForbiddenGlobal(f"{module}.{name}")
-        return _ALLOWED[module, name]
-
-
-class _ForbiddenGlobal(Exception):
-    pass
-
-
 def _load(path: Path) -> dict[str, Any]:
     """Return the dictionary that a pickle holds, its keys as text."""
+    if (n_bytes := path.stat().st_size) > _MOST_PICKLE_BYTES:
+        raise _truncated(path, f"{n_bytes:,} bytes", f"at most {_MOST_PICKLE_BYTES:,}")
     try:
-        with open(path, "rb", opener=regular) as file:
-            loaded = _Unpickler(file, encoding="bytes").load()  # Python 2 wrote the official files
-    except _ForbiddenGlobal as error:
+        return read_pickle(read_bytes(path))
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
+    except ForbiddenGlobal as error:
         raise DataError(
-            f"'{path}': the pickle names '{error}', which a CIFAR-10 file never needs; it was not run",
+            f"'{path}': the pickle names '{shown(error)}', which a CIFAR-10 file never needs; it was not run",
             hint="do not trust this file; unpack the CIFAR-10 archive from its official source",
         ) from None
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to call for
+    except PickleFault as error:
         raise DataError(
-            f"'{path}' is not a whole pickle: {error}", hint="unpack the CIFAR-10 archive again"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise DataError(f"'{path}': found a pickled {type(loaded).__name__}, wanted a dictionary")
-    return {_text(key): value for key, value in loaded.items()}
-
-
-def _text(value: object) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+            f"'{path}' is not a whole pickle: {shown(error)}", hint="unpack the CIFAR-10 archive again"
+        ) from None

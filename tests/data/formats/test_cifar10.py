@@ -126,7 +126,21 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(tmp_path, name):
         (b"cnumpy\nload\n.", "numpy.load"),
         (b"c_codecs\nencode\n(S'a'\nS'zlib'\ntR.", "not a whole pickle"),
         (b"cnumpy\nndarray\n)R(K\x01)NNNtb.", "not a whole pickle"),
-        (b"]q\x00.", "a pickled list, wanted a dictionary"),
+        (b"]q\x00.", "holds a list, wanted a dictionary"),
+        (b"]r\xff\xff\xff\x7f.", "holds a list, wanted a dictionary"),  # 16 GB to Python's own reader
+        (b"})" + b"2\x86" * 100 + b"K\x01s.", "takes the step DUP"),  # 2**100 steps to look up
+        (b"})q\x00" + b"h\x00\x86q\x00" * 100 + b"K\x01s.", "key of a dictionary is no text"),
+        (b"\x80\x04\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "is damaged"),
+        (b"\x80\x02T\xff\xff\xff\x7f.", "is damaged"),
+        (b"}I1\nI2\ns.", "key of a dictionary is no text"),
+        (b"h\x05.", "is damaged"),
+        (
+            b"c_codecs\nencode\nq\x00V" + b"a" * 99 + b"\nX\x06\x00\x00\x00latin1\x86q\x01R" + b"h\x00h\x01R" * 9,
+            "encodes more",
+        ),
+        (b"cnumpy\ndtype\n)" + b"\x85q\x00h\x00\x86" * 60 + b"\x85R.", "is damaged"),
+        (b"e.", "is damaged"),
+        (b"NR.", "is damaged"),
         (b"", "not a whole pickle"),
         (b"}.", "no array 'data'"),
     ],

@@ -1,4 +1,4 @@
-import builtins
+import struct
 
 import numpy
 import pytest
@@ -64,16 +64,60 @@ def test_truncated_file(tmp_path, n_bytes):
         read_dataset(DATA, "train", root=tmp_path)
 
 
-def test_missing_scipy_says_how_to_install_it(tmp_path, monkeypatch):
-    write(tmp_path / "train_32x32.mat")
-    real_import = builtins.__import__
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64", "int64"])
+def test_labels_of_every_kind_with_and_without_compression(tmp_path, compressed, dtype):
+    arrays = {"X": numpy.arange(3072 * 7, dtype=numpy.uint8).reshape(32, 32, 3, 7), "other": "text", "z": numpy.eye(2)}
+    arrays["y"] = numpy.arange(1, 8).reshape(7, 1).astype(dtype)
+    scipy.io.savemat(tmp_path / "test_32x32.mat", arrays, do_compression=compressed)
+    dataset = read_dataset(DATA, "test", root=tmp_path)
+    assert dataset.targets.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert torch.equal(dataset.inputs, torch.from_numpy(arrays["X"]).permute(3, 2, 0, 1))
 
-    def refuse(name, *args, **kwargs):
-        if name.startswith("scipy"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(DataError, match="needs scipy") as caught:
+def test_a_file_of_the_other_byte_order(tmp_path):
+    rng = numpy.random.default_rng(1)
+    pixels = rng.integers(0, 256, (32, 32, 3, 2), numpy.uint8)
+
+    def element(kind, data):
+        return struct.pack(">II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+    def array(name, kind, shape, stored, data):
+        start = element(6, struct.pack(">II", kind, 0)) + element(5, struct.pack(f">{len(shape)}i", *shape))
+        return element(14, start + element(1, name) + element(stored, data))
+
+    content = b"MATLAB 5.0".ljust(124) + b"\x01\x00MI"
+    content += array(b"X", 9, pixels.shape, 2, pixels.tobytes("F"))
+    content += array(b"y", 6, (2, 1), 9, struct.pack(">2d", 10.0, 3.0))
+    (tmp_path / "test_32x32.mat").write_bytes(content)
+    dataset = read_dataset(DATA, "test", root=tmp_path)
+    assert dataset.targets.tolist() == [0, 3]
+    assert torch.equal(dataset.inputs, torch.from_numpy(pixels).permute(3, 2, 0, 1))
+
+
+def test_a_file_that_claims_far_more_than_it_is(tmp_path):
+    path = tmp_path / "train_32x32.mat"
+    write(path, X=numpy.zeros((32, 32, 3, 40_000), numpy.uint8))
+    assert path.stat().st_size < 500_000
+    with pytest.raises(DataError, match="an array of 122,880,[0-9]+ bytes lies in a file of"):
         read_dataset(DATA, "train", root=tmp_path)
-    assert caught.value.hint == "pip install scipy"
+
+
+def test_damaged_bytes_are_refused_or_read_as_scipy_reads_them(tmp_path, how_many):
+    path = tmp_path / "train_32x32.mat"
+    X = numpy.zeros((32, 32, 3, 2), numpy.uint8)
+    for compressed in (True, False):
+        scipy.io.savemat(path, {"X": X, "y": numpy.array([[1], [2]])}, do_compression=compressed)
+        whole = path.read_bytes()
+        draws = numpy.random.default_rng(2)
+        for _ in range(how_many(300, 30_000)):
+            content = bytearray(whole)
+            for at in draws.integers(0, min(len(whole), 300), draws.integers(1, 4)):
+                content[at] ^= 1 << draws.integers(8)
+            path.write_bytes(content)
+            try:
+                dataset = read_dataset(DATA, "train", root=tmp_path)
+            except DataError as error:
+                assert str(path) in error.message
+            else:
+                assert dataset.inputs.shape == (2, 3, 32, 32)
