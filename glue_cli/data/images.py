@@ -1,26 +1,34 @@
 """From encoded images to one tensor: decoded by Pillow on all cores, converted, resized."""
 
-import struct
-import zlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.errors import DataError, ResourceError
+from glue_cli.foundation.memory import free_memory
+from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
+from glue_cli.foundation.regular_files import regular
+from glue_cli.foundation.units import size
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
+    from PIL.ImageFile import ImageFile
 
 Mode = Literal["RGB", "L"]
 _CHUNK = 64  # images a task of the pool: long against the cost of a task, short against the wait for progress
-_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)  # as Pillow has them
+# An image is known by its content, whatever its name: of a PostScript file Pillow would start Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
+# What a file may claim: any image of a camera, and larger ones that are not all of one colour.
+_ALWAYS_ALLOWED, _PIXELS_PER_BYTE = 40_000_000, 100
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,8 @@ class EncodedImage:
     name: str
     content: bytes | None = None
 
-    @property
-    def source(self) -> str | BytesIO:
-        return self.name if self.content is None else BytesIO(self.content)
+    def open(self) -> IO[bytes]:
+        return open(self.name, "rb", opener=regular) if self.content is None else BytesIO(self.content)
 
 
 def decode_all(
@@ -45,11 +52,18 @@ def decode_all(
             images must be of one size.
     Raises:
         DataError: an image is broken, of another size or has more than 8 bits a channel, or Pillow is not installed.
+        ResourceError: all images together do not fit into memory.
     Cost: decodes in torch's number of threads.
     """
     first = _decode(images[0], image_size, mode)
     width, height = first.size
     n_bytes = len(mode) * height * width  # of an image
+    if len(images) * n_bytes > free_memory(torch.device("cpu")):
+        needed = size(len(images) * n_bytes)
+        raise ResourceError(
+            f"{len(images):,} images of {width} x {height} pixels take {needed}, more memory than is free",
+            hint="set data.image_size lower, or take fewer images",
+        )
     buffer = bytearray(len(images) * n_bytes)
 
     def decode_chunk(start: int) -> int:
@@ -77,34 +91,57 @@ def decode_all(
 
 def is_grey(encoded: EncodedImage) -> bool:
     """Tell from its header whether an image has one channel of at most 8 bits; a broken one has not."""
-    from PIL import Image
-
     try:
-        with Image.open(encoded.source) as file:
+        with _opened(encoded) as file:
             return file.mode in ("1", "L")
-    except _READ_ERRORS:
+    except Exception:  # whatever it is, `decode_all` will say it
         return False
+
+
+@contextmanager
+def _opened(encoded: EncodedImage) -> Iterator["ImageFile"]:
+    """Open an image and look at its header.
+
+    Raises:
+        DataError: it claims to be far larger than its file, or Pillow is not installed.
+    """
+    name = encoded.name
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"reading '{name}' needs Pillow, which is not installed", hint="pip install Pillow") from error
+    with encoded.open() as content, Image.open(content, formats=_FORMATS) as file:
+        n_pixels, n_bytes = file.width * file.height, content.seek(0, os.SEEK_END)
+        if n_pixels > max(_ALWAYS_ALLOWED, _PIXELS_PER_BYTE * n_bytes):
+            raise DataError(
+                f"'{name}' claims {file.width:,} x {file.height:,} pixels in {n_bytes:,} bytes",
+                hint="scale it down: glue takes 40 megapixels, or 100 pixels for each byte of the file",
+            )
+        yield file
 
 
 def _decode(encoded: EncodedImage, image_size: int | None, mode: Mode) -> "PillowImage":
     """Return an image, its central square resized to `image_size` when that is given."""
     name = encoded.name
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError(f"reading '{name}' needs Pillow, which is not installed", hint="pip install Pillow") from error
-    try:
-        with Image.open(encoded.source) as file:
+        with _opened(encoded) as file:
             found = file.mode
             # The direct way loses a palette's transparency, with a warning.
             image = (file.convert("RGBA") if "transparency" in file.info else file).convert(mode)
-    except (*_READ_ERRORS, Image.DecompressionBombError) as error:
-        raise DataError(f"'{name}' is not a whole image: {error}", hint="replace the file or remove it") from error
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble on
+        raise DataError(
+            f"'{name}' is not a whole image: {shown(error)}",
+            hint=f"replace the file or remove it; glue reads {', '.join(_FORMATS)}",
+        ) from error
     if found[0] in "IF":  # Pillow clips these to 255 on the way to RGB
         raise DataError(f"'{name}' has more than 8 bits a channel (mode {found})", hint="convert the images to 8 bits")
     if image_size is None:
         return image
+    from PIL.Image import Resampling
+
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     square = (left, top, left + side, top + side)
-    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square)
+    return image.resize((image_size, image_size), Resampling.BICUBIC, box=square)

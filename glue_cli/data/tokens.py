@@ -10,11 +10,14 @@ import torch
 from glue_cli.data.dataset import Dataset, Ragged, Texts
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.imports import import_beside_torchvision
+from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Progress, Started
+from glue_cli.foundation.regular_files import find_irregular
 
 # Without one of these, transformers makes up a tokenizer that knows no word.
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _DEFAULT_LENGTH = 512
+_MOST_CHARACTERS = 4_000_000  # a long novel; of 90 million the tokenizers run out of memory, which ends the process
 _CHUNK = 1000  # texts a call of the tokenizer, which spreads them over the cores
 
 
@@ -29,8 +32,14 @@ def tokenise(found: Texts, folder: Path | None, max_length: int | None, *, where
         where: which texts these are, for the messages.
     Raises:
         SpecError: the model has no tokenizer, or one for shorter texts, or transformers is not installed.
-        DataError: a text with a target gives no token, or no text gives two.
+        DataError: a text is longer than any novel, one with a target gives no token, or no text gives two.
     """
+    for number, text in enumerate(found.texts, 1):
+        if len(text) > _MOST_CHARACTERS:
+            raise DataError(
+                f"{where}: text {number} (from 1) has {len(text):,} characters, more than {_MOST_CHARACTERS:,}",
+                hint="split it into several",
+            )
     tokenizer = load_tokenizer(folder, where)
     if max_length is not None and max_length > tokenizer.model_max_length:
         raise SpecError(
@@ -58,7 +67,12 @@ def _encode(tokenizer: Any, texts: Sequence[str], max_length: int, progress: Pro
     progress(Started("tokenise", len(texts), "texts"))
     for start in range(0, len(texts), _CHUNK):
         chunk = list(texts[start : start + _CHUNK])
-        rows = tokenizer(chunk, truncation=True, max_length=max_length, padding=False, verbose=False)["input_ids"]
+        try:
+            rows = tokenizer(chunk, truncation=True, max_length=max_length, padding=False, verbose=False)["input_ids"]
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise SpecError(f"the model's tokenizer fails: {shown(error)}", hint="copy its files again") from error
         for row in rows:
             ids.extend(row)
             lengths.append(len(row))
@@ -88,8 +102,17 @@ def load_tokenizer(folder: Path | None, where: str) -> Any:
     wanted = "the tokenizer's files, such as tokenizer.json, next to config.json"
     if not any((folder / name).is_file() for name in _FILES):
         raise SpecError(f"'{folder}' has no tokenizer: wanted {' or '.join(_FILES)}", hint=f"put {wanted}")
+    if odd := find_irregular(folder.iterdir()):
+        raise SpecError(f"'{odd}' is no regular file", hint=f"put {wanted}")
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and its parsers raise whatever a damaged file makes them stumble on
-        reason = str(error).strip().partition("\n")[0]
+    except BaseException as error:  # transformers and its parsers raise whatever a damaged file makes them stumble on
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
+        reason = shown(str(error).strip().partition("\n")[0])
         raise SpecError(f"the tokenizer in '{folder}' cannot be read: {reason}", hint=f"put {wanted}") from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Tell whether an error is Rust's own: a parser found itself in a state that its author took for impossible."""
+    return type(error).__name__ == "PanicException"

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -117,6 +118,34 @@ def test_a_tokenizer_s_own_code_is_not_run(folder):
     with pytest.raises(SpecError, match="cannot be read"):
         run(Texts(TEXTS, LABELS), folder)
     assert not (folder / "ran").exists()
+
+
+def test_a_text_that_would_end_the_process(folder, monkeypatch):
+    monkeypatch.setattr(tokens, "_MOST_CHARACTERS", 20)
+    assert len(run(Texts(["bad " * 5, "good"], LABELS[:2]), folder)) == 2
+    with pytest.raises(DataError, match=r"text 2 .from 1. has 21 characters, more than 20"):
+        run(Texts(["good", "bad " * 5 + "a"], LABELS[:2]), folder)
+
+
+def test_a_tokenizer_s_panic_is_a_fault_of_its_files(folder, monkeypatch):
+    class PanicException(BaseException):  # as Rust's has it: no Exception
+        pass
+
+    class Panicking:
+        model_max_length = 10
+
+        def __call__(self, *texts, **settings):
+            raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(tokens, "load_tokenizer", lambda folder, where: Panicking())
+    with pytest.raises(SpecError, match="tokenizer fails: index out of bounds"):
+        run(Texts(TEXTS, LABELS), folder)
+
+
+def test_a_fifo_beside_the_tokenizer_is_not_waited_for(folder):
+    os.mkfifo(folder / "special_tokens_map.json")
+    with pytest.raises(SpecError, match="special_tokens_map.json' is no regular file"):
+        run(Texts(TEXTS, LABELS), folder)
 
 
 def test_transformers_missing(folder, monkeypatch):

@@ -1,8 +1,10 @@
 """From the columns of a table of the library `datasets` to inputs and targets."""
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from glue_cli.data.dataset import Dataset, Texts
 from glue_cli.data.images import EncodedImage, decode_all, is_grey
 from glue_cli.data.labels import encode_labels
 from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
 from glue_cli.spec.schema import DataSpec
 
@@ -21,7 +24,7 @@ _TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
 
 
 def read_columns(
-    data: DataSpec, table: Any, open_train: Callable[[], Any], *, where: str, progress: Progress
+    data: DataSpec, table: Any, open_train: Callable[[], Any], *, root: Path, where: str, progress: Progress
 ) -> Dataset | Texts:
     """Read the columns that `data.columns` names, else those with the usual names.
 
@@ -32,6 +35,7 @@ def read_columns(
     Args:
         table: the split.
         open_train: returns the train split, whose class names count.
+        root: the folder in which images lie that the table names.
         where: what the split is called in messages.
     Raises:
         SpecError: a column is missing, or it is not clear which are meant.
@@ -48,7 +52,7 @@ def read_columns(
         return Texts(_read_texts(table, names[0], where), targets, class_names)
     assert targets is not None
     if role == "image":
-        return Dataset(_read_images(table, names[0], data.image_size, where, progress), targets, class_names)
+        return Dataset(_read_images(data, table, names[0], root, where, progress), targets, class_names)
     inputs = _read_numbers(table, names, where)
     return Dataset(inputs if inputs.dim() > 1 else inputs[:, None], targets, class_names)
 
@@ -118,7 +122,7 @@ def _read_texts(table: Any, name: str, where: str) -> list[str]:
     return texts
 
 
-def _read_images(table: Any, name: str, image_size: int | None, where: str, progress: Progress) -> Tensor:
+def _read_images(data: DataSpec, table: Any, name: str, root: Path, where: str, progress: Progress) -> Tensor:
     undecoded = import_module("datasets").Image(decode=False)
     try:
         cells = list(table.cast_column(name, undecoded)[name])
@@ -129,8 +133,10 @@ def _read_images(table: Any, name: str, image_size: int | None, where: str, prog
         if not cell:
             raise DataError(f"{_at(where, name, row)}: there is no image")
         at = _at(where, name, row)
+        if cell["bytes"] is None and not Path(os.path.abspath(cell["path"])).is_relative_to(root.absolute()):
+            raise DataError(f"{at}: the image '{shown(cell['path'])}' lies outside '{root}'")
         images.append(EncodedImage(cell["path"]) if cell["bytes"] is None else EncodedImage(at, cell["bytes"]))
-    return decode_all(images, image_size, progress, mode="L" if all(map(is_grey, images)) else "RGB")
+    return decode_all(images, data.image_size, progress, mode="L" if all(map(is_grey, images)) else "RGB")
 
 
 def _at(where: str, name: str, row: int) -> str:

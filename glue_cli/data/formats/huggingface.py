@@ -2,19 +2,28 @@
 
 import glob
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from glue_cli.data.cache import file_checksum
 from glue_cli.data.dataset import Dataset, Texts, split_name
 from glue_cli.data.formats.columns import read_columns
 from glue_cli.data.formats.image_folder import ENDINGS
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Progress
+from glue_cli.foundation.regular_files import find_irregular, regular
 from glue_cli.spec.schema import DataSpec
 
+# How files begin that datasets would unpack: gzip, zip, bzip2, xz, zstd, lz4, 7z, rar; and a tar, further in.
+_COMPRESSED = (
+    *(b"\x1f\x8b", b"PK\3\4", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"),
+    *(b"7z\xbc\xaf\x27\x1c", b"Rar!"),
+)
+_TAR, _TAR_AT = b"ustar", 257
 _BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}  # by the files' ending
 
 
@@ -42,7 +51,7 @@ def read_huggingface(
         def open_train() -> Any:
             return _open(datasets, data, "train", root, working)
 
-        return read_columns(data, table, open_train, where=f"'{root}' ({split})", progress=progress)
+        return read_columns(data, table, open_train, root=root, where=f"'{root}' ({split})", progress=progress)
 
 
 def _import_datasets() -> Any:
@@ -90,10 +99,64 @@ def _open(datasets: Any, data: DataSpec, split: str, root: Path, working: Path) 
     try:
         if builder == "arrow":
             return datasets.load_from_disk(str(paths[0])).with_format(None)
-        return datasets.load_dataset(builder, data_files=files, split=split, cache_dir=str(working))
+        if builder != "imagefolder":
+            _check_plain(paths)
+        load = partial(datasets.load_dataset, builder, data_files=files, split=split, cache_dir=str(working))
+        return _load_whole(load, working)
+    except DataError:
+        raise
     except Exception as error:  # datasets, pandas and pyarrow raise whatever a damaged file makes them stumble on
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise DataError(f"'{paths[0]}' cannot be read: {reason}", hint="write the file again") from error
+
+
+def _check_plain(paths: Sequence[Path]) -> None:
+    """Refuse what is no plain file: `datasets` would wait for a FIFO, and unpack an archive whatever its name.
+
+    Raises:
+        DataError: a file is none, or is compressed.
+    """
+    for path in paths:
+        if find_irregular([path]):
+            raise DataError(f"'{path}' is no regular file")
+        with open(path, "rb", opener=regular) as file:
+            start = file.read(_TAR_AT + len(_TAR))
+        if start.startswith(_COMPRESSED) or start[_TAR_AT:] == _TAR:
+            raise DataError(f"'{path}' is compressed, or an archive", hint="unpack it")
+
+
+def _load_whole(load: Callable[..., Any], working: Path) -> Any:
+    """Return a table, converted anew where the one in the cache is not as it was written."""
+    kept = set(working.rglob("*.arrow"))
+    try:
+        table = load()
+        is_whole = all(_is_whole(path) for path in _files_of(table) if path in kept)
+    except Exception:
+        if not kept:
+            raise
+        is_whole = False
+    if not is_whole:
+        table, kept = load(download_mode="force_redownload"), set()
+    for path in _files_of(table):
+        if path not in kept:
+            with suppress(OSError):  # without its checksum it is converted anew the next time
+                _checksum_of(path).write_text(str(file_checksum(path)))
+    return table
+
+
+def _files_of(table: Any) -> list[Path]:
+    return [Path(file["filename"]) for file in table.cache_files]
+
+
+def _checksum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.crc32")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return _checksum_of(path).read_text() == str(file_checksum(path))
+    except (OSError, ValueError):
+        return False
 
 
 def _find(root: Path, name: str) -> tuple[str, list[Path]] | None:

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from glue_cli.checkpoints.tensors import write_checkpoint
+from glue_cli.data.cache import read_cache, write_cache
 from glue_cli.data.dataset import Dataset, split_name
 from glue_cli.data.images import EncodedImage, decode_all
-from glue_cli.foundation.errors import DataError, ResourceError
-from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.progress import Progress
 from glue_cli.spec.schema import DataSpec
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
-_CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
+_CACHE_VERSION = 2  # raise it when the same files would decode to other pixels
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,12 @@ def read_image_folder(
     files = _list_images(folder, class_names, is_train=folder == train)
     labels = torch.tensor([file.label for file in files])
     key = f"images-{_cache_key(folder, files, class_names, data.image_size)}.safetensors"
-    images = _read_cache(cache / key, labels) if cache else None
-    if images is None:
-        images = decode_all([EncodedImage(str(file.path)) for file in files], data.image_size, progress)
-        if cache:
-            _write_cache(cache / key, images, labels, progress)
+    cached = read_cache(cache / key) if cache else None
+    if cached is not None and torch.equal(cached["labels"], labels):
+        return Dataset(cached["images"], labels, class_names)
+    images = decode_all([EncodedImage(str(file.path)) for file in files], data.image_size, progress)
+    if cache:
+        write_cache(cache / key, {"images": images, "labels": labels}, "decoded images", progress)
     return Dataset(images, labels, class_names)
 
 
@@ -121,21 +120,3 @@ def _cache_key(folder: Path, files: Sequence[_Image], class_names: tuple[str, ..
     rows = [[file.path.name, file.label, file.n_bytes, file.mtime_ns] for file in files]
     content = [_CACHE_VERSION, str(folder.resolve()), class_names, image_size, rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
-
-
-def _write_cache(path: Path, images: Tensor, labels: Tensor, progress: Progress) -> None:
-    try:
-        write_checkpoint(path, {"images": images, "labels": labels}, {"kind": "decoded images"})
-    except ResourceError as error:
-        progress(Noted(f"the decoded images are not cached: {error.message}", warning=True))
-
-
-def _read_cache(path: Path, labels: Tensor) -> Tensor | None:
-    """Return the images that were cached, or None when there is nothing, or nothing whole."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            images, cached_labels = file.get_tensor("images"), file.get_tensor("labels")
-    except (SafetensorError, OSError):
-        return None
-    is_whole = torch.equal(cached_labels, labels) and images.dtype == torch.uint8 and images.dim() == 4
-    return images if is_whole and len(images) == len(labels) else None

@@ -1,18 +1,21 @@
 """Texts as JSON lines: `{"text": ..., "label": ...}`, or the text alone for a language model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from glue_cli.data.dataset import Texts, split_name
 from glue_cli.data.labels import encode_labels
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
 from glue_cli.foundation.regular_files import regular
+from glue_cli.foundation.units import size
 from glue_cli.spec.schema import DataSpec
 
+_MOST_LINE_BYTES = 32_000_000  # a text of the most characters, each written as \uXXXX, has room in it
 _EXAMPLE = '{"text": "Loved it.", "label": 1}'
 
 
@@ -52,7 +55,7 @@ class _Line:
 def _read_lines(path: Path) -> list[_Line]:
     try:
         with open(path, "rb", opener=regular) as file:
-            lines = [_parse(line, f"{path}:{number}") for number, line in enumerate(file, 1) if line.strip()]
+            lines = [_parse(line, where) for where, line in _number(path, file) if line.strip()]
     except FileNotFoundError:
         raise DataError(f"'{path}' is missing", hint="check data.root in the spec, and data.splits") from None
     except OSError as error:
@@ -64,6 +67,21 @@ def _read_lines(path: Path) -> list[_Line]:
             here, there = ("no label", "one") if line.label is None else ("a label", "none")
             raise DataError(f"{line.where}: there is {here}, but {lines[0].where} has {there}")
     return lines
+
+
+def _number(path: Path, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yield the lines, each with where it is.
+
+    Raises:
+        DataError: a line is longer than any text that a tokenizer takes.
+    """
+    for number, line in enumerate(iter(partial(file.readline, _MOST_LINE_BYTES + 1), b""), 1):
+        if len(line) > _MOST_LINE_BYTES:
+            raise DataError(
+                f"{path}:{number}: the line is longer than {size(_MOST_LINE_BYTES)}",
+                hint="split the text into several",
+            )
+        yield f"{path}:{number}", line
 
 
 def _parse(line: bytes, where: str) -> _Line:

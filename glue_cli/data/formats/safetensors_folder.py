@@ -7,8 +7,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data.dataset import Dataset, split_name
-from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.errors import CheckpointError, DataError
+from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
 from glue_cli.spec.schema import DataSpec
 
@@ -44,11 +46,14 @@ def read_safetensors_folder(
 def read_safetensors(path: Path) -> Dataset:
     """Read one file of the format; see `read_safetensors_folder`."""
     try:
+        checkpoint = read_checkpoint(path)  # which bounds what the library takes for a header
+        names, metadata = set(checkpoint.entries), checkpoint.metadata
         with safe_open(path, framework="pt") as file:
-            names, metadata = set(file.keys()), file.metadata() or {}
             inputs_name = _one_of(path, names, "images", "inputs")
             targets_name = _one_of(path, names, "labels", "targets")
             inputs, targets = file.get_tensor(inputs_name), file.get_tensor(targets_name)
+    except CheckpointError as error:
+        raise DataError(error.message, items=error.items, hint="write the file again") from error
     except (SafetensorError, OSError) as error:
         raise DataError(f"'{path}' is not a whole safetensors file: {error}", hint="write the file again") from error
     inputs = _check_tensor(path, inputs_name, inputs)
@@ -72,7 +77,7 @@ def _one_of(path: Path, names: set[str], first: str, second: str) -> str:
         what = "both" if found else "neither"
         raise DataError(
             f"'{path}': found {what} of the tensors '{first}' and '{second}', wanted one of them",
-            hint=f"the file holds {', '.join(sorted(names)) or 'no tensor'}",
+            hint=f"the file holds {shown(', '.join(sorted(names)) or 'no tensor')}",
         )
     return found[0]
 
@@ -105,7 +110,7 @@ def _parse_class_names(path: Path, text: str | None) -> tuple[str, ...] | None:
         return None
     try:
         names = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"'{path}': metadata key 'class_names' is not a JSON list of strings")

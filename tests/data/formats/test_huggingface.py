@@ -1,6 +1,11 @@
+import bz2
+import gzip
 import io
 import json
+import lzma
+import os
 import socket
+import struct
 
 import pytest
 import torch
@@ -157,8 +162,57 @@ def test_images_that_are_none(tmp_path, read):
 
 def test_a_url_is_not_fetched(tmp_path, read):
     (tmp_path / "train.csv").write_text("image,label\nhttps://example.com/x.png,0\n")
-    with pytest.raises(DataError, match="https://example.com/x.png' is not a whole image: .*No such file"):
+    with pytest.raises(DataError, match="the image 'https://example.com/x.png' lies outside"):
         read()
+
+
+def test_no_damage_of_the_cache_is_believed(tmp_path, read):
+    (tmp_path / "train.csv").write_text("inputs,label\n" + "".join(f"{n},{n % 2}\n" for n in range(50)))
+    columns = {"inputs": ["inputs"], "label": ["label"]}
+    first = read(columns=columns)
+    (file,) = (tmp_path / "cache").rglob("*.arrow")
+    whole, record = file.read_bytes(), file.with_name(f"{file.name}.crc32")
+    number = whole.index(struct.pack("<q", 41))
+    for content in (
+        whole[:number] + b"\x07" + whole[number + 1 :],
+        whole[: len(whole) // 2].ljust(len(whole), b"\0"),
+        whole[:100],
+    ):
+        file.write_bytes(content)
+        again = read(columns=columns)
+        assert torch.equal(again.inputs, first.inputs) and torch.equal(again.targets, first.targets)
+        assert file.read_bytes() == whole
+    before = file.stat().st_mtime_ns
+    read(columns=columns)
+    assert file.stat().st_mtime_ns == before  # a whole one is used
+    record.unlink()  # as a kill between the two leaves it
+    assert torch.equal(read(columns=columns).inputs, first.inputs) and record.exists()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_what_is_compressed_is_not_unpacked(tmp_path, read, pack):
+    (tmp_path / "train.csv").write_bytes(pack(b"inputs,label\n1,1\n" * 100))
+    with pytest.raises(DataError, match="train.csv' is compressed, or an archive"):
+        read(columns={"inputs": ["inputs"]})
+
+
+def test_a_fifo_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "train.csv")
+    with pytest.raises(DataError, match="train.csv' is no regular file"):
+        read(columns={"inputs": ["inputs"]})
+
+
+@pytest.mark.parametrize("way", ["/etc/hostname", "{root}/../x.png", "../../x.png"])
+def test_an_image_outside_the_data_set_is_not_read(tmp_path, read, way):
+    way = way.format(root=tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "x.png")
+    (tmp_path / "data/train.csv").write_text(f"image,label\n{way},0\n")
+    with pytest.raises(DataError, match="lies outside"):
+        read(root=tmp_path / "data")
+    (tmp_path / "x.png").rename(tmp_path / "data/x.png")
+    (tmp_path / "data/train.csv").write_text(f"image,label\n{tmp_path / 'data/x.png'},0\n")
+    assert len(read(root=tmp_path / "data")) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 import builtins
 import os
+import random
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from glue_cli.data import images, read_dataset
-from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.errors import DataError, ResourceError
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
 from glue_cli.spec.schema import DataSpec
 
@@ -162,6 +165,57 @@ def test_broken_image_is_named(root, ending, share):
         read_dataset(DATA, "train", root=root)
 
 
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 6 4
+%%EndComments
+showpage
+"""
+
+
+def test_postscript_starts_no_program(root, tmp_path):
+    """Pillow runs the program `gs` of the search path for it: here one that leaves a trace."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\n")
+    (tmp_path / "bin/gs").chmod(0o755)
+    path = root / "train" / "bee" / "0.jpg"
+    path.write_bytes(EPS)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": ":".join(sys.path)}
+
+    def run(code):
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120)
+        return (tmp_path / "started").exists()
+
+    assert not run(
+        "from pathlib import Path\nfrom glue_cli.data import read_dataset\nfrom glue_cli.spec.schema import DataSpec\n"
+        f"read_dataset(DataSpec(format='image-folder', root='.'), 'train', root=Path({str(root)!r}))"
+    )
+    with pytest.raises(DataError, match="0.jpg' is not a whole image"):
+        read_dataset(DATA, "train", root=root)
+    assert run(f"from PIL import Image; Image.open({str(path)!r}).load()")  # so would glue have been fooled
+
+
+def test_an_image_that_claims_far_more_than_it_is(root):
+    path = root / "train" / "ant" / "0.png"
+    Image.new("L", (9_000, 9_000)).save(path)
+    assert path.stat().st_size < 500_000
+    with pytest.raises(DataError, match=r"0.png' claims 9,000 x 9,000 pixels in [0-9,]+ bytes"):
+        read_dataset(with_size(8), "train", root=root)
+    Image.new("L", (6_000, 6_000)).save(path)
+    assert read_dataset(with_size(8), "train", root=root).inputs.shape == (6, 3, 8, 8)
+
+
+def test_images_that_together_do_not_fit_into_memory(root, monkeypatch):
+    monkeypatch.setattr(images, "free_memory", lambda device: 6 * 3 * 4 * 6 - 1)
+    with pytest.raises(ResourceError, match="6 images of 6 x 4 pixels take 432 B, more memory than is free"):
+        read_dataset(DATA, "train", root=root)
+
+
+def test_a_fifo_among_the_images_is_not_waited_for(root):
+    os.mkfifo(root / "train" / "cow" / "9.png")
+    with pytest.raises(DataError, match="9.png' is not a whole image: .*no regular file"):
+        read_dataset(DATA, "train", root=root)
+
+
 def test_cache_is_used_and_equal(root, tmp_path, events):
     cache = tmp_path / "new" / "cache"
     first = read_dataset(DATA, "train", root=root, cache=cache, progress=events.append)
@@ -216,6 +270,24 @@ def test_damaged_cache_is_rebuilt(root, tmp_path, content, events):
     again = read_dataset(DATA, "train", root=root, cache=cache, progress=events.append)
     assert events and torch.equal(again.inputs, first.inputs)
     assert [path.read_bytes() for path in cache.iterdir()] == [whole]
+
+
+def test_no_damage_of_a_cache_is_believed(root, tmp_path, how_many):
+    cache = tmp_path / "cache"
+    first = read_dataset(DATA, "train", root=root, cache=cache).inputs.clone()
+    (file,) = cache.iterdir()
+    whole, draws = file.read_bytes(), random.Random(3)
+    for number in range(how_many(100, 20_000)):
+        content = bytearray(whole)
+        if number % 2:
+            content[draws.randrange(len(whole))] ^= 1 << draws.randrange(8)
+        else:  # what a power cut leaves
+            start = draws.randrange(len(whole))
+            content[start:] = bytes(len(whole) - start)
+        file.unlink()
+        file.write_bytes(content)
+        again = read_dataset(DATA, "train", root=root, cache=cache)
+        assert torch.equal(again.inputs, first) and again.targets.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_cache_survives_processes_at_once(root, tmp_path):

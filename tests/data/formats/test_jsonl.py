@@ -1,8 +1,10 @@
 import json
+import os
 
 import pytest
 
 from glue_cli.data import read_dataset
+from glue_cli.data.formats import jsonl
 from glue_cli.data.formats.jsonl import read_jsonl
 from glue_cli.foundation.errors import DataError
 from glue_cli.spec.schema import DataSpec
@@ -109,3 +111,18 @@ def test_the_real_reviews(find_real, make_tokenizer, tmp_path):
     dataset = read_dataset(data, "train", root=root, tokenizer=folder)
     assert len(dataset) == 2000 and dataset.targets.bincount().tolist() == [1000, 1000]
     assert dataset.inputs.lengths.max() == 512 and (dataset.inputs.values < 16).all()
+
+
+def test_a_line_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "_MOST_LINE_BYTES", 100)
+    write(tmp_path / "train.jsonl", {"text": "short"}, {"text": "x" * 87})
+    assert len(read(tmp_path).texts[1]) == 87  # a line of 100 bytes
+    write(tmp_path / "train.jsonl", {"text": "short"}, {"text": "x" * 88})
+    with pytest.raises(DataError, match=r"train.jsonl:2: the line is longer than 100 B"):
+        read(tmp_path)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train.jsonl")
+    with pytest.raises(DataError, match="cannot be read: .*no regular file"):
+        read(tmp_path)

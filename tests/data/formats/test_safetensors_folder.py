@@ -79,7 +79,7 @@ def test_labels_must_have_a_class_name(tmp_path):
         read_dataset(DATA, "train", root=tmp_path)
 
 
-@pytest.mark.parametrize("names", ["cat,dog", "[1, 2]", '{"0": "cat"}'])
+@pytest.mark.parametrize("names", ["cat,dog", "[1, 2]", "[" * 100_000, '{"0": "cat"}'])
 def test_class_names_must_be_a_list(tmp_path, names):
     save_file({"images": IMAGES, "labels": LABELS}, tmp_path / "train.safetensors", {"class_names": names})
     with pytest.raises(DataError, match="'class_names' is not a JSON list of strings"):
@@ -91,13 +91,13 @@ def test_truncated_file_is_named(tmp_path, n_bytes):
     path = tmp_path / "train.safetensors"
     save_file({"images": IMAGES, "labels": LABELS}, path)
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(DataError, match="train.safetensors' is not a whole safetensors file"):
+    with pytest.raises(DataError, match="train.safetensors' is cut short"):
         read_dataset(DATA, "train", root=tmp_path)
 
 
 def test_other_file_is_named(tmp_path):
     (tmp_path / "train.safetensors").write_bytes(b"PK\x03\x04" * 100)
-    with pytest.raises(DataError, match="train.safetensors' is not a whole safetensors file"):
+    with pytest.raises(DataError, match="train.safetensors' is not a safetensors file"):
         read_dataset(DATA, "train", root=tmp_path)
 
 
