@@ -6,6 +6,7 @@ Needs no torch, but for the files that torch wrote.
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ DTYPE_BYTES = {
     "U64": 8,
 }
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+# The weights of a Hugging Face folder, named alone.
+_OF_A_FOLDER = re.compile(r"(pytorch_|diffusion_pytorch_)?model\.(safetensors|bin)(\.index\.json)?")
 Described = tuple[str, str, tuple[int, ...]]  # a tensor's name, dtype and shape
 
 
@@ -79,6 +82,11 @@ class Checkpoint:
     def folder(self) -> Path | None:
         """The Hugging Face folder that it was read as; None for a file or an index."""
         return self.path if self.path.is_dir() else None
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The folder whose configuration and tokenizer belong to the weights: its own, or that around a file of it."""
+        return self.folder or (self.path.parent if _OF_A_FOLDER.fullmatch(self.path.name) else None)
 
     @property
     def glue(self) -> dict[str, Any]:

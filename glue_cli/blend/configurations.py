@@ -1,0 +1,148 @@
+"""The configurations of experts that lie in model folders: what they say of how the weights compute. Needs no torch.
+
+Equal shapes are no equal networks: the number of heads, the base of the rotary positions or the activation may differ,
+and the mean of the weights is then of no network at all.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.json_files import read_object
+from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.imports import import_beside_torchvision
+
+# What does not change what the weights compute, by the last part of the key.
+_IGNORED = (
+    *("_*", "architectures", "auto_map", "transformers_version", "tokenizer_class", "unsloth_*"),  # of the files
+    *("dtype", "torch_dtype", "use_bfloat16", "fp16", "bf16", "fp32", "quantization_config"),  # told by the tensors
+    *("vocab_size", "*token_id*", "prefix"),  # which the vocabularies answer for
+    *("id2label", "label2id", "num_labels", "num_classes", "label_names", "label_descriptions"),  # the class names
+    *("problem_type", "finetuning_task", "task_specific_params", "*loss*", "gradient_checkpointing"),  # of training
+    *("*drop*", "initializer_*", "init_std", "mask_time_*", "mask_feature_*", "apply_spec_augment", "router_jitter_*"),
+    *("use_cache", "output_*", "return_dict*", "use_return_dict", "torchscript", "pretraining_tp"),  # of running
+    *("*attn_implementation", "use_flash_attn*", "use_flash_attention*", "use_memory_efficient_attention"),
+    *("max_length", "min_length", "do_sample", "early_stopping", "num_beam*", "temperature", "top_k", "top_p"),
+    *("typical_p", "*_penalty", "*no_repeat_ngram_size", "bad_words_ids", "*suppress_tokens", "forced_*"),
+    *("num_return_sequences", "remove_invalid_values"),  # up to here of generating text
+    *("pretrained_cfg", "num_features"),  # of timm: where the weights are from, and what follows from them
+)
+# What is said, and does no harm: longer texts than an expert was trained for, another place for padding.
+_NOTED = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "pad_token_id")
+_ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # other names, same function
+_LISTED = 3
+_LONGEST = 60  # characters of a value in a message
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key of two configurations, dots between its parts, with its values; None where one does not say."""
+
+    key: str
+    value: object
+    other: object
+
+    @property
+    def is_grave(self) -> bool:
+        """Whether the weights compute otherwise: both say a value, of a key that counts."""
+        return self.value is not None and self.other is not None and not _is_like(self.key, _NOTED)
+
+
+def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
+    """Check that the experts' `config.json` agree in all that changes what the weights compute.
+
+    Configurations are compared as they are written, and where these differ as the library reads them: it fills in what
+    one does not say, and knows the old spelling of a key.
+
+    Returns:
+        sentences on differences that may do no harm.
+    Raises:
+        CheckpointError: they do not agree, with every difference.
+    """
+    paths = [expert.model_folder / "config.json" for expert in experts if expert.model_folder]
+    known = [(path, config) for path in paths if (config := read_object(path))]
+    if not known:
+        return []
+    (first, wanted), *others = known
+    items, notes = [], []
+    for path, config in others:
+        found = compare_configurations(config, wanted)
+        grave = [d for d in found if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
+        items += [f"{path}: {d.key} is {_text(d.value)}, in {first} it is {_text(d.other)}" for d in grave]
+        if light := [d for d in found if d not in grave]:
+            said = [f"{d.key} ({_text(d.value)} against {_text(d.other)})" for d in light[:_LISTED]]
+            more = f" and {len(light) - _LISTED} more" if len(light) > _LISTED else ""
+            notes.append(f"{path} differs from {first} in {', '.join(said)}{more}, which may do no harm")
+    if items:
+        raise CheckpointError(
+            "the experts' configurations differ in what their weights compute",
+            items=items,
+            hint="blend models of one configuration; where a value is only written otherwise, mend that config.json",
+        )
+    return notes
+
+
+def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
+    """Return where two configurations differ; without what has no part in what the weights compute."""
+    found = list(_differences(config, other))
+    if found and (as_read := _as_read(config)) and (other_as_read := _as_read(other)):
+        found = list(_differences(as_read, other_as_read))
+    return found
+
+
+def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[Difference]:
+    config, other = _normalised(config), _normalised(other)
+    for key in dict.fromkeys((*config, *other)):
+        if _is_like(key, _IGNORED) and not _is_like(key, _NOTED):
+            continue
+        value, wanted = config.get(key), other.get(key)
+        if isinstance(value, dict) and isinstance(wanted, dict):
+            yield from _differences(value, wanted, f"{above}{key}.")
+        elif value != wanted and not (_is_like(key, _NOTED) and None in (value, wanted)):
+            yield Difference(f"{above}{key}", value, wanted)
+
+
+def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration in one spelling: rotary positions as transformers 5 writes them, one name a function."""
+    said = {key: value for key, value in config.items() if value is not None}
+    if not {"rope_parameters", "rope_type"} & said.keys() and {"rope_theta", "rope_scaling"} & said.keys():
+        theta, scaling = said.pop("rope_theta", None), said.pop("rope_scaling", None)
+        rope = dict(scaling) if isinstance(scaling, dict) else {}
+        rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
+        said["rope_parameters"] = rope | ({} if theta is None else {"rope_theta": theta})
+    if said.get("use_sliding_window") is False:  # of Qwen, whose window is then of no effect
+        said = {key: value for key, value in said.items() if key not in ("sliding_window", "max_window_layers")}
+    return {key: _ALIASES.get(value, value) if isinstance(value, str) else value for key, value in said.items()}
+
+
+def _as_read(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return a configuration as transformers reads it; None where it does not, or is not installed."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    try:
+        transformers: Any = import_beside_torchvision("transformers")
+        transformers.logging.set_verbosity_error()
+        said = {key: value for key, value in config.items() if key != "model_type"}
+        found: Mapping[str, Any] = transformers.AutoConfig.for_model(kind, **said).to_dict()
+    except Exception:  # a library raises whatever a configuration makes it stumble on; then what is written counts
+        return None
+    return found
+
+
+def _is_of_a_library(config: Mapping[str, Any]) -> bool:
+    """Tell whether the keys' meaning is known: of transformers or timm, and not somebody's notes on a training."""
+    return "model_type" in config or "architecture" in config
+
+
+def _is_like(key: str, patterns: Iterable[str]) -> bool:
+    name = key.rpartition(".")[2]
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _text(value: object) -> str:
+    text = "absent" if value is None else json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
