@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glue_cli.blend.rows import weights_by_row
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
 from glue_cli.foundation.errors import CheckpointError
@@ -65,14 +66,11 @@ class AlignedHead:
 
         Where all the experts that know a class have a coefficient of 0, they count alike.
         """
-        weights = alpha.double()[:, None] * self._knows  # [K, C]
-        weights = torch.where(weights.sum(0) > 0, weights, self._knows)
-        total = weights.sum(0)
-        weights = weights / torch.where(total > 0, total, 1.0)
+        weights = weights_by_row(alpha.double(), self._knows)  # [K, C]
         blended = {}
         for name, rows in self._rows.items():
             mean = torch.einsum("kc,kc...->c...", weights, rows.by_expert)
-            is_known = (total > 0).view(-1, *(1,) * (mean.dim() - 1))
+            is_known = self._knows.any(0).view(-1, *(1,) * (mean.dim() - 1))
             blended[name] = torch.where(is_known, mean, rows.fresh)
         return blended
 

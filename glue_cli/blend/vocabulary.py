@@ -1,57 +1,204 @@
-"""The vocabularies of experts that lie in Hugging Face folders. Needs no torch."""
+"""The vocabularies of experts that lie in Hugging Face folders: which token has which number. Needs no library."""
 
-import json
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.foundation.errors import CheckpointError
-from glue_cli.foundation.regular_files import read_text
+from glue_cli.checkpoints.json_files import read_object
+from glue_cli.foundation.regular_files import read_bytes, read_text
 
-_LISTED = 3  # tokens in a message
+Numbers = Mapping[str, int]  # of tokens
+
+# Kinds of piece in a file of sentencepiece that stand for no text: unknown, control.
+_NO_TEXT = (2, 3)
+_LARGEST = 64 << 20  # bytes of a file of pieces; the largest known have 15 MB
 
 
-def check_vocabularies(experts: Sequence[Checkpoint]) -> None:
-    """Check that experts whose folders hold a tokenizer give the same numbers to the same tokens.
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a folder.
 
-    The rows of their embeddings would mean different words otherwise, and have no mean.
+    Attributes:
+        folder: where they are kept.
+        tables: the numbers of the tokens that the tokenizer was trained with, by the kind of file that keeps them; a
+            folder may have several, and those of one tokenizer need not number alike.
+        added: those of tokens that were added later, or that the tokenizer sets apart.
+    """
+
+    folder: Path
+    tables: Mapping[str, Numbers]
+    added: Numbers
+
+    @cached_property
+    def base(self) -> Numbers:
+        return next(iter(self.tables.values()), {})
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        return {**self.base, **self.added}
+
+
+def in_one_kind(vocabularies: Sequence[Vocabulary]) -> list[Vocabulary]:
+    """Return the same vocabularies, each as that kind of file keeps it which all have.
+
+    Where none is, as of a folder with `tokenizer.model` alone beside one with `tokenizer.json`, a vocabulary whose
+    tokens have the first one's order is the first one's: some libraries move all numbers of a file by as much.
+    """
+    kind = next((kind for kind in _READERS if all(kind in v.tables for v in vocabularies)), None)
+    if kind:
+        return [Vocabulary(v.folder, {kind: v.tables[kind]}, v.added) for v in vocabularies]
+    first, *others = vocabularies
+    return [first, *(Vocabulary(v.folder, first.tables, v.added) if _has_order_of(v, first) else v for v in others)]
+
+
+def _has_order_of(one: Vocabulary, other: Vocabulary) -> bool:
+    shared = one.base.keys() & other.base.keys()
+    moves = {one.base[token] - other.base[token] for token in shared}
+    return len(moves) == 1 and 2 * len(shared) > min(len(one.base), len(other.base))
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """Return a folder's tokens with their numbers; None where there are none that glue can read.
+
+    A pipeline of diffusers keeps them in its subfolder `tokenizer`.
+    """
+    for place in (folder, folder / "tokenizer"):
+        tables = {kind: found for kind, read in _READERS.items() if (found := read(place))}
+        added = _added(place)
+        if tables or added:
+            return Vocabulary(place, tables, added)
+    return None
+
+
+def _added(folder: Path) -> Numbers:
+    """Return the added tokens, which up to three files keep."""
+    listed = read_object(folder / "tokenizer.json").get("added_tokens")
+    by_number = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    found: dict[Any, Any] = read_object(folder / "added_tokens.json")
+    for token in listed if isinstance(listed, list) else ():
+        if isinstance(token, dict):
+            found[token.get("content")] = token.get("id")
+    for number, token in by_number.items() if isinstance(by_number, dict) else ():
+        if isinstance(token, dict) and str(number).isdecimal():
+            found[token.get("content")] = int(number)
+    return _of_numbers(found)
+
+
+def _of_numbers(found: Mapping[Any, Any]) -> Numbers:
+    return {token: number for token, number in found.items() if isinstance(token, str) and type(number) is int}
+
+
+def _fast(folder: Path) -> Numbers:
+    model = read_object(folder / "tokenizer.json").get("model")
+    found = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(found, list):  # of a unigram model: [[token, score], ...]
+        return {piece[0]: number for number, piece in enumerate(found) if isinstance(piece, list) and len(piece) == 2}
+    return _of_numbers(found) if isinstance(found, dict) else {}
+
+
+def _json(folder: Path) -> Numbers:
+    found = read_object(folder / "vocab.json")
+    nested = {f"{key} {token}": n for key, own in found.items() if isinstance(own, dict) for token, n in own.items()}
+    return _of_numbers({**found, **nested})  # of speech in several languages: a vocabulary each
+
+
+def _lines(folder: Path) -> Numbers:
+    try:
+        text = read_text(folder / "vocab.txt")
+    except (OSError, ValueError):
+        return {}
+    # not splitlines, which would cut at characters that are tokens
+    return {token: number for number, token in enumerate(text.removesuffix("\n").split("\n"))} if text else {}
+
+
+def _pieces(folder: Path) -> Numbers:
+    """Return the pieces of sentencepiece, or of tiktoken under the same ending, as Llama 3 has them."""
+    for file in sorted((*folder.glob("*.model"), *folder.glob("*.tiktoken"))):
+        if file.stat().st_size > _LARGEST:
+            continue
+        data = read_bytes(file)
+        for read in (_sentencepiece, _tiktoken):
+            try:
+                if found := read(data):
+                    return found
+            except (ValueError, IndexError, KeyError, TypeError):  # no such file
+                continue
+    return {}
+
+
+def _sentencepiece(data: bytes) -> Numbers:
+    found = {}
+    for number, piece in enumerate(value for field, value in _fields(data) if field == 1):
+        parts = dict(_fields(piece))
+        if parts.get(3) not in _NO_TEXT:
+            found[bytes(parts[1]).decode()] = number
+    return found
+
+
+def _tiktoken(data: bytes) -> Numbers:
+    lines = (line.split() for line in data.decode("ascii").splitlines())
+    return {_as_text(base64.b64decode(token, validate=True)): int(number) for token, number in lines}
+
+
+def _tekken(folder: Path) -> Numbers:
+    listed = read_object(folder / "tekken.json").get("vocab")
+    try:
+        return {_as_text(base64.b64decode(entry["token_bytes"])): int(entry["rank"]) for entry in listed or ()}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _as_text(token: bytes) -> str:
+    """Return bytes as GPT-2's vocabulary spells them, and every tokenizer.json of its kind: printable, each as one."""
+    return "".join(_BYTES[byte] for byte in token)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield the fields of a protobuf message: number and value, whose length its kind tells.
 
     Raises:
-        CheckpointError: they do not, with the tokens in which they differ.
+        ValueError, IndexError, KeyError: the bytes are no such message.
     """
-    known = {expert.path: found for expert in experts if (found := _read_vocabulary(expert.path))}
-    (first, wanted), *others = known.items() if known else [(Path(), {})]
-    items = []
-    for path, found in others:
-        odd = [token for token in wanted.keys() | found.keys() if wanted.get(token) != found.get(token)]
-        if odd:
-            named = ", ".join(repr(token) for token in sorted(odd)[:_LISTED])
-            more = f" and {len(odd) - _LISTED:,} more" if len(odd) > _LISTED else ""
-            items.append(f"{path}: {len(found):,} tokens, {first} has {len(wanted):,}; they differ in {named}{more}")
-    if items:
-        raise CheckpointError(
-            "the experts have unequal vocabularies", items=items, hint="blend models with one and the same tokenizer"
-        )
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            number, at = _varint(data, at)
+            yield key >> 3, number
+            continue
+        if kind == 2:
+            length, at = _varint(data, at)
+        else:
+            length = {1: 8, 5: 4}[kind]
+        if at + length > len(data):
+            raise ValueError("cut off")
+        yield key >> 3, data[at : at + length]
+        at += length
 
 
-def _read_vocabulary(folder: Path) -> Mapping[str, int] | None:
-    """Return a folder's tokens with their numbers; None where there are none that glue can read."""
-    try:
-        tokenizer = json.loads(read_text(folder / "tokenizer.json"))
-        found = tokenizer["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return _read_lines(folder / "vocab.txt")
-    if isinstance(found, dict):
-        return found
-    try:  # of a unigram model: [[token, score], ...]
-        return {token: number for number, (token, _) in enumerate(found)}
-    except (TypeError, ValueError):
-        return None
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number of seven bits a byte, lowest first, and where it ends."""
+    number = shift = 0
+    while True:
+        number |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return number, at
 
 
-def _read_lines(file: Path) -> Mapping[str, int] | None:
-    try:
-        tokens = read_text(file).splitlines()
-    except (OSError, ValueError):
-        return None
-    return {token: number for number, token in enumerate(tokens)}
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_OTHERS = (byte for byte in range(256) if byte not in _PRINTABLE)
+_BYTES = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
+
+# In the order in which a tokenizer looks for its tokens.
+_READERS: Mapping[str, Callable[[Path], Numbers]] = {
+    "tokenizer.json": _fast,
+    "vocab.json": _json,
+    "vocab.txt": _lines,
+    "pieces": _pieces,
+    "tekken.json": _tekken,
+}

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from glue_cli.foundation.regular_files import read_text
+
 
 def read_object(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one where there is none that can be read."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

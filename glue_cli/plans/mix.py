@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from glue_cli.blend.adapters.adapter import is_adapter
 from glue_cli.blend.coefficients import check_alpha
-from glue_cli.blend.compatibility import check_compatible, check_copied
+from glue_cli.blend.comparing import compare
 from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_recipe
-from glue_cli.blend.vocabulary import check_vocabularies
 from glue_cli.checkpoints.destination import Destination, plan_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_experts
-from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
+from glue_cli.foundation.errors import SpecError, UsageError
 from glue_cli.foundation.outputs import check_room
 from glue_cli.plans.mix_adapters import plan_adapters
 from glue_cli.plans.mix_records import (
@@ -27,6 +26,7 @@ from glue_cli.plans.mix_records import (
     Tensors,
     Writing,
 )
+from glue_cli.plans.mix_tokens import check_tokenizer_is_written, spec_with_rows
 from glue_cli.plans.outputs import Outputs
 
 if TYPE_CHECKING:  # a blend with given coefficients needs no spec, whose schema takes longer to import than the blend
@@ -98,6 +98,8 @@ def plan_mix(
             raise UsageError("--base is for adapters, and the experts are whole checkpoints", hint="leave --base out")
         experts, tensors, destination = _plan_checkpoints(paths, outputs, rules, groups, writing, spec)
         adapters = None
+        if spec and tensors.tokens:
+            spec = spec_with_rows(spec, tensors.tokens)
     if coefficients.lacks_sizes:
         coefficients = replace(coefficients, sizes=tuple(_recorded_sizes(experts)))
     if spec:
@@ -142,27 +144,21 @@ def _plan_checkpoints(
     """
     assert outputs.result
     experts = read_experts(paths)
-    factors = [name for name in experts[0].entries if "lora_A." in name or "lora_embedding_A" in name]
-    if factors:
-        raise CheckpointError(
-            f"'{paths[0]}' holds the factors of an adapter, whose means are not the mean of their products",
-            items=factors,
-            hint="name the adapter's folder, with its adapter_config.json",
-        )
-    recipe, head = plan_recipe(experts, rules, groups)
+    planned, head = plan_recipe(experts, rules, groups)
+    compared = compare(experts, planned, dtype_given=writing.dtype is not None)
+    recipe, tokens = compared.recipe, compared.tokens
     destination = plan_destination(
         outputs.result,
         recipe.describe(experts, OUTPUT_DTYPES[writing.dtype] if writing.dtype else None),
-        model_folder=experts[0].folder,
+        model_folder=experts[tokens.keeper if tokens else 0].folder,
         max_shard_bytes=writing.max_shard_bytes,
     )
     outputs.check(experts, spec, destination)
     check_room(destination.result, destination.n_bytes)
-    check_vocabularies(experts)
-    check_compatible(experts, dtype_given=writing.dtype is not None, apart=recipe.apart)
-    check_copied(experts, apart=recipe.apart)
-    tensors = Tensors(recipe, head, head_classes_of(experts, rules, head), rules.batchnorm == "refresh")
-    return experts, tensors, destination
+    if tokens:
+        check_tokenizer_is_written(tokens, experts, destination)
+    classes, refreshes = head_classes_of(experts, rules, head), rules.batchnorm == "refresh"
+    return experts, Tensors(recipe, head, classes, refreshes, tokens, compared.notes), destination
 
 
 def _check_objective(method: str, spec: "Spec") -> None:

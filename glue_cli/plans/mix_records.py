@@ -7,6 +7,7 @@ from glue_cli.blend.adapters.base import AdaptedBase
 from glue_cli.blend.blocks import MEMORY_BYTES
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.blend.rules import HeadPlan
+from glue_cli.blend.tokens import TokenPlan
 from glue_cli.methods import METHODS
 from glue_cli.search.bank.kinds import KINDS
 
@@ -90,12 +91,16 @@ class Tensors:
         head: the head that is made anew; None where there is none.
         head_classes: the classes of a head that is not blended; none where it is, or nobody says them.
         refreshes: whether BatchNorm's statistics are taken anew from the target's data.
+        tokens: how embeddings are aligned whose rows are other tokens in some expert; None where there are none.
+        notes: sentences on the experts that the user is to see.
     """
 
     recipe: Recipe = PLAIN
     head: HeadPlan | None = None
     head_classes: tuple[str, ...] = ()
     refreshes: bool = False
+    tokens: TokenPlan | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

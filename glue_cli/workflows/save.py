@@ -44,11 +44,15 @@ def save_model(
         stale.unlink()
 
 
-def configured(source: Path, class_names: Sequence[str], dtype: str | None) -> bytes:
-    """Return the text of a Hugging Face configuration for other classes, if any are given, or another dtype.
+def configured(
+    source: Path, class_names: Sequence[str], dtype: str | None, n_tokens: tuple[int, int] | None = None
+) -> bytes:
+    """Return the text of a Hugging Face configuration for other classes, if any are given, another dtype or tokens.
 
     transformers would load the weights in the dtype of the configuration, whatever their own.
 
+    Args:
+        n_tokens: the rows that the embeddings had, and have now.
     Raises:
         CheckpointError: it is no configuration.
     """
@@ -64,6 +68,8 @@ def configured(source: Path, class_names: Sequence[str], dtype: str | None) -> b
         config["label2id"] = {name: number for number, name in enumerate(class_names)}
     if dtype:
         _set_dtype(config, dtype)
+    if n_tokens:
+        _set_vocabulary_size(config, *n_tokens)
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -74,6 +80,15 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> None:
             config[key] = dtype
         elif key.endswith("_config") and isinstance(value, dict):
             _set_dtype(value, dtype)
+
+
+def _set_vocabulary_size(config: dict[str, Any], before: int, now: int) -> None:
+    """Name the number of tokens wherever a configuration does, which may be that of a model within."""
+    for key, value in config.items():
+        if key == "vocab_size" and value == before:
+            config[key] = now
+        elif isinstance(value, dict):
+            _set_vocabulary_size(value, before, now)
 
 
 def _configuration(model: Any, class_names: Sequence[str] | None) -> str:

@@ -1,67 +1,155 @@
-"""Experts that number the same tokens differently have no blend."""
+"""The tokens of a folder and their numbers, whatever file keeps them.
 
+Sources: arcee-ai/mergekit#169 (tokenizer.json in one folder, tokenizer.model in the other), #342 (tokens beyond the
+rows), QwenLM/Qwen3#29 (tokens in added_tokens alone).
+"""
+
+import base64
 import json
-import re
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from glue_cli.blend.vocabulary import check_vocabularies
-from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.blend.vocabulary import in_one_kind, read_vocabulary
 
 WORDS = {"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3}
 
 
-@pytest.fixture
-def expert(tmp_path):
-    """Make a model's folder, with a tokenizer of any kind."""
+def pieces(*texts, kinds=()):
+    """Return the bytes of a sentencepiece model, as its protobuf has it: piece, score and kind, then settings."""
 
-    def make(name, **files):
-        folder = tmp_path / name
-        folder.mkdir()
-        save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
+    def field(number, kind, data):
+        return bytes([number << 3 | kind]) + (bytes([len(data)]) if kind == 2 else b"") + data
+
+    kinds = [*kinds, *[1] * len(texts)]
+    listed = [
+        field(1, 2, text.encode()) + field(2, 5, b"\0\0\x80\xbf") + field(3, 0, bytes([kind]))
+        for text, kind in zip(texts, kinds, strict=False)
+    ]
+    settings = field(2, 2, field(4, 0, b"\xac\x02") + field(5, 1, b"\0" * 8))
+    return b"".join(field(1, 2, piece) for piece in listed) + settings
+
+
+def ranks(*tokens):
+    return "".join(f"{base64.b64encode(token).decode()} {number}\n" for number, token in enumerate(tokens)).encode()
+
+
+def tokenizer(vocabulary, added=()):
+    return json.dumps({"model": {"vocab": vocabulary}, "added_tokens": [{"content": t, "id": n} for t, n in added]})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def make(name="folder", **files):
+        (tmp_path / name).mkdir()
         for file, content in files.items():
-            text = content if isinstance(content, str) else json.dumps({"model": {"vocab": content}})
-            (folder / file.replace("_", ".")).write_text(text)
-        return read_checkpoint(folder)
+            path = tmp_path / name / file.replace("__", "/").replace("_DOT_", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return tmp_path / name
 
     return make
 
 
-SWAPPED = {**WORDS, "good": 3, "bad": 2}
-PIECES = [["<pad>", 0.0], ["good", -1.0], ["bad", -2.0]]
+@pytest.mark.parametrize(
+    ("file", "content", "wanted"),
+    [
+        ("tokenizer_DOT_json", tokenizer(WORDS), WORDS),
+        ("tokenizer_DOT_json", tokenizer([["<pad>", 0.0], ["a", -1.0]]), {"<pad>": 0, "a": 1}),
+        ("vocab_DOT_json", json.dumps(WORDS), WORDS),
+        ("vocab_DOT_json", json.dumps({"eng": {"a": 0}, "fra": {"a": 0}}), {"eng a": 0, "fra a": 0}),
+        ("vocab_DOT_txt", "a\nb\u2028c\n\n", {"a": 0, "b\u2028c": 1, "": 2}),  # a line may end so, and be empty
+        ("vocab_DOT_txt", "a\r\nb", {"a": 0, "b": 1}),
+        ("spiece_DOT_model", pieces("<unk>", "<s>", "\u2581the", "a", kinds=[2, 3]), {"\u2581the": 2, "a": 3}),
+        ("tokenizer_DOT_model", ranks(b"a", b" the", b"\xff\n"), {"a": 0, "\u0120the": 1, "\u00ff\u010a": 2}),
+        ("qwen_DOT_tiktoken", ranks(b"a", b"b"), {"a": 0, "b": 1}),
+        ("tokenizer__vocab_DOT_json", json.dumps({"a": 0}), {"a": 0}),
+        (
+            "tekken_DOT_json",
+            json.dumps({"vocab": [{"rank": 0, "token_bytes": base64.b64encode(b" a").decode(), "token_str": None}]}),
+            {"\u0120a": 0},
+        ),
+    ],
+)  # fmt: skip
+def test_tokens_are_read_from_any_kind_of_file(folder, file, content, wanted):
+    assert read_vocabulary(folder(**{file: content})).numbers == wanted
 
 
 @pytest.mark.parametrize(
-    ("file", "one", "other", "named"),
+    "files",
     [
-        ("tokenizer_json", WORDS, SWAPPED, "'bad', 'good'"),
-        ("tokenizer_json", WORDS, {**WORDS, "new": 4}, "5 tokens, .* has 4; they differ in 'new'"),
-        ("tokenizer_json", PIECES, [PIECES[0], PIECES[2], PIECES[1]], "'bad', 'good'"),
-        ("vocab_txt", "a\nb\nc", "a\nc\nb", "'b', 'c'"),
-        ("tokenizer_json", {str(n): n for n in range(9)}, {"x": 0}, "'0', '1', '2' and 7 more"),
+        {"tokenizer_DOT_json": tokenizer(WORDS, [("<x>", 4), ("[PAD]", 0)])},
+        {"vocab_DOT_txt": "\n".join(WORDS), "added_tokens_DOT_json": '{"<x>": 4}'},
+        {
+            "vocab_DOT_txt": "\n".join(WORDS),
+            "tokenizer_config_DOT_json": '{"added_tokens_decoder": {"4": {"content": "<x>"}}}',
+        },
     ],
 )
-def test_unequal_vocabularies_are_named(expert, file, one, other, named):
-    first, second = expert("first", **{file: one}), expert("second", **{file: other})
-    check_vocabularies([first, first])
-    with pytest.raises(CheckpointError, match="unequal vocabularies") as caught:
-        check_vocabularies([first, second])
-    (item,) = caught.value.items
-    assert str(second.path) in item and str(first.path) in item
-    assert re.search(named, item)
-
-
-def test_equal_vocabularies_in_files_of_two_kinds_fit(expert):
-    in_json = expert("json", tokenizer_json={"a": 0, "b": 1})
-    in_lines = expert("lines", vocab_txt="a\nb\n")
-    check_vocabularies([in_json, in_lines])
+def test_added_tokens_are_read_wherever_they_are_kept(folder, files):
+    found = read_vocabulary(folder(**files))
+    assert found.numbers == {**WORDS, "<x>": 4} and found.base == WORDS and found.added["<x>"] == 4
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"model": {}}', '{"model": {"vocab": 5}}', '{"model": {"vocab": [5]}}']
+    "content",
+    ["", "{", "[]", '{"model": {}}', '{"model": {"vocab": "5"}}', '{"model": {"vocab": [5]}}', "[" * 100_000],
 )
-def test_what_is_no_vocabulary_is_passed_over(expert, text):
-    check_vocabularies([expert("whole", tokenizer_json=WORDS), expert("odd", tokenizer_json=text), expert("none")])
+@pytest.mark.parametrize("file", ["tokenizer_DOT_json", "vocab_DOT_json", "tekken_DOT_json", "word2vec_DOT_model"])
+def test_what_is_no_vocabulary_is_passed_over(folder, file, content):
+    assert read_vocabulary(folder(**{file: content})) is None
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_file_of_pieces_that_is_cut_off_is_none(folder, cut):
+    whole = pieces("\u2581the", "\u2581a", "\u2581film")
+    assert read_vocabulary(folder(spiece_DOT_model=whole[:-cut])) is None
+
+
+def test_real_tokenizers_are_read_as_their_library_reads_them(tmp_path, make_tokenizer):
+    transformers = pytest.importorskip("transformers")
+    make_tokenizer(tmp_path / "made")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made")
+    tokenizer.add_tokens(["<new>", "very long"])
+    tokenizer.save_pretrained(tmp_path / "grown")
+    assert read_vocabulary(tmp_path / "grown").numbers == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(("train", "model"), [("unigram", "Unigram"), ("bpe", "BPE"), ("wordpiece", "WordPiece")])
+def test_trained_tokenizers_of_every_model(tmp_path, train, model):
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(getattr(tokenizers.models, model)())
+    trainers = {"unigram": "UnigramTrainer", "bpe": "BpeTrainer", "wordpiece": "WordPieceTrainer"}
+    trainer = getattr(tokenizers.trainers, trainers[train])(
+        vocab_size=40, special_tokens=["<pad>"], show_progress=False
+    )
+    made.train_from_iterator(["the film was good", "a bad book, not great"] * 5, trainer)
+    made.add_tokens(["<new>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert read_vocabulary(tmp_path).numbers == made.get_vocab()
+
+
+# ---- in one kind of file
+
+
+def test_vocabularies_are_compared_by_the_file_that_all_have(folder):
+    both = folder("both", tokenizer_DOT_json=tokenizer({"x": 0}), spiece_DOT_model=pieces("a", "b"))
+    slow = folder("slow", spiece_DOT_model=pieces("a", "b"))
+    found = in_one_kind([read_vocabulary(both), read_vocabulary(slow)])
+    assert [each.numbers for each in found] == [{"a": 0, "b": 1}] * 2
+
+
+@pytest.mark.parametrize("move", [0, 1, 3])  # 1 as XLM-R's library moves all numbers of its file
+def test_pieces_in_the_order_of_a_fast_tokenizer_are_its_own(folder, move):
+    texts = ["a", "b", "c"]
+    fast = folder("fast", tokenizer_DOT_json=tokenizer({"<s>": 9, **{t: k + move for k, t in enumerate(texts)}}))
+    slow = folder("slow", spiece_DOT_model=pieces(*texts), added_tokens_DOT_json='{"<x>": 10}')
+    found = in_one_kind([read_vocabulary(fast), read_vocabulary(slow)])
+    assert found[1].base == found[0].base and found[1].numbers == {**found[0].numbers, "<x>": 10}
+
+
+@pytest.mark.parametrize("texts", [("b", "a", "c"), ("a", "x", "y", "z")])
+def test_pieces_in_another_order_are_not(folder, texts):
+    fast = folder("fast", tokenizer_DOT_json=tokenizer({"a": 0, "b": 1, "c": 2}))
+    slow = folder("slow", spiece_DOT_model=pieces(*texts))
+    found = in_one_kind([read_vocabulary(fast), read_vocabulary(slow)])
+    assert found[1].base == {text: k for k, text in enumerate(texts)}

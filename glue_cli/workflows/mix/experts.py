@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -12,10 +13,12 @@ from glue_cli.blend.adapters.base import AdaptedBase
 from glue_cli.blend.adapters.mixing import concatenate, expert_tensors, mixed_tensor, write_merged
 from glue_cli.blend.heads import AlignedHead
 from glue_cli.blend.in_memory import blend_tensors
+from glue_cli.blend.rows import AlignedRows
 from glue_cli.blend.to_files import blend_files
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
+from glue_cli.checkpoints.tokenizer_files import with_tokens
 from glue_cli.foundation.outputs import copy_into, write_all, writing
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
@@ -111,12 +114,18 @@ class WholeExperts(Experts):
         self._head = None
         if head := tensors.head:
             self._head = AlignedHead(experts, head.names, head.known, head.classes, seed=seed)
+        self._rows = None
+        if (tokens := tensors.tokens) and tokens.names:
+            self._rows = AlignedRows(experts, tokens, tensors.recipe)
 
     def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
         head = self._rules.head
-        return self._head.blend(alphas[head.group]) if self._head and head else {}
+        made = self._head.blend(alphas[head.group]) if self._head and head else {}
+        return {**made, **self._rows.blend(alphas)} if self._rows else made
 
     def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
+        if self._rows:
+            self._rows.hold()
         recipe, device = self._rules.recipe, compute.device
         kind = choose_bank(self._bank, self._experts, recipe, device=device, n_blends=n_blends, progress=run.progress)
         return load_bank(self._experts, device=device, channels_last=compute.channels_last, recipe=recipe, kind=kind)
@@ -146,13 +155,22 @@ class WholeExperts(Experts):
             )
 
     def _configure(self, stack: ExitStack) -> Destination:
-        """Write a folder's configuration where it says other classes or another dtype; return where the rest goes."""
-        rest, classes, dtype = self._destination, self._rules.head_classes, self._writing.dtype
+        """Write what lies beside the weights and is to say something else; return where the rest goes."""
+        rest = self._destination
         for source, copy in self._destination.companions:
-            if (classes or dtype) and copy.name == "config.json":
-                write_all(stack.enter_context(writing(copy)), configured(source, classes, dtype), 0)
+            if (text := self._rewritten(source)) is not None:
+                write_all(stack.enter_context(writing(copy)), text, 0)
                 rest = replace(rest, companions=tuple(pair for pair in rest.companions if pair[1] != copy))
         return rest
+
+    def _rewritten(self, source: Path) -> bytes | None:
+        """Return the text of a file beside the weights that is to say something else; None for one that is copied."""
+        classes, dtype, tokens = self._rules.head_classes, self._writing.dtype, self._rules.tokens
+        if source.name != "config.json":
+            return with_tokens(source, tokens.new) if tokens and tokens.new else None
+        if classes or dtype or tokens:
+            return configured(source, classes, dtype, tokens.resized(self._experts) if tokens else None)
+        return None
 
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
         return dict(blend_tensors(self._experts, alphas, self._rules.recipe))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from glue_cli import __version__
 from glue_cli.checkpoints.hashing import StreamedHash
+from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.plans.mix import MixPlan
@@ -41,6 +42,8 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
     """
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
+    for note in plan.tensors.notes:
+        run.progress(Noted(note, warning=True))
     experts = gather_experts(plan)
     target = _target_of(plan, run)
     with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:

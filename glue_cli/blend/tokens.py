@@ -1,0 +1,194 @@
+"""Experts that added other tokens to one vocabulary: which row of their embeddings is which of the blend's.
+
+Needs no torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glue_cli.blend.recipe import Recipe, matches
+from glue_cli.blend.vocabulary import Numbers, Vocabulary, in_one_kind, read_vocabulary
+from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
+from glue_cli.checkpoints.json_files import read_object
+from glue_cli.checkpoints.tokenizer_files import AddedToken, read_added_token
+from glue_cli.foundation.errors import CheckpointError
+
+_LISTED = 3  # tokens in a message
+# How tensors with a row a token are called.
+_EMBEDDINGS = (
+    *("*embed_tokens*.weight", "*word_embedding*.weight", "*tok_embeddings*.weight", "*token_embedding*.weight"),
+    *("*wte.weight", "*shared.weight", "*embed_in.weight", "*embed.weight", "*embedding.weight", "*embeddings.weight"),
+    *("*lm_head*.weight", "*lm_head*.bias", "*embed_out.weight", "output.weight", "*lm_loss.weight", "*lm_loss.bias"),
+    *("*predictions.decoder.*", "*predictions.bias", "*vocab_projector.*", "decoder.weight", "decoder.bias"),
+)
+_OTHER_TABLES = ("*position*", "*token_type*", "*patch*", "*segment*", "*time*", "*class_embedding*")
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """How the rows of a blend's embeddings follow from those of its experts.
+
+    Attributes:
+        names: the tensors with a row a token.
+        n_rows: what they have in the blend.
+        odd: the experts' rows [K] of each row of the blend that is another one in some expert; -1 where an expert has
+            none. All other rows have one number everywhere.
+        keeper: the expert whose configuration and tokenizer are the blend's.
+        new: the tokens that its tokenizer lacks; vocabulary: its own, with these.
+    """
+
+    names: tuple[str, ...]
+    n_rows: int
+    odd: Mapping[int, tuple[int, ...]]
+    keeper: int
+    new: tuple[AddedToken, ...]
+    vocabulary: Vocabulary
+
+    def resized(self, experts: Sequence[Checkpoint]) -> tuple[int, int] | None:
+        """Return the rows that the keeper has and the blend gets; None where they are not aligned."""
+        return (experts[self.keeper].entries[self.names[0]].shape[0], self.n_rows) if self.names else None
+
+    def note(self, experts: Sequence[Checkpoint]) -> str:
+        """Return what there is to know of it, in a sentence."""
+        moved = [token for token, number in self.vocabulary.numbers.items() if number in self.odd]
+        if not moved:
+            return f"the experts have unequal numbers of rows by token; the blend has the most, {self.n_rows:,}"
+        return (
+            f"the experts added different tokens: {_named(moved)} come from those that have them,"
+            f" and are numbered as in {experts[self.keeper].path}"
+        )
+
+
+def align_tokens(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool) -> TokenPlan | None:
+    """Compare the experts' vocabularies; return how to align the rows, None where they are alike as they lie.
+
+    Those that differ in added tokens are aligned. An expert that has the tokens of all gives the numbers, else the
+    first expert does, and the others' tokens follow behind its own.
+
+    Raises:
+        CheckpointError: the vocabularies differ in other tokens than added ones, or there is no tensor to align.
+    """
+    read = [read_vocabulary(expert.model_folder) if expert.model_folder else None for expert in experts]
+    known = in_one_kind(found) if (found := [each for each in read if each]) else []
+    _check_bases(known)
+    is_equal = all(vocabulary.numbers == known[0].numbers for vocabulary in known)
+    if is_equal and len(known) < len(experts):
+        return None  # nothing says that they differ
+    names, sizes = _find_tables(experts, recipe)
+    if is_equal and len(set(sizes)) <= 1:
+        return None
+    _check_alignable(experts, read, names, dtype_given=dtype_given)
+    sources = {recipe.copied_from.get(name) for name in names}
+    if len(sources) == 1 and (k := sources.pop()) is not None:  # all are one expert's own
+        return TokenPlan((), sizes[k], {}, k, (), known[k])
+    plan = _plan(names, sizes, known)
+    return plan if plan.odd else None
+
+
+def _check_bases(known: Sequence[Vocabulary]) -> None:
+    """Check that every token that a tokenizer was trained with has one number in all."""
+    items = []
+    for vocabulary in known[1:]:
+        first, tokens = known[0].numbers, vocabulary.numbers
+        base = {**known[0].base, **vocabulary.base}
+        odd = sorted(token for token in base if first.get(token) != tokens.get(token))
+        if odd:
+            counts = f"{len(tokens):,} tokens, {known[0].folder} has {len(first):,}"
+            items.append(f"{vocabulary.folder}: {counts}; they differ in {_named(odd)}")
+    if items:
+        raise CheckpointError(
+            "the experts have unequal vocabularies",
+            items=items,
+            hint="blend models whose tokenizers are the same, but for tokens that were added",
+        )
+
+
+def _named(tokens: Sequence[str]) -> str:
+    more = f" and {len(tokens) - _LISTED:,} more" if len(tokens) > _LISTED else ""
+    return ", ".join(repr(token) for token in tokens[:_LISTED]) + more
+
+
+def _find_tables(experts: Sequence[Checkpoint], recipe: Recipe) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the tensors that have a row a token in every expert, and how many rows each expert has [K]."""
+    folders = [expert.model_folder for expert in experts]
+    stated = [set(_vocabulary_sizes(read_object(f / "config.json"))) if f else set() for f in folders]
+    found: dict[str, tuple[int, ...]] = {}
+    for name in experts[0].entries:
+        shapes = [e.shape for expert in experts if (e := expert.entries.get(name)) and e.dtype in FLOAT_DTYPES]
+        if name in recipe.made or len(shapes) < len(experts) or not all(shapes) or len({s[1:] for s in shapes}) > 1:
+            continue
+        sizes = tuple(shape[0] for shape in shapes)
+        if all(not own or size in own for own, size in zip(stated, sizes, strict=True)):
+            follows = all(stated) and len(set(sizes)) > 1  # each expert's own vocabulary
+            if follows or matches(name, _EMBEDDINGS) and not matches(name, _OTHER_TABLES):
+                found[name] = sizes
+    sizes = max(found.values(), default=())
+    return tuple(name for name, own in found.items() if own == sizes), sizes
+
+
+def _vocabulary_sizes(config: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if key == "vocab_size" and type(value) is int:
+            yield value
+        elif isinstance(value, dict):
+            yield from _vocabulary_sizes(value)
+
+
+def _check_alignable(
+    experts: Sequence[Checkpoint], read: Sequence[Vocabulary | None], names: Sequence[str], *, dtype_given: bool
+) -> None:
+    silent = [str(expert.path) for expert, vocabulary in zip(experts, read, strict=True) if not vocabulary]
+    if silent:
+        raise CheckpointError(
+            "the experts added different tokens, and these experts do not say theirs",
+            items=silent,
+            hint="put their tokenizers beside their weights",
+        )
+    if not names:
+        raise CheckpointError(
+            "the experts added different tokens, and none of their tensors has a row for each",
+            items=[f"{v.folder}: {_named(sorted(v.added, key=v.added.__getitem__))}" for v in read if v],
+            hint="blend models with one and the same tokenizer",
+        )
+    for name in names:
+        dtypes = {expert.entries[name].dtype for expert in experts}
+        if len(dtypes) > 1 and not dtype_given:
+            items = [f"{expert.path}: '{name}' is {expert.entries[name].dtype}" for expert in experts]
+            raise CheckpointError(
+                "the experts differ in dtype", items=items, hint="say what to blend to: --dtype float32"
+            )
+
+
+def _plan(names: tuple[str, ...], sizes: Sequence[int], known: Sequence[Vocabulary]) -> TokenPlan:
+    """Number the tokens of all, and find each expert's row for each row of the blend."""
+    # a token without a row, as some tokenizers list, is none that an expert knows
+    rows = [{t: n for t, n in v.numbers.items() if n < size} for v, size in zip(known, sizes, strict=True)]
+    union = dict.fromkeys(token for own in rows for token in sorted(own, key=own.__getitem__))
+    keeper = next((k for k, own in enumerate(rows) if union.keys() <= own.keys()), 0)
+    numbers = known[keeper].numbers
+    lacking = [token for token in union if token not in numbers]
+    new = []
+    for number, token in enumerate(lacking, max(numbers.values()) + 1):
+        owner = next(k for k, own in enumerate(rows) if token in own)
+        new.append(read_added_token(known[owner].folder, token, number))
+    numbers = {**numbers, **{token.text: token.number for token in new}}
+    n_rows = max(*sizes, *(numbers[token] + 1 for token in union))
+    by_number = {number: token for token, number in numbers.items() if token in union}
+    taken = [set(own.values()) for own in rows]
+    odd = {}
+    for row in range(n_rows):
+        own_rows = tuple(_row_of(row, by_number.get(row), *each) for each in zip(rows, taken, sizes, strict=True))
+        if max(own_rows) < 0:  # padding, where those that have such a row use it for a token
+            own_rows = tuple(row if row < size else -1 for size in sizes)
+        if any(own != row for own in own_rows):
+            odd[row] = own_rows
+    vocabulary = Vocabulary(known[keeper].folder, known[keeper].tables, numbers)
+    return TokenPlan(names, n_rows, odd, keeper, tuple(new), vocabulary)
+
+
+def _row_of(row: int, token: str | None, own: Numbers, taken: set[int], size: int) -> int:
+    """Return an expert's row for one of the blend; -1 where it has none. Rows of no token are padding, and stay."""
+    if token is not None:
+        return own.get(token, -1)
+    return row if row < size and row not in taken else -1
