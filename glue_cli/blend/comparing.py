@@ -38,7 +38,7 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
     notes = check_configurations(experts)
     tokens = align_tokens(experts, recipe, dtype_given=dtype_given)
     if tokens:
-        shapes = {name: (tokens.n_rows, *experts[0].entries[name].shape[1:]) for name in tokens.names}
+        shapes = {name: tokens.shape_of(name, experts) for name in tokens.names}
         recipe = replace(recipe, made={**recipe.made, **shapes})
         notes.append(tokens.note(experts))
     check_compatible(experts, dtype_given=dtype_given, apart=recipe.apart)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.blend.recipe import Recipe
-from glue_cli.blend.tokens import TokenPlan
+from glue_cli.blend.tokens import TokenPlan, row_axis
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
 from glue_cli.foundation.errors import CheckpointError
@@ -62,22 +62,20 @@ class AlignedRows:
         return alphas[self._recipe.group_of.get(name, 0)]
 
     def _blend(self, name: str, alpha: Tensor) -> Tensor:
-        n_common = min(expert.entries[name].shape[0] for expert in self._experts)
-        weights = weights_by_row(alpha, self._knows)
+        axis = row_axis(name)
+        n_common = min(expert.entries[name].shape[axis] for expert in self._experts)
+        weights = weights_by_row(alpha, self._knows)  # [K, E]
         wide = torch.float64 if any(e.entries[name].dtype == "F64" for e in self._experts) else torch.float32
-        shape = self._recipe.made[name]
-        blended = torch.zeros(shape, dtype=wide)
-        odd = torch.zeros(len(self._odd), *shape[1:], dtype=wide)
-        for k, (weight, by_row) in enumerate(zip(alpha, weights, strict=True)):
-            rows = self._read(k, name)
-            if weight != 0 or weight.requires_grad:
-                part = torch.zeros(shape, dtype=wide)
-                part[:n_common] = rows[:n_common].to(wide)
-                blended = blended + weight * part
-            odd = odd + by_row.to(wide).view(-1, *(1,) * (len(shape) - 1)) * rows[
-                self._places[k].clamp(max=len(rows) - 1)
-            ].to(wide)
-        return blended.index_copy(0, self._odd, odd)
+        shape = list(self._recipe.made[name])
+        n_rows = shape.pop(axis)
+        common, odd = torch.zeros(n_common, *shape, dtype=wide), torch.zeros(len(self._odd), *shape, dtype=wide)
+        for k, places in enumerate(self._places):
+            rows = self._read(k, name).movedim(axis, 0)
+            odd = odd + weights[k].to(wide).view(-1, *(1,) * len(shape)) * rows[places].to(wide)
+            if alpha[k] != 0 or alpha.requires_grad:
+                common = common + alpha[k] * rows[:n_common].to(wide)  # eq. (1)
+        behind = torch.zeros(n_rows - n_common, *shape, dtype=wide)  # all of which are odd
+        return torch.cat([common, behind]).index_copy(0, self._odd, odd).movedim(0, axis)
 
     def _read(self, k: int, name: str) -> Tensor:
         if self._held is not None and (k, name) in self._held:

@@ -15,12 +15,14 @@ from glue_cli.checkpoints.tokenizer_files import AddedToken, read_added_token
 from glue_cli.foundation.errors import CheckpointError
 
 _LISTED = 3  # tokens in a message
+_TRANSPOSED = "*final_logits_bias"  # of BART and its kin: [1, tokens]
 # How tensors with a row a token are called.
 _EMBEDDINGS = (
     *("*embed_tokens*.weight", "*word_embedding*.weight", "*tok_embeddings*.weight", "*token_embedding*.weight"),
     *("*wte.weight", "*shared.weight", "*embed_in.weight", "*embed.weight", "*embedding.weight", "*embeddings.weight"),
     *("*lm_head*.weight", "*lm_head*.bias", "*embed_out.weight", "output.weight", "*lm_loss.weight", "*lm_loss.bias"),
     *("*predictions.decoder.*", "*predictions.bias", "*vocab_projector.*", "decoder.weight", "decoder.bias"),
+    _TRANSPOSED,
 )
 _OTHER_TABLES = ("*position*", "*token_type*", "*patch*", "*segment*", "*time*", "*class_embedding*")
 
@@ -45,9 +47,18 @@ class TokenPlan:
     new: tuple[AddedToken, ...]
     vocabulary: Vocabulary
 
+    def shape_of(self, name: str, experts: Sequence[Checkpoint]) -> tuple[int, ...]:
+        """Return the shape that a tensor has in the blend."""
+        shape = list(experts[0].entries[name].shape)
+        shape[row_axis(name)] = self.n_rows
+        return tuple(shape)
+
     def resized(self, experts: Sequence[Checkpoint]) -> tuple[int, int] | None:
         """Return the rows that the keeper has and the blend gets; None where they are not aligned."""
-        return (experts[self.keeper].entries[self.names[0]].shape[0], self.n_rows) if self.names else None
+        if not self.names:
+            return None
+        name = self.names[0]
+        return experts[self.keeper].entries[name].shape[row_axis(name)], self.n_rows
 
     def note(self, experts: Sequence[Checkpoint]) -> str:
         """Return what there is to know of it, in a sentence."""
@@ -58,6 +69,11 @@ class TokenPlan:
             f"the experts added different tokens: {_named(moved)} come from those that have them,"
             f" and are numbered as in {experts[self.keeper].path}"
         )
+
+
+def row_axis(name: str) -> int:
+    """Return the dimension along which a tensor has a row a token."""
+    return int(matches(name, [_TRANSPOSED]))
 
 
 def align_tokens(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool) -> TokenPlan | None:
@@ -116,9 +132,11 @@ def _find_tables(experts: Sequence[Checkpoint], recipe: Recipe) -> tuple[tuple[s
     found: dict[str, tuple[int, ...]] = {}
     for name in experts[0].entries:
         shapes = [e.shape for expert in experts if (e := expert.entries.get(name)) and e.dtype in FLOAT_DTYPES]
-        if name in recipe.made or len(shapes) < len(experts) or not all(shapes) or len({s[1:] for s in shapes}) > 1:
+        axis = row_axis(name)
+        others = {shape[:axis] + shape[axis + 1 :] for shape in shapes}
+        if name in recipe.made or len(shapes) < len(experts) or not all(shapes) or len(others) > 1:
             continue
-        sizes = tuple(shape[0] for shape in shapes)
+        sizes = tuple(shape[axis] for shape in shapes)
         if all(not own or size in own for own, size in zip(stated, sizes, strict=True)):
             follows = all(stated) and len(set(sizes)) > 1  # each expert's own vocabulary
             if follows or matches(name, _EMBEDDINGS) and not matches(name, _OTHER_TABLES):

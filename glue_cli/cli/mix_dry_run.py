@@ -20,6 +20,8 @@ def planned(plan: "MixPlan") -> dict[str, Any]:
         "bytes_read": sum(expert.n_bytes for expert in plan.experts),
         "output": str(plan.destination.result),
     }
+    if plan.tensors.notes:
+        found["notes"] = list(plan.tensors.notes)
     if plan.spec and plan.coefficients.is_search:
         found |= _search(plan, plan.spec)
     return found

@@ -9,7 +9,7 @@ from glue_cli.blend.tokens import TokenPlan
 from glue_cli.blend.vocabulary import Vocabulary
 from glue_cli.foundation.errors import CheckpointError
 
-NAMES = ("embed.weight", "head.bias")
+NAMES = ("embed.weight", "head.bias", "final_logits_bias")
 SIZES = (4, 6, 5)
 ODD = {3: (3, -1, 2), 4: (-1, 5, -1), 5: (-1, 3, 4)}
 
@@ -20,13 +20,14 @@ def wide(*alpha):
 
 @pytest.fixture
 def tables():
-    return [{"embed.weight": torch.randn(n, 3), "head.bias": torch.randn(n)} for n in SIZES]
+    shapes = [((n, 3), (n,), (1, n)) for n in SIZES]
+    return [{name: torch.randn(shape) for name, shape in zip(NAMES, own, strict=True)} for own in shapes]
 
 
 @pytest.fixture
 def rows_of(save, tables, tmp_path):
     def rows_of(odd=ODD, n_rows=6, **recipe):
-        made = {"embed.weight": (n_rows, 3), "head.bias": (n_rows,)}
+        made = dict(zip(NAMES, ((n_rows, 3), (n_rows,), (1, n_rows)), strict=True))
         experts = [save(str(k), own) for k, own in enumerate(tables)]
         plan = TokenPlan(NAMES, n_rows, odd, 0, (), Vocabulary(tmp_path, {}, {}))
         return AlignedRows(experts, plan, Recipe(made=made, **recipe))
@@ -37,6 +38,8 @@ def rows_of(save, tables, tmp_path):
 def wanted(tables, name, alpha):
     """Return the rows one by one, in float64."""
     rows = []
+    if name == "final_logits_bias":  # which has them in its second dimension
+        return wanted([{"head.bias": own[name][0]} for own in tables], "head.bias", alpha)[None]
     for row in range(6):
         places = ODD.get(row, (row,) * 3)
         known = [
