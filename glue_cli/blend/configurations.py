@@ -39,16 +39,21 @@ _LONGEST = 60  # characters of a value in a message
 
 @dataclass(frozen=True)
 class Difference:
-    """A key of two configurations, dots between its parts, with its values; None where one does not say."""
+    """A key of two configurations, dots between its parts, with its values.
+
+    Attributes:
+        is_said_by_both: whether both have the key; null is a value, which may say that there is no window, or no cap.
+    """
 
     key: str
     value: object
     other: object
+    is_said_by_both: bool
 
     @property
     def is_grave(self) -> bool:
         """Whether the weights compute otherwise: both say a value, of a key that counts."""
-        return self.value is not None and self.other is not None and not _is_like(self.key, _NOTED)
+        return self.is_said_by_both and not _is_like(self.key, _NOTED)
 
 
 def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
@@ -73,9 +78,9 @@ def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
         grave = [d for d in found if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
         items += [f"{path}: {d.key} is {_text(d.value)}, in {first} it is {_text(d.other)}" for d in grave]
         if light := [d for d in found if d not in grave]:
-            said = [f"{d.key} ({_text(d.value)} against {_text(d.other)})" for d in light[:_LISTED]]
+            said = [f"{d.key} ({_text(d.value)}, not {_text(d.other)})" for d in light[:_LISTED]]
             more = f" and {len(light) - _LISTED} more" if len(light) > _LISTED else ""
-            notes.append(f"{path} differs from {first} in {', '.join(said)}{more}, which may do no harm")
+            notes.append(f"{path} differs from {first} in {', '.join(said)}{more}, which glue takes to be harmless")
     if items:
         raise CheckpointError(
             "the experts' configurations differ in what their weights compute",
@@ -102,12 +107,12 @@ def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str
         if isinstance(value, dict) and isinstance(wanted, dict):
             yield from _differences(value, wanted, f"{above}{key}.")
         elif value != wanted and not (_is_like(key, _NOTED) and None in (value, wanted)):
-            yield Difference(f"{above}{key}", value, wanted)
+            yield Difference(f"{above}{key}", value, wanted, key in config and key in other)
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration in one spelling: rotary positions as transformers 5 writes them, one name a function."""
-    said = {key: value for key, value in config.items() if value is not None}
+    said = dict(config)
     if not {"rope_parameters", "rope_type"} & said.keys() and {"rope_theta", "rope_scaling"} & said.keys():
         theta, scaling = said.pop("rope_theta", None), said.pop("rope_scaling", None)
         rope = dict(scaling) if isinstance(scaling, dict) else {}
@@ -115,6 +120,9 @@ def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
         said["rope_parameters"] = rope | ({} if theta is None else {"rope_theta": theta})
     if said.get("use_sliding_window") is False:  # of Qwen, whose window is then of no effect
         said = {key: value for key, value in said.items() if key not in ("sliding_window", "max_window_layers")}
+    width, n_heads, of_head = (said.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+    if isinstance(n_heads, int) and isinstance(of_head, int) and n_heads * of_head == width:
+        del said["head_dim"]  # which is what it is by default
     return {key: _ALIASES.get(value, value) if isinstance(value, str) else value for key, value in said.items()}
 
 
@@ -139,10 +147,10 @@ def _is_of_a_library(config: Mapping[str, Any]) -> bool:
 
 
 def _is_like(key: str, patterns: Iterable[str]) -> bool:
-    name = key.rpartition(".")[2]
+    name = str(key).rpartition(".")[2]
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _text(value: object) -> str:
-    text = "absent" if value is None else json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -24,7 +24,7 @@ _EMBEDDINGS = (
     *("*predictions.decoder.*", "*predictions.bias", "*vocab_projector.*", "decoder.weight", "decoder.bias"),
     _TRANSPOSED,
 )
-_OTHER_TABLES = ("*position*", "*token_type*", "*patch*", "*segment*", "*time*", "*class_embedding*")
+_OTHER_TABLES = ("*position*", "*token_type*", "*patch*", "*segment*", "*time*", "*class_embedding*", "*norm*")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def in_one_kind(vocabularies: Sequence[Vocabulary]) -> list[Vocabulary]:
     Where none is, as of a folder with `tokenizer.model` alone beside one with `tokenizer.json`, a vocabulary whose
     tokens have the first one's order is the first one's: some libraries move all numbers of a file by as much.
     """
-    kind = next((kind for kind in _READERS if all(kind in v.tables for v in vocabularies)), None)
+    kind = next((kind for kind in ("tokenizer.json", *_READERS) if all(kind in v.tables for v in vocabularies)), None)
     if kind:
         return [Vocabulary(v.folder, {kind: v.tables[kind]}, v.added) for v in vocabularies]
     first, *others = vocabularies
@@ -66,16 +66,17 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     A pipeline of diffusers keeps them in its subfolder `tokenizer`.
     """
     for place in (folder, folder / "tokenizer"):
-        tables = {kind: found for kind, read in _READERS.items() if (found := read(place))}
-        added = _added(place)
+        fast = read_object(place / "tokenizer.json")
+        read = {"tokenizer.json": _trained(fast), **{kind: reader(place) for kind, reader in _READERS.items()}}
+        tables = {kind: found for kind, found in read.items() if found}
+        added = _added(place, fast.get("added_tokens"))
         if tables or added:
             return Vocabulary(place, tables, added)
     return None
 
 
-def _added(folder: Path) -> Numbers:
-    """Return the added tokens, which up to three files keep."""
-    listed = read_object(folder / "tokenizer.json").get("added_tokens")
+def _added(folder: Path, listed: object) -> Numbers:
+    """Return the added tokens: what `tokenizer.json` lists, and two other files keep."""
     by_number = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
     found: dict[Any, Any] = read_object(folder / "added_tokens.json")
     for token in listed if isinstance(listed, list) else ():
@@ -91,8 +92,9 @@ def _of_numbers(found: Mapping[Any, Any]) -> Numbers:
     return {token: number for token, number in found.items() if isinstance(token, str) and type(number) is int}
 
 
-def _fast(folder: Path) -> Numbers:
-    model = read_object(folder / "tokenizer.json").get("model")
+def _trained(tokenizer: Mapping[str, Any]) -> Numbers:
+    """Return the tokens of the model in a `tokenizer.json`."""
+    model = tokenizer.get("model")
     found = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(found, list):  # of a unigram model: [[token, score], ...]
         return {piece[0]: number for number, piece in enumerate(found) if isinstance(piece, list) and len(piece) == 2}
@@ -194,9 +196,8 @@ _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 _OTHERS = (byte for byte in range(256) if byte not in _PRINTABLE)
 _BYTES = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(256 + place) for place, byte in enumerate(_OTHERS)}
 
-# In the order in which a tokenizer looks for its tokens.
+# Kinds of file beside tokenizer.json.
 _READERS: Mapping[str, Callable[[Path], Numbers]] = {
-    "tokenizer.json": _fast,
     "vocab.json": _json,
     "vocab.txt": _lines,
     "pieces": _pieces,

@@ -4,6 +4,7 @@ Sources: arcee-ai/mergekit#139 (one expert has tokens besides), #47 and #342 (ta
 rows), shibing624/MedicalGPT#350 (a tokenizer that does not fit the rows).
 """
 
+import hashlib
 import json
 
 import pytest
@@ -22,30 +23,42 @@ from glue_cli.workflows.mix.mix import mix
 WORDS = ["<unk>", "the", "film", "is", "good", "bad"]
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 STEPS = {"steps": 3, "validate_every": 2, "batch_size": 4, "lr": 0.2}
+NO_TOKENS = {f"{name}_token_id": None for name in ("bos", "eos", "pad", "decoder_start", "forced_eos")}
+KINDS = {
+    "llama": ("LlamaForCausalLM", SIZES),
+    "bert": ("BertForSequenceClassification", SIZES),
+    "t5": ("T5ForConditionalGeneration", {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}),
+    "gpt2": ("GPT2LMHeadModel", {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}),
+    "gpt_neox": ("GPTNeoXForCausalLM", SIZES),
+    "bart": (
+        "BartForConditionalGeneration",
+        {"d_model": 8, "max_position_embeddings": 9}
+        | {f"{part}_{what}": n for part in ("encoder", "decoder")
+           for what, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))},
+    ),
+    "distilbert": ("DistilBertForMaskedLM", {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}),
+}  # fmt: skip
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.fixture
 def model(tmp_path, torchvision):
-    """Save a small Llama with a tokenizer that has added tokens, and rows of padding behind these."""
+    """Save a small model with a tokenizer that has added tokens, and rows of padding behind these."""
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
 
-    def make(name, added=(), padding=0, tied=False):
+    def make(name, added=(), padding=0, tied=False, kind="llama"):
         vocabulary = tokenizers.models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>")
         inner = tokenizers.Tokenizer(vocabulary)
         inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
         tokenizer.add_tokens(list(added), special_tokens=True)
         torch.manual_seed(sum(map(ord, name)))
-        config = transformers.LlamaConfig(
-            vocab_size=len(tokenizer) + padding,
-            tie_word_embeddings=tied,
-            bos_token_id=None,
-            eos_token_id=None,
-            **SIZES,
+        model_class, settings = KINDS[kind]
+        config = transformers.AutoConfig.for_model(
+            kind, vocab_size=len(tokenizer) + padding, tie_word_embeddings=tied, **NO_TOKENS, **settings
         )
         folder = tmp_path / name
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+        getattr(transformers, model_class)(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
 
@@ -55,29 +68,32 @@ def model(tmp_path, torchvision):
 @pytest.fixture
 def blend(tmp_path, run):
     def blend(experts, alpha=None, spec=None, method=GIVEN, output="prior", **writing):
-        coefficients = Coefficients(method, alpha)
-        plan = plan_mix(
-            experts, Outputs(tmp_path / output), coefficients, writing=Writing(hashing=False, **writing), spec=spec
-        )
-        return mix(plan, run)
+        coefficients, way = Coefficients(method, alpha), Writing(**writing)
+        plan = plan_mix(experts, Outputs(tmp_path / output), coefficients, writing=way, spec=spec)
+        result = mix(plan, run)
+        for expert, said in zip(experts, result["experts"], strict=True):
+            assert said["sha256"] == hashlib.sha256((expert / "model.safetensors").read_bytes()).hexdigest()
+        return result
 
     return blend
 
 
 def rows_of(folder):
-    """Return a folder's rows by token, as its own library reads them: of the embedding and the output layer."""
+    """Return a folder's rows by token, as its own library reads them: of the embedding, and of an output layer."""
     transformers = pytest.importorskip("transformers")
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model_class = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model, info = getattr(transformers, model_class).from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tables = model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach()
-    return {token: tuple(table[number] for table in tables) for token, number in tokenizer.get_vocab().items()}, model
+    modules = [
+        module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None
+    ]
+    vocabulary = transformers.AutoTokenizer.from_pretrained(folder).get_vocab()
+    return {token: [module.weight[number].detach() for module in modules] for token, number in vocabulary.items()}
 
 
 def assert_blended(folder, experts, alpha):
     """Check every row against the mean of the experts' rows of that token, alpha's share among those that have it."""
-    found, _ = rows_of(folder)
-    known = [rows_of(expert)[0] for expert in experts]
+    found, *known = map(rows_of, (folder, *experts))
     assert found.keys() == {token for own in known for token in own}
     for token, tables in found.items():
         weights = [a if token in own else 0.0 for a, own in zip(alpha, known, strict=True)]
@@ -109,7 +125,7 @@ def test_an_expert_alone_keeps_its_rows_and_gets_the_others_tokens(model, blend,
     experts = [model("one", ["<a>", "<b>"]), model("other", ["<b>", "<c>"])]
     blend(experts, alpha)
     assert_blended(tmp_path / "prior", experts, alpha)
-    own, (found, _) = rows_of(experts[alpha.index(1.0)])[0], rows_of(tmp_path / "prior")
+    own, found = rows_of(experts[alpha.index(1.0)]), rows_of(tmp_path / "prior")
     assert all(torch.equal(found[token][0], row) for token, (row, _) in own.items())
 
 
@@ -118,6 +134,14 @@ def test_tied_tables_stay_tied(model, blend, tmp_path):
     blend(experts, (0.25, 0.75))
     assert_blended(tmp_path / "prior", experts, (0.25, 0.75))
     assert HEAD not in load_file(tmp_path / "prior" / "model.safetensors")
+
+
+@pytest.mark.parametrize("other", [["<b>", "<c>"], ["<b>", "<c>", "<a>"]], ids=["equal sizes", "unequal sizes"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llama"])
+def test_the_tables_of_many_architectures_are_found(model, blend, tmp_path, kind, other):
+    experts = [model("one", ["<a>", "<b>"], kind=kind), model("other", other, kind=kind)]
+    blend(experts, (0.25, 0.75))
+    assert_blended(tmp_path / "prior", experts, (0.25, 0.75))
 
 
 def test_three_experts_of_three_sizes(model, blend, tmp_path):
@@ -222,6 +246,17 @@ def test_a_tokenizer_with_other_numbers_than_the_blends_is_refused(model, blend,
 
 
 # ---- faults
+
+
+def test_a_slow_tokenizer_cannot_be_extended(model, blend, tmp_path):
+    """Source: arcee-ai/mergekit#169, a folder with its tokens in another file than tokenizer.json."""
+    experts = [model("one", ["<a>"]), model("other", ["<b>"])]
+    (experts[0] / "tokenizer.json").unlink()
+    (experts[0] / "vocab.txt").write_text("\n".join(WORDS))
+    (experts[0] / "added_tokens.json").write_text('{"<a>": 6}')
+    with pytest.raises(CheckpointError, match="no expert's tokenizer has all tokens of the blend") as caught:
+        blend(experts, (0.5, 0.5))
+    assert "tokenizer.json" in caught.value.hint and not (tmp_path / "prior").exists()
 
 
 def test_a_file_has_no_tokenizer_to_write_tokens_to(model, blend, tmp_path):
