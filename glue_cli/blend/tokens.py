@@ -182,27 +182,32 @@ def _plan(names: tuple[str, ...], sizes: Sequence[int], known: Sequence[Vocabula
     """Number the tokens of all, and find each expert's row for each row of the blend."""
     # a token without a row, as some tokenizers list, is none that an expert knows
     rows = [{t: n for t, n in v.numbers.items() if n < size} for v, size in zip(known, sizes, strict=True)]
-    union = dict.fromkeys(token for own in rows for token in sorted(own, key=own.__getitem__))
-    keeper = next((k for k, own in enumerate(rows) if union.keys() <= own.keys()), 0)
-    numbers = known[keeper].numbers
-    lacking = [token for token in union if token not in numbers]
-    new = []
-    for number, token in enumerate(lacking, max(numbers.values()) + 1):
-        owner = next(k for k, own in enumerate(rows) if token in own)
-        new.append(read_added_token(known[owner].folder, token, number))
-    numbers = {**numbers, **{token.text: token.number for token in new}}
-    n_rows = max(*sizes, *(numbers[token] + 1 for token in union))
-    by_number = {number: token for token, number in numbers.items() if token in union}
-    taken = [set(own.values()) for own in rows]
+    tokens = dict.fromkeys(token for own in rows for token in sorted(own, key=own.__getitem__))
+    keeper = next((k for k, own in enumerate(rows) if tokens.keys() <= own.keys()), 0)
+    numbers = dict(known[keeper].numbers)
+    lacking = [token for token in tokens if token not in numbers]
+    numbers |= {token: number for number, token in enumerate(lacking, max(numbers.values()) + 1)}
+    owners = {token: next(v for v, own in zip(known, rows, strict=True) if token in own) for token in lacking}
+    new = tuple(read_added_token(owner.folder, token, numbers[token]) for token, owner in owners.items())
+    n_rows = max(*sizes, *(numbers[token] + 1 for token in tokens))
+    odd = _odd_rows({numbers[token]: token for token in tokens}, n_rows, rows, sizes)
+    vocabulary = Vocabulary(known[keeper].folder, known[keeper].tables, numbers)
+    return TokenPlan(names, n_rows, odd, keeper, new, vocabulary)
+
+
+def _odd_rows(
+    tokens: Mapping[int, str], n_rows: int, experts: Sequence[Numbers], sizes: Sequence[int]
+) -> dict[int, tuple[int, ...]]:
+    """Return the experts' rows [K] of each of the blend's rows that is another one in some expert."""
+    taken = [set(own.values()) for own in experts]
     odd = {}
     for row in range(n_rows):
-        own_rows = tuple(_row_of(row, by_number.get(row), *each) for each in zip(rows, taken, sizes, strict=True))
+        own_rows = tuple(_row_of(row, tokens.get(row), *each) for each in zip(experts, taken, sizes, strict=True))
         if max(own_rows) < 0:  # padding, where those that have such a row use it for a token
             own_rows = tuple(row if row < size else -1 for size in sizes)
         if any(own != row for own in own_rows):
             odd[row] = own_rows
-    vocabulary = Vocabulary(known[keeper].folder, known[keeper].tables, numbers)
-    return TokenPlan(names, n_rows, odd, keeper, tuple(new), vocabulary)
+    return odd
 
 
 def _row_of(row: int, token: str | None, own: Numbers, taken: set[int], size: int) -> int:
