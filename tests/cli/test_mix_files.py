@@ -86,10 +86,10 @@ def test_an_expert_in_the_output_folder_is_never_deleted(folders, pair, tmp_path
 
 
 def test_a_configuration_that_cannot_be_read_is_named(folders, tmp_path, capsys, monkeypatch):
-    def refuse(path):
+    def refuse(path, flags=0):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
+    monkeypatch.setattr("glue_cli.foundation.regular_files.regular", refuse)  # root may read everything
     assert main(["mix", "--method", "uniform", *folders, "-o", str(tmp_path / "prior")]) == 3
     assert (
         "first/config.json' cannot be read: Permission denied" in capsys.readouterr().err
