@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -11,6 +11,9 @@ from glue_cli.cli.output import number, percent, print_table
 from glue_cli.cli.session import Session, check_name, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import GateMissedError, UsageError
+
+if TYPE_CHECKING:
+    from glue_cli.results.evaluate import EvaluateResult
 
 SPLITS = ("train", "val", "test")
 
@@ -76,8 +79,8 @@ def evaluate(
 
         result = work(plan, run)
     session.finish(result, _show_with_classes if by_class else _show)
-    if result["missed"]:
-        raise GateMissedError("the bar was missed", items=result["missed"])
+    if result.missed:
+        raise GateMissedError("the bar was missed", items=result.missed)
 
 
 def _bar(text: str) -> tuple[str, float]:
@@ -91,24 +94,23 @@ def _bar(text: str) -> tuple[str, float]:
     return name, bar
 
 
-def _show(result: dict[str, Any]) -> None:
-    apart = ("checkpoint", "split", "examples", "class_accuracy")
-    names = [name for name in result["results"][0] if name not in apart]
+def _show(result: "EvaluateResult") -> None:
+    names = list(result.results[0].figures)
     rows = []
-    for line in result["results"]:
-        cells = [percent(line[name]) if name == "accuracy" else number(line[name]) for name in names]
-        rows.append([line["checkpoint"], line["split"], f"{line['examples']:,}", *cells])
+    for found in result.results:
+        cells = [percent(value) if name == "accuracy" else number(value) for name, value in found.figures.items()]
+        rows.append([found.checkpoint, found.split, f"{found.examples:,}", *cells])
     print_table(["checkpoint", "split", "examples", *names], rows)
 
 
-def _show_with_classes(result: dict[str, Any]) -> None:
+def _show_with_classes(result: "EvaluateResult") -> None:
     _show(result)
-    lines = result["results"]
-    if "class_accuracy" not in lines[0]:
+    by_checkpoint = [found.class_accuracy for found in result.results if found.class_accuracy]
+    if not by_checkpoint:
         return
-    paths = [Path(line["checkpoint"]) for line in lines]
+    paths = [Path(found.checkpoint) for found in result.results]
     stems = [path.stem for path in paths]
     columns = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
     print()
-    rows = [[name, *(percent(line["class_accuracy"][name]) for line in lines)] for name in lines[0]["class_accuracy"]]
+    rows = [[name, *(percent(accuracies[name]) for accuracies in by_checkpoint)] for name in by_checkpoint[0]]
     print_table(["class", *columns], rows)

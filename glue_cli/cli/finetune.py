@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from glue_cli.cli.output import duration, number, percent, print_lines, print_ta
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import UsageError
+
+if TYPE_CHECKING:
+    from glue_cli.results.finetune import FinetuneResult
 
 
 @with_session()
@@ -59,12 +62,13 @@ def finetune(
     session.finish(result, _show, f"glue evaluate {shlex.quote(str(output))}")
 
 
-def _show(result: dict[str, Any]) -> None:
-    known = result["history"][-1]
-    names = [name for name in known if name not in ("epoch", "train_loss")]
+def _show(result: "FinetuneResult") -> None:
+    names = list(result.history[-1].figures)
     rows = []
-    for line in result["history"]:
-        cells = [percent(line[name]) if name.endswith("accuracy") else number(line[name]) for name in names]
-        rows.append([str(line["epoch"]), number(line["train_loss"]), *cells])
+    for epoch in result.history:
+        cells = [
+            percent(value) if name.endswith("accuracy") else number(value) for name, value in epoch.figures.items()
+        ]
+        rows.append([str(epoch.epoch), number(epoch.train_loss), *cells])
     print_table(["epoch", "training loss", *(name.replace("_", " ") for name in names)], rows)
-    print_lines("", f"from {result['start']} in {duration(result['wall_s'])}, written to {result['output']}")
+    print_lines("", f"from {result.start} in {duration(result.wall_s or 0)}, written to {result.output}")

@@ -220,7 +220,7 @@ def mix(
         with holding_signals(), hashing_experts(plan) as hashes:  # while torch is imported, which takes a second
             from glue_cli.workflows.mix.mix import mix as work
         result = work(plan, run, hashes)
-    prior = shlex.quote(result["output"])
+    prior = shlex.quote(result.output)
     hint = f"glue finetune {prior}, or glue evaluate {prior}"
     if plan.adapters and not plan.adapters.merges:
         hint = f"peft loads {prior}; with --base BASE the adapters are merged into a model that glue evaluates"

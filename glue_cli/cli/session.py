@@ -6,10 +6,10 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the spec's schema alone takes as long to import as all the 
     from glue_cli.spec.schema import Spec
 
 Command = Callable[..., None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +92,17 @@ class Session:
             threads_given = bool(os.environ.get("OMP_NUM_THREADS"))
             yield Run(self.device, _cache_folder(), self.history, progress, threads_given)
 
-    def finish(self, result: dict[str, Any], show: Callable[[dict[str, Any]], None], hint: str | None = None) -> None:
-        """Print the result on stdout, as JSON or for people, and the next command to try on stderr."""
+    def finish(self, result: Result, show: Callable[[Result], None], hint: str | None = None) -> None:
+        """Print the result on stdout, as JSON or for people, and the next command to try on stderr.
+
+        Args:
+            result: a record of `results`, or an object as JSON has it.
+        """
         if self.json:
             from glue_cli.foundation.json_text import as_json
+            from glue_cli.results.record import as_object
 
-            print(as_json(result))
+            print(as_json(as_object(result) if is_dataclass(result) else result))
             return
         show(result)
         if hint and not self.quiet:

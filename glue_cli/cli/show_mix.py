@@ -1,11 +1,26 @@
 """What glue mix tells people: the coefficients, and how a search came by them."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from glue_cli.cli.output import duration, number, percent, print_lines, print_table
-from glue_cli.foundation.units import counted, size
+from glue_cli.foundation.units import counted, name_of, size
+from glue_cli.results.mix import (
+    BY_LOSS,
+    END,
+    RUNNER_UP,
+    UNIFORM,
+    GreedySearch,
+    Guard,
+    LeftOut,
+    Losses,
+    MixResult,
+    Rival,
+    Stage,
+    StagedSearch,
+    name_of_expert,
+    name_towards_expert,
+)
 
 _STAGES = {
     "screen": "screening",
@@ -22,159 +37,148 @@ _ENDED = {
 }
 
 
-def show_mix(result: dict[str, Any]) -> None:
-    """Print a result of `glue.mix/1`."""
+def show_mix(result: MixResult) -> None:
+    """Print what a mix has come to."""
     _show_experts(result)
-    search = result.get("search", {})
-    if _has_compared(search.get("guard", {})):
+    if isinstance(result.search, StagedSearch):
+        if result.search.guard.has_compared:
+            print()
+            _show_guard(result, result.search)
         print()
-        _show_guard(result, search)
-    if "stages" in search:
-        print()
-        _show_stages(result, search["stages"])
-    print_lines("", *_search_lines(result, search), *_cost_lines(result), f"written to {result['output']}")
+        _show_stages(result, result.search.stages)
+    print_lines("", *_search_lines(result), *_cost_lines(result), f"written to {result.output}")
 
 
-def _show_experts(result: dict[str, Any]) -> None:
+def _show_experts(result: MixResult) -> None:
     columns = ["expert", "alpha"]
-    rows = [[e["path"], number(a)] for e, a in zip(result["experts"], result["alpha"], strict=True)]
-    if "val_accuracies" in result:
+    rows = [[e.path, number(a)] for e, a in zip(result.experts, result.alpha, strict=True)]
+    if result.val_accuracies is not None:
         columns.append("validation accuracy")
-        for row, accuracy in zip(rows, result["val_accuracies"], strict=True):
+        for row, accuracy in zip(rows, result.val_accuracies, strict=True):
             row.append(percent(accuracy))
-    if "left_out" in result:
-        columns.append(f"{_objective(result)} without it")
-        for row, left_out in zip(rows, result["left_out"], strict=True):
+    if result.left_out is not None:
+        columns.append(f"{result.goal.label} without it")
+        for row, left_out in zip(rows, result.left_out, strict=True):
             row.append(_difference(result, left_out))
     print_table(columns, rows)
 
 
-def _show_guard(result: dict[str, Any], search: dict[str, Any]) -> None:
+def _show_guard(result: MixResult, search: StagedSearch) -> None:
     """Print how the end of the search compares with plain blends, on the same held-out data."""
-    guard, names = search["guard"], _names(result)
-    rows = [["end of the search", _figure(result, guard["end_loss"]), "-"]]
-    for rival in guard["rivals"]:
-        name = _blend(rival["name"], names)
-        name = f"start: {name}" if rival["name"] == search["start"] else name
-        rows.append([name, _figure(result, rival["loss"]), _difference(result, rival)])
-    objective = _objective(result)
+    guard, blends = search.guard, _blends(result)
+    rows = [["end of the search", _figure(result, guard.end_loss), "-"]]
+    for rival in guard.rivals:
+        name = f"start: {blends[rival.name]}" if rival.name == search.start else blends[rival.name]
+        rows.append([name, _figure(result, rival.loss), _difference(result, rival)])
+    label = result.goal.label
     print_table(
-        [f"on {counted(guard['terms'], f'held-out {_term(result)}')}", objective, f"{objective} beyond the end's"],
+        [f"on {counted(guard.terms, f'held-out {_term(result)}')}", label, f"{label} beyond the end's"],
         rows,
     )
 
 
-def _show_stages(result: dict[str, Any], stages: Sequence[dict[str, Any]]) -> None:
+def _show_stages(result: MixResult, stages: Sequence[Stage]) -> None:
     """Print what each stage spent, and what that bought: the objective before and after it, on the same data."""
-    columns = ["stage", "forwards", f"{_objective(result)} before", f"{_objective(result)} after"]
+    label = result.goal.label
+    columns = ["stage", "forwards", f"{label} before", f"{label} after"]
     rows = []
     for stage in stages:
-        if stage["forwards"]:
-            losses = stage.get("loss_before"), stage.get("loss_after")
-            rows.append(
-                [_STAGES[stage["stage"]], f"{stage['forwards']:,}", *(_figure(result, loss) for loss in losses)]
-            )
+        if stage.forwards:
+            losses = (stage.losses.loss_before, stage.losses.loss_after) if stage.losses else (None, None)
+            rows.append([_STAGES[stage.stage], f"{stage.forwards:,}", *(_figure(result, loss) for loss in losses)])
     if all(row[2:] == ["-", "-"] for row in rows):
         columns, rows = columns[:2], [row[:2] for row in rows]
     print_table(columns, rows)
 
 
-def _search_lines(result: dict[str, Any], search: dict[str, Any]) -> list[str]:
-    lines, figures, names = [], result.get("objective", result["loss"]), _names(result)
-    if "guard" in search:
-        n_starts = len(search["starts"])
-        best = f"the best of {n_starts} starts" if n_starts > 1 else "the only start"
-        lines.append(f"started {_start(search['start'], names)}, {best}")
-    elif figures.get("val") is not None and "before_refresh" not in result:
-        beside = f", uniform blend {number(figures['val_uniform'])}" if figures["val_uniform"] is not None else ""
-        lines.append(f"validation {_objective(result)} {number(figures['val'])}{beside}")
-    if "ingredients" in search:
-        lines.append(_soup([names[k] for k in search["ingredients"]], result["steps"]))
-    elif result.get("steps"):
-        lines.append(f"{counted(result['steps'], 'step')}, ended {_ENDED[result['stopped']]}")
-    elif result.get("stopped") == "budget":
-        lines.append(f"the budget had no room for {'two experts' if result['method'] == 'greedy' else 'a step'}")
-    if "guard" in search:
-        lines += _guard_lines(result, search, names)
-    if "before_refresh" in result:
-        lines.append(_refresh_line(result, figures))
+def _search_lines(result: MixResult) -> list[str]:
+    """Return where a search began, what it found, and how it ended."""
+    lines, figures, search = [], result.figures, result.search
+    if isinstance(search, StagedSearch):
+        best = f"the best of {len(search.starts)} starts" if len(search.starts) > 1 else "the only start"
+        lines.append(f"started {_started(search.start, _blends(result))}, {best}")
+    elif figures.val is not None and result.before_refresh is None:
+        beside = f", uniform blend {number(figures.val_uniform)}" if figures.val_uniform is not None else ""
+        lines.append(f"validation {result.goal.label} {number(figures.val)}{beside}")
+    if isinstance(search, GreedySearch):
+        names = _names(result)
+        lines.append(_soup([names[k] for k in search.ingredients], result.steps or 0))
+    elif result.steps:
+        lines.append(f"{counted(result.steps, 'step')}, ended {_ENDED[str(result.stopped)]}")
+    elif result.stopped == "budget":
+        lines.append(f"the budget had no room for {'two experts' if result.method == 'greedy' else 'a step'}")
+    if isinstance(search, StagedSearch):
+        lines += _guard_lines(result, search)
+    if result.before_refresh is not None:
+        lines.append(_refresh_line(result, result.before_refresh))
     return lines
 
 
-def _refresh_line(result: dict[str, Any], figures: dict[str, Any]) -> str:
+def _refresh_line(result: MixResult, before: Losses) -> str:
     """Return the figure of the blend as it is written, and what the search saw: other statistics of BatchNorm."""
-    before = result["before_refresh"]
-    saw = [
-        f"{name} {number(before[key])}"
-        for name, key in (("blend", "val"), ("uniform blend", "val_uniform"))
-        if before[key] is not None
-    ]
-    beside = f"; before BatchNorm was refreshed: {', '.join(saw)}" if saw else ""
-    return f"validation {_objective(result)} {number(figures['val'])} as written{beside}"
+    seen = (("blend", before.val), ("uniform blend", before.val_uniform))
+    known = [f"{name} {number(value)}" for name, value in seen if value is not None]
+    beside = f"; before BatchNorm was refreshed: {', '.join(known)}" if known else ""
+    return f"validation {result.goal.label} {number(result.figures.val)} as written{beside}"
 
 
-def _guard_lines(result: dict[str, Any], search: dict[str, Any], names: Sequence[str]) -> list[str]:
-    guard, lines = search["guard"], []
-    if not _has_compared(guard):
-        lack = "the budget had no room for the guard"
-        if guard["terms"] == 1:
-            lack = f"a single held-out {_term(result)}: nothing could be compared"
-        known = guard["end_loss"] is not None
-        beside = f"; validation {_objective(result)} {_figure(result, guard['end_loss'])}" if known else ""
-        lines.append(lack + beside)
-    if search["returned"] != "end":
-        lines.append(f"the guard returned {_returned(search['returned'], names)} instead")
+def _guard_lines(result: MixResult, search: StagedSearch) -> list[str]:
+    guard, lines = search.guard, []
+    if not guard.has_compared:
+        known = guard.end_loss is not None
+        beside = f"; validation {result.goal.label} {_figure(result, guard.end_loss)}" if known else ""
+        lines.append(_lack(result, guard) + beside)
+    if search.returned != END:
+        alone = search.returned in map(name_of_expert, range(len(result.experts)))
+        lines.append(f"the guard returned {_returned(search.returned, _blends(result), is_expert=alone)} instead")
     return lines
 
 
-def _cost_lines(result: dict[str, Any]) -> list[str]:
-    cost = result["cost"]
+def _lack(result: MixResult, guard: Guard) -> str:
+    """Return why a guard could compare nothing."""
+    if guard.terms == 1:
+        return f"a single held-out {_term(result)}: nothing could be compared"
+    return "the budget had no room for the guard"
+
+
+def _cost_lines(result: MixResult) -> list[str]:
+    cost = result.cost
     lines = []
-    if cost["forwards"]:
+    if cost.forwards:
         lines.append(
-            f"{counted(cost['forwards'], 'forward')} ({cost['validation_forwards']:,} for validation), "
-            f"{counted(cost['backwards'], 'backward')}, {counted(cost['examples'], 'example')}"
+            f"{counted(cost.forwards, 'forward')} ({cost.validation_forwards:,} for validation), "
+            f"{counted(cost.backwards, 'backward')}, {counted(cost.examples, 'example')}"
         )
-    return [*lines, f"{duration(cost['wall_s'])}, peak memory {size(cost['peak_bytes'])}"]
-
-
-def _has_compared(guard: dict[str, Any]) -> bool:
-    """Return whether a guard could tell blends apart: a single term has no standard error."""
-    return bool(guard.get("rivals")) and guard["terms"] > 1
+    return [*lines, f"{duration(cost.wall_s or 0)}, peak memory {size(cost.peak_bytes or 0)}"]
 
 
 # ---- names
 
 
-def _names(result: dict[str, Any]) -> list[str]:
+def _names(result: MixResult) -> list[str]:
     """Return a short name of each expert; the path where others would have the same."""
-    from glue_cli.foundation.units import name_of
-
-    paths = [expert["path"] for expert in result["experts"]]
+    paths = [expert.path for expert in result.experts]
     names = [name_of(path) for path in paths]
     n_of = Counter(names)
     return [name if n_of[name] == 1 else path for name, path in zip(names, paths, strict=True)]
 
 
-def _blend(name: str, names: Sequence[str]) -> str:
-    """Return what a blend that a search knows by `name` is called."""
-    plain = {"uniform": "uniform blend", "by loss": "softmax of the losses", "runner-up": "runner-up of the race"}
-    if name in plain:
-        return plain[name]
-    kind, _, expert = name.rpartition("expert ")
-    return f"half-way to {names[int(expert)]}" if kind else names[int(expert)]
+def _blends(result: MixResult) -> dict[str, str]:
+    """Return what people call each blend that a search may name."""
+    names = _names(result)
+    plain = {UNIFORM: "uniform blend", BY_LOSS: "softmax of the losses", RUNNER_UP: "runner-up of the race"}
+    towards = {name_towards_expert(k): f"half-way to {name}" for k, name in enumerate(names)}
+    return {**plain, **towards, **{name_of_expert(k): name for k, name in enumerate(names)}}
 
 
-def _start(name: str, names: Sequence[str]) -> str:
-    blend = _blend(name, names)
-    return blend if name.startswith("towards") else f"from the {blend}"
+def _started(start: str, blends: Mapping[str, str]) -> str:
+    return f"from the {blends[start]}" if start in (UNIFORM, BY_LOSS) else blends[start]
 
 
-def _returned(name: str, names: Sequence[str]) -> str:
-    blend = _blend(name, names)
-    if name.startswith("expert"):
-        return blend
-    return f"the start {blend}" if name.startswith("towards") else f"the {blend}"
+def _returned(name: str, blends: Mapping[str, str], *, is_expert: bool) -> str:
+    if name in (UNIFORM, BY_LOSS, RUNNER_UP):
+        return f"the {blends[name]}"
+    return blends[name] if is_expert else f"the start {blends[name]}"
 
 
 def _soup(names: Sequence[str], n_tried: int) -> str:
@@ -183,34 +187,27 @@ def _soup(names: Sequence[str], n_tried: int) -> str:
     return f"the mean of {len(names)} of {n_tried} experts tried: {', '.join(names)}"
 
 
-def _objective(result: dict[str, Any]) -> str:
-    """Return the objective's name; of a user's function, its own."""
-    return str(result.get("objective", {}).get("name", "loss")).rpartition(":")[2]
-
-
-def _term(result: dict[str, Any]) -> str:
-    """Return what the objective is a mean over."""
-    name = result.get("objective", {}).get("name", "loss")
-    return "example" if name in ("loss", "accuracy") else "minibatch"
+def _term(result: MixResult) -> str:
+    """Return what the goal is a mean over."""
+    return "example" if result.goal.has_example_terms else "minibatch"
 
 
 # ---- figures
 
 
-def _figure(result: dict[str, Any], minimised: float | None) -> str:
-    """Return what was minimised as the objective's own figure."""
-    if minimised is None or "objective" not in result:
-        return number(minimised)
-    is_users = ":" in result["objective"]["name"]
-    return _signed((0 if is_users else 1) - minimised).removeprefix("+")
+def _figure(result: MixResult, mean: float | None) -> str:
+    """Return the goal's own figure for a mean of its terms, which a search minimises."""
+    if mean is None or result.goal.is_smooth:
+        return number(mean)
+    return _signed(result.goal.figure(mean)).removeprefix("+")
 
 
-def _difference(result: dict[str, Any], compared: dict[str, Any]) -> str:
-    difference, error = compared["difference"], compared["standard_error"]
-    if difference is None:
+def _difference(result: MixResult, compared: Rival | LeftOut) -> str:
+    if compared.difference is None:
         return "-"
-    sign = -1 if "objective" in result else 1
-    return _signed(sign * difference) + (f" ± {number(error)}" if error is not None else "")
+    sign = 1 if result.goal.is_smooth else -1
+    error = compared.standard_error
+    return _signed(sign * compared.difference) + (f" ± {number(error)}" if error is not None else "")
 
 
 def _signed(figure: float) -> str:

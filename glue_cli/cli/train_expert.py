@@ -2,13 +2,16 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glue_cli.cli.output import duration, number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
+
+if TYPE_CHECKING:
+    from glue_cli.results.train_expert import TrainExpertResult
 
 
 @with_session()
@@ -45,7 +48,7 @@ def train_expert(
     session.finish(result, _show, f"when all experts are there: glue mix --method spsa {folder}/*.safetensors")
 
 
-def _show(result: dict[str, Any]) -> None:
-    cells = (result["name"], f"{result['examples']:,}", str(result["epochs"]), number(result["loss"]))
+def _show(result: "TrainExpertResult") -> None:
+    cells = (str(result.name), f"{result.examples:,}", str(result.epochs), number(result.loss))
     print_table(("expert", "examples", "epochs", "training loss"), [cells])
-    print_lines("", f"in {duration(result['wall_s'])}, written to {result['output']}")
+    print_lines("", f"in {duration(result.wall_s or 0)}, written to {result.output}")

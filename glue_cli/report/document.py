@@ -17,7 +17,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: its files are `name`.svg and `name`.png; `alt` says what it shows to whom it does not reach."""
+    """A figure, in the files `name`.svg and `name`.png; `alt` is the text for those who cannot see it."""
 
     name: str
     alt: str

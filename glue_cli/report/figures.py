@@ -7,7 +7,7 @@ from typing import Any
 
 from glue_cli.report import plots
 from glue_cli.report.document import Picture
-from glue_cli.report.sort import Run
+from glue_cli.report.sort import Repetition
 from glue_cli.report.summary import RowSummary
 
 _PLOTS = {
@@ -55,12 +55,12 @@ def _style() -> Iterator[None]:
         yield
 
 
-def draw(row: RowSummary, runs: Sequence[Run]) -> list[Picture]:
+def draw(row: RowSummary, repetitions: Sequence[Repetition]) -> list[Picture]:
     """Draw the figures for which there is something to show; needs matplotlib."""
     drawn = []
     with _style():
         for name, plot in _PLOTS.items():
-            found = plot(row, runs)
+            found = plot(row, repetitions)
             if found is not None:
                 figure, alt, caption = found
                 svg, png = io.StringIO(), io.BytesIO()

@@ -1,7 +1,7 @@
 """What each figure shows, drawn with matplotlib's object interface: no window, and no state that is shared.
 
-A plot is a function of a row's summary and runs. It returns the figure, a text in its place and a caption; None where
-there is nothing to show.
+A plot is a function of a row's summary and its repetitions. It returns the figure, a text for those who cannot see it,
+and a caption; None where there is nothing to show.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from glue_cli.foundation.units import name_of
 from glue_cli.foundation.user_code import PREFIX
-from glue_cli.report.sort import Run
+from glue_cli.report.sort import Repetition
 from glue_cli.report.statistics import Point
-from glue_cli.report.styles import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
+from glue_cli.report.styles import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Style
 from glue_cli.report.summary import MethodSummary, RowSummary
 from glue_cli.report.tables import seed_name
-from glue_cli.results.schemas import Step
+from glue_cli.results.history import Step
+from glue_cli.spec.goal import goal_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,14 +34,15 @@ _MIB = 2**20
 # Whatever has an accuracy was trained by cross-entropy, the rest by squared error.
 _LOSS_UNITS = {"accuracy": "cross-entropy, nats", "r2": "squared error"}
 _FEW_POINTS = 3
+_LOSS = "loss"  # the objective of methods without a search, whose loss is compared
 
 
-def accuracy(row: RowSummary, runs: Sequence[Run]) -> Plot:
+def accuracy(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
     """The paper's figure 1; methods that the paper does not have are in it where there are few."""
     return _against_epoch(row, _split(row)[0])
 
 
-def variants(row: RowSummary, runs: Sequence[Run]) -> Plot:
+def variants(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
     """The same for the methods that did not fit into it."""
     return _against_epoch(row, _split(row)[1])
 
@@ -60,70 +62,72 @@ def _against_epoch(row: RowSummary, methods: Sequence[MethodSummary]) -> Plot:
         return None
     figure, axes = _new(8.0, 4.6)
     for method in methods:
-        _curve(axes, method.look, method.merit.curve)
-    by_run = zip(*(expert.merit for expert in row.experts), strict=True)
-    best = [max(known) for values in by_run if (known := [value for value in values if value is not None])]
+        _curve(axes, method.style, method.merit.curve)
+    by_seed = zip(*(expert.merit for expert in row.experts), strict=True)
+    best = [max(known) for values in by_seed if (known := [value for value in values if value is not None])]
     if best:
         axes.axhline(fmean(best), color=GREY, linewidth=1, linestyle=(0, (6, 2, 1, 2)), label="best expert alone")
     axes.set_xlabel("finetuning epoch (0: the prior, before finetuning)")
     axes.set_ylabel(f"{row.merit.name} ({row.merit.unit})" if row.merit.unit else row.merit.name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.legend(loc="outside right center")
-    names = ", ".join(method.look.name for method in methods)
+    names = ", ".join(method.style.name for method in methods)
     caption = f"{_capital(row.merit.name)} against finetuning epoch; epoch 0 is the prior. {_spread_said(row)}"
     return figure, f"{_capital(row.merit.name)} over the finetuning epochs, a line a start: {names}.", caption
 
 
-def alpha(row: RowSummary, runs: Sequence[Run]) -> Plot:
-    shown = [method for method in row.methods if any(_searched(run, method) for run in runs)]
-    runs = [run for run in runs if any(_searched(run, method) for method in shown)]
+def alpha(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
+    shown = [method for method in row.methods if any(_searched(repetition, method) for repetition in repetitions)]
+    repetitions = [repetition for repetition in repetitions if any(_searched(repetition, method) for method in shown)]
     if not shown:
         return None
-    n_columns = len(runs) if len(runs) > 1 else min(3, len(shown))
-    n_lines = -(-len(shown) * len(runs) // n_columns)
+    n_columns = len(repetitions) if len(repetitions) > 1 else min(3, len(shown))
+    n_lines = -(-len(shown) * len(repetitions) // n_columns)
     figure = _figure(1.9 + 2.6 * n_columns, 0.7 + 2.0 * n_lines)
-    grid = figure.subplots(n_lines, n_columns, squeeze=False, sharex="row" if len(runs) > 1 else "none", sharey=True)
-    drawn = _most_weighty(shown, runs)
-    searches = [(method, run, _searched(run, method)) for method in shown for run in runs]
+    grid = figure.subplots(
+        n_lines, n_columns, squeeze=False, sharex="row" if len(repetitions) > 1 else "none", sharey=True
+    )
+    drawn = _most_weighty(shown, repetitions)
+    searches = [(method, repetition, _searched(repetition, method)) for method in shown for repetition in repetitions]
     for axes in grid.flat[len(searches) :]:
         axes.set_visible(False)
-    for axes, (method, run, search) in zip(grid.flat, searches, strict=False):
+    for axes, (method, repetition, search) in zip(grid.flat, searches, strict=False):
         if search:
-            axes.set_title(f"{method.look.name}, {seed_name(run.seed)}", fontsize=9)
-            _coefficients(axes, search, run.trials[method.label].kept_step, drawn)
+            axes.set_title(f"{method.style.name}, {seed_name(repetition.seed)}", fontsize=9)
+            _coefficients(axes, search, repetition.trials[method.label].kept_step, drawn)
         else:
             axes.set_visible(False)
     figure.supxlabel("mixing step", fontsize=9)
     figure.supylabel("coefficient alpha", fontsize=9)
-    figure.legend(handles=_expert_handles(drawn, shown, runs), loc="outside right center")
+    figure.legend(handles=_expert_handles(drawn, shown, repetitions), loc="outside right center")
     caption = (
         "The coefficients over the steps of each search, a line an expert; every seed has experts of its own. "
         "Dotted: the alpha that is kept."
     )
-    names = ", ".join(method.look.name for method in shown)
+    names = ", ".join(method.style.name for method in shown)
     return figure, f"Coefficients over the mixing steps, a panel for each method and seed: {names}.", caption
 
 
 def _coefficients(
-    axes: "Axes", search: Sequence[Step], kept_step: int | None, looks: dict[int, tuple[str, Any]]
+    axes: "Axes", search: Sequence[Step], kept_step: int | None, styles: dict[int, tuple[str, Any]]
 ) -> None:
     axes.set_ylim(0, 1)
     axes.margins(x=0.01)
     for k in range(len(search[0].alpha)):
-        color, dash = looks.get(k, (GREY, "-"))
+        color, dash = styles.get(k, (GREY, "-"))
         axes.plot([s.step for s in search], [s.alpha[k] for s in search], color=color, linestyle=dash)
     if kept_step is not None:
         axes.axvline(kept_step, color=BLACK, linewidth=0.8, linestyle=":")
 
 
-def _searched(run: Run, method: MethodSummary) -> list[Step]:
-    return run.trials[method.label].search if method.label in run.trials else []
+def _searched(repetition: Repetition, method: MethodSummary) -> list[Step]:
+    return repetition.trials[method.label].search if method.label in repetition.trials else []
 
 
-def _most_weighty(shown: Sequence[MethodSummary], runs: Sequence[Run]) -> dict[int, tuple[str, Any]]:
+def _most_weighty(shown: Sequence[MethodSummary], repetitions: Sequence[Repetition]) -> dict[int, tuple[str, Any]]:
     """Return colour and dash of the experts that are told apart: all, or those with the largest coefficients."""
     largest: dict[int, float] = {}
-    for search in (_searched(run, method) for method in shown for run in runs):
+    for search in (_searched(repetition, method) for method in shown for repetition in repetitions):
         for k, a in enumerate(search[-1].alpha if search else ()):
             largest[k] = max(largest.get(k, 0.0), a)
     kept = sorted(sorted(largest, key=lambda k: -largest[k])[:_MAX_EXPERTS])
@@ -132,12 +136,16 @@ def _most_weighty(shown: Sequence[MethodSummary], runs: Sequence[Run]) -> dict[i
 
 
 def _expert_handles(
-    drawn: dict[int, tuple[str, Any]], shown: Sequence[MethodSummary], runs: Sequence[Run]
+    drawn: dict[int, tuple[str, Any]], shown: Sequence[MethodSummary], repetitions: Sequence[Repetition]
 ) -> list[Any]:
     from matplotlib.lines import Line2D
 
     mixes = [
-        m for run in runs for method in shown if method.label in run.trials if (m := run.trials[method.label].mix)
+        m
+        for repetition in repetitions
+        for method in shown
+        if method.label in repetition.trials
+        if (m := repetition.trials[method.label].mix)
     ]
     names = {tuple(name_of(expert.path) for expert in mix.experts) for mix in mixes}
     named = names.pop() if len(names) == 1 else ()  # other seeds' experts may have other names
@@ -145,23 +153,30 @@ def _expert_handles(
         Line2D([], [], color=color, linestyle=dash, label=named[k] if k < len(named) else f"expert {k}")
         for k, (color, dash) in drawn.items()
     ]
-    n_experts = max(len(search[0].alpha) for run in runs for method in shown if (search := _searched(run, method)))
+    n_experts = max(
+        len(search[0].alpha)
+        for repetition in repetitions
+        for method in shown
+        if (search := _searched(repetition, method))
+    )
     return handles + ([Line2D([], [], color=GREY, label="the others")] if n_experts > len(drawn) else [])
 
 
-def loss(row: RowSummary, runs: Sequence[Run]) -> Plot:
+def loss(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
     methods = [method for method in row.methods if method.search]
     if not methods:
         return None
-    objectives = sorted({method.objective or "loss" for method in methods}, key=lambda name: (name != "loss", name))
+    objectives = sorted({method.objective or _LOSS for method in methods}, key=lambda name: (name != _LOSS, name))
     figure = _figure(8.0, 1.0 + 3.4 * len(objectives))
     panels = dict(zip(objectives, figure.subplots(len(objectives), squeeze=False, sharex=True).flat, strict=True))
     end = max(point.x for method in methods for point in method.search)
     for method in methods:
-        axes = panels[method.objective or "loss"]
-        _curve(axes, method.look, method.search, 7 if len(method.search) <= _FEW_POINTS else None)
+        axes = panels[method.objective or _LOSS]
+        _curve(axes, method.style, method.search, 7 if len(method.search) <= _FEW_POINTS else None)
         if method.objective is None:  # its loss, for as long as the searches go on
-            axes.plot([method.search[0].x, end], [method.search[0].y.mean] * 2, color=method.look.color, linewidth=0.7)
+            axes.plot(
+                [method.search[0].x, end], [method.search[0].y.mean] * 2, color=method.style.color, linewidth=0.7
+            )
     for objective, axes in panels.items():
         axes.set_ylabel(_minimised(objective, row))
     panels[objectives[-1]].set_xlabel(
@@ -175,19 +190,19 @@ def loss(row: RowSummary, runs: Sequence[Run]) -> Plot:
         "Markers: validations, and the uniform blend where a search starts without one; lines just join them. "
         f"{level}A search that has ended keeps its last loss. {_spread_said(row)}"
     )
-    names = ", ".join(method.look.name for method in methods)
+    names = ", ".join(method.style.name for method in methods)
     return figure, f"A line for each method, over the budget in minibatch forwards: {names}.", caption
 
 
 def _minimised(objective: str, row: RowSummary) -> str:
     """Name what a search minimises on the validation split: the loss, or an objective turned round."""
-    if objective == "loss":
+    goal = goal_named(objective)
+    if goal.is_smooth:
         return f"validation loss ({_LOSS_UNITS[row.merit.figure]})" if row.merit else "validation loss"
-    own = objective.removeprefix(PREFIX)
-    return f"{'1 -' if own == objective else 'minus'} {own} on validation data"
+    return f"{f'{goal.best:g} -' if goal.best else 'minus'} {goal.name.removeprefix(PREFIX)} on validation data"
 
 
-def cost(row: RowSummary, runs: Sequence[Run]) -> Plot:
+def cost(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
     methods = [method for method in row.methods if method.cost]
     if not any(method.cost["budget"].mean for method in methods):
         return None
@@ -202,16 +217,19 @@ def cost(row: RowSummary, runs: Sequence[Run]) -> Plot:
     for axes, (key, (title, unit)) in zip(panels, panel_of.items(), strict=True):
         found = [method.cost.get(key) for method in methods]
         values = [stat.mean / unit if stat else 0.0 for stat in found]
-        bars = axes.barh(range(len(methods)), values, color=[method.look.color for method in methods], height=0.65)
+        bars = axes.barh(range(len(methods)), values, color=[method.style.color for method in methods], height=0.65)
         axes.bar_label(bars, [f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in values], padding=2)
         axes.set_xlim(0, 1.35 * max(*values, 1e-9))
         axes.set_title(title, fontsize=9)
-        axes.set_yticks(range(len(methods)), [method.look.name for method in methods])
+        axes.set_yticks(range(len(methods)), [method.style.name for method in methods])
         axes.set_xticks([])
         axes.grid(False)
         axes.spines["bottom"].set_visible(False)
     panels[0].invert_yaxis()
-    caption = "What each method's choice of alpha took, mean over the seeds; the blend's own writing included."
+    caption = (
+        "What each method's choice of alpha took, mean over the seeds; writing the blend included, explaining it and "
+        "refreshing BatchNorm not."
+    )
     return figure, "Bars of budget, examples, wall time and peak memory by method, as in the table below.", caption
 
 
@@ -226,25 +244,25 @@ def _new(width: float, height: float) -> tuple["Figure", "Axes"]:
     return figure, figure.add_subplot()
 
 
-def _curve(axes: "Axes", look: Look, points: Sequence[Point], marker_size: float | None = None) -> None:
+def _curve(axes: "Axes", style: Style, points: Sequence[Point], marker_size: float | None = None) -> None:
     """Draw a mean over the seeds, with a band of one standard deviation."""
     xs, means = [point.x for point in points], [point.y.mean for point in points]
-    face = "white" if look.hollow else look.color
+    face = "white" if style.hollow else style.color
     axes.plot(
         xs,
         means,
-        color=look.color,
-        marker=look.marker,
+        color=style.color,
+        marker=style.marker,
         markersize=marker_size,
-        linestyle=look.dash,
+        linestyle=style.dash,
         markerfacecolor=face,
-        label=look.name,
+        label=style.name,
     )
     spreads = [point.y.sd or 0.0 for point in points]
     if any(spreads):
         low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
         high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
-        axes.fill_between(xs, low, high, color=look.color, alpha=0.13, linewidth=0)
+        axes.fill_between(xs, low, high, color=style.color, alpha=0.13, linewidth=0)
 
 
 def _capital(text: str) -> str:

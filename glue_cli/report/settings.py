@@ -5,16 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glue_cli.foundation.units import name_of
-from glue_cli.report.sort import Run, looks_of_runs
-from glue_cli.results.schemas import Result
+from glue_cli.report.sort import Repetition, styles_by_label
+from glue_cli.results.finetune import FinetuneResult
+from glue_cli.results.mix import MixResult
+from glue_cli.results.train_expert import TrainExpertResult
 
 
-def list_settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+def list_settings(repetitions: Sequence[Repetition]) -> list[tuple[str, str, str]]:
     """Return (key, value, where it holds) of every setting that the results tell."""
-    names = {label: look.name for label, look in looks_of_runs(runs).items()}
+    names = {label: style.name for label, style in styles_by_label(repetitions).items()}
     where: dict[str, dict[str, list[str]]] = {}
-    for run in runs:
-        for place, key, value in _told(run, names):
+    for repetition in repetitions:
+        for place, key, value in _told(repetition, names):
             places = where.setdefault(key, {}).setdefault(value, [])
             if place not in places:
                 places.append(place)
@@ -25,19 +27,21 @@ def list_settings(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _told(run: Run, names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    for trained in run.trained.values():
+def _told(repetition: Repetition, names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    for trained in repetition.trained.values():
         yield from _flat("experts", "train", trained)
     for label, name in names.items():
-        trial = run.trials.get(label)
+        trial = repetition.trials.get(label)
         if trial and trial.mix:
             yield from _flat(name, "mix", trial.mix)
         if trial and trial.finetune:
             yield from _flat(name, "finetune", trial.finetune)
 
 
-def _flat(place: str, command: str, result: Result) -> Iterator[tuple[str, str, str]]:
-    told = {"model": result.model, "data": result.data, **result.settings}
+def _flat(
+    place: str, command: str, result: TrainExpertResult | MixResult | FinetuneResult
+) -> Iterator[tuple[str, str, str]]:
+    told = {"model": result.model or {}, "data": result.data or {}, **result.settings}
     for key, of_all in (("precision", result.precision), ("threads", result.threads)):
         if value := told.pop(key, None) or of_all:
             told[f"{command}.{key}"] = value
@@ -55,13 +59,13 @@ def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
         yield prefix, value if isinstance(value, str) else json.dumps(value)
 
 
-def list_experts(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+def list_experts(repetitions: Sequence[Repetition]) -> list[tuple[str, str, str, str]]:
     """Return (seed, name, training examples, sha256) of every expert that was blended."""
     found: dict[tuple[str, str, str, str], None] = {}
-    for run in runs:
-        for trial in run.trials.values():
+    for repetition in repetitions:
+        for trial in repetition.trials.values():
             for expert in trial.mix.experts if trial.mix else ():
-                seed = "-" if run.seed is None else str(run.seed)
+                seed = "-" if repetition.seed is None else str(repetition.seed)
                 examples = "-" if expert.examples is None else f"{expert.examples:,}"
                 found[seed, name_of(expert.path), examples, expert.sha256 or "-"] = None
     return list(found)

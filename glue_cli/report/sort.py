@@ -1,4 +1,4 @@
-"""Sort what was read: rows (experiments) of runs (seeds) of trials (methods, and training from scratch)."""
+"""Sort what was read: rows (experiments) of repetitions (seeds) of trials (methods, and training from scratch)."""
 
 import re
 from collections.abc import Sequence
@@ -11,14 +11,20 @@ from pydantic import ValidationError
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.units import name_of
 from glue_cli.report.sources import Source, why
-from glue_cli.report.styles import Look, looks_of
-from glue_cli.results.schemas import Evaluate, Evaluation, Finetune, Mix, Read, Step, TrainExpert
+from glue_cli.report.styles import Style, styles_of
+from glue_cli.results.evaluate import EvaluatedCheckpoint, EvaluateResult
+from glue_cli.results.finetune import FinetuneResult
+from glue_cli.results.history import Step
+from glue_cli.results.mix import MixResult
+from glue_cli.results.record import read_record
+from glue_cli.results.train_expert import TrainExpertResult
+from glue_cli.spec.goal import Goal, goal_named
 
 SCRATCH = "scratch"
 # `glue mix` writes to this name where no other is asked for, so it says nothing about the method.
 _UNNAMED = "prior"
 
-_Model = TypeVar("_Model", bound=Read)
+_Record = TypeVar("_Record")
 
 
 @dataclass
@@ -32,16 +38,16 @@ class Trial:
     """
 
     label: str
-    mix: Mix | None = None
+    mix: MixResult | None = None
     search: list[Step] = field(default_factory=list)
-    finetune: Finetune | None = None
-    evaluated: dict[str, Evaluation] = field(default_factory=dict)
+    finetune: FinetuneResult | None = None
+    evaluated: dict[str, EvaluatedCheckpoint] = field(default_factory=dict)
 
     @property
-    def objective(self) -> str | None:
-        """What its search minimised, `loss` unless it tells another objective; None where there was no search."""
+    def goal(self) -> Goal | None:
+        """What its search was for: the loss, unless it tells another objective; None where there was no search."""
         if self.mix is None:
-            return "loss" if self.search else None
+            return goal_named("loss") if self.search else None
         return self.mix.goal if self.search or self.mix.steps is not None else None
 
     @property
@@ -69,7 +75,7 @@ class Trial:
 
 
 @dataclass
-class Run:
+class Repetition:
     """One seed of a row.
 
     Attributes:
@@ -80,23 +86,26 @@ class Run:
     row: str
     seed: int | None
     trials: dict[str, Trial] = field(default_factory=dict)
-    experts: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
-    trained: dict[str, TrainExpert] = field(default_factory=dict)
+    experts: dict[str, dict[str, EvaluatedCheckpoint]] = field(default_factory=dict)
+    trained: dict[str, TrainExpertResult] = field(default_factory=dict)
 
     def trial(self, label: str) -> Trial:
         return self.trials.setdefault(label, Trial(label))
 
 
-def looks_of_runs(runs: Sequence[Run]) -> dict[str, Look]:
-    """Return the look of every label of a row, in the order in which methods are listed."""
-    labels = {label for run in runs for label in run.trials}
-    trials = {label: [run.trials[label] for run in runs if label in run.trials] for label in labels}
+def styles_by_label(repetitions: Sequence[Repetition]) -> dict[str, Style]:
+    """Return the style of every label of a row, in the order in which methods are listed."""
+    labels = {label for repetition in repetitions for label in repetition.trials}
+    trials = {
+        label: [repetition.trials[label] for repetition in repetitions if label in repetition.trials]
+        for label in labels
+    }
     default = {label for label in labels if all(trial.is_default_search for trial in trials[label])}
-    return looks_of(labels, default)
+    return styles_of(labels, default)
 
 
-def sort_runs(sources: Sequence[Source]) -> dict[str, list[Run]]:
-    """Return the runs of each row, by seed.
+def sort_sources(sources: Sequence[Source]) -> dict[str, list[Repetition]]:
+    """Return the repetitions of each row, by seed.
 
     Raises:
         DataError: a result lacks what it should hold, or there are two of one method with one seed.
@@ -104,60 +113,60 @@ def sort_runs(sources: Sequence[Source]) -> dict[str, list[Run]]:
     found: dict[tuple[str, int | None], list[Source]] = {}
     for source in sources:
         found.setdefault((source.row, source.seed), []).append(source)
-    rows: dict[str, list[Run]] = {}
+    rows: dict[str, list[Repetition]] = {}
     for row, seed in sorted(found, key=lambda key: (key[0], -1 if key[1] is None else key[1])):
-        rows.setdefault(row, []).append(_Sorter(Run(row, seed), found[row, seed]).sort())
+        rows.setdefault(row, []).append(_Sorter(Repetition(row, seed), found[row, seed]).sort())
     return rows
 
 
 class _Sorter:
-    """Puts each of a run's sources where it belongs, the blends first, since the others go by their names."""
+    """Puts each of a repetition's sources where it belongs, the blends first, since the others go by their names."""
 
-    def __init__(self, run: Run, sources: Sequence[Source]) -> None:
-        self._run, self._sources = run, sources
+    def __init__(self, repetition: Repetition, sources: Sequence[Source]) -> None:
+        self._repetition, self._sources = repetition, sources
         self._label_of_blend: dict[str, str] = {}
         self._label_of_file: dict[str, str] = {}
         self._experts: set[str] = set()
-        self._put: dict[tuple[str, str], tuple[Source, Read]] = {}
+        self._put: dict[tuple[str, str], tuple[Source, object]] = {}
 
-    def sort(self) -> Run:
+    def sort(self) -> Repetition:
         for source in self._of("glue.mix/1"):
-            self._add_mix(source, _parsed(Mix, source))
+            self._add_mix(source, _parsed(MixResult, source))
         for source in self._of("glue.finetune/1"):
-            finetune = _parsed(Finetune, source)
+            finetune = _parsed(FinetuneResult, source)
             label = self._label(finetune.start, finetune.method)
             if self._is_new("finetune", label, source, finetune):
-                self._run.trial(label).finetune = finetune
+                self._repetition.trial(label).finetune = finetune
         for source in self._of("glue.train-expert/1"):
-            trained = _parsed(TrainExpert, source)
+            trained = _parsed(TrainExpertResult, source)
             self._experts.add(name_of(trained.output))
-            self._run.trained[name_of(trained.output)] = trained
+            self._repetition.trained[name_of(trained.output)] = trained
         for source in self._of("glue.evaluate/1"):
-            for evaluation in _parsed(Evaluate, source).results:
+            for evaluation in _parsed(EvaluateResult, source).results:
                 self._add_evaluation(evaluation)
         for source in self._of("glue.history/1"):
             self._add_history(source)
-        return self._run
+        return self._repetition
 
     def _of(self, schema: str) -> list[Source]:
         return [source for source in self._sources if source.schema_name == schema]
 
-    def _add_mix(self, source: Source, mix: Mix) -> None:
+    def _add_mix(self, source: Source, mix: MixResult) -> None:
         name = name_of(mix.output)
         label = mix.method if name == _UNNAMED else name
         if self._is_new("blend", label, source, mix):
-            self._run.trial(label).mix = mix
+            self._repetition.trial(label).mix = mix
         self._label_of_blend[name] = label
         self._label_of_file[_stem(source)] = label
         self._experts |= {name_of(expert.path) for expert in mix.experts}
 
-    def _add_evaluation(self, evaluation: Evaluation) -> None:
+    def _add_evaluation(self, evaluation: EvaluatedCheckpoint) -> None:
         name = name_of(evaluation.checkpoint)
         folder = PurePath(evaluation.checkpoint).parent.name
         if name in self._experts or name.startswith("expert") or folder == "experts":
-            self._run.experts.setdefault(name, {})[evaluation.split] = evaluation
+            self._repetition.experts.setdefault(name, {})[evaluation.split] = evaluation
         elif not name.endswith("finetuned"):  # its figures are in its own history
-            self._run.trial(self._label(evaluation.checkpoint)).evaluated[evaluation.split] = evaluation
+            self._repetition.trial(self._label(evaluation.checkpoint)).evaluated[evaluation.split] = evaluation
 
     def _add_history(self, source: Source) -> None:
         first = source.objects[0]
@@ -167,12 +176,12 @@ class _Sorter:
             if any(len(step.alpha) != len(steps[0].alpha) for step in steps):
                 raise _damaged(source, "alpha is not of one length")
             if self._is_new("search", label, source, steps[-1]):
-                self._run.trial(label).search = steps
+                self._repetition.trial(label).search = steps
         elif first.get("command") == "finetune":
             label = self._label(str(first.get("start")))
-            if self._run.trial(label).finetune is None:  # the command has not ended, or its result was not kept
+            if self._repetition.trial(label).finetune is None:  # the command has not ended, or its result was not kept
                 whole = {"start": str(first.get("start")), "history": source.objects}
-                self._run.trial(label).finetune = _validated(Finetune, source, whole)
+                self._repetition.trial(label).finetune = _validated(FinetuneResult, source, whole)
 
     def _label(self, checkpoint: str, method: str | None = None) -> str:
         name = name_of(checkpoint)
@@ -186,12 +195,12 @@ class _Sorter:
         if _stem(source) in self._label_of_file:
             return self._label_of_file[_stem(source)]
         own = re.sub(r"[-_.](mix|history)$", "", _stem(source))
-        alike = [trial.label for trial in self._run.trials.values() if trial.mix and trial.mix.method == method]
-        if own in self._run.trials or len(alike) != 1:
+        alike = [trial.label for trial in self._repetition.trials.values() if trial.mix and trial.mix.method == method]
+        if own in self._repetition.trials or len(alike) != 1:
             return own if own.startswith(method) else method
         return alike[0]
 
-    def _is_new(self, what: str, label: str, source: Source, result: Read) -> bool:
+    def _is_new(self, what: str, label: str, source: Source, result: object) -> bool:
         """Tell whether this is the first of its kind; the same once more is no fault.
 
         Raises:
@@ -199,9 +208,9 @@ class _Sorter:
         """
         other, before = self._put.setdefault((what, label), (source, result))
         if before != result:
-            seed = "" if self._run.seed is None else f" with seed {self._run.seed}"
+            seed = "" if self._repetition.seed is None else f" with seed {self._repetition.seed}"
             raise DataError(
-                f"two files hold a {what} '{label}' of '{self._run.row}'{seed}",
+                f"two files hold a {what} '{label}' of '{self._repetition.row}'{seed}",
                 items=[other.path, source.path],
                 hint="give one of them, or keep runs in folders of their own, such as ROW/seed-0",
             )
@@ -212,13 +221,13 @@ def _stem(source: Source) -> str:
     return PurePath(source.name).stem
 
 
-def _parsed(model: type[_Model], source: Source) -> _Model:
-    return _validated(model, source, source.objects[0])
+def _parsed(kind: type[_Record], source: Source) -> _Record:
+    return _validated(kind, source, source.objects[0])
 
 
-def _validated(model: type[_Model], source: Source, found: object) -> _Model:
+def _validated(kind: type[_Record], source: Source, found: object) -> _Record:
     try:
-        return model.model_validate(found)
+        return read_record(kind, found)
     except ValidationError as error:
         raise _damaged(source, why(error)) from None
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.foundation.errors import DataError, GlueError
+from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.regular_files import read_text
 
@@ -84,7 +83,7 @@ def read_sources(paths: Sequence[Path], progress: Progress) -> list[Source]:
         )
     if n_others:
         progress(Noted(f"passed over {n_others} files that are no history and no result"))
-    return _with_seeds([_completed(source, set(paths)) for source in sources])
+    return _with_seeds(sources)
 
 
 def why(error: Exception) -> str:
@@ -97,6 +96,8 @@ def why(error: Exception) -> str:
         return f"no text at byte {error.start}"
     if isinstance(error, ValidationError):
         first = error.errors()[0]
+        if first["type"] == "value_error":  # a record's own
+            return str(first["ctx"]["error"])
         return f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     return f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
 
@@ -145,23 +146,6 @@ def _place(path: Path) -> tuple[str, int | None]:
     folder = Path(os.path.abspath(path)).parent
     found = _SEED_FOLDER.fullmatch(folder.name)
     return (found["row"] or folder.parent.name, int(found["seed"])) if found else (folder.name, None)
-
-
-def _completed(source: Source, paths: set[Path]) -> Source:
-    """Return a result with what the checkpoint that it wrote says of itself, where that is among the files.
-
-    The first versions wrote the settings into checkpoints alone.
-    """
-    result = source.objects[0]
-    checkpoint = Path(source.path).parent / Path(str(result.get("output"))).name
-    if source.schema_name not in RESULTS or "settings" in result or checkpoint not in paths:
-        return source
-    try:
-        said = read_checkpoint(checkpoint).glue
-    except GlueError:
-        return source
-    added = {key: said[key] for key in ("seed", "glue", "model", "settings") if key in said}
-    return source.model_copy(update={"objects": [{**added, **result}]})
 
 
 def _with_seeds(sources: list[Source]) -> list[Source]:

@@ -12,7 +12,7 @@ DARK_VERMILLION, PALE_VERMILLION = "#7A3300", "#F2A36B"
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """A method's name for readers and its line in matplotlib's words; a `hollow` marker is white inside."""
 
     name: str
@@ -23,17 +23,17 @@ class Look:
 
 
 _KNOWN = {
-    "uniform": Look("uniform", SKY, "v"),
-    "data-size": Look("data size", GREEN, "^"),
-    "proxy": Look("proxy accuracy", PURPLE, "D"),
-    "fullgrad": Look("full gradient", BLUE, "s"),
-    "spsa": Look("GLUE (SPSA)", VERMILLION, "o"),
-    "spsa-n2": Look("GLUE, 2 directions", DARK_VERMILLION, "X", "--"),
-    "spsa-n4": Look("GLUE, 4 directions", PALE_VERMILLION, "P", "-."),
-    "spsa-default": Look("GLUE, default preset", ORANGE, "o", hollow=True),
-    "cmaes": Look("CMA-ES", DARK_GREY, "<", "-."),
-    "greedy": Look("greedy soup", GREY, ">", "--"),
-    "scratch": Look("from scratch", BLACK, "x", ":"),
+    "uniform": Style("uniform", SKY, "v"),
+    "data-size": Style("data size", GREEN, "^"),
+    "proxy": Style("proxy accuracy", PURPLE, "D"),
+    "fullgrad": Style("full gradient", BLUE, "s"),
+    "spsa": Style("GLUE (SPSA)", VERMILLION, "o"),
+    "spsa-n2": Style("GLUE, 2 directions", DARK_VERMILLION, "X", "--"),
+    "spsa-n4": Style("GLUE, 4 directions", PALE_VERMILLION, "P", "-."),
+    "spsa-default": Style("GLUE, default preset", ORANGE, "o", hollow=True),
+    "cmaes": Style("CMA-ES", DARK_GREY, "<", "-."),
+    "greedy": Style("greedy soup", GREY, ">", "--"),
+    "scratch": Style("from scratch", BLACK, "x", ":"),
 }
 # `spsa` by the default preset, which takes Gauss-Newton's steps where it can.
 _PAPERS_SEARCH, _DEFAULT_SEARCH = _KNOWN["spsa"].name, "GLUE, default search"
@@ -47,24 +47,24 @@ def base_of(label: str) -> str:
     return max(bases, key=len, default=label)
 
 
-def looks_of(labels: Collection[str], default: Collection[str] = ()) -> dict[str, Look]:
-    """Return each label's look, in the order in which methods are listed; `default` are those by the default search.
+def styles_of(labels: Collection[str], default: Collection[str] = ()) -> dict[str, Style]:
+    """Return each label's style, in the order in which methods are listed; `default` are those by the default search.
 
-    A known one with `-refreshed` has its look, hollow and dashed; another has name and colour of the method that it
+    A known one with `-refreshed` has its style, hollow and dashed; another has name and colour of the method that it
     begins with, else grey, and a line of its own.
     """
     order = {label: i for i, label in enumerate(_KNOWN)}
     lines = cycle(zip(_MARKERS, cycle(_DASHES), strict=False))
-    looks = {}
+    styles = {}
     for label in sorted(labels, key=lambda label: (order.get(base_of(label), len(order)), label)):
         if label in _KNOWN:
-            looks[label] = _KNOWN[label]
+            styles[label] = _KNOWN[label]
         elif (known := _KNOWN.get(label.removesuffix(_REFRESHED))) is not None:
-            looks[label] = replace(known, name=f"{known.name}, BatchNorm refreshed", dash="--", hollow=True)
+            styles[label] = replace(known, name=f"{known.name}, BatchNorm refreshed", dash="--", hollow=True)
         else:
             base = _KNOWN.get(base_of(label))
             name = f"{base.name}, {label.removeprefix(base_of(label))[1:].replace('-', ' ')}" if base else label
-            looks[label] = Look(name, base.color if base else GREY, *next(lines), hollow=True)
-    for label in looks.keys() & set(default):
-        looks[label] = replace(looks[label], name=looks[label].name.replace(_PAPERS_SEARCH, _DEFAULT_SEARCH))
-    return looks
+            styles[label] = Style(name, base.color if base else GREY, *next(lines), hollow=True)
+    for label in styles.keys() & set(default):
+        styles[label] = replace(styles[label], name=styles[label].name.replace(_PAPERS_SEARCH, _DEFAULT_SEARCH))
+    return styles

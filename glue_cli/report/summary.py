@@ -1,22 +1,15 @@
-"""What a row's runs amount to: means and spreads over the seeds, and differences between methods."""
+"""What a row's repetitions amount to: means and spreads over the seeds, and differences between methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from glue_cli.report.sort import Run, Trial, looks_of_runs
+from glue_cli.report.sort import Repetition, Trial, styles_by_label
 from glue_cli.report.statistics import Measures, Point, Series, Stat, measure, stat
-from glue_cli.report.styles import Look, base_of
-from glue_cli.results.schemas import Evaluation
+from glue_cli.report.styles import Style, base_of
+from glue_cli.results.evaluate import EvaluatedCheckpoint
 
 BASELINES = ("data-size", "proxy", "fullgrad")
 GLUE = "spsa"
-
-# What the paper says of GLUE beside each baseline, in points of test accuracy: its section 5.
-CLAIMS = {
-    "cifar10-resnet20": {"data-size": "up to +6.7", "proxy": "up to +7.0", "fullgrad": "up to +4.5"},
-    "svhn-mobilenetv2": {"data-size": "up to +3.8", "proxy": "up to +3.9", "fullgrad": "within 1.4"},
-    "imagenette-vit8": {"data-size": "up to +8.5", "proxy": "up to +9.1", "fullgrad": "within 0.5"},
-}
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class MethodSummary:
 
     label: str
     method: str
-    look: Look
+    style: Style
     seeds: list[int | None]
     merit: Measures
     against: dict[str, Measures]
@@ -69,10 +62,10 @@ class MethodSummary:
 
 @dataclass(frozen=True)
 class ExpertSummary:
-    """One expert of a row, over the runs.
+    """One expert of a row, over the repetitions.
 
     Attributes:
-        merit: its figure of merit, a value a run; None where that is not known.
+        merit: its figure of merit, a value a repetition; None where that is not known.
     """
 
     name: str
@@ -81,12 +74,11 @@ class ExpertSummary:
 
 @dataclass(frozen=True)
 class RowSummary:
-    """One row of the experiment, over its runs.
+    """One row of the experiment, over its repetitions.
 
     Attributes:
-        seeds: one a run; None where it is not known.
+        seeds: one a repetition; None where it is not known.
         merit: None where no file has figures of merit.
-        claims: what the paper says of this row, by baseline.
         notes: what a reader has to know to read the figures.
     """
 
@@ -95,68 +87,72 @@ class RowSummary:
     merit: Merit | None
     experts: list[ExpertSummary]
     methods: list[MethodSummary]
-    claims: dict[str, str]
     notes: list[str]
 
 
-def summarise(row: str, runs: Sequence[Run]) -> RowSummary:
-    """Return the summary of a row's runs."""
-    merit = _find_merit(runs)
-    looks = looks_of_runs(runs)
-    series = {label: _series_of(label, runs, merit) for label in looks}
+def summarise(row: str, repetitions: Sequence[Repetition]) -> RowSummary:
+    """Return the summary of a row's repetitions."""
+    merit = _find_merit(repetitions)
+    styles = styles_by_label(repetitions)
+    series = {label: _series_of(label, repetitions, merit) for label in styles}
     methods = []
-    for label, look in looks.items():
-        trials = [run.trials[label] for run in runs if label in run.trials]
+    for label, style in styles.items():
+        trials = [repetition.trials[label] for repetition in repetitions if label in repetition.trials]
         methods.append(
             MethodSummary(
                 label,
                 next((trial.mix.method for trial in trials if trial.mix), base_of(label)),
-                look,
+                style,
                 [seed for seed, curve in series[label].items() if curve or merit is None],
                 measure(series[label].values()),
-                {b: _difference(series[label], series[b]) for b in BASELINES if b in looks and b != label},
+                {b: _difference(series[label], series[b]) for b in BASELINES if b in styles and b != label},
                 _cost(trials),
-                next((trial.objective for trial in trials if trial.objective), None),
+                next((trial.goal.name for trial in trials if trial.goal), None),
                 _search(trials),
             )
         )
-    names = sorted({name for run in runs for name in run.experts})
-    experts = [ExpertSummary(name, [_evaluated(run.experts.get(name, {}), merit) for run in runs]) for name in names]
-    seeds = [run.seed for run in runs]
-    return RowSummary(row, seeds, merit, experts, methods, CLAIMS.get(row, {}), _notes(runs, merit, methods, series))
+    names = sorted({name for repetition in repetitions for name in repetition.experts})
+    experts = [
+        ExpertSummary(name, [_evaluated(repetition.experts.get(name, {}), merit) for repetition in repetitions])
+        for name in names
+    ]
+    seeds = [repetition.seed for repetition in repetitions]
+    return RowSummary(row, seeds, merit, experts, methods, _notes(repetitions, merit, methods, series))
 
 
-def _find_merit(runs: Sequence[Run]) -> Merit | None:
+def _find_merit(repetitions: Sequence[Repetition]) -> Merit | None:
     """Return the first figure that all finetunings recorded, else that any did, else that the experts have."""
-    finetunes = [trial.finetune for run in runs for trial in run.trials.values() if trial.finetune]
+    finetunes = [
+        trial.finetune for repetition in repetitions for trial in repetition.trials.values() if trial.finetune
+    ]
     for enough in (all, any):
         for merit in MERITS:
-            if finetunes and enough(f.history[-1].figure(merit.key) is not None for f in finetunes):
+            if finetunes and enough(f.history[-1].figures.get(merit.key) is not None for f in finetunes):
                 return merit
-    evaluated = [found for run in runs for found in run.experts.values()]
-    evaluated += [trial.evaluated for run in runs for trial in run.trials.values()]
+    evaluated = [found for repetition in repetitions for found in repetition.experts.values()]
+    evaluated += [trial.evaluated for repetition in repetitions for trial in repetition.trials.values()]
     known = (merit for merit in MERITS if any(_evaluated(found, merit) is not None for found in evaluated))
     return next(known, None)
 
 
-def _evaluated(found: Mapping[str, Evaluation], merit: Merit | None) -> float | None:
-    value = found[merit.split].figure(merit.figure) if merit and merit.split in found else None
+def _evaluated(found: Mapping[str, EvaluatedCheckpoint], merit: Merit | None) -> float | None:
+    value = found[merit.split].figures.get(merit.figure) if merit and merit.split in found else None
     return merit.scale * value if merit and value is not None else None
 
 
-def _series_of(label: str, runs: Sequence[Run], merit: Merit | None) -> Mapping[int | None, Series]:
+def _series_of(label: str, repetitions: Sequence[Repetition], merit: Merit | None) -> Mapping[int | None, Series]:
     """Return a method's curve with each seed; just the prior where it was evaluated and not finetuned."""
     series: dict[int | None, dict[int, float]] = {}
-    for run in runs:
-        trial = run.trials.get(label)
+    for repetition in repetitions:
+        trial = repetition.trials.get(label)
         if trial is None:
             continue
         prior = _evaluated(trial.evaluated, merit)
-        series[run.seed] = {0: prior} if prior is not None else {}
+        series[repetition.seed] = {0: prior} if prior is not None else {}
         for epoch in trial.finetune.history if trial.finetune else ():
-            value = epoch.figure(merit.key) if merit else None
+            value = epoch.figures.get(merit.key) if merit else None
             if merit and value is not None:
-                series[run.seed][epoch.epoch] = merit.scale * value
+                series[repetition.seed][epoch.epoch] = merit.scale * value
     return series
 
 
@@ -170,7 +166,7 @@ def _difference(one: Mapping[int | None, Series], other: Mapping[int | None, Ser
 
 
 def _cost(trials: Sequence[Trial]) -> dict[str, Stat]:
-    costs = [trial.mix.cost for trial in trials if trial.mix]
+    costs = [trial.mix.cost_of_choice for trial in trials if trial.mix]
     figures = {"budget": stat(cost.budget for cost in costs)}
     for key in ("forwards", "validation_forwards", "backwards", "examples", "wall_s", "peak_bytes"):
         figures[key] = stat(getattr(cost, key) for cost in costs)
@@ -196,35 +192,37 @@ def _validated(trial: Trial) -> dict[int, float]:
     that loss before it spends anything.
     """
     if trial.search:
-        uniform = trial.mix.uniform_loss if trial.mix and not trial.begins_validated else None
+        uniform = trial.mix.uniform_mean if trial.mix and not trial.begins_validated else None
         found = {step.budget: step.val_loss for step in trial.search if step.val_loss is not None}
         return found if uniform is None else {0: uniform, **found}
-    if trial.objective not in (None, "loss"):
+    if trial.goal and not trial.goal.is_smooth:
         return {}  # which finetuning does not record
     first = trial.finetune.history[0] if trial.finetune else None
-    loss = first.figure("val_loss") if first and first.epoch == 0 else None
-    return {trial.mix.cost.budget: loss} if trial.mix and loss is not None else {}
+    loss = first.figures.get("val_loss") if first and first.epoch == 0 else None
+    return {trial.mix.cost_of_choice.budget: loss} if trial.mix and loss is not None else {}
 
 
 def _notes(
-    runs: Sequence[Run],
+    repetitions: Sequence[Repetition],
     merit: Merit | None,
     methods: Sequence[MethodSummary],
     series: Mapping[str, Mapping[int | None, Series]],
 ) -> list[str]:
     notes = []
-    if len(runs) == 1:
+    if len(repetitions) == 1:
         notes.append("1 seed: there is no standard deviation, and a difference of a few points may be chance.")
-    fewer = [f"{m.look.name} ({len(m.seeds)})" for m in methods if len(m.seeds) < len(runs)]
+    fewer = [f"{m.style.name} ({len(m.seeds)})" for m in methods if len(m.seeds) < len(repetitions)]
     if fewer:
-        notes.append(f"Not every method has figures for all {len(runs)} seeds: {', '.join(fewer)}.")
+        notes.append(f"Not every method has figures for all {len(repetitions)} seeds: {', '.join(fewer)}.")
     if merit and merit.split == "val":
         notes.append("The finetunings did not track the test split, so the validation split stands in for it.")
     lengths = {max(curve) for curves in series.values() for curve in curves.values() if curve and max(curve) > 0}
     if len(lengths) > 1:
         notes.append(f"The finetunings differ in length, {min(lengths)} to {max(lengths)} epochs: compare with care.")
-    for run in runs:
-        blended = {tuple((e.path, e.sha256) for e in trial.mix.experts) for trial in run.trials.values() if trial.mix}
+    for repetition in repetitions:
+        blended = {
+            tuple((e.path, e.sha256) for e in trial.mix.experts) for trial in repetition.trials.values() if trial.mix
+        }
         if len(blended) > 1:
-            notes.append(f"With seed {run.seed}, the methods did not all blend the same experts.")
+            notes.append(f"With seed {repetition.seed}, the methods did not all blend the same experts.")
     return notes

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from glue_cli.report.document import Table
 from glue_cli.report.settings import list_experts, list_settings
-from glue_cli.report.sort import Run
+from glue_cli.report.sort import Repetition
 from glue_cli.report.statistics import TAIL, Measures, Stat
 from glue_cli.report.summary import BASELINES, GLUE, Merit, MethodSummary, RowSummary
 
@@ -20,13 +20,13 @@ def of_merit(row: RowSummary, merit: Merit) -> list[Table | None]:
 
 def _experts_alone(row: RowSummary, merit: Merit) -> Table | None:
     """Return the figures of merit of each expert, and of all in short."""
-    by_run = [
+    by_seed = [
         [value for value in values if value is not None]
         for values in zip(*(e.merit for e in row.experts), strict=True)
     ]
     lines: list[tuple[str, Sequence[float | None]]] = [(expert.name, expert.merit) for expert in row.experts]
-    lines.append(("mean", [fmean(values) if values else None for values in by_run]))
-    lines.append(("best", [max(values, default=None) for values in by_run]))
+    lines.append(("mean", [fmean(values) if values else None for values in by_seed]))
+    lines.append(("best", [max(values, default=None) for values in by_seed]))
     rows = [[name, *(_number(value, merit.digits) for value in values)] for name, values in lines]
     columns = ["expert", *map(seed_name, row.seeds)]
     return Table(f"{_headed(merit)} of each expert alone", columns, rows) if row.experts else None
@@ -35,11 +35,11 @@ def _experts_alone(row: RowSummary, merit: Merit) -> Table | None:
 def _accuracies(row: RowSummary, merit: Merit) -> Table | None:
     """Return each method's figures of merit before and after finetuning, and what it leads the baselines by."""
     methods = [method for method in row.methods if method.merit.curve]
-    names = {method.label: method.look.name for method in methods}
+    names = {method.label: method.style.name for method in methods}
     baselines = [label for label in BASELINES if label in names]
     rows = []
     for method in methods:
-        line = [method.look.name, ", ".join(_NONE if seed is None else str(seed) for seed in method.seeds)]
+        line = [method.style.name, ", ".join(_NONE if seed is None else str(seed) for seed in method.seeds)]
         line += [_spread(value, merit.digits) for value in _values(method.merit)]
         for label in baselines:
             lead = method.against.get(label)
@@ -52,21 +52,18 @@ def _accuracies(row: RowSummary, merit: Merit) -> Table | None:
 
 
 def _comparisons(row: RowSummary, merit: Merit) -> Table | None:
-    """Return what GLUE leads each baseline by, beside the paper's claim."""
-    names = {method.label: method.look.name for method in row.methods}
+    """Return what GLUE leads each baseline by."""
+    names = {method.label: method.style.name for method in row.methods}
     rows = []
     for method in (method for method in row.methods if method.method == GLUE):
         for label, lead in method.against.items():
             finetuned = [point.y.mean for point in lead.curve if point.x > 0]
             if finetuned:
-                line = [f"{method.look.name} less {names[label]}", str(lead.curve[-1].y.n)]
+                line = [f"{method.style.name} less {names[label]}", str(lead.curve[-1].y.n)]
                 line += [_spread(value, merit.digits, signed=True) for value in _values(lead)]
                 line.append(" to ".join(_signed(end(finetuned), merit.digits) for end in (min, max)))
-                rows.append(
-                    [*line, *([row.claims.get(label, _NONE) if method.label == GLUE else _NONE] if row.claims else [])]
-                )
+                rows.append(line)
     columns = ["difference", "seeds", *_measure_names(row.methods), "least to most in one epoch"]
-    columns += ["the paper's claim"] if row.claims else []
     caption = f"What GLUE leads by, in points of {merit.name}, {_over(row, 'that both have')}"
     return Table(caption, columns, rows) if rows else None
 
@@ -84,7 +81,7 @@ def costs(row: RowSummary) -> Table | None:
         wall, peak = found[5], found[6]
         rows.append(
             [
-                method.look.name,
+                method.style.name,
                 *whole,
                 _number(wall.mean if wall else None),
                 f"{peak.mean / _MIB:,.0f}" if peak else _NONE,
@@ -97,10 +94,19 @@ def costs(row: RowSummary) -> Table | None:
     return Table(caption, columns, rows) if rows else None
 
 
-def alphas(runs: Sequence[Run], names: dict[str, str]) -> Table | None:
+def alphas(repetitions: Sequence[Repetition], names: dict[str, str]) -> Table | None:
     """Return the alpha that each method chose with each seed."""
-    blends = [(run, label) for label in names for run in runs if label in run.trials and run.trials[label].mix]
-    found = [(names[label], seed_name(run.seed), mix.alpha) for run, label in blends if (mix := run.trials[label].mix)]
+    blends = [
+        (repetition, label)
+        for label in names
+        for repetition in repetitions
+        if label in repetition.trials and repetition.trials[label].mix
+    ]
+    found = [
+        (names[label], seed_name(repetition.seed), mix.alpha)
+        for repetition, label in blends
+        if (mix := repetition.trials[label].mix)
+    ]
     n_experts = max((len(alpha) for _, _, alpha in found), default=0)
     rows = [
         [name, seed, *(f"{a:.3f}" for a in alpha), *[_NONE] * (n_experts - len(alpha))] for name, seed, alpha in found
@@ -109,14 +115,14 @@ def alphas(runs: Sequence[Run], names: dict[str, str]) -> Table | None:
     return Table("Alpha as chosen, by expert in the order given", columns, rows, n_left=2) if rows else None
 
 
-def settings(runs: Sequence[Run]) -> Table | None:
-    rows = list_settings(runs)
+def settings(repetitions: Sequence[Repetition]) -> Table | None:
+    rows = list_settings(repetitions)
     code = frozenset({0, 1})
     return Table("Settings", ["setting", "value", "where"], rows, n_left=3, code=code) if rows else None
 
 
-def hashes(runs: Sequence[Run]) -> Table | None:
-    rows = list_experts(runs)
+def hashes(repetitions: Sequence[Repetition]) -> Table | None:
+    rows = list_experts(repetitions)
     columns = ["seed", "expert", "training examples", "sha256"]
     return Table("The experts that were blended", columns, rows, n_left=4, code=frozenset({3})) if rows else None
 

@@ -14,7 +14,7 @@ from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.report import figures, tables
 from glue_cli.report.document import Document, Picture, Section, Table
 from glue_cli.report.render import as_html, as_markdown
-from glue_cli.report.sort import Run, sort_runs
+from glue_cli.report.sort import Repetition, sort_sources
 from glue_cli.report.sources import REPORT, read_sources
 from glue_cli.report.summary import RowSummary, summarise
 
@@ -66,16 +66,16 @@ def report(plan: ReportPlan, progress: Progress) -> dict[str, Any]:
         ResourceError: the report cannot be written.
     """
     sources = read_sources(plan.files, progress)
-    runs_of = sort_runs(sources)
-    rows = [summarise(row, runs) for row, runs in runs_of.items()]
+    repetitions_of = sort_sources(sources)
+    rows = [summarise(row, repetitions) for row, repetitions in repetitions_of.items()]
     can_draw = figures.has_matplotlib()
-    pictures = [figures.draw(row, runs_of[row.row]) if can_draw else [] for row in rows]
+    pictures = [figures.draw(row, repetitions_of[row.row]) if can_draw else [] for row in rows]
     paragraphs = [_TERMS]
     if not can_draw:
         progress(Noted(f"matplotlib is not installed, so there are no figures: {_INSTALL}", warning=True))
         paragraphs.append(f"There are no figures, since matplotlib was not installed: {_INSTALL}.")
-    title = plan.title or f"glue report: {', '.join(runs_of)}"
-    sections = [_section(row, runs_of[row.row], drawn) for row, drawn in zip(rows, pictures, strict=True)]
+    title = plan.title or f"glue report: {', '.join(repetitions_of)}"
+    sections = [_section(row, repetitions_of[row.row], drawn) for row, drawn in zip(rows, pictures, strict=True)]
     document = Document(title, paragraphs, sections)
     all_drawn = [picture for drawn in pictures for picture in drawn]
     names = [*_PAGES, *(f"{picture.name}.{kind}" for picture in all_drawn for kind in ("svg", "png"))]
@@ -110,8 +110,8 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
                 file.write(data)
 
 
-def _section(row: RowSummary, runs: Sequence[Run], pictures: Sequence[Picture]) -> Section:
-    names = {method.label: method.look.name for method in row.methods}
+def _section(row: RowSummary, repetitions: Sequence[Repetition], pictures: Sequence[Picture]) -> Section:
+    names = {method.label: method.style.name for method in row.methods}
     merit = row.merit
     drawn = {picture.name.removeprefix(f"{figures.file_name(row.row)}-"): picture for picture in pictures}
     parts: dict[str, list[Table | Picture | None]] = {
@@ -120,9 +120,9 @@ def _section(row: RowSummary, runs: Sequence[Run], pictures: Sequence[Picture]) 
             drawn.get("variants"),
             *(tables.of_merit(row, merit) if merit else []),
         ],
-        "The choice of alpha": [drawn.get("alpha"), tables.alphas(runs, names), drawn.get("loss")],
+        "The choice of alpha": [drawn.get("alpha"), tables.alphas(repetitions, names), drawn.get("loss")],
         "What it took": [drawn.get("cost"), tables.costs(row)],
-        "To run it again": [tables.settings(runs), tables.hashes(runs)],
+        "To run it again": [tables.settings(repetitions), tables.hashes(repetitions)],
     }
     sections = [
         Section(title, blocks=found)
@@ -135,5 +135,5 @@ def _section(row: RowSummary, runs: Sequence[Run], pictures: Sequence[Picture]) 
 def _row_as_json(row: RowSummary) -> dict[str, Any]:
     found = asdict(row)
     for method in found["methods"]:
-        method["name"] = method.pop("look")["name"]
+        method["name"] = method.pop("style")["name"]
     return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,34 @@ from glue_cli.foundation.errors import ResourceError
 from glue_cli.foundation.json_text import as_json
 
 Write = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A line of a search's history.
+
+    Attributes:
+        loss: what is minimised, on the step's minibatch; val_loss: on the validation data, where that was due.
+        forwards, backwards: passes so far.
+    """
+
+    step: int
+    alpha: list[float]
+    loss: float | None = None
+    val_loss: float | None = None
+    forwards: int = 0
+    backwards: int = 0
+
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            raise ValueError(f"step {self.step}")
+        if not self.alpha:
+            raise ValueError("alpha has no coefficients")
+
+    @property
+    def budget(self) -> int:
+        """All passes so far in forwards: a backward takes about as long as two."""
+        return self.forwards + 2 * self.backwards
 
 
 @contextmanager

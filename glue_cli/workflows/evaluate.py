@@ -1,7 +1,6 @@
 """Loss and figures of merit of checkpoints on one split of the target's data."""
 
 import warnings
-from typing import Any
 
 from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
@@ -13,7 +12,9 @@ from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import load_model
 from glue_cli.plans.evaluate import EvaluatePlan
+from glue_cli.results.evaluate import EvaluatedCheckpoint, EvaluateResult
 from glue_cli.results.provenance import origin_of
+from glue_cli.results.record import as_object
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.running.evaluation import Evaluation
 from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
@@ -23,8 +24,8 @@ from glue_cli.workflows.fits import check_fits_data
 
 
 @restored_threads()
-def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
-    """Evaluate every checkpoint; return what `--json` prints, with `missed`: a line for each bar that was missed.
+def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
+    """Evaluate every checkpoint, and hold its figures against the bars.
 
     Raises:
         UsageError: a metric is for labels, which the data do not have, or torchmetrics is not there.
@@ -37,7 +38,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
     metrics = _load_metrics(plan, run)
     examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)
-    results: list[dict[str, Any]] = []
+    results: list[EvaluatedCheckpoint] = []
     missed: list[str] = []
     run.progress(Started("evaluate", len(plan.checkpoints), "checkpoints"))
     for checkpoint in plan.checkpoints:
@@ -54,30 +55,23 @@ def evaluate(plan: EvaluatePlan, run: Run) -> dict[str, Any]:
         for warning in caught:
             run.progress(Noted(f"{checkpoint.path}: {warning.message}", warning=True))
         results.append(
-            {
-                "checkpoint": str(checkpoint.path),
-                "split": plan.split,
-                "examples": len(examples),
-                **figures,
-                **_by_class(evaluation, examples),
-            }
+            EvaluatedCheckpoint(
+                checkpoint=str(checkpoint.path),
+                split=plan.split,
+                examples=len(examples),
+                figures=figures,
+                class_accuracy=_by_class(evaluation, examples),
+            )
         )
         for name, bar in plan.bars.items():
             if not figures[name] >= bar:
                 missed.append(f"{checkpoint.path}: {name} {figures[name]:.4f} is under {bar:g}")
         run.progress(Advanced(len(results)))
     run.progress(Finished())
-    result = {
-        "schema": "glue.evaluate/1",
-        "results": results,
-        "seed": spec.seed,
-        **origin_of(spec),
-        **compute.recorded,
-        "missed": missed,
-    }
+    result = EvaluateResult(results=results, seed=spec.seed, **origin_of(spec), **compute.recorded, missed=missed)
     if plan.output:
         with writing(plan.output) as descriptor:
-            write_all(descriptor, f"{as_json(result)}\n".encode(), 0)
+            write_all(descriptor, f"{as_json(as_object(result))}\n".encode(), 0)
     return result
 
 
@@ -99,11 +93,11 @@ def _check_figures(plan: EvaluatePlan, examples: Examples) -> None:
         raise UsageError(f"texts without labels have no {asked[0]}", hint="their figures are the loss and perplexity")
 
 
-def _by_class(evaluation: Evaluation, examples: Examples) -> dict[str, dict[str, float | None]]:
-    """Return the accuracy of each class, by its name if it has one of its own, else by its number."""
+def _by_class(evaluation: Evaluation, examples: Examples) -> dict[str, float | None] | None:
+    """Return the accuracy of each class, by its name if that is its own, else by its number; None without labels."""
     labels, names = examples.dataset.labels, examples.class_names or []
     if labels is None:
-        return {}
+        return None
     if not names or len(set(names)) < len(names):
         names = [str(i) for i in range(len(names) or int(labels.max()) + 1)]
-    return {"class_accuracy": dict(zip(names, evaluation.class_accuracies(), strict=False))}
+    return dict(zip(names, evaluation.class_accuracies(), strict=False))

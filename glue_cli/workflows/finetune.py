@@ -1,7 +1,6 @@
 """Finetune all parameters on the target data, from a checkpoint or from scratch."""
 
 import time
-from typing import Any
 
 from glue_cli import __version__
 from glue_cli.data.target import Target
@@ -9,6 +8,7 @@ from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import initial_model, load_model
 from glue_cli.plans.finetune import FinetunePlan
+from glue_cli.results.finetune import FinetuneResult, epoch_of
 from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
@@ -20,8 +20,8 @@ from glue_cli.workflows.training import Training
 
 
 @restored_threads()
-def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
-    """Train on the target's training data, write the checkpoint, return what `--json` prints.
+def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
+    """Train on the target's training data, and write the checkpoint.
 
     Epoch 0 of the history is the start itself. The test figures, where tracked, select nothing.
 
@@ -79,19 +79,18 @@ def finetune(plan: FinetunePlan, run: Run) -> dict[str, Any]:
         },
         target["train"].class_names,
     )
-    return {
-        "schema": "glue.finetune/1",
-        "output": str(plan.destination.result),
-        "start": _start(plan),
-        "examples": len(target["train"]),
-        "history": training.history,
-        "method": plan.checkpoint.glue.get("method") if plan.checkpoint else None,
-        "seed": spec.seed,
-        "settings": settings,
+    return FinetuneResult(
+        output=str(plan.destination.result),
+        start=_start(plan),
+        examples=len(target["train"]),
+        history=[epoch_of(line) for line in training.history],
+        method=plan.checkpoint.glue.get("method") if plan.checkpoint else None,
+        seed=spec.seed,
+        settings=settings,
         **origin_of(spec),
         **compute.recorded,
-        "wall_s": time.perf_counter() - began,
-    }
+        wall_s=time.perf_counter() - began,
+    )
 
 
 def _start(plan: FinetunePlan) -> str:

@@ -1,7 +1,6 @@
 """Train one expert on its own data."""
 
 import time
-from typing import Any
 
 from glue_cli import __version__
 from glue_cli.data.expert_data import read_expert
@@ -11,6 +10,7 @@ from glue_cli.models.weights import initial_model
 from glue_cli.plans.train_expert import TrainExpertPlan
 from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
+from glue_cli.results.train_expert import TrainExpertResult
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
@@ -19,8 +19,8 @@ from glue_cli.workflows.training import Training
 
 
 @restored_threads()
-def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
-    """Train expert `plan.expert` of the spec and write its checkpoint; return what `--json` prints.
+def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
+    """Train expert `plan.expert` of the spec and write its checkpoint.
 
     Raises:
         SpecError, DataError: the spec, the model and the data do not fit each other.
@@ -53,22 +53,21 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
         "train": spec.train.model_dump(),
         "experts": spec.experts.model_dump(include={"count", "size", "dirichlet", "init"}),
     }
-    result = {
-        "schema": "glue.train-expert/1",
-        "output": str(plan.destination.result),
-        "expert": plan.expert,
-        "name": plan.name,
-        "examples": len(examples),
-        "epochs": spec.train.epochs,
-        "loss": training.history[-1]["train_loss"],
-        "seed": spec.seed,
-        "settings": settings,
+    labels = examples.dataset.labels
+    result = TrainExpertResult(
+        output=str(plan.destination.result),
+        expert=plan.expert,
+        name=plan.name,
+        examples=len(examples),
+        epochs=spec.train.epochs,
+        loss=training.history[-1]["train_loss"],
+        seed=spec.seed,
+        settings=settings,
         **origin_of(spec),
         **compute.recorded,
-        "wall_s": time.perf_counter() - began,
-    }
-    if (labels := examples.dataset.labels) is not None:
-        result["class_counts"] = labels.bincount(minlength=len(examples.class_names or ())).tolist()
+        wall_s=time.perf_counter() - began,
+        class_counts=None if labels is None else labels.bincount(minlength=len(examples.class_names or ())).tolist(),
+    )
     save_model(
         plan.destination,
         model,

@@ -3,6 +3,8 @@
 import pytest
 
 from glue_cli.cli.show_mix import show_mix
+from glue_cli.results.mix import MixResult
+from glue_cli.results.record import read_record
 
 PATHS = [f"experts/expert-00{k}.safetensors" for k in range(3)]
 
@@ -42,7 +44,7 @@ def shown(capsys):
     """Return the lines that are shown of a result."""
 
     def show(result):
-        show_mix(result)
+        show_mix(read_record(MixResult, result))
         return capsys.readouterr().out.splitlines()
 
     return show
@@ -166,7 +168,7 @@ def test_one_is_no_plural(shown):
     ],
 )
 def test_a_soup_names_its_experts(shown, ingredients, sentence):
-    result = make_result(method="greedy", steps=3, stopped="steps", search={"ingredients": ingredients})
+    result = make_result(method="greedy", steps=3, stopped="steps", search={"ingredients": ingredients, "losses": []})
     assert sentence in shown(result)
 
 
@@ -181,7 +183,7 @@ def test_a_soup_names_its_experts(shown, ingredients, sentence):
     ],
 )
 def test_every_expert_has_a_name_of_its_own(shown, paths, names):
-    result = make_result(paths, method="greedy", steps=2, search={"ingredients": [0, 1]})
+    result = make_result(paths, method="greedy", steps=2, search={"ingredients": [0, 1], "losses": []})
     assert f"the mean of 2 of 2 experts tried: {', '.join(names)}" in shown(result)
 
 

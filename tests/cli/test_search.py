@@ -58,6 +58,8 @@ def test_stages_and_guard_are_accounted_for(here, glue, experts):
 def test_an_explanation_says_what_each_expert_is_worth(here, glue, experts):
     answer = glue("mix", "--method", "spsa", *experts, "--budget", "60", "--explain", "--json", code=0)
     assert len(answer.json["left_out"]) == 3
+    explained = answer.json["search"]["stages"][-1]
+    assert answer.json["afterwards"]["forwards"] == explained["forwards"] > 0 and explained["stage"] == "explain"
     for alpha, left_out in zip(answer.json["alpha"], answer.json["left_out"], strict=True):
         assert left_out["difference"] != 0 if alpha > 0.05 else abs(left_out["difference"]) < 0.2
     shown = glue("mix", "--method", "spsa", *experts, "--budget", "60", "--explain", "-f", code=0).out

@@ -33,7 +33,7 @@ def finetune_result(label, accuracies, **more):
 
 
 def search_lines(method, n_steps=4, **more):
-    """Make a search's history as the first versions wrote it, validated at every second step."""
+    """Make the history of a plain search, validated at every second step."""
     probes = 1 if method == "fullgrad" else 2
     return [
         {
@@ -45,6 +45,7 @@ def search_lines(method, n_steps=4, **more):
             "alpha": [0.5, 0.3, 0.2],
             "val_loss": 3.0 - step / 10 if step % 2 == 0 else None,
             "forwards": probes * step + 3 * (step // 2 + 1),
+            "backwards": step if method == "fullgrad" else 0,
             **more,
         }
         for step in range(n_steps + 1)

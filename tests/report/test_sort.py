@@ -4,7 +4,7 @@ import pytest
 
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.units import name_of
-from glue_cli.report.sort import looks_of_runs, sort_runs
+from glue_cli.report.sort import sort_sources, styles_by_label
 from glue_cli.report.sources import read_sources
 
 
@@ -15,7 +15,7 @@ def runs(write, notes):
     def sort(**content):
         suffix = {dict: ".json", list: ".jsonl"}
         files = [write(f"row/seed-0/{name}{suffix[type(found)]}", found) for name, found in content.items()]
-        return sort_runs(read_sources(files, notes))["row"]
+        return sort_sources(read_sources(files, notes))["row"]
 
     return sort
 
@@ -56,7 +56,7 @@ def test_a_history_belongs_to_the_result_beside_it_to_its_output_or_to_its_name(
 def test_a_history_beside_its_result(write, make, notes):
     files = [write("row/x.json", make.mix("spsa-n4", "spsa")), write("row/y.json", make.mix("spsa", "spsa"))]
     files.append(write("row/x.jsonl", make.search("spsa")))
-    (run,) = sort_runs(read_sources(files, notes))["row"]
+    (run,) = sort_sources(read_sources(files, notes))["row"]
     assert run.trials["spsa-n4"].search and not run.trials["spsa"].search
 
 
@@ -76,7 +76,7 @@ def test_experts_blends_and_finetuned_models_are_told_apart(runs, make):
     (run,) = runs(mix=make.mix("spsa", "spsa"), evaluated=evaluated)
     assert set(run.experts) == {"expert-001", "mine"}
     assert set(run.trials) == {"spsa"}
-    assert run.trials["spsa"].evaluated["test"].figure("accuracy") == 0.5
+    assert run.trials["spsa"].evaluated["test"].figures["accuracy"] == 0.5
 
 
 def test_a_plain_search_keeps_the_alpha_with_the_lowest_validation_loss(runs, make):
@@ -110,7 +110,7 @@ def test_what_a_search_minimised(runs, make):
         "alone": make.search("fullgrad", output="fullgrad.safetensors"),
     }
     (run,) = runs(**found)
-    objectives = {label: trial.objective for label, trial in run.trials.items()}
+    objectives = {label: trial.goal and trial.goal.name for label, trial in run.trials.items()}
     assert objectives == {"cmaes": "loss", "spsa": "accuracy", "uniform": None, "fullgrad": "loss"}
 
 
@@ -126,8 +126,8 @@ def test_what_a_search_minimised(runs, make):
 def test_glue_is_named_by_its_search(runs, make, settings, name):
     told = {"settings": {"mix": settings}}
     blends = {label: make.mix(label, "spsa", **told) for label in ("spsa", "spsa-refreshed")}
-    looks = looks_of_runs(runs(**blends, cma=make.mix("cmaes", "cmaes", **told)))
-    assert {label: look.name for label, look in looks.items()} == {
+    styles = styles_by_label(runs(**blends, cma=make.mix("cmaes", "cmaes", **told)))
+    assert {label: look.name for label, look in styles.items()} == {
         "spsa": name,
         "spsa-refreshed": f"{name}, BatchNorm refreshed",
         "cmaes": "CMA-ES",
@@ -137,7 +137,7 @@ def test_glue_is_named_by_its_search(runs, make, settings, name):
 def test_seeds_by_different_searches_have_no_name_of_one(write, make, notes):
     told = [{"settings": {"mix": {"search": search, "optimizer": "auto"}}} for search in ("staged", "plain")]
     files = [write(f"row/seed-{seed}/m.json", make.mix("spsa", "spsa", **more)) for seed, more in enumerate(told)]
-    assert looks_of_runs(sort_runs(read_sources(files, notes))["row"])["spsa"].name == "GLUE (SPSA)"
+    assert styles_by_label(sort_sources(read_sources(files, notes))["row"])["spsa"].name == "GLUE (SPSA)"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_two_results_of_one_method_and_seed_contradict_each_other(runs, make, on
     ("result", "said"),
     [
         ({"schema": "glue.mix/1"}, "method: field required"),
-        ({"schema": "glue.finetune/1", "start": "scratch", "history": []}, "history: "),
+        ({"schema": "glue.finetune/1", "start": "scratch", "history": []}, "history has no epochs"),
         ({"schema": "glue.evaluate/1", "results": 3}, "results: "),
         ({"schema": "glue.train-expert/1"}, "output: "),
     ],

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from safetensors.torch import save_file
 
 from glue_cli.foundation.errors import DataError
 from glue_cli.report.sources import read_sources
@@ -82,22 +81,6 @@ def test_a_folder_without_a_seed_has_those_that_its_results_tell(write, make, no
     evaluated = write("out/experts.json", make.evaluate({make.experts[0]: 0.5}))
     no_search = write("out/uniform.json", make.mix("uniform", "uniform", seed=0))
     assert [source.seed for source in read_sources([files[0], evaluated, no_search], notes)] == [4, 4, 4]
-
-
-def test_a_result_without_settings_has_those_of_the_checkpoint_beside_it(write, make, notes, tmp_path):
-    result = write("seed-1/spsa-mix.json", make.mix("spsa", "spsa"))
-    checkpoint = tmp_path / "seed-1/spsa.safetensors"
-    told = {"seed": 1, "settings": {"mix": {"lr": 0.01}}, "model": {"arch": "cnn"}, "glue": "0.1.0"}
-    import torch
-
-    save_file({"w": torch.zeros(1)}, checkpoint, metadata={"format": "pt", "glue": json.dumps(told)})
-    (source,) = read_sources([result, checkpoint], notes)
-    assert {key: source.objects[0][key] for key in told} == told
-    (alone,) = read_sources([result], notes)
-    assert "settings" not in alone.objects[0]
-    checkpoint.write_bytes(b"damaged")
-    (beside_a_damaged_one,) = read_sources([result, checkpoint], notes)
-    assert "settings" not in beside_a_damaged_one.objects[0]
 
 
 def test_of_a_long_search_enough_is_kept_and_every_validation(write, make, notes):

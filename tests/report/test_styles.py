@@ -1,8 +1,8 @@
-"""A method looks the same everywhere, and like no other."""
+"""A method styles the same everywhere, and like no other."""
 
 import pytest
 
-from glue_cli.report.styles import _KNOWN, GREY, base_of, looks_of
+from glue_cli.report.styles import _KNOWN, GREY, base_of, styles_of
 
 
 def line(look):
@@ -11,26 +11,26 @@ def line(look):
 
 def test_no_two_methods_look_alike_even_in_grey():
     labels = [*_KNOWN, "spsa-n8", "spsa-far", "mine", "other"]
-    looks = looks_of(labels)
-    assert len({line(look) for look in looks.values()}) == len(labels)
-    assert len({line(look)[1:] for look in looks.values()}) == len(labels)  # without the colour
-    assert len({look.name for look in looks.values()}) == len(labels)
+    styles = styles_of(labels)
+    assert len({line(look) for look in styles.values()}) == len(labels)
+    assert len({line(look)[1:] for look in styles.values()}) == len(labels)  # without the colour
+    assert len({look.name for look in styles.values()}) == len(labels)
 
 
 def test_a_methods_look_does_not_depend_on_the_others():
-    assert looks_of(["spsa"])["spsa"] == looks_of(list(_KNOWN))["spsa"]
+    assert styles_of(["spsa"])["spsa"] == styles_of(list(_KNOWN))["spsa"]
 
 
 def test_a_variant_has_its_methods_colour_and_place():
-    looks = looks_of(["scratch", "spsa-n8", "mine", "fullgrad", "spsa"])
-    assert list(looks) == ["fullgrad", "spsa", "spsa-n8", "scratch", "mine"]
-    assert looks["spsa-n8"].color == looks["spsa"].color
-    assert looks["mine"].color == GREY
+    styles = styles_of(["scratch", "spsa-n8", "mine", "fullgrad", "spsa"])
+    assert list(styles) == ["fullgrad", "spsa", "spsa-n8", "scratch", "mine"]
+    assert styles["spsa-n8"].color == styles["spsa"].color
+    assert styles["mine"].color == GREY
 
 
 def test_a_variant_is_named_after_its_method():
-    looks = looks_of(["spsa-n2-same-forwards", "spsa-n8", "mine"])
-    assert [look.name for look in looks.values()] == ["GLUE (SPSA), n8", "GLUE, 2 directions, same forwards", "mine"]
+    styles = styles_of(["spsa-n2-same-forwards", "spsa-n8", "mine"])
+    assert [look.name for look in styles.values()] == ["GLUE (SPSA), n8", "GLUE, 2 directions, same forwards", "mine"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import Coefficients
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.results.record import as_object
 from glue_cli.running.timing import PRECISIONS, Way
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.finetune import finetune
@@ -34,7 +35,7 @@ def experts(spec, run, tmp_path, events):
 
 def blend(experts, spec, run, output, method="spsa"):
     plan = plan_mix(experts, Outputs(output), Coefficients(method), spec=spec, seed=spec.seed)
-    return mix(plan, run)
+    return as_object(mix(plan, run))
 
 
 def test_the_search_tells_its_steps_and_keeps_the_best_alpha(make_spec, run, experts, tmp_path, events):
@@ -56,7 +57,7 @@ def test_the_reported_loss_is_that_of_the_written_blend(spec, run, experts, tmp_
     for method in ("spsa", "fullgrad"):
         output = tmp_path / f"{method}.safetensors"
         result = blend(experts, spec, run, output, method)
-        found = evaluate(plan_evaluate(spec, [output], "val", {}, Outputs(None)), run)["results"][0]
+        found = evaluate(plan_evaluate(spec, [output], "val", {}, Outputs(None)), run).results[0].figures
         assert found["loss"] == pytest.approx(result["loss"]["val"], rel=1e-4)
 
 
@@ -79,8 +80,8 @@ def test_methods_see_the_same_minibatches(make_spec, run, experts, tmp_path, mon
 
 def test_proxy_weighs_by_validation_accuracy(spec, run, experts, tmp_path):
     result = blend(experts, spec, run, tmp_path / "p.safetensors", "proxy")
-    found = evaluate(plan_evaluate(spec, experts, "val", {}, Outputs(None)), run)["results"]
-    accuracies = [line["accuracy"] for line in found]
+    found = evaluate(plan_evaluate(spec, experts, "val", {}, Outputs(None)), run).results
+    accuracies = [one.figures["accuracy"] for one in found]
     assert result["val_accuracies"] == accuracies
     assert result["alpha"] == pytest.approx([accuracy / sum(accuracies) for accuracy in accuracies])
 
@@ -100,16 +101,22 @@ def test_what_all_experts_share_goes_into_the_blend(make_spec, spec, run, expert
 
 def test_finetune_starts_at_the_checkpoint_and_keeps_what_it_says(make_spec, run, experts, tmp_path):
     spec = make_spec(finetune={"epochs": 4, "batch_size": 20, "lr": 0.5, "keep": "best"})
-    result = finetune(plan_finetune(spec, experts[0], Outputs(tmp_path / "f.safetensors"), track_test=False), run)
-    start = evaluate(plan_evaluate(spec, [experts[0]], "val", {}, Outputs(None)), run)["results"][0]
+    result = as_object(
+        finetune(plan_finetune(spec, experts[0], Outputs(tmp_path / "f.safetensors"), track_test=False), run)
+    )
+    start = evaluate(plan_evaluate(spec, [experts[0]], "val", {}, Outputs(None)), run).results[0].figures
     assert result["history"][0]["val_loss"] == pytest.approx(start["loss"], rel=1e-5)
     best = min(line["val_loss"] for line in result["history"][1:])
-    kept = evaluate(plan_evaluate(spec, [tmp_path / "f.safetensors"], "val", {}, Outputs(None)), run)["results"][0]
+    kept = (
+        evaluate(plan_evaluate(spec, [tmp_path / "f.safetensors"], "val", {}, Outputs(None)), run).results[0].figures
+    )
     assert kept["loss"] == pytest.approx(best, rel=1e-5)
 
 
 def test_evaluate_names_every_bar_that_was_missed(spec, run, experts, tmp_path):
-    result = evaluate(plan_evaluate(spec, experts, "test", {"accuracy": 1.1}, Outputs(tmp_path / "r.json")), run)
+    result = as_object(
+        evaluate(plan_evaluate(spec, experts, "test", {"accuracy": 1.1}, Outputs(tmp_path / "r.json")), run)
+    )
     assert [line.split(":")[0] for line in result["missed"]] == [str(path) for path in experts]
     assert json.loads((tmp_path / "r.json").read_text()) == result
 
@@ -157,7 +164,7 @@ def test_threads_are_chosen_for_the_command_alone_and_recorded(make_spec, run, t
     monkeypatch.setattr("glue_cli.workflows.training.training_step", step)
     path = tmp_path / "a.safetensors"
     result = train_expert(plan_train_expert(make_spec(precision="auto"), 0, Outputs(path)), run)
-    assert set(used) == {1} and result["threads"] == 1 and torch.get_num_threads() == 2
+    assert set(used) == {1} and result.threads == 1 and torch.get_num_threads() == 2
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["glue"])["threads"] == 1
 
@@ -195,7 +202,7 @@ def test_other_architectures_in_both_precisions(make_spec, run, tmp_path, arch):
         )
         paths = [tmp_path / f"{precision}{k}.safetensors" for k in (0, 1)]
         for k, path in enumerate(paths):
-            result = train_expert(plan_train_expert(spec, k, Outputs(path)), run)
+            result = as_object(train_expert(plan_train_expert(spec, k, Outputs(path)), run))
             assert result["precision"] == precision
         for method in ("spsa", "fullgrad"):
             blend(paths, spec, run, tmp_path / f"{precision}-{method}.safetensors", method)

@@ -12,6 +12,7 @@ from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.results.record import as_object
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows import save
 from glue_cli.workflows.evaluate import evaluate
@@ -61,7 +62,7 @@ def text_spec(make_text_spec):
 
 
 def train(spec, run, output, force=False):
-    return train_expert(plan_train_expert(spec, 0, Outputs(output, force=force)), run)
+    return as_object(train_expert(plan_train_expert(spec, 0, Outputs(output, force=force)), run))
 
 
 @torch.no_grad()
@@ -96,10 +97,10 @@ def test_an_expert_is_written_as_a_folder_that_transformers_loads(text_spec, run
 def test_a_finetuned_model_is_written_as_such_a_folder(text_spec, run, tmp_path):
     train(text_spec, run, tmp_path / "expert")
     plan = plan_finetune(text_spec, tmp_path / "expert", Outputs(tmp_path / "deep" / "tuned"), track_test=True)
-    result = finetune(plan, run)
+    result = as_object(finetune(plan, run))
     assert result["start"] == str(tmp_path / "expert")
-    [found] = evaluate(plan_evaluate(text_spec, [tmp_path / "deep/tuned"], "test", {}, Outputs(None)), run)["results"]
-    assert found["loss"] == pytest.approx(result["history"][-1]["test_loss"], rel=1e-6)
+    [found] = evaluate(plan_evaluate(text_spec, [tmp_path / "deep/tuned"], "test", {}, Outputs(None)), run).results
+    assert found.figures["loss"] == pytest.approx(result["history"][-1]["test_loss"], rel=1e-6)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "deep" / "tuned")
     assert torch.equal(
         model.classifier.weight, load_file(tmp_path / "deep/tuned/model.safetensors")["classifier.weight"]

@@ -18,6 +18,7 @@ from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import Coefficients
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.results.record import as_object
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import outputs_of
 from glue_cli.spec.schema import AugmentSpec, Spec
@@ -100,26 +101,27 @@ def alone(folder):
 
 def test_a_classifier_from_end_to_end(labelled, run, tmp_path):
     expert = tmp_path / "e.safetensors"
-    result = train_expert(plan_train_expert(labelled, 1, Outputs(expert)), run)
+    result = as_object(train_expert(plan_train_expert(labelled, 1, Outputs(expert)), run))
     assert result["examples"] == sum(result["class_counts"]) == 30
     tuned = tmp_path / "f.safetensors"
-    history = finetune(plan_finetune(labelled, expert, Outputs(tuned), track_test=True), run)["history"]
+    history = as_object(finetune(plan_finetune(labelled, expert, Outputs(tuned), track_test=True), run))["history"]
     assert history[-1]["test_accuracy"] > 0.9
-    found = evaluate(plan_evaluate(labelled, [expert, tuned], "test", {}, Outputs(None)), run)["results"]
-    assert found[1]["accuracy"] == history[-1]["test_accuracy"] and found[0]["accuracy"] == history[0]["test_accuracy"]
-    assert set(found[1]["class_accuracy"]) == {"no", "yes"}
-    assert sum(found[1]["class_accuracy"].values()) / 2 == pytest.approx(found[1]["accuracy"])
+    found = evaluate(plan_evaluate(labelled, [expert, tuned], "test", {}, Outputs(None)), run).results
+    accuracies = [one.figures["accuracy"] for one in found]
+    assert accuracies == [history[0]["test_accuracy"], history[-1]["test_accuracy"]]
+    by_class = found[1].class_accuracy
+    assert set(by_class) == {"no", "yes"} and sum(by_class.values()) / 2 == pytest.approx(accuracies[1])
 
 
 def test_a_language_model_from_end_to_end(alone, folder, run, tmp_path):
     expert = tmp_path / "e.safetensors"
-    result = train_expert(plan_train_expert(alone, 0, Outputs(expert)), run)
+    result = as_object(train_expert(plan_train_expert(alone, 0, Outputs(expert)), run))
     assert result["examples"] == 120 and "class_counts" not in result
     tuned = tmp_path / "f.safetensors"
-    history = finetune(plan_finetune(alone, expert, Outputs(tuned), track_test=True), run)["history"]
+    history = as_object(finetune(plan_finetune(alone, expert, Outputs(tuned), track_test=True), run))["history"]
     assert history[-1]["test_perplexity"] < history[0]["test_perplexity"]
-    [found] = evaluate(plan_evaluate(alone, [tuned], "test", {}, Outputs(None)), run)["results"]
-    assert "accuracy" not in found and "class_accuracy" not in found
+    [found] = evaluate(plan_evaluate(alone, [tuned], "test", {}, Outputs(None)), run).results
+    assert "accuracy" not in found.figures and found.class_accuracy is None
 
     config = transformers.AutoConfig.from_pretrained(folder / "gpt2")
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -131,8 +133,8 @@ def test_a_language_model_from_end_to_end(alone, folder, run, tmp_path):
         with torch.no_grad():
             loss = model(input_ids=ids, labels=ids).loss.item()  # transformers shifts, one text at a time: no padding
         total, n_tokens = total + loss * (ids.shape[1] - 1), n_tokens + ids.shape[1] - 1
-    assert found["loss"] == pytest.approx(total / n_tokens, rel=1e-5)
-    assert found["perplexity"] == pytest.approx(math.exp(total / n_tokens), rel=1e-5)
+    assert found.figures["loss"] == pytest.approx(total / n_tokens, rel=1e-5)
+    assert found.figures["perplexity"] == pytest.approx(math.exp(total / n_tokens), rel=1e-5)
 
 
 def test_language_models_are_mixed_towards_what_lowers_the_loss(alone, run, tmp_path):
@@ -146,10 +148,9 @@ def test_language_models_are_mixed_towards_what_lowers_the_loss(alone, run, tmp_
     spec = alone.model_copy(update={"mix": mixing}).located_in(alone.path("."))
     outputs = Outputs(tmp_path / "p.safetensors")
     plan = plan_mix(experts, outputs, Coefficients("spsa"), spec=spec)
-    result = mix(plan, run)
-    losses = [
-        line["loss"] for line in evaluate(plan_evaluate(spec, experts, "val", {}, Outputs(None)), run)["results"]
-    ]
+    result = as_object(mix(plan, run))
+    found = evaluate(plan_evaluate(spec, experts, "val", {}, Outputs(None)), run).results
+    losses = [one.figures["loss"] for one in found]
     assert result["search"]["returned"] == "end" and result["loss"]["val"] <= min(losses) * 1.001
     assert result["alpha"][1] > 0.9 and losses[1] < losses[0]
 
@@ -157,7 +158,7 @@ def test_language_models_are_mixed_towards_what_lowers_the_loss(alone, run, tmp_
 def test_the_training_loss_of_a_language_model_is_a_mean_over_tokens(alone, run, tmp_path):
     still = {"train": alone.train.model_copy(update={"lr": 1e-12})}
     spec = alone.model_copy(update=still).located_in(alone.path("."))
-    result = train_expert(plan_train_expert(spec, 0, Outputs(tmp_path / "e.safetensors")), run)
+    result = as_object(train_expert(plan_train_expert(spec, 0, Outputs(tmp_path / "e.safetensors")), run))
     batches = read_expert(spec, 0, run).on(CPU)
     found = evaluate_model(initial_model(spec, 0), batches, loss=spec.loss, compute=CPU)
     assert result["loss"] == pytest.approx(found["loss"], rel=1e-6)

@@ -49,5 +49,6 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
         torch.tensor([alpha], dtype=torch.float64),
         settings=compute.recorded,
         cost=cost,
-        details={"val_accuracies": accuracies, **compute.recorded},
+        val_accuracies=accuracies,
+        **compute.recorded,
     )

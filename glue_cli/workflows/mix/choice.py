@@ -1,11 +1,24 @@
 """A chosen alpha, and how it is shown."""
 
-from dataclasses import dataclass, field, replace
+import time
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from glue_cli.plans.mix import MixPlan
+from glue_cli.results.mix import (
+    GreedySearch,
+    Guard,
+    LeftOut,
+    Losses,
+    Objective,
+    Passes,
+    Rival,
+    Stage,
+    StagedSearch,
+    StageLosses,
+)
 from glue_cli.search.account import Cost
 
 
@@ -15,15 +28,25 @@ class Choice:
 
     Attributes:
         settings: what it takes to choose it again.
-        loss: validation losses of a search.
-        details: what else the method has to say.
+        cost: of all of it; explained: how much of that came after alpha was chosen.
+        loss, objective, steps, stopped, search, left_out, before_refresh: of a search, as in `MixResult`.
+        val_accuracies: those of the experts, where the method goes by them.
     """
 
     alpha: Tensor
     settings: dict[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
-    loss: dict[str, float | None] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    explained: Passes | None = None
+    loss: Losses | None = None
+    val_accuracies: list[float] | None = None
+    steps: int | None = None
+    stopped: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+    objective: Objective | None = None
+    search: StagedSearch | GreedySearch | None = None
+    left_out: list[LeftOut] | None = None
+    before_refresh: Losses | None = None
 
     def refreshed(self, figure: float) -> "Choice":
         """Return the choice of a search after BatchNorm's statistics were taken anew.
@@ -31,12 +54,11 @@ class Choice:
         Args:
             figure: what the blend as it is written has on validation data: its loss, or what else was searched for.
         """
-        searched = self.details.get("objective", self.loss)
-        before = {key: searched[key] for key in ("val", "val_uniform")}
-        details = {**self.details, "before_refresh": before}
-        if self.loss:
-            return replace(self, loss={**self.loss, "val": figure}, details=details)
-        return replace(self, details={**details, "objective": {**searched, "val": figure}})
+        seen = self.objective or self.loss or Losses()
+        before = Losses(val=seen.val, val_uniform=seen.val_uniform)
+        if self.objective:
+            return replace(self, objective=replace(self.objective, val=figure), before_refresh=before)
+        return replace(self, loss=replace(self.loss or Losses(), val=figure), before_refresh=before)
 
 
 def by_expert(alpha: Tensor) -> list[float]:
@@ -44,7 +66,38 @@ def by_expert(alpha: Tensor) -> list[float]:
     return alpha.mean(0).tolist()
 
 
-def by_group(plan: MixPlan, alpha: Tensor) -> dict[str, Any]:
-    """Return each group's coefficients under `groups`, where there are several groups."""
+def by_group(plan: MixPlan, alpha: Tensor) -> dict[str, list[float]] | None:
+    """Return each group's coefficients, where there are several groups."""
     groups = plan.tensors.recipe.groups
-    return {"groups": dict(zip(groups, alpha.tolist(), strict=True))} if len(groups) > 1 else {}
+    return dict(zip(groups, alpha.tolist(), strict=True)) if len(groups) > 1 else None
+
+
+def search_of(account: dict[str, Any]) -> StagedSearch | GreedySearch | None:
+    """Return a method's account of its search; None where it has nothing to say."""
+    if not account:
+        return None
+    if "ingredients" in account:
+        return GreedySearch(ingredients=account["ingredients"], losses=account["losses"])
+    guard = account["guard"]
+    stages = [
+        Stage(
+            stage=stage["stage"],
+            forwards=stage["forwards"],
+            losses=StageLosses(loss_before=stage["loss_before"], loss_after=stage["loss_after"]),
+        )
+        for stage in account["stages"]
+    ]
+    rivals = [Rival(**rival) for rival in guard["rivals"]]
+    return StagedSearch(
+        start=account["start"],
+        starts=account["starts"],
+        stages=stages,
+        returned=account["returned"],
+        guard=Guard(terms=guard["terms"], end_loss=guard["end_loss"], rivals=rivals),
+    )
+
+
+def passes_since(before: Cost, cost: Cost, began: float) -> Passes:
+    """Return the passes that were made since the account stood at `before`, and the clock at `began`."""
+    counts = {name: count - getattr(before, name) for name, count in asdict(cost).items()}
+    return Passes(**counts, wall_s=time.perf_counter() - began)

@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +17,10 @@ from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import writing_history
+from glue_cli.results.mix import BlendedExpert, MixCost, MixResult, Passes
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
-from glue_cli.workflows.mix.choice import by_expert, by_group
+from glue_cli.workflows.mix.choice import by_expert, by_group, passes_since
 from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
 from glue_cli.workflows.mix.hashes import hashes_of
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @restored_threads()
-def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -> dict[str, Any]:
-    """Choose alpha by the plan's method and write the blend; return what `--json` prints.
+def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -> MixResult:
+    """Choose alpha by the plan's method and write the blend.
 
     Args:
         hashes: the experts' sha256, already begun, as `hashing_experts` has them; None to begin here.
@@ -49,14 +50,16 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
     with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:
         chosen = choose_alpha(plan, target, experts, run, write)
     made: dict[str, Tensor] = {}
+    afterwards = chosen.explained
     if plan.tensors.refreshes:
         from glue_cli.workflows.mix.refresh import refresh  # which brings models and data along
 
         assert plan.spec is not None and target is not None
+        before, clock = replace(chosen.cost), time.perf_counter()
         made, chosen = refresh(plan, plan.spec, target, experts, chosen, run)
-    alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
+        afterwards = _sum(afterwards, passes_since(before, chosen.cost, clock))
     settings = {**chosen.settings, "batchnorm": "refresh"} if plan.tensors.refreshes else chosen.settings
-
+    alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
     sizes = plan.coefficients.sizes or [expert.glue.get("examples") for expert in plan.experts]
 
     def describe(digests: Sequence[str | None]) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
             **_shared_by_all(plan),
             "method": plan.method,
             "alpha": alpha,
-            **groups,
+            **({"groups": groups} if groups else {}),
             "experts": [
                 {"name": expert.path.name, "sha256": digest, "examples": size}
                 for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
@@ -76,23 +79,39 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         }
 
     digests = experts.write(chosen.alpha, made, describe, hashes_of(plan) if hashes is None else hashes, run)
-    return {
-        "schema": "glue.mix/1",
-        "method": plan.method,
-        "alpha": alpha,
-        **groups,
-        "experts": [
-            {"path": str(expert.path), "sha256": digest, "examples": size}
+    wall_s = time.perf_counter() - began
+    return MixResult(
+        method=plan.method,
+        alpha=alpha,
+        groups=groups,
+        experts=[
+            BlendedExpert(path=str(expert.path), sha256=digest, examples=size)
             for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
         ],
-        "output": str(plan.destination.result),
-        "loss": chosen.loss,
-        "cost": {**asdict(chosen.cost), "wall_s": time.perf_counter() - began, "peak_bytes": _peak_bytes(run)},
-        "seed": plan.seed,
-        "settings": settings,
+        output=str(plan.destination.result),
+        loss=chosen.loss,
+        cost=MixCost(**asdict(chosen.cost), wall_s=wall_s, peak_bytes=_peak_bytes(run)),
+        seed=plan.seed,
+        settings=settings,
         **origin_of(plan.spec),
-        **chosen.details,
-    }
+        val_accuracies=chosen.val_accuracies,
+        steps=chosen.steps,
+        stopped=chosen.stopped,
+        precision=chosen.precision,
+        threads=chosen.threads,
+        objective=chosen.objective,
+        search=chosen.search,
+        left_out=chosen.left_out,
+        before_refresh=chosen.before_refresh,
+        afterwards=afterwards,
+    )
+
+
+def _sum(one: Passes | None, other: Passes) -> Passes:
+    """Return two accounts as one."""
+    if one is None:
+        return other
+    return Passes(**{name: value + getattr(other, name) for name, value in asdict(one).items()})
 
 
 def _target_of(plan: MixPlan, run: Run) -> "Target | None":

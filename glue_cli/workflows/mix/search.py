@@ -2,10 +2,11 @@
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import SpecError
@@ -16,6 +17,7 @@ from glue_cli.methods.leave_one_out import leave_one_out
 from glue_cli.methods.result import Learned, StepRecord
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
+from glue_cli.results.mix import LeftOut, Losses, Objective, Stage, StagedSearch
 from glue_cli.search.blended import BatchNormMode, ResidentBlends
 from glue_cli.search.criterion import criterion_of
 from glue_cli.search.objective import BlendObjective, Minibatches
@@ -23,7 +25,7 @@ from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
 from glue_cli.workflows.compute import mixing_compute
 from glue_cli.workflows.fits import check_fits_data
-from glue_cli.workflows.mix.choice import Choice, by_expert, by_group
+from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, search_of
 from glue_cli.workflows.mix.experts import Experts
 
 # What the steps of an optimizer depend on, and those of Gauss-Newton do not.
@@ -72,7 +74,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
                 shown[name + goal.label] = goal.figure(loss)
         alpha = by_expert(record.alpha)
         line = {"step": record.step, "loss": record.loss, "alpha": alpha, "val_loss": record.val_loss}
-        write({**line, **by_group(plan, record.alpha), **asdict(objective.cost)})
+        write({**line, **_groups_of(plan, record.alpha), **asdict(objective.cost)})
         spent = {
             "steps": record.step,
             "forwards": objective.cost.equivalents,
@@ -83,20 +85,21 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
 
     learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
     run.progress(Finished())
-    losses = {"val": learned.val_loss, "val_uniform": learned.val_loss_start}
-    details: dict[str, Any] = {"steps": learned.n_steps, "stopped": learned.stopped, **compute.recorded}
+    objective_found, losses = None, Losses(val=learned.val_loss, val_uniform=learned.val_loss_start)
     if not goal.is_smooth:
-        figures = {name: None if loss is None else goal.figure(loss) for name, loss in losses.items()}
-        details["objective"] = {"name": goal.name, **figures}
-    if learned.account:
-        details["search"] = learned.account
+        objective_found = Objective(
+            name=goal.name, val=_figure(goal, losses.val), val_uniform=_figure(goal, losses.val_uniform)
+        )
+    found = search_of(learned.account)
     searched = {"forwards": objective.cost.equivalents, "stopped": learned.stopped}
     searched |= {key: learned.account[key] for key in ("start", "returned") if key in learned.account}
+    left_out, explained = None, None
     if plan.search.explains:
-        before = objective.cost.forwards
-        details["left_out"] = leave_one_out(objective, learned.alpha)
-        explained = {"stage": "explain", "forwards": objective.cost.forwards - before}
-        details.get("search", {}).get("stages", []).append(explained)
+        before, clock = replace(objective.cost), time.perf_counter()
+        left_out = [LeftOut(**without) for without in leave_one_out(objective, learned.alpha)]
+        explained = passes_since(before, objective.cost, clock)
+        if isinstance(found, StagedSearch):
+            found.stages.append(Stage(stage="explain", forwards=explained.forwards))
     return Choice(
         learned.alpha,
         settings={
@@ -107,9 +110,24 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
             **compute.recorded,
         },
         cost=objective.cost,
-        loss=losses if goal.is_smooth else {},
-        details=details,
+        explained=explained,
+        loss=losses if goal.is_smooth else None,
+        steps=learned.n_steps,
+        stopped=learned.stopped,
+        **compute.recorded,
+        objective=objective_found,
+        search=found,
+        left_out=left_out,
     )
+
+
+def _figure(goal: Goal, mean: float | None) -> float | None:
+    return None if mean is None else goal.figure(mean)
+
+
+def _groups_of(plan: MixPlan, alpha: Tensor) -> dict[str, Any]:
+    groups = by_group(plan, alpha)
+    return {"groups": groups} if groups else {}
 
 
 def validation_size(goal: Goal, settings: MixSpec, n_examples: int) -> int:

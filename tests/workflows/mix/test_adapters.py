@@ -20,6 +20,7 @@ from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import GIVEN, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
+from glue_cli.results.record import as_object
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.mix import mix
@@ -109,7 +110,7 @@ def plan(tmp_path):
 
 @pytest.fixture
 def blend(plan, run):
-    return lambda *args, **options: mix(plan(*args, **options), run)
+    return lambda *args, **options: as_object(mix(plan(*args, **options), run))
 
 
 def merged_mean(adapters, base, alpha, peft):
@@ -181,7 +182,7 @@ def test_a_search_over_adapters(adapters, base, spec, blend, run, tmp_path, meth
     assert result["alpha"] == found["adapter"]["alpha"] and result["loss"] == found["adapter"]["loss"]
     assert result["loss"]["val"] < result["loss"]["val_uniform"]
     plan = plan_evaluate(spec, [tmp_path / f"{method}-merged"], "val", {}, Outputs(None))
-    assert evaluate(plan, run)["results"][0]["loss"] == pytest.approx(result["loss"]["val"], rel=1e-4)
+    assert evaluate(plan, run).results[0].figures["loss"] == pytest.approx(result["loss"]["val"], rel=1e-4)
 
 
 def test_proxy_evaluates_each_adapter_on_its_base(adapters, base, spec, blend, run, tmp_path):
@@ -189,7 +190,7 @@ def test_proxy_evaluates_each_adapter_on_its_base(adapters, base, spec, blend, r
     for k, adapter in enumerate(adapters):
         blend([adapter], f"alone-{k}", alpha=[1.0], base=base)
     alone = plan_evaluate(spec, [tmp_path / f"alone-{k}" for k in range(2)], "val", {}, Outputs(None))
-    accuracies = [line["accuracy"] for line in evaluate(alone, run)["results"]]
+    accuracies = [found.figures["accuracy"] for found in evaluate(alone, run).results]
     assert result["val_accuracies"] == accuracies
     assert result["alpha"] == pytest.approx([accuracy / sum(accuracies) for accuracy in accuracies])
 

@@ -13,6 +13,7 @@ from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import Coefficients, Writing
 from glue_cli.plans.outputs import Outputs
+from glue_cli.results.record import as_object
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.mix import mix
 
@@ -43,13 +44,15 @@ def plan(experts, tmp_path):
 @pytest.mark.parametrize("method", ["cmaes", "greedy"])
 def test_the_reported_figure_is_that_of_the_written_blend(plan, make_spec, run, method, objective):
     spec = make_spec(objective=objective)
-    result = mix(plan(method, spec), run)
-    (found,) = evaluate(plan_evaluate(spec, [Path(result["output"])], "val", {}, Outputs(None)), run)["results"]
-    assert result["loss" if objective == "loss" else "objective"]["val"] == pytest.approx(found[objective], rel=1e-4)
+    result = as_object(mix(plan(method, spec), run))
+    (found,) = evaluate(plan_evaluate(spec, [Path(result["output"])], "val", {}, Outputs(None)), run).results
+    assert result["loss" if objective == "loss" else "objective"]["val"] == pytest.approx(
+        found.figures[objective], rel=1e-4
+    )
 
 
 def test_a_greedy_soup_names_its_ingredients(plan, experts, spec, run):
-    result = mix(plan("greedy", spec), run)
+    result = as_object(mix(plan("greedy", spec), run))
     ingredients = result["search"]["ingredients"]
     assert result["alpha"] == [1 / len(ingredients) if k in ingredients else 0 for k in range(3)]
     blend = load_file(result["output"])["head.bias"]

@@ -24,6 +24,7 @@ from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import GIVEN, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.results.record import as_object
 from glue_cli.running.device import Compute
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.mix import mix
@@ -70,7 +71,7 @@ def blend(tmp_path, run):
             spec=spec,
             seed=seed or (spec.seed if spec else 0),
         )
-        result = mix(plan, Run("cpu", cache=run.cache, history=history, progress=run.progress))
+        result = as_object(mix(plan, Run("cpu", cache=run.cache, history=history, progress=run.progress)))
         return result, load_file(output)
 
     return blend
@@ -90,7 +91,7 @@ def assert_is_mean(tensor, experts, alpha, name):
 
 
 def loss_of(spec, path, run):
-    return evaluate(plan_evaluate(spec, [Path(path)], "val", {}, Outputs(None)), run)["results"][0]["loss"]
+    return evaluate(plan_evaluate(spec, [Path(path)], "val", {}, Outputs(None)), run).results[0].figures["loss"]
 
 
 # ---- groups
@@ -152,7 +153,9 @@ def test_refreshed_statistics_are_those_of_torch_over_the_same_batches(make_spec
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
     assert (found["features.1.running_mean"] - before["features.1.running_mean"]).abs().max() > 0.01
     assert (result["cost"]["forwards"], result["cost"]["examples"]) == (3, 80)
-    assert plain["cost"]["forwards"] == 0 and "batchnorm" not in plain["settings"]
+    after = result["afterwards"]  # nothing of it was for the choice of alpha
+    assert (after["forwards"], after["examples"]) == (3, 80) and 0 < after["wall_s"] < result["cost"]["wall_s"]
+    assert plain["cost"]["forwards"] == 0 and "batchnorm" not in plain["settings"] and "afterwards" not in plain
     assert glue_of(result)["settings"]["batchnorm"] == "refresh" == result["settings"]["batchnorm"]
 
 
@@ -388,7 +391,7 @@ def test_proxy_tries_each_expert_with_the_aligned_head(members, blend, run):
     for k in range(2):
         blend(paths, alpha=[float(j == k) for j in range(2)], name=f"alone{k}", **rules)
         alone = plan_evaluate(spec, [paths[k].with_name(f"alone{k}.safetensors")], "val", {}, Outputs(None))
-        assert evaluate(alone, run)["results"][0]["accuracy"] == result["val_accuracies"][k]
+        assert evaluate(alone, run).results[0].figures["accuracy"] == result["val_accuracies"][k]
 
 
 def test_a_head_from_an_expert_is_its_own(make_spec, members, blend, run):

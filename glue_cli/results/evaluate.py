@@ -1,0 +1,37 @@
+"""`glue.evaluate/1`: what `glue evaluate` writes, the terminal shows, and a report reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glue_cli.results.record import WithFigures, spread, where_known
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedCheckpoint(WithFigures):
+    """A checkpoint's figures on one split, by name, such as `loss` and `accuracy`.
+
+    Attributes:
+        class_accuracy: the accuracy of each class, by its name.
+    """
+
+    checkpoint: str
+    split: str
+    examples: int | None = None
+    figures: Mapping[str, float | None] = spread(dict)
+    class_accuracy: Mapping[str, float | None] | None = where_known()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """`glue.evaluate/1`; `missed` has a line for each bar that a checkpoint missed."""
+
+    schema: str = field(default="glue.evaluate/1", init=False)
+    results: list[EvaluatedCheckpoint]
+    seed: int | None = None
+    glue: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    threads: int | None = where_known()
+    missed: list[str] = field(default_factory=list)

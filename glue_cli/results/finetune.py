@@ -1,0 +1,54 @@
+"""`glue.finetune/1`: what `glue finetune` writes, the terminal shows, and a report reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glue_cli.results.record import WithFigures, spread, where_known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(WithFigures):
+    """An epoch with its figures of merit by name, such as `test_accuracy`; epoch 0 is the start itself."""
+
+    epoch: int
+    train_loss: float | None = None
+    figures: Mapping[str, float | None] = spread(dict)
+
+    def __post_init__(self) -> None:
+        if self.epoch < 0:
+            raise ValueError(f"epoch {self.epoch}")
+
+
+def epoch_of(line: Mapping[str, Any]) -> Epoch:
+    """Return a line of a training's history, whose figures stand beside the epoch and its loss."""
+    figures = {name: value for name, value in line.items() if name not in ("epoch", "train_loss")}
+    return Epoch(epoch=line["epoch"], train_loss=line["train_loss"], figures=figures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """`glue.finetune/1`.
+
+    Attributes:
+        start: the checkpoint that it started from, or "scratch"; method: how that was blended, where it says so.
+    """
+
+    schema: str = field(default="glue.finetune/1", init=False)
+    output: str | None = None
+    start: str
+    examples: int | None = None
+    history: list[Epoch]
+    method: str | None = None
+    seed: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    glue: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    threads: int | None = where_known()
+    wall_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.history:
+            raise ValueError("history has no epochs")
