@@ -128,12 +128,15 @@ def _open_outputs(stack: ExitStack, destination: Destination, plan: Plan, starts
     Files get their names in the reverse order: the weights first, then the index, at last the configuration.
     """
     for source, copy in destination.companions:
-        copy_into(stack.enter_context(writing(copy)), source)
+        copy_into(stack.enter_context(writing(copy, replace=destination.force)), source)
     by_file = plan.entries_by_file()
     if destination.index:
         text = _index_text(destination, by_file)
-        write_all(stack.enter_context(writing(destination.index)), text.encode(), 0)
-    outputs = [_Output(stack.enter_context(writing(f)), s) for f, s in zip(destination.files, starts, strict=True)]
+        write_all(stack.enter_context(writing(destination.index, replace=destination.force)), text.encode(), 0)
+    outputs = [
+        _Output(stack.enter_context(writing(f, replace=destination.force)), s)
+        for f, s in zip(destination.files, starts, strict=True)
+    ]
     for output, entries in zip(outputs, by_file, strict=True):
         reserve(output.descriptor, output.start + sum(entry.n_bytes for entry in entries))
     return outputs

@@ -28,6 +28,7 @@ class Destination:
         files: the weights files, as many as there are shards.
         index: the index of the shards; None where there is none.
         companions: files that are copied along, each with its copy.
+        force: whether a file that has come into being since this was planned is replaced.
     """
 
     result: Path
@@ -35,6 +36,7 @@ class Destination:
     files: tuple[Path, ...]
     index: Path | None = None
     companions: tuple[tuple[Path, Path], ...] = ()
+    force: bool = True
 
     @property
     def is_folder(self) -> bool:

@@ -71,15 +71,20 @@ def read_tensor(checkpoint: Checkpoint, descriptors: Sequence[int], name: str) -
     return tensor
 
 
-def write_checkpoint(output: Path, tensors: Mapping[str, Tensor], glue: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    output: Path, tensors: Mapping[str, Tensor], glue: Mapping[str, Any], *, replace: bool = True
+) -> None:
     """Write `tensors` as one safetensors file with glue's metadata, whole or not at all.
 
     Tensors that share memory are each written in full, so that every reader finds every name.
+
+    Args:
+        replace: whether an `output` that has come into being meanwhile is replaced.
     """
     described = [(name, FILE_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
     entries = place(described)
     header = header_of(entries, metadata_of(glue))
-    with writing(output) as descriptor:
+    with writing(output, replace=replace) as descriptor:
         reserve(descriptor, len(header) + sum(entry.n_bytes for entry in entries))
         write_all(descriptor, header, 0)
         for entry in entries:

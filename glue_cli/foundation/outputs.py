@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,7 +10,11 @@ from pathlib import Path
 
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.regular_files import read_bytes
+from glue_cli.foundation.temporary_files import locked_file, remove_abandoned
 from glue_cli.foundation.units import size
+
+# What a file system says that has no hard links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 def check_output(output: Path, inputs: Sequence[Path], *, force: bool, option: str = "--output") -> None:
@@ -73,6 +76,10 @@ def check_room(output: Path, n_bytes: int) -> None:
         )
 
 
+class _TakenError(UsageError):
+    """An output that was not there has come into being while its file was written."""
+
+
 def write_once(output: Path, content: bytes) -> bool:
     """Write a small file unless there is one already; of several processes that try at once, the first one does.
 
@@ -81,49 +88,65 @@ def write_once(output: Path, content: bytes) -> bool:
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    temporary = output.with_name(f".glue-{secrets.token_hex(8)}.tmp")
     try:
-        with writing(temporary) as descriptor:
+        with writing(output, replace=False) as descriptor:
             write_all(descriptor, content, 0)
-        os.link(temporary, output)  # unlike a rename, it fails where there is a file
-    except FileExistsError:
+    except _TakenError:
         return False
-    except OSError as error:
-        raise _cannot_write(output, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return True
 
 
 @contextmanager
-def writing(output: Path) -> Iterator[int]:
+def writing(output: Path, *, replace: bool = True) -> Iterator[int]:
     """Open a temporary file beside `output`; on success flush it to disk and give it the name, else remove it.
 
+    The temporary file is locked while its writer lives; those that killed processes left in the folder are removed.
+
+    Args:
+        replace: whether an `output` that has come into being meanwhile is replaced.
     Yields:
         the file's descriptor, open for reading and writing.
     Raises:
+        UsageError: there is an `output`, which may not be replaced.
         ResourceError: the disk is full or the folder cannot be written.
     """
-    temporary = output.with_name(f".glue-{secrets.token_hex(8)}.tmp")
     made = _make_folder(output.parent)
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, output)
+        remove_abandoned(output.parent)
+        with locked_file(output.parent) as (temporary, descriptor):
+            try:
+                yield descriptor
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            _give_name(temporary, output, replace=replace)
         _sync_folder(output.parent)
     except OSError as error:
         raise _cannot_write(output, error) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
         for folder in made:  # those that stayed empty, because the work failed
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _give_name(temporary: Path, output: Path, *, replace: bool) -> None:
+    """Give a finished file its name, in one step."""
+    if replace:
+        os.replace(temporary, output)
+        return
+    try:
+        os.link(temporary, output)  # unlike a rename, it fails where there is a file
+    except FileExistsError:
+        raise _TakenError(
+            f"the output '{output}' was written by another run meanwhile",
+            hint="name another with --output, or give --force",
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(output):
+            raise _TakenError(f"the output '{output}' exists", hint="name another, or give --force") from None
+        os.rename(temporary, output)
 
 
 def _make_folder(folder: Path) -> list[Path]:

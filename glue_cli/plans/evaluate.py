@@ -21,7 +21,7 @@ class EvaluatePlan:
     Attributes:
         metrics: figures beyond the usual ones, names of `running.metrics.METRICS`.
         bars: a figure's least value, by its name.
-        output: a file for the result as JSON, if any.
+        output: a file for the result as JSON, if any; force: whether it may replace one.
     """
 
     spec: Spec
@@ -30,6 +30,7 @@ class EvaluatePlan:
     metrics: tuple[str, ...]
     bars: dict[str, float]
     output: Path | None
+    force: bool = False
 
 
 def plan_evaluate(
@@ -62,4 +63,4 @@ def plan_evaluate(
     found = tuple(read_checkpoint(path) for path in checkpoints)
     outputs.check(found, spec)
     check_data(spec.data, spec.path(spec.data.root))
-    return EvaluatePlan(spec, found, split, metrics, bars, outputs.result)
+    return EvaluatePlan(spec, found, split, metrics, bars, outputs.result, outputs.force)

@@ -1,6 +1,6 @@
 """What `glue finetune` is asked to do, checked before torch is imported and any data is read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glue_cli.checkpoints.destination import Destination, plan_model_destination
@@ -40,4 +40,4 @@ def plan_finetune(spec: Spec, checkpoint: Path | None, outputs: Outputs, *, trac
     destination = plan_model_destination(outputs.result, model_folder(spec))
     outputs.check([found] if found else initial_checkpoint(spec), spec, destination)
     check_data(spec.data, spec.path(spec.data.root))
-    return FinetunePlan(spec, found, track_test, destination)
+    return FinetunePlan(spec, found, track_test, replace(destination, force=outputs.force))

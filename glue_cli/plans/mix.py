@@ -108,6 +108,7 @@ def plan_mix(
         check_data(spec.data, spec.path(spec.data.root))
         if coefficients.is_search:
             _check_objective(coefficients.method, spec)
+    destination = replace(destination, force=outputs.force)
     return MixPlan(experts, coefficients, tensors, adapters, destination, writing, search, spec, seed)
 
 

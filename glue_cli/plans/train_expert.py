@@ -41,7 +41,7 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
     replace(outputs, result=output).check(initial_checkpoint(spec), spec, destination)
     data = spec.experts.members[expert].data if spec.experts.members else spec.data
     check_data(data, spec.path(data.root))
-    return TrainExpertPlan(spec.of_expert(expert), expert, name, destination)
+    return TrainExpertPlan(spec.of_expert(expert), expert, name, replace(destination, force=outputs.force))
 
 
 def initial_checkpoint(spec: Spec) -> list[Checkpoint]:

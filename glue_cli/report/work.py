@@ -91,7 +91,7 @@ def report(plan: ReportPlan, progress: Progress) -> dict[str, Any]:
     texts = [text.encode(errors="replace") for text in contents]
     images = [data for picture in all_drawn for data in (picture.svg.encode(), picture.png)]
     _check_outputs(plan, names)
-    _write(plan.output, dict(zip(names, [*texts, *images], strict=True)))
+    _write(plan.output, dict(zip(names, [*texts, *images], strict=True)), replace=plan.force)
     return {**result, "output": str(plan.output)}
 
 
@@ -101,11 +101,11 @@ def _check_outputs(plan: ReportPlan, names: Sequence[str]) -> None:
         check_output(plan.output / name, inputs, force=plan.force)
 
 
-def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+def _write(folder: Path, contents: Mapping[str, bytes], *, replace: bool) -> None:
     """Write all files, then give them their names, the last first: who finds the page finds all of it."""
     with ExitStack() as stack:
         for name, data in contents.items():
-            descriptor = stack.enter_context(writing(folder / name))
+            descriptor = stack.enter_context(writing(folder / name, replace=replace))
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(data)
 

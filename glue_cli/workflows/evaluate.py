@@ -70,7 +70,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     run.progress(Finished())
     result = EvaluateResult(results=results, seed=spec.seed, **origin_of(spec), **compute.recorded, missed=missed)
     if plan.output:
-        with writing(plan.output) as descriptor:
+        with writing(plan.output, replace=plan.force) as descriptor:
             write_all(descriptor, f"{as_json(as_object(result))}\n".encode(), 0)
     return result
 

@@ -35,11 +35,11 @@ def save_model(
     """
     with ExitStack() as stack:
         if destination.is_folder:
-            config = stack.enter_context(writing(destination.result / "config.json"))
+            config = stack.enter_context(writing(destination.result / "config.json", replace=destination.force))
             write_all(config, _configuration(model, class_names).encode(), 0)
         for source, copy in destination.companions:
-            copy_into(stack.enter_context(writing(copy)), source)
-        write_checkpoint(destination.files[0], tensors, glue)
+            copy_into(stack.enter_context(writing(copy, replace=destination.force)), source)
+        write_checkpoint(destination.files[0], tensors, glue, replace=destination.force)
     for stale in destination.stale_files():
         stale.unlink()
 

@@ -190,6 +190,27 @@ def test_what_cannot_be_written_once(tmp_path, monkeypatch):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", refuse)  # as a file system without links does
-    with pytest.raises(ResourceError, match="'.*choice.json' cannot be written: Operation not permitted"):
-        write_once(tmp_path / "choice.json", b"")
-    assert os.listdir(tmp_path) == ["file"]
+    assert write_once(tmp_path / "choice.json", b"mine") and not write_once(tmp_path / "choice.json", b"yours")
+    assert (tmp_path / "choice.json").read_bytes() == b"mine"
+    assert sorted(os.listdir(tmp_path)) == ["choice.json", "file"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_runs_with_one_output_the_second_finds_it_taken(tmp_path, monkeypatch, has_links):
+    if not has_links:
+
+        def refuse(source, target):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        monkeypatch.setattr(os, "link", refuse)
+    output = tmp_path / "out.bin"
+    with pytest.raises(UsageError, match="out.bin' (exists|was written by another run meanwhile)") as caught:
+        with writing(output, replace=False) as late:
+            os.pwrite(late, b"late", 0)
+            with writing(output, replace=False) as early:
+                os.pwrite(early, b"early", 0)
+    assert "--force" in caught.value.hint
+    assert output.read_bytes() == b"early" and os.listdir(tmp_path) == ["out.bin"]
+    with writing(output) as forced:
+        os.pwrite(forced, b"forced", 0)
+    assert output.read_bytes() == b"forced" and os.stat(output).st_nlink == 1

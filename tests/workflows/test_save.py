@@ -163,7 +163,7 @@ def test_writing_that_fails_leaves_what_was_there(text_spec, run, tmp_path, monk
         train(text_spec, run, tmp_path / "tuned")
     before = {path.name: path.read_bytes() for path in tmp_path.glob("tuned/*")}
 
-    def fail(output, tensors, glue):
+    def fail(output, tensors, glue, *, replace):
         raise ResourceError(f"'{output}' cannot be written: No space left on device")
 
     monkeypatch.setattr(save, "write_checkpoint", fail)

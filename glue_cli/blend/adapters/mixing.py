@@ -82,7 +82,9 @@ def expert_tensors(adapted: AdaptedBase, expert: int) -> Iterator[tuple[str, Ten
         yield name, mixed_tensor(adapted, one_hot, name)
 
 
-def write_merged(output: Path, adapted: AdaptedBase, alpha: Sequence[float], glue: Mapping[str, Any]) -> None:
+def write_merged(
+    output: Path, adapted: AdaptedBase, alpha: Sequence[float], glue: Mapping[str, Any], *, replace: bool = True
+) -> None:
     """Write the base with sum_k alpha_k s_k B_k A_k added as one safetensors file, in the base's dtypes.
 
     Raises:
@@ -92,7 +94,7 @@ def write_merged(output: Path, adapted: AdaptedBase, alpha: Sequence[float], glu
     """
     entries = place(adapted.merged)
     header = header_of(entries, metadata_of(glue))
-    with writing(output) as descriptor:
+    with writing(output, replace=replace) as descriptor:
         reserve(descriptor, len(header) + sum(entry.n_bytes for entry in entries))
         write_all(descriptor, header, 0)
         for entry in entries:
@@ -103,7 +105,9 @@ def write_merged(output: Path, adapted: AdaptedBase, alpha: Sequence[float], glu
             write_all(descriptor, bytes_of(tensor), len(header) + entry.offset)
 
 
-def concatenate(adapters: Sequence[Adapter], alpha: Sequence[float], folder: Path, glue: Mapping[str, Any]) -> None:
+def concatenate(
+    adapters: Sequence[Adapter], alpha: Sequence[float], folder: Path, glue: Mapping[str, Any], *, replace: bool = True
+) -> None:
     """Write the mix of adapters as one adapter: their ranks one after another, so that its B A is the sum.
 
     alpha_k and s_k go into B, in float32 at least, and the adapter's own scale is 1. Modules with fewer ranks than
@@ -128,9 +132,9 @@ def concatenate(adapters: Sequence[Adapter], alpha: Sequence[float], folder: Pat
     if overflowing:
         raise CheckpointError("these tensors of the mix are not finite", items=overflowing)
     config = {**first.config, **_UNIFORM, "r": rank, "lora_alpha": rank, "target_modules": modules}
-    with writing(folder / CONFIG) as descriptor:
+    with writing(folder / CONFIG, replace=replace) as descriptor:
         write_all(descriptor, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(), 0)
-        write_checkpoint(folder / WEIGHTS, tensors, glue)
+        write_checkpoint(folder / WEIGHTS, tensors, glue, replace=replace)
 
 
 def _taking(adapters: Sequence[Adapter], alpha: Sequence[float]) -> list[tuple[Adapter, float]]:

@@ -159,7 +159,7 @@ class WholeExperts(Experts):
         rest = self._destination
         for source, copy in self._destination.companions:
             if (text := self._rewritten(source)) is not None:
-                write_all(stack.enter_context(writing(copy)), text, 0)
+                write_all(stack.enter_context(writing(copy, replace=rest.force)), text, 0)
                 rest = replace(rest, companions=tuple(pair for pair in rest.companions if pair[1] != copy))
         return rest
 
@@ -211,12 +211,18 @@ class AdapterExperts(Experts):
         if self._adapters.merges:
             with ExitStack() as stack:
                 for source, companion in destination.companions:
-                    copy_into(stack.enter_context(writing(companion)), source)
-                write_merged(destination.files[0], self._adapted, alphas[0].tolist(), describe(digests))
+                    copy_into(stack.enter_context(writing(companion, replace=destination.force)), source)
+                write_merged(
+                    destination.files[0],
+                    self._adapted,
+                    alphas[0].tolist(),
+                    describe(digests),
+                    replace=destination.force,
+                )
             for stale in destination.stale_files():
                 stale.unlink()
         else:
-            concatenate(adapters, alphas[0].tolist(), destination.result, describe(digests))
+            concatenate(adapters, alphas[0].tolist(), destination.result, describe(digests), replace=destination.force)
         return digests
 
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:

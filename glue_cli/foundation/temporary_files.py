@@ -1,0 +1,65 @@
+"""Temporary files of which one can tell whether their writer still lives: it holds a lock, which ends with it."""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PATTERN = ".glue-*.tmp"
+
+
+@contextmanager
+def locked_file(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Make an empty file in `folder`, locked as long as the block lasts; it is removed unless it has gone by then.
+
+    Yields:
+        its path, and a descriptor for reading and writing, which the block has to close.
+    Raises:
+        OSError: it cannot be made.
+    """
+    path, descriptor = _create(folder)
+    lock = os.dup(descriptor)  # a lock ends when all descriptors of its file are closed
+    try:
+        yield path, descriptor
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(lock)
+
+
+def _create(folder: Path) -> tuple[Path, int]:
+    while True:
+        path = folder / f".glue-{secrets.token_hex(8)}.tmp"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        is_taken = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_taken = True  # for abandoned, by another run, in the moment before it was locked
+        except OSError:
+            pass  # a file system without locks, where nobody removes anything either
+        if not is_taken and _is_at(path, descriptor):
+            return path, descriptor
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files in a folder whose writers were killed; those of a living one stay."""
+    for path in folder.glob(_PATTERN):
+        with suppress(OSError):  # its writer lives, or has just finished, or there are no locks here
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(path, descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
