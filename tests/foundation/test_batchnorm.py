@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from glue_cli.foundation.batchnorm import COUNTER, STATISTICS, is_statistic
+from glue_cli.foundation.batchnorm import COUNTER, STATISTICS, is_statistic, is_variance
 
 
 def test_they_are_what_torch_calls_them():
@@ -23,3 +23,4 @@ def test_they_are_what_torch_calls_them():
 )
 def test_statistics_by_their_names(name, wanted):
     assert is_statistic(name) is wanted
+    assert is_variance(name) is (name == "stem.bn.running_var")

@@ -9,7 +9,8 @@ from torch import Tensor
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.checkpoints.files import open_files, read_into
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
-from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
+from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of, read_tensors
+from glue_cli.foundation.batchnorm import is_variance
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.progress import Noted, Progress
@@ -74,9 +75,10 @@ def load_bank(
         channels_last: lay convolution weights out so; a bank on disk leaves them as they are in the files.
         kind: where the rows are: on the device, in host memory, or in the experts' own files.
     Raises:
-        CheckpointError: an expert has NaN or infinity.
+        CheckpointError: an expert has NaN or infinity, or a negative variance of BatchNorm, whose root is NaN.
     Cost: every expert is read once; for `disk` too, so that a NaN shows before the search.
     """
+    _check_variances(experts, recipe)
     places: dict[str, Place] = {}
     sections: list[tuple[int, Rows]] = []
     n_before = 0
@@ -115,6 +117,18 @@ def _blended(expert: Checkpoint, recipe: Recipe) -> Iterable[TensorEntry]:
     for entry in sorted(expert.entries.values(), key=lambda entry: (entry.file, entry.offset)):
         if entry.dtype in FLOAT_DTYPES and entry.n_elements and recipe.is_blended(entry.name):
             yield entry
+
+
+def _check_variances(experts: Sequence[Checkpoint], recipe: Recipe) -> None:
+    names = [entry.name for entry in _blended(experts[0], recipe) if is_variance(entry.name)]
+    for expert in experts:
+        for name, variance in read_tensors(expert, names).items():
+            if (variance < 0).any():
+                smallest = variance.min().item()
+                raise CheckpointError(
+                    f"{expert.path}: '{name}' is a variance of BatchNorm, and has {smallest:g}",
+                    hint="leave this expert out, or mend it",
+                )
 
 
 def _group(experts: Sequence[Checkpoint], recipe: Recipe) -> dict[tuple[int, tuple[str, ...]], list[str]]:

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from glue_cli.blend.recipe import PLAIN, Recipe
+from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.progress import Noted
 from glue_cli.search.bank import load as bank_load
-from glue_cli.search.bank.load import choose_bank
+from glue_cli.search.bank.load import choose_bank, load_bank
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 N = 100_000  # elements of an expert
@@ -75,3 +76,16 @@ def test_only_what_is_blended_counts(choose, save):
     experts = [save(str(k), {"body": torch.zeros(N), "head": torch.zeros(N)}) for k in range(2)]
     choose(experts=experts, recipe=Recipe(copied_from={"head": 0}))
     assert "2 experts, 800.0 kB" in choose.noted.text
+
+
+@pytest.mark.parametrize("kind", ["device", "disk"])
+def test_a_negative_variance_is_said_before_the_search(save, kind):
+    variance = torch.tensor([1.0, 0.0, 0.5])
+    experts = [save(str(k), {"bn.running_var": variance, "bn.running_mean": -variance}) for k in range(2)]
+    assert load_bank(experts, device=CPU, kind=kind).n_experts == 2
+    broken = save("broken", {"bn.running_var": variance - 0.75, "bn.running_mean": -variance})
+    with pytest.raises(CheckpointError, match="'bn.running_var' is a variance of BatchNorm, and has -0.75") as caught:
+        load_bank([*experts, broken], device=CPU, kind=kind)
+    assert str(broken.path) in caught.value.message
+    apart = Recipe(copied_from={"bn.running_var": 0})  # nobody's but the first's
+    assert load_bank([*experts, broken], device=CPU, kind=kind, recipe=apart).n_experts == 3
