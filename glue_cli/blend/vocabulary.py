@@ -1,7 +1,7 @@
 """The vocabularies of experts that lie in Hugging Face folders: which token has which number. Needs no library."""
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ Numbers = Mapping[str, int]  # of tokens
 
 # Kinds of piece in a file of sentencepiece that stand for no text: unknown, control.
 _NO_TEXT = (2, 3)
+_DIGITS = 10  # of the number of a token, less than these
 _LARGEST = 64 << 20  # bytes of a file of pieces; the largest known have 15 MB
 
 
@@ -77,19 +78,20 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 def _added(folder: Path, listed: object) -> Numbers:
     """Return the added tokens: what `tokenizer.json` lists, and two other files keep."""
+    found: list[tuple[object, object]] = list(read_object(folder / "added_tokens.json").items())
+    found += (
+        [(t.get("content"), t.get("id")) for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
+    )
     by_number = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
-    found: dict[Any, Any] = read_object(folder / "added_tokens.json")
-    for token in listed if isinstance(listed, list) else ():
-        if isinstance(token, dict):
-            found[token.get("content")] = token.get("id")
     for number, token in by_number.items() if isinstance(by_number, dict) else ():
-        if isinstance(token, dict) and str(number).isdecimal():
-            found[token.get("content")] = int(number)
+        if isinstance(token, dict) and number.isdecimal() and len(number) < _DIGITS:
+            found.append((token.get("content"), int(number)))
     return _of_numbers(found)
 
 
-def _of_numbers(found: Mapping[Any, Any]) -> Numbers:
-    return {token: number for token, number in found.items() if isinstance(token, str) and type(number) is int}
+def _of_numbers(found: Iterable[tuple[object, object]]) -> Numbers:
+    """Return the pairs that are a token and its number."""
+    return {token: n for token, n in found if isinstance(token, str) and type(n) is int and n >= 0}
 
 
 def _trained(tokenizer: Mapping[str, Any]) -> Numbers:
@@ -97,14 +99,14 @@ def _trained(tokenizer: Mapping[str, Any]) -> Numbers:
     model = tokenizer.get("model")
     found = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(found, list):  # of a unigram model: [[token, score], ...]
-        return {piece[0]: number for number, piece in enumerate(found) if isinstance(piece, list) and len(piece) == 2}
-    return _of_numbers(found) if isinstance(found, dict) else {}
+        return _of_numbers((piece[0], n) for n, piece in enumerate(found) if isinstance(piece, list) and piece)
+    return _of_numbers(found.items()) if isinstance(found, dict) else {}
 
 
 def _json(folder: Path) -> Numbers:
     found = read_object(folder / "vocab.json")
     nested = {f"{key} {token}": n for key, own in found.items() if isinstance(own, dict) for token, n in own.items()}
-    return _of_numbers({**found, **nested})  # of speech in several languages: a vocabulary each
+    return _of_numbers((found | nested).items())  # of speech in several languages: a vocabulary each
 
 
 def _lines(folder: Path) -> Numbers:
@@ -119,14 +121,15 @@ def _lines(folder: Path) -> Numbers:
 def _pieces(folder: Path) -> Numbers:
     """Return the pieces of sentencepiece, or of tiktoken under the same ending, as Llama 3 has them."""
     for file in sorted((*folder.glob("*.model"), *folder.glob("*.tiktoken"))):
-        if file.stat().st_size > _LARGEST:
+        try:
+            data = read_bytes(file) if file.stat().st_size <= _LARGEST else b""
+        except OSError:
             continue
-        data = read_bytes(file)
         for read in (_sentencepiece, _tiktoken):
             try:
                 if found := read(data):
                     return found
-            except (ValueError, IndexError, KeyError, TypeError):  # no such file
+            except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # no such file
                 continue
     return {}
 
@@ -136,7 +139,7 @@ def _sentencepiece(data: bytes) -> Numbers:
     for number, piece in enumerate(value for field, value in _fields(data) if field == 1):
         parts = dict(_fields(piece))
         if parts.get(3) not in _NO_TEXT:
-            found[bytes(parts[1]).decode()] = number
+            found[parts[1].decode()] = number
     return found
 
 

@@ -26,9 +26,10 @@ class AddedToken:
 
 def read_added_token(folder: Path, text: str, number: int) -> AddedToken:
     """Return a token as the tokenizer of `folder` has it, with another number."""
-    listed = read_object(folder / "tokenizer.json").get("added_tokens") or []
-    decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    found: dict[str, Any] = next((t for t in (*listed, *decoder.values()) if t.get("content") == text), {})
+    listed = read_object(folder / "tokenizer.json").get("added_tokens")
+    decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    entries = [*(listed if isinstance(listed, list) else ()), *(decoder.values() if isinstance(decoder, dict) else ())]
+    found: dict[str, Any] = next((e for e in entries if isinstance(e, dict) and e.get("content") == text), {})
     return AddedToken(text, number, {key: bool(found.get(key, value)) for key, value in _PLAIN.items()})
 
 
@@ -37,12 +38,12 @@ def with_tokens(file: Path, tokens: Sequence[AddedToken]) -> bytes | None:
     content = read_object(file)
     if file.name == "tokenizer.json":
         entries = [{"id": token.number, "content": token.text, **token.settings} for token in tokens]
-        content["added_tokens"] = [*content.get("added_tokens", ()), *entries]
-    elif file.name == "tokenizer_config.json" and "added_tokens_decoder" in content:
+        content["added_tokens"] = [*(content.get("added_tokens") or ()), *entries]
+    elif file.name == "tokenizer_config.json" and isinstance(content.get("added_tokens_decoder"), dict):
         entries_by_number = {str(token.number): {"content": token.text, **token.settings} for token in tokens}
         content["added_tokens_decoder"] = {**content["added_tokens_decoder"], **entries_by_number}
     elif file.name == "added_tokens.json":
         content |= {token.text: token.number for token in tokens}
     else:
         return None
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(content, indent=2) + "\n").encode()

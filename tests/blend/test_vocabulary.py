@@ -105,6 +105,36 @@ def test_a_file_of_pieces_that_is_cut_off_is_none(folder, cut):
     assert read_vocabulary(folder(spiece_DOT_model=whole[:-cut])) is None
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x0a\x04\x08\xff\xff\x03",  # a piece whose text is a number, 65,535
+        b"\x08\x01",  # a number in place of a piece
+        b"\x0a\x02\x0a\x05",  # a text that is longer than its piece
+        b"\x0b\x0c" * 9,  # groups, which no such file has
+        b"\x80" * 99,  # a number without an end
+        b"\xff\xfe",
+    ],
+)
+def test_a_file_of_pieces_that_says_nonsense_is_none(folder, data):
+    assert read_vocabulary(folder(spiece_DOT_model=data)) is None
+
+
+def test_a_link_to_nothing_and_a_folder_are_no_files_of_pieces(folder):
+    place = folder(vocab_DOT_txt="a")
+    (place / "gone.model").symlink_to(place / "nowhere")
+    (place / "folder.model").mkdir()
+    assert read_vocabulary(place).tables == {"vocab.txt": {"a": 0}}
+
+
+def test_odd_entries_are_no_tokens(folder):
+    odd = {
+        "added_tokens": [5, {"content": ["x"], "id": 1}, {"content": "neg", "id": -1}, {"content": "half", "id": 0.5}]
+    }
+    place = folder(tokenizer_DOT_json=json.dumps({"model": {"vocab": {"a": 0, "b": "1", "c": -1, "d": True}}, **odd}))
+    assert read_vocabulary(place).numbers == {"a": 0}
+
+
 def test_real_tokenizers_are_read_as_their_library_reads_them(tmp_path, make_tokenizer):
     transformers = pytest.importorskip("transformers")
     make_tokenizer(tmp_path / "made")
