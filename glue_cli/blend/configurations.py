@@ -72,7 +72,8 @@ def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
     if not known:
         return []
     (first, wanted), *others = known
-    items, notes = [], []
+    odd = [path for path in paths if path.exists() and path not in dict(known)]
+    items, notes = [], [f"{path} is no configuration that can be read, and is not compared" for path in odd]
     for path, config in others:
         found = compare_configurations(config, wanted)
         grave = [d for d in found if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []

@@ -182,9 +182,14 @@ def test_a_configuration_of_nobody_knows_what_is_noted_only(expert):
     assert "lr (0.2, not 0.1)" in note and "width" not in note
 
 
-@pytest.mark.parametrize("config", [None, "", "[1]", "{", "[" * 100_000])
-def test_what_is_no_configuration_is_passed_over(expert, config):
-    assert check_configurations([expert("a", LLAMA), expert("b", config), expert("c", LLAMA)]) == []
+def test_an_expert_without_a_configuration_is_passed_over(expert):
+    assert check_configurations([expert("a", LLAMA), expert("b", None), expert("c", LLAMA)]) == []
+
+
+@pytest.mark.parametrize("config", ["", "[1]", "{", "{}", "[" * 100_000])
+def test_what_is_no_configuration_is_noted(expert, config):
+    (note,) = check_configurations([expert("a", LLAMA), expert("b", config), expert("c", LLAMA)])
+    assert note.endswith("b/config.json is no configuration that can be read, and is not compared")
 
 
 def test_the_weights_of_a_folder_that_are_named_alone_have_its_configuration(expert):
