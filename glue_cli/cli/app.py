@@ -21,6 +21,7 @@ from glue_cli.cli.finetune import finetune
 from glue_cli.cli.mix import mix
 from glue_cli.cli.output import print_error
 from glue_cli.cli.report import report
+from glue_cli.cli.show import show
 from glue_cli.cli.signals import ignore_signals, unwind_on_signals
 from glue_cli.cli.train_expert import train_expert
 from glue_cli.foundation.errors import GlueError, ResourceError, UsageError
@@ -37,6 +38,7 @@ app.command("mix")(mix)
 app.command("finetune")(finetune)
 app.command("evaluate")(evaluate)
 app.command("report")(report)
+app.command("show")(show)
 
 
 _INTERRUPTED = 130

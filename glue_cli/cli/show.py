@@ -1,0 +1,96 @@
+"""glue show"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glue_cli.cli.output import number, print_lines, print_table
+from glue_cli.cli.session import Session, with_session
+
+_SHOWN_CLASSES = 10
+_LONGEST = 200  # characters of a value; --json has all of it
+_LAST = ("settings", "experts", "alpha", "groups")  # of glue's metadata: what is shown elsewhere, or left to --json
+
+
+@with_session(without=("spec", "set_", "device", "precision", "seed", "history", "force", "dry_run", "quiet"))
+def show(
+    session: Session,
+    path: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A file, an index of shards, a model folder or an adapter's.")
+    ],
+) -> None:
+    """Print what a checkpoint says of itself: where it comes from, its configuration, its tensors and their sizes."""
+    from glue_cli.workflows.show import show as work
+
+    session.finish(work(path), _show)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from glue_cli.foundation.units import counted, size
+
+    on_disk = sum(file["bytes"] for file in result["files"])
+    print_lines(
+        result["checkpoint"],
+        f"{counted(len(result['files']), 'file')}, {size(on_disk)}; {counted(result['parameters'], 'parameter')}",
+    )
+    facts = [*_glue_facts(result["glue"]), *_config_facts(result["config"])]
+    facts += [(f"metadata {key}", _one_line(text)) for key, text in result["metadata"].items()]
+    if facts:
+        width = max(len(key) for key, _ in facts)
+        print_lines("", *(f"{key:{width}}  {text}" for key, text in facts))
+    if rows := _expert_rows(result["glue"]):
+        print()
+        print_table(["expert", *result["glue"].get("groups", ["alpha"]), "sha256"], rows)
+    print()
+    tensors = [[t["name"], t["dtype"], _shape(t["shape"]), size(t["bytes"])] for t in result["tensors"]]
+    print_table(["tensor", "dtype", "shape", "size"], tensors)
+    of_dtype = result["dtypes"].items()
+    print_lines("", *(f"{dtype}: {counted(n['tensors'], 'tensor')}, {size(n['bytes'])}" for dtype, n in of_dtype))
+
+
+def _glue_facts(glue: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what glue wrote, a line a key: first what the checkpoint is."""
+    if not glue:
+        yield "glue", "no metadata of glue"
+    for key, value in glue.items():
+        if key == "class_names" and isinstance(value, list):
+            more = f" and {len(value) - _SHOWN_CLASSES} more" if len(value) > _SHOWN_CLASSES else ""
+            yield "classes", ", ".join(map(str, value[:_SHOWN_CLASSES])) + more
+        elif key == "model" and isinstance(value, dict):
+            yield "model", f"{value.get('arch')} {_one_line(value.get('args') or '')}".rstrip()
+        elif key not in _LAST:
+            yield key, _one_line(value)
+    if isinstance(glue.get("settings"), dict):
+        yield from ((f"settings {key}", _one_line(value)) for key, value in glue["settings"].items())
+
+
+def _config_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what a configuration says of the architecture, in the words of transformers, timm and PEFT."""
+    for key in ("architectures", "architecture", "model_type", "peft_type", "base_model_name_or_path"):
+        if config.get(key):
+            yield f"config {key}", _one_line(config[key])
+
+
+def _expert_rows(glue: Mapping[str, Any]) -> list[list[str]]:
+    """Return a blend's experts, each with its coefficients; none where that is not what the metadata hold."""
+    try:
+        alphas = [*glue.get("groups", {"": glue["alpha"]}).values()]
+        return [
+            [str(expert["name"]), *(number(float(alpha[k])) for alpha in alphas), (expert["sha256"] or "-")[:12]]
+            for k, expert in enumerate(glue["experts"])
+        ]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # somebody else's key of that name
+        return []
+
+
+def _shape(shape: list[int]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _one_line(value: Any) -> str:
+    from glue_cli.foundation.json_text import as_json
+
+    text = " ".join((value if isinstance(value, str) else as_json(value)).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
