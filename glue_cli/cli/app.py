@@ -18,6 +18,7 @@ from glue_cli import __version__
 from glue_cli.cli.completion import join_assignment
 from glue_cli.cli.evaluate import evaluate
 from glue_cli.cli.finetune import finetune
+from glue_cli.cli.init import init
 from glue_cli.cli.mix import mix
 from glue_cli.cli.output import print_error
 from glue_cli.cli.report import report
@@ -39,6 +40,7 @@ app.command("finetune")(finetune)
 app.command("evaluate")(evaluate)
 app.command("report")(report)
 app.command("show")(show)
+app.command("init")(init)
 
 
 _INTERRUPTED = 130

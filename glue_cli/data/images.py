@@ -1,9 +1,9 @@
 """From encoded images to one tensor: decoded by Pillow on all cores, converted, resized."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate
@@ -87,6 +87,15 @@ def decode_all(
             progress(Advanced(done))
     progress(Finished())
     return torch.frombuffer(buffer, dtype=torch.uint8).view(len(images), len(mode), height, width)
+
+
+def sizes_of(images: Iterable[EncodedImage]) -> frozenset[tuple[int, int]]:
+    """Return the heights and widths that images have by their headers; a broken one has none."""
+    found = set()
+    for encoded in images:
+        with suppress(Exception), _opened(encoded) as file:  # whatever it is, `decode_all` will say it
+            found.add((file.height, file.width))
+    return frozenset(found)
 
 
 def is_grey(encoded: EncodedImage) -> bool:

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 def counted(n: int, noun: str) -> str:
     """Return a number of things, such as 1 step or 2,000 minibatches."""
-    ending = "es" if noun.endswith("ch") else "s"
+    ending = "es" if noun.endswith(("ch", "ss")) else "s"
     return f"{n:,} {noun}{'' if n == 1 else ending}"
 
 

@@ -23,7 +23,12 @@ from glue_cli.spec.goal import GOALS
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Columns = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
+Columns = Annotated[
+    list[str],
+    BeforeValidator(
+        lambda names: [names] if isinstance(names, str) else names, json_schema_input_type=str | list[str]
+    ),
+]
 
 
 def _check_budget(given: Any) -> Any:
@@ -183,7 +188,9 @@ class MixSpec(_Section):
 
     preset: Literal["default", "paper"] = "default"
     search: Literal["plain", "staged"]
-    budget: Annotated[str | None, BeforeValidator(_check_budget)] = None
+    budget: Annotated[str | None, BeforeValidator(_check_budget, json_schema_input_type=str | int | float | None)] = (
+        None
+    )
     optimizer: Literal["auto", "adam", "momentum"]
     lr: Rate
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)]

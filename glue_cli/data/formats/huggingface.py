@@ -42,16 +42,25 @@ def read_huggingface(
         SpecError: a column is missing, or it is not clear which are meant; or `datasets` is not installed.
         DataError: the split is missing, or a file or a value in it is not what it should be.
     """
-    datasets = _import_datasets()
-    with _working_folder(cache) as working:
-        table = _open(datasets, data, split, root, working)
+    with opening(data, root, cache) as open_split:
+        table = open_split(split)
         if table is None:
             return None
+        where, open_train = f"'{root}' ({split})", partial(open_split, "train")
+        return read_columns(data, table, open_train, root=root, where=where, progress=progress)
 
-        def open_train() -> Any:
-            return _open(datasets, data, "train", root, working)
 
-        return read_columns(data, table, open_train, root=root, where=f"'{root}' ({split})", progress=progress)
+@contextmanager
+def opening(data: DataSpec, root: Path, cache: Path | None) -> Iterator[Callable[[str], Any]]:
+    """Give what opens a split as a table of `datasets`; it gives None for a val split that is not there.
+
+    Raises:
+        SpecError: `datasets` is not installed.
+        DataError: from what is given: the split is missing, or cannot be read.
+    """
+    datasets = _import_datasets()
+    with _working_folder(cache) as working:
+        yield partial(_open, datasets, data, root=root, working=working)
 
 
 def _import_datasets() -> Any:
@@ -78,7 +87,7 @@ def _working_folder(cache: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _open(datasets: Any, data: DataSpec, split: str, root: Path, working: Path) -> Any | None:
+def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Path) -> Any | None:
     """Return a split as a `datasets.Dataset`, or None for a val split that is not there."""
     name = split_name(data, split)
     names = [] if name is None else ["val", "validation"] if split == "val" and "val" not in data.splits else [name]

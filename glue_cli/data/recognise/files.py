@@ -1,0 +1,144 @@
+"""Data sets in files and folders of images: CIFAR-10, SVHN, safetensors, JSON lines, a folder a class."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.data.formats.cifar10 import CLASS_NAMES, RECORDS_PER_FILE
+from glue_cli.data.formats.image_folder import ENDINGS
+from glue_cli.data.formats.jsonl import read_jsonl
+from glue_cli.data.formats.safetensors_folder import read_safetensors
+from glue_cli.data.images import EncodedImage, sizes_of
+from glue_cli.data.recognise.found import FoundData, match_splits, unusual
+from glue_cli.foundation.errors import CheckpointError, DataError
+from glue_cli.foundation.progress import silent
+from glue_cli.foundation.regular_files import regular
+from glue_cli.spec.schema import DataSpec
+
+_LOOKED_AT = 200  # images whose size is read
+
+
+def find_cifar10(root: Path) -> FoundData | None:
+    folders = (root, root / "cifar-10-batches-bin", root / "cifar-10-batches-py")
+    if not any((folder / name).is_file() for folder in folders for name in ("data_batch_1.bin", "data_batch_1")):
+        return None
+    counts = {"train": 5 * RECORDS_PER_FILE, "test": RECORDS_PER_FILE}
+    return FoundData("cifar10", counts=counts, n_classes=10, class_names=CLASS_NAMES, sizes=frozenset({(32, 32)}))
+
+
+def find_svhn(root: Path) -> FoundData | None:
+    if not (root / "train_32x32.mat").is_file():
+        return None
+    return FoundData("svhn", n_classes=10, class_names=tuple("0123456789"), sizes=frozenset({(32, 32)}))
+
+
+def find_safetensors(root: Path) -> FoundData | None:
+    """Look for SPLIT.safetensors; reads the training labels.
+
+    Raises:
+        DataError: the training split is there and damaged.
+    """
+    matched = match_splits([path.stem for path in root.glob("*.safetensors")])
+    if matched is None:
+        return None
+    splits, doubts = matched
+    train = read_safetensors(root / f"{splits['train']}.safetensors")
+    names, labels = train.class_names or (), train.labels
+    return FoundData(
+        "safetensors",
+        unusual(splits),
+        counts={split: _count_rows(root / f"{name}.safetensors") for split, name in splits.items()},
+        targets="numbers" if labels is None else "labels",
+        n_classes=None if labels is None else len(names) or int(labels.max()) + 1,
+        class_names=names,
+        sizes=frozenset({(train.shape[1], train.shape[2])}) if train.has_images else frozenset(),
+        doubts=doubts,
+    )
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        shapes = [entry.shape for entry in read_checkpoint(path).entries.values()]
+    except CheckpointError as error:
+        raise DataError(error.message, items=error.items, hint="write the file again") from error
+    return shapes[0][0] if shapes and shapes[0] else 0
+
+
+def find_jsonl(root: Path) -> FoundData | None:
+    """Look for SPLIT.jsonl whose lines have a `text`; other keys are for the library `datasets`.
+
+    Raises:
+        DataError: a file is there and damaged.
+    """
+    matched = match_splits([path.stem for path in root.glob("*.jsonl")])
+    if matched is None or not _has_text(root / f"{matched[0]['train']}.jsonl"):
+        return None
+    splits, doubts = matched
+    data = DataSpec(format="jsonl", root=str(root), splits=unusual(splits))  # type: ignore[arg-type]
+    read = {split: read_jsonl(data, split, root=root, cache=None, progress=silent) for split in splits}
+    counts = {split: len(texts.texts) for split, texts in read.items() if texts}
+    train = read["train"]
+    assert train is not None
+    found = FoundData("jsonl", unusual(splits), counts=counts, targets="tokens", doubts=doubts)
+    if train.targets is None:
+        return found
+    names = train.class_names or ()
+    return replace(found, targets="labels", n_classes=len(names) or int(train.targets.max()) + 1, class_names=names)
+
+
+def _has_text(path: Path) -> bool:
+    try:
+        with open(path, "rb", opener=regular) as file:
+            found = json.loads(next((line for line in file if line.strip()), b""))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and isinstance(found.get("text"), str)
+
+
+def find_images(root: Path) -> FoundData | None:
+    """Look for SPLIT/CLASS/*.jpg; reads the headers of the first images."""
+    matched = match_splits(_folders(root))
+    if matched is None:
+        return None
+    splits, doubts = matched
+    classes = {split: _folders(root / name) for split, name in splits.items()}
+    train = root / splits["train"]
+    if next(_images(train, classes["train"]), None) is None:
+        return None
+    unknown = {name for found in classes.values() for name in found} - set(classes["train"])
+    if unknown:
+        doubts = (*doubts, f"data: no training example of the class '{min(unknown)}', which other splits have")
+    counts = {split: sum(1 for _ in _images(root / name, classes[split])) for split, name in splits.items()}
+    return FoundData(
+        "image-folder",
+        unusual(splits),
+        counts=counts,
+        n_classes=len(classes["train"]),
+        class_names=tuple(classes["train"]),
+        sizes=sizes_of(EncodedImage(str(path)) for path in islice(_images(train, classes["train"]), _LOOKED_AT)),
+        doubts=doubts,
+    )
+
+
+def _folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path, classes: list[str]) -> Iterator[Path]:
+    for name in classes:
+        with os.scandir(folder / name) as entries:
+            yield from (Path(entry.path) for entry in entries if entry.name.lower().endswith(ENDINGS))
+
+
+FINDERS: tuple[Callable[[Path], FoundData | None], ...] = (
+    find_cifar10,
+    find_svhn,
+    find_images,
+    find_safetensors,
+    find_jsonl,
+)

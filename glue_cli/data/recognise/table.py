@@ -1,0 +1,144 @@
+"""Data sets that the library `datasets` reads: Parquet, CSV, JSON, `save_to_disk`; and what their columns are for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from glue_cli.data.formats.huggingface import opening
+from glue_cli.data.images import EncodedImage, sizes_of
+from glue_cli.data.recognise.found import FoundData, match_splits, unusual
+from glue_cli.spec.schema import DataSpec
+
+_ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
+_USUAL = {"val": ("val", "validation")}  # which the format looks for by itself
+_USUAL_INPUTS = ("image", "img", "text")
+_LABELS = ("label", "labels", "class", "category", "target", "y")  # what people call it, the format's own name first
+_LOOKED_AT = 200  # rows whose texts and images are looked at
+_MOST_CLASSES = 1000  # different values up to which a column may be one of labels
+
+
+def find_table(root: Path, cache: Path | None) -> FoundData | None:
+    """Look for splits as tables; None where there are none.
+
+    Raises:
+        SpecError: there are, and the library `datasets` is not installed.
+        DataError: a table is there and damaged.
+    """
+    matched = match_splits(_names(root))
+    if matched is None:
+        return None
+    splits, doubts = matched
+    written = unusual(splits, usual=_USUAL)
+    data = DataSpec(format="huggingface", root=str(root), splits=written)  # type: ignore[arg-type]
+    with opening(data, root, cache) as open_split:
+        tables = {split: open_split(split) for split in splits}
+        counts = {split: table.num_rows for split, table in tables.items() if table is not None}
+        return _describe(tables["train"], written, counts, doubts)
+
+
+def _names(root: Path) -> set[str]:
+    """Return what the splits may be called: files of tables without their shards' numbers, and folders of some."""
+    names = {path.stem.partition("-")[0] for folder in (root, root / "data") for path in _tables(folder)}
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return names | {path.name for path in folders if (path / "state.json").is_file() or any(_tables(path))}
+
+
+def _tables(folder: Path) -> Iterable[Path]:
+    return [path for path in folder.iterdir() if path.suffix in _ENDINGS] if folder.is_dir() else []
+
+
+def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], doubts: Sequence[str]) -> FoundData:
+    kinds = {name: _kind(feature) for name, feature in table.features.items()}
+    columns: dict[str, str | list[str]] = {}
+    choices: list[str] = []
+    target = _find_target(table, kinds)
+    role, inputs = _find_inputs(table, {name: kind for name, kind in kinds.items() if name != target})
+    if role is None:
+        choices.append(
+            f"columns: {{image: NAME}}, {{text: NAME}} or {{inputs: [NAME, ...]}}; there are {_listed(kinds)}"
+        )
+    elif inputs[0] not in _USUAL_INPUTS:
+        columns[role] = list(inputs) if role == "inputs" else inputs[0]
+    is_number = target is not None and kinds[target] == "number"
+    if target is None:
+        if role != "text":  # which a language model takes alone
+            choices.append(f"columns: {{label: NAME}} or {{target: [NAME, ...]}}; there are {_listed(kinds)}")
+    elif target != "label" or is_number:
+        columns["target" if is_number else "label"] = target
+    names = _class_names(table, target) if target is not None and not is_number else None
+    return FoundData(
+        "huggingface",
+        splits,
+        columns,
+        counts,
+        targets="numbers" if is_number else "labels" if target is not None else "tokens",
+        n_classes=names if isinstance(names, int) else len(names) if names else None,
+        class_names=tuple(names) if isinstance(names, list) else (),
+        sizes=_sizes(table, inputs[0]) if role == "image" else frozenset(),
+        doubts=tuple(doubts),
+        choices=tuple(choices),
+    )
+
+
+def _kind(feature: Any) -> str:
+    """Return what a column holds: images, classes, text, whole numbers, numbers, or something else."""
+    name = type(feature).__name__
+    if name in ("Image", "ClassLabel"):
+        return {"Image": "image", "ClassLabel": "class"}[name]
+    dtype = str(getattr(feature, "dtype", ""))
+    if name != "Value":
+        return "other"
+    known = {"string": "text", "large_string": "text", "int": "whole", "uint": "whole", "float": "number"}
+    return known.get(dtype.rstrip("0123456789"), "other")
+
+
+def _find_target(table: Any, kinds: Mapping[str, str]) -> str | None:
+    """Return the column that is to be predicted, if one stands out."""
+    hinted = [name for name in _LABELS if kinds.get(name) in ("class", "whole", "text", "number")]
+    classes = [name for name, kind in kinds.items() if kind == "class"]
+    if hinted or len(classes) == 1:
+        return (hinted or classes)[0]
+    few = [name for name, kind in kinds.items() if kind in ("whole", "text") and _has_few_values(table, name)]
+    return few[0] if len(few) == 1 else None
+
+
+def _has_few_values(table: Any, name: str) -> bool:
+    n_values: int = len(table.unique(name))
+    return bool(n_values <= min(_MOST_CLASSES, table.num_rows // 2))
+
+
+def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequence[str]]:
+    """Return what the inputs are, image, text or numbers, and their columns; None where that is not clear."""
+    usual = next((name for name in _USUAL_INPUTS if kinds.get(name) in ("image", "text")), None)
+    images = [name for name, kind in kinds.items() if kind == "image"]
+    if usual or images:
+        chosen = usual or images[0]
+        return ("image" if kinds[chosen] == "image" else "text"), [chosen]
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    if texts:
+        head = table.select(range(min(_LOOKED_AT, table.num_rows)))
+        return "text", [max(texts, key=lambda name: sum(len(text or "") for text in head[name]))]
+    numbers = [name for name, kind in kinds.items() if kind in ("number", "whole")]
+    return ("inputs", numbers) if numbers else (None, [])
+
+
+def _class_names(table: Any, name: str) -> list[str] | int | None:
+    """Return the names of the classes; where they are numbers, how many there are; None for anything else."""
+    if names := getattr(table.features[name], "names", None):
+        return list(names)
+    values = table.unique(name)
+    if all(type(value) is str for value in values):
+        return sorted(values)
+    return max(values) + 1 if values and all(type(value) is int and value >= 0 for value in values) else None
+
+
+def _sizes(table: Any, name: str) -> frozenset[tuple[int, int]]:
+    undecoded = import_module("datasets").Image(decode=False)
+    head = table.select(range(min(_LOOKED_AT, table.num_rows))).cast_column(name, undecoded)
+    cells = [cell for cell in head[name] if cell and cell["bytes"]]  # a path may lead anywhere: the reader checks it
+    return sizes_of(EncodedImage(name, cell["bytes"]) for cell in cells)
+
+
+def _listed(kinds: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())

@@ -1,0 +1,97 @@
+"""The architecture that a checkpoint's metadata, or the configuration beside it, names. Needs no torch."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.json_files import read_object
+from glue_cli.foundation.user_code import PREFIX
+from glue_cli.models.recognise.recognised import Recognised, channels, whole
+
+
+def by_metadata(expert: Checkpoint, folder: Path) -> Recognised | None:
+    """Return the model that glue trained a checkpoint as; None where glue did not write it.
+
+    Args:
+        folder: the new spec's; what the model names must be found from there.
+    """
+    model = expert.glue.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("arch"), str):
+        return None
+    args = model.get("args") if isinstance(model.get("args"), dict) else {}
+    assert isinstance(args, dict)
+    found = Recognised(
+        model["arch"],
+        args,
+        "as the experts say of themselves",
+        doubts=tuple(_missing_files(model["arch"], args, folder)),
+        n_outputs=whole(args.get("num_classes")) or whole(args.get("num_labels")),
+        image_size=whole(args.get("image_size")) or whole(args.get("img_size")),
+    )
+    return found
+
+
+def _missing_files(arch: str, args: Mapping[str, Any], folder: Path) -> list[str]:
+    if arch.startswith(PREFIX):
+        module = arch.removeprefix(PREFIX).partition(":")[0].partition(".")[0]
+        if not any((folder / path).is_file() for path in (f"{module}.py", f"{module}/__init__.py")):
+            return [f"model.arch: copy '{module}.py' beside the spec, unless '{module}' is an installed package"]
+    path = args.get("path")
+    if isinstance(path, str) and not (folder / os.path.expanduser(path) / "config.json").is_file():
+        return [f"model.args.path: there is no '{path}' beside the spec: name the model folder"]
+    return []
+
+
+def by_configuration(expert: Checkpoint, folder: Path) -> Recognised | None:
+    """Return the model that the `config.json` beside a checkpoint names, transformers' or timm's; None without one.
+
+    Args:
+        folder: the new spec's, from which the model's folder is named.
+    """
+    beside = expert.folder or expert.path.parent
+    config = read_object(beside / "config.json")
+    if isinstance(config.get("architecture"), str):
+        return _of_timm(config)
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        return None
+    labels = config.get("id2label")
+    images = read_object(beside / "preprocessor_config.json")
+    size = images.get("crop_size") or images.get("size")
+    height = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
+    return Recognised(
+        f"transformers:{architectures[0]}",
+        {"path": named_from(beside, folder)},
+        f"as '{beside / 'config.json'}' says",
+        n_outputs=len(labels) if isinstance(labels, dict) else None,
+        image_size=whole(config.get("image_size")) or whole(height),
+        mean=channels(images.get("image_mean")),
+        std=channels(images.get("image_std")),
+    )
+
+
+def _of_timm(config: Mapping[str, Any]) -> Recognised:
+    pretrained = config.get("pretrained_cfg")
+    settings = pretrained if isinstance(pretrained, dict) else {}
+    model_args = config.get("model_args")
+    args = dict(model_args) if isinstance(model_args, dict) else {}
+    n_outputs = whole(config.get("num_classes")) or whole(settings.get("num_classes"))
+    if n_outputs:
+        args["num_classes"] = n_outputs
+    size = settings.get("input_size")
+    return Recognised(
+        f"timm:{config['architecture']}",
+        args,
+        "as timm's config.json says",
+        n_outputs=n_outputs,
+        image_size=whole(args.get("img_size")) or (whole(size[-1]) if isinstance(size, list) and size else None),
+        mean=channels(settings.get("mean")),
+        std=channels(settings.get("std")),
+    )
+
+
+def named_from(path: Path, folder: Path) -> str:
+    """Return how a spec in `folder` names a path that was given from the current folder."""
+    return str(path) if path.is_absolute() else os.path.relpath(path, folder)

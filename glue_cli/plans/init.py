@@ -1,0 +1,83 @@
+"""What `glue init` is asked to do, checked before the data are looked at."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.data import FORMATS
+from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.outputs import check_output
+from glue_cli.foundation.user_code import PREFIX
+from glue_cli.models import ARCHITECTURES, LIBRARIES
+from glue_cli.spec.goal import GOALS
+from glue_cli.spec.json_schema import json_schema
+
+SCHEMA_FILE = "glue.schema.json"  # beside the spec, for editors
+
+
+@dataclass(frozen=True)
+class InitPlan:
+    """What `glue init` is asked to do.
+
+    Attributes:
+        paths: the experts, as they were given.
+        models: their headers; of an adapter, that of its base where this is at hand.
+        data: the folder with the target's data.
+        output: the spec; schema_file: its JSON schema, beside it.
+    """
+
+    paths: tuple[Path, ...]
+    models: tuple[Checkpoint, ...]
+    data: Path
+    output: Path
+    schema_file: Path
+
+
+def plan_init(paths: Sequence[Path], data: Path, output: Path, *, force: bool) -> InitPlan:
+    """Read the experts' headers, and check the folder of data and the outputs.
+
+    Raises:
+        UsageError: an expert or the folder is not there, or an output exists without `force`.
+        CheckpointError: an expert is damaged.
+    """
+    if not data.is_dir():
+        problem = "is a file" if data.exists() else "does not exist"
+        raise UsageError(f"--data {data}: {problem}", hint="name the folder with the target's data")
+    models = tuple(_read_model(path) for path in paths)
+    schema_file = output.with_name(SCHEMA_FILE)
+    inputs = [*paths, *(file for model in models for file in model.files)]
+    check_output(output, inputs, force=force)
+    check_output(schema_file, inputs, force=force or _holds(schema_file, schema_text()))
+    return InitPlan(tuple(paths), models, data, output, schema_file)
+
+
+def spec_schema() -> dict[str, Any]:
+    """Return the JSON schema of the spec, with the architectures and formats that glue knows."""
+    architectures = [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
+    goals = [*GOALS, f"{PREFIX}MODULE:FUNCTION"]
+    return json_schema({"arch": architectures, "format": list(FORMATS), "objective": goals})
+
+
+def schema_text() -> str:
+    return json.dumps(spec_schema(), indent=2) + "\n"
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _read_model(path: Path) -> Checkpoint:
+    if not is_adapter(path):
+        return read_checkpoint(path)
+    adapter = read_adapter(path)
+    base = adapter.config.get("base_model_name_or_path")
+    is_here = isinstance(base, str) and (Path(base) / "config.json").is_file()
+    return read_checkpoint(Path(str(base))) if is_here else adapter.checkpoint

@@ -1,0 +1,1 @@
+"""`glue init`: from experts and data to a spec."""

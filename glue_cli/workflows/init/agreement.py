@@ -1,0 +1,23 @@
+"""What a user has to check before the experts found and the data found are used together. Needs no torch."""
+
+from glue_cli.data.recognise.found import FoundData
+from glue_cli.models.recognise.recognised import Recognised
+
+
+def find_doubts(model: Recognised | None, data: FoundData | None) -> tuple[str, ...]:
+    """Return a line for each thing that nothing told, or in which model and data do not agree."""
+    doubts = [*(model.doubts if model else ()), *(data.doubts if data else ())]
+    if model and data and model.n_outputs and data.n_classes and model.n_outputs != data.n_classes:
+        doubts.append(
+            f"data: they have {data.n_classes} classes, and the experts' head {model.n_outputs} outputs"
+            + (": glue mix --head has policies for that" if data.n_classes > model.n_outputs else "")
+        )
+    return tuple(doubts)
+
+
+def chosen_size(model: Recognised | None, data: FoundData) -> int | None:
+    """Return the size that images are brought to: the model's, where they have another; None where none is needed."""
+    if data.format not in ("image-folder", "huggingface") or model is None or model.image_size is None:
+        return None
+    is_theirs = data.sizes <= {(model.image_size, model.image_size)}
+    return None if is_theirs else model.image_size

@@ -1,0 +1,48 @@
+"""Write a spec for the experts and the data that were found."""
+
+from pathlib import Path
+from typing import Any
+
+from glue_cli.data.recognise.recognise import recognise_data
+from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.outputs import write_all, writing
+from glue_cli.foundation.progress import Noted
+from glue_cli.foundation.run import Run
+from glue_cli.models.recognise.recognise import recognise
+from glue_cli.plans.init import InitPlan, schema_text
+from glue_cli.workflows.init.agreement import find_doubts
+from glue_cli.workflows.init.text import spec_text
+
+
+def init(plan: InitPlan, run: Run) -> dict[str, Any]:
+    """Look at the experts and the data, and write `glue.yaml` and its JSON schema; return what `--json` prints.
+
+    Raises:
+        DataError: the data are damaged.
+        ResourceError: the files cannot be written.
+    """
+    folder = plan.output.parent
+    model = recognise(plan.models, folder)
+    try:
+        data = recognise_data(plan.data, run.cache)
+    except SpecError as error:  # of a library that reads them, and is not installed
+        data = None
+        run.progress(Noted(f"the data were not looked at: {error.message}; {error.hint}", warning=True))
+    doubts = find_doubts(model, data)
+    spec = spec_text(plan, model, data, doubts)
+    _write(plan.schema_file, schema_text())
+    _write(plan.output, spec.text)
+    return {
+        "schema": "glue.init/1",
+        "output": str(plan.output),
+        "schema_file": str(plan.schema_file),
+        "model": {"arch": model.arch, "args": dict(model.args)} if model else None,
+        "data": {"format": data.format, "root": str(plan.data), "examples": dict(data.counts)} if data else None,
+        "open": list(spec.open),
+        "doubts": list(doubts),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path) as descriptor:
+        write_all(descriptor, text.encode(), 0)

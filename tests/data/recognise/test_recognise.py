@@ -1,0 +1,162 @@
+"""Data in folders: what is recognised is read back by glue's own readers, with the same counts and classes."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from glue_cli.data import read_dataset
+from glue_cli.data.recognise.found import match_splits
+from glue_cli.data.recognise.recognise import recognise_data
+from glue_cli.spec.schema import DataSpec
+
+COLOURS = ["red", "green", "blue", "red", "green", "blue"]
+
+
+def found_and_read(root, cache, **more):
+    """Return what is recognised, and the training split as the spec written for it is read."""
+    found = recognise_data(root, cache)
+    section = {"format": found.format, "root": str(root), "splits": dict(found.splits), "columns": dict(found.columns)}
+    read = read_dataset(DataSpec.model_validate({**section, **more}), "train", root=root, cache=cache)
+    assert found.counts["train"] == len(read)
+    if found.targets == "labels":
+        assert found.n_classes == len(read.class_names or ()) or found.n_classes == int(read.labels.max()) + 1
+        assert list(found.class_names) == list(read.class_names or ())
+    return found, read
+
+
+def write_csv(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(",".join(map(str, row)) for row in rows) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ({"train", "test"}, {"train": "train", "test": "test"}),
+        ({"training", "valid", "testing"}, {"train": "training", "val": "valid", "test": "testing"}),
+        ({"train", "val", "test", "other"}, {"train": "train", "val": "val", "test": "test"}),
+        ({"train", "validation"}, {"train": "train", "test": "validation"}),
+        ({"train"}, {"train": "train"}),
+    ],
+)
+def test_splits_by_what_people_call_them(names, wanted):
+    splits, doubts = match_splits(names)
+    assert splits == wanted
+    assert bool(doubts) == (splits.get("test") != "test" and "testing" not in names)
+
+
+def test_without_a_training_split_there_is_no_data_set():
+    assert match_splits({"test", "val"}) is None
+
+
+@pytest.mark.parametrize("targets", ["labels", "targets"])
+def test_safetensors(tmp_path, targets):
+    values = torch.tensor([0, 3, 1]) if targets == "labels" else torch.randn(3)
+    save_file({"images": torch.zeros(3, 1, 4, 6, dtype=torch.uint8), targets: values}, tmp_path / "train.safetensors")
+    save_file(
+        {"images": torch.zeros(1, 1, 4, 6, dtype=torch.uint8), targets: values[:1]}, tmp_path / "dev.safetensors"
+    )
+    found, _ = found_and_read(tmp_path, None)
+    assert (found.format, dict(found.splits), dict(found.counts)) == (
+        "safetensors",
+        {"test": "dev"},
+        {"train": 3, "test": 1},
+    )
+    assert (found.targets, found.n_classes) == (("labels", 4) if targets == "labels" else ("numbers", None))
+    assert found.sizes == {(4, 6)}
+
+
+def test_a_folder_a_class(tmp_path):
+    images = pytest.importorskip("PIL.Image")
+    for split, n in (("train", 3), ("val", 1)):
+        for name in ("b", "a"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(n):
+                images.new("RGB", (8, 6)).save(tmp_path / split / name / f"{i}.jpg")
+    found, read = found_and_read(tmp_path, None)
+    assert (found.format, dict(found.splits), dict(found.counts)) == (
+        "image-folder",
+        {"test": "val"},
+        {"train": 6, "test": 2},
+    )
+    assert found.sizes == {tuple(read.inputs.shape[2:])}
+
+
+def test_texts(tmp_path):
+    lines = [json.dumps({"text": "word", "label": colour}) for colour in COLOURS]
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines, "", ""]))
+    (tmp_path / "test.jsonl").write_text(lines[0])
+    found = recognise_data(tmp_path, None)
+    assert (found.format, found.targets, dict(found.counts)) == ("jsonl", "labels", {"train": 6, "test": 1})
+    assert found.class_names == ("blue", "green", "red")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"text": "a line to go on from"}\n')
+    assert recognise_data(tmp_path, None).targets == "tokens"
+
+
+class TestTables:
+    """What the library `datasets` reads."""
+
+    @pytest.fixture(autouse=True)
+    def _needs_datasets(self):
+        pytest.importorskip("datasets")
+
+    def test_numbers_and_a_class_by_its_usual_name(self, tmp_path):
+        for split in ("train", "test"):
+            rows = [(i / 2, i, colour) for i, colour in enumerate(COLOURS)]
+            write_csv(tmp_path / f"{split}.csv", [("width", "height", "class"), *rows])
+        found, read = found_and_read(tmp_path, tmp_path / "cache")
+        assert dict(found.columns) == {"inputs": ["width", "height"], "label": "class"}
+        assert read.inputs.shape == (6, 2)
+
+    def test_numbers_to_predict(self, tmp_path):
+        write_csv(tmp_path / "train.csv", [("a", "b", "y"), *((i / 2, -i / 3, i * 1.5) for i in range(6))])
+        found, read = found_and_read(tmp_path, tmp_path / "cache")
+        assert found.targets == "numbers"
+        assert dict(found.columns) == {"inputs": ["a", "b"], "target": "y"}
+        assert read.targets.dtype == torch.float32
+
+    def test_the_longest_texts_and_the_one_column_of_few_values(self, tmp_path):
+        rows = [(f"id{i}", f"a sentence of some length {i}", i % 2) for i in range(8)]
+        write_csv(tmp_path / "train.csv", [("key", "sentence", "mood"), *rows])
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert dict(found.columns) == {"text": "sentence", "label": "mood"}
+        assert (found.n_classes, found.choices) == (2, ())
+
+    def test_two_columns_that_may_be_labels_are_a_choice(self, tmp_path):
+        rows = [(i / 3, i % 2, i % 3) for i in range(9)]
+        write_csv(tmp_path / "train.csv", [("x", "one", "two"), *rows])
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert len(found.choices) == 1 and "one (whole), two (whole)" in found.choices[0]
+
+    def test_shards_of_parquet_and_the_usual_columns(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        (tmp_path / "data").mkdir()
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "p"])}
+        )
+        table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]}, features=features)
+        for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
+            table.to_parquet(tmp_path / "data" / f"{name}.parquet")
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert (found.format, dict(found.columns), found.class_names) == ("huggingface", {}, ("n", "p"))
+        assert (dict(found.splits), found.counts["train"]) == ({"test": "validation"}, 6)
+
+    def test_a_saved_data_set_of_images(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        images = pytest.importorskip("PIL.Image")
+        table = datasets.Dataset.from_dict({"picture": [images.new("L", (5, 7))] * 4, "fine": [0, 1, 2, 1]})
+        datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "saved"))
+        found, read = found_and_read(
+            tmp_path / "saved", tmp_path / "cache", columns={"image": "picture", "label": "fine"}
+        )
+        assert dict(found.columns)["image"] == "picture"
+        assert found.sizes == {tuple(read.inputs.shape[2:])}
+
+
+def test_a_folder_with_nothing_known(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "train").mkdir()
+    assert recognise_data(tmp_path, None) is None
