@@ -14,7 +14,6 @@ from glue_cli.blend.rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
 from glue_cli.cli import completion
 from glue_cli.cli.mix_dry_run import planned
 from glue_cli.cli.session import Session, check_name, with_session
-from glue_cli.cli.show_mix import show_mix
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import UsageError
 from glue_cli.methods import METHODS, SEARCHES
@@ -182,6 +181,7 @@ def mix(
 
     uniform, data-size and --alpha need the experts alone, the other methods also a spec and its data.
     """
+    from glue_cli.cli.show_mix import show_mix  # here, for the sake of --version and --help
     from glue_cli.plans.mix import plan_mix
     from glue_cli.plans.mix_records import BANKS, Search
     from glue_cli.workflows.mix.hashes import hashing_experts
