@@ -18,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="try to break it for hours: every input of tests/faults")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture
 def how_many(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """Return which of two numbers of inputs to try: the first by default, the second with --long."""

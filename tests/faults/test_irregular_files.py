@@ -52,10 +52,17 @@ def expert(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["odd.safetensors", "odd.pt", "odd.safetensors.index.json", "model/model.safetensors"]
+    ("name", "kind"),
+    [
+        ("odd.safetensors", "fifo"),
+        ("odd.safetensors", "device"),
+        ("odd.pt", "fifo"),
+        ("odd.safetensors.index.json", "device"),
+        ("model/model.safetensors", "fifo"),
+    ],
 )
-def test_as_an_expert(refused, expert, tmp_path, name):
-    put_odd(tmp_path / name)
+def test_as_an_expert(refused, expert, tmp_path, name, kind):
+    put_odd(tmp_path / name, kind)
     path = name.partition("/")[0]
     refused("mix", "--alpha", "0.5,0.5", expert, path, named="odd" if "odd" in name else "model")
 
