@@ -12,6 +12,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data import FORMATS
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.outputs import check_output
+from glue_cli.foundation.regular_files import read_text
 from glue_cli.foundation.user_code import PREFIX
 from glue_cli.models import ARCHITECTURES, LIBRARIES
 from glue_cli.spec.goal import GOALS
@@ -69,7 +70,7 @@ def schema_text() -> str:
 
 def _holds(path: Path, text: str) -> bool:
     try:
-        return path.read_text(encoding="utf-8") == text
+        return read_text(path) == text
     except (OSError, UnicodeDecodeError):
         return False
 
