@@ -18,10 +18,13 @@ class StreamedHash:
     """The sha256 of an expert's files one after another, fed with parts of them as they come by.
 
     Parts must be given in the files' order; what lies between them is read here.
+
+    Args:
+        wanted: the digest that it has to be; None where any will do.
     """
 
-    def __init__(self, expert: Checkpoint) -> None:
-        self._expert = expert
+    def __init__(self, expert: Checkpoint, wanted: str | None = None) -> None:
+        self._expert, self._wanted = expert, wanted
         self._sizes = [n_bytes for n_bytes, _ in expert.stamps]
         self._sha256 = hashlib.sha256()
         self._file, self._position = 0, 0
@@ -62,10 +65,16 @@ class StreamedHash:
         """Read what is left and return the digest in hexadecimal.
 
         Raises:
-            CheckpointError: as for `read_ahead`.
+            CheckpointError: as for `read_ahead`, or it is not the digest that was wanted.
         """
         self._catch_up(len(self._sizes), 0)
-        return self._sha256.hexdigest()
+        digest = self._sha256.hexdigest()
+        if self._wanted not in (None, digest):
+            raise CheckpointError(
+                f"'{self._expert.path}' is not the file of old: its sha256 is {digest}, wanted {self._wanted}",
+                hint="name the same files, in the same order",
+            )
+        return digest
 
     def _catch_up(self, file: int, offset: int) -> None:
         while self._file < file:

@@ -3,7 +3,9 @@
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -20,7 +22,8 @@ from glue_cli.methods import METHODS, SEARCHES
 from glue_cli.spec.budget import parse_budget
 
 if TYPE_CHECKING:
-    from glue_cli.plans.mix_records import Coefficients, Writing
+    from glue_cli.plans.mix_like import Like
+    from glue_cli.plans.mix_records import Coefficients, Search, Writing
 
 _SEARCH = f"Search, by {', '.join(SEARCHES)}"
 _TENSORS = "Heads, single tensors and adapters"
@@ -51,6 +54,14 @@ def mix(
     ] = None,
     alpha: Annotated[
         str | None, typer.Option("--alpha", metavar="A,B,...", help="Given coefficients, in place of a method.")
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="BLEND",
+            help="Make this blend again from its experts, by the recipe in its metadata: the same bytes.",
+        ),
     ] = None,
     sizes: Annotated[
         str | None,
@@ -183,14 +194,31 @@ def mix(
     """
     from glue_cli.cli.show_mix import show_mix  # here, for the sake of --version and --help
     from glue_cli.plans.mix import plan_mix
+    from glue_cli.plans.mix_like import read_like
     from glue_cli.plans.mix_records import BANKS, Search
     from glue_cli.workflows.mix.hashes import hashing_experts
 
     overrides = [f"mix.budget={budget}"] if budget is not None else []
-    coefficients, writing = _coefficients(method, alpha, sizes), _writing(dtype, max_shard_size, memory, not no_hash)
+    rules = TensorRules(
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        copy_from=copy_from,
+        head=head,
+        head_policy=head_policy,
+        classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
+        batchnorm=batchnorm,
+    )
+    writing, repeated = _writing(dtype, max_shard_size, memory, not no_hash), None
+    if like is not None:
+        numbers = {"--method": method, "--alpha": alpha, "--sizes": sizes, "--budget": budget}
+        _check_alone(numbers, session, rules, writing, Search(bank, explain))
+        repeated = read_like(like, experts or [])
+        coefficients, rules, writing, overrides = _repeating(repeated, writing)
+    else:
+        coefficients = _coefficients(method, alpha, sizes)
     check_name("--bank", bank, BANKS)
     _check_search_options(budget, explain, bank, coefficients.is_search)
-    needs_spec = coefficients.needs_data or batchnorm == "refresh"
+    needs_spec = coefficients.needs_data or rules.batchnorm == "refresh"
     asks_for_spec = "spec" in session.typed or session.set_
     spec = session.read_spec(*overrides) if needs_spec or asks_for_spec else None
     with redirect_stdout(sys.stderr):  # of a user's module, which is imported here
@@ -198,20 +226,13 @@ def mix(
             experts or [],
             session.outputs(output),
             coefficients,
-            rules=TensorRules(
-                include=tuple(include or ()),
-                exclude=tuple(exclude or ()),
-                copy_from=copy_from,
-                head=head,
-                head_policy=head_policy,
-                classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
-                batchnorm=batchnorm,
-            ),
+            rules=rules,
             base=base,
             writing=writing,
             search=Search(bank, explain),
             spec=spec if needs_spec else None,
-            seed=spec.seed if spec else session.seed or 0,
+            seed=repeated.said.seed if repeated else spec.seed if spec else session.seed or 0,
+            like=repeated,
         )
     if session.dry_run:
         session.finish_dry_run("mix", planned(plan))
@@ -227,11 +248,40 @@ def mix(
     session.finish(result, show_mix, hint)
 
 
+def _check_alone(
+    numbers: Mapping[str, str | None], session: Session, rules: TensorRules, writing: "Writing", search: "Search"
+) -> None:
+    """Refuse options that would say something else than the recipe of a blend does."""
+    from glue_cli.plans.mix_records import NO_EXTRAS, Writing
+
+    others = {
+        "--seed": "seed" in session.typed,
+        "--precision": session.precision is not None,
+        "--dtype, --max-shard-size and --no-hash": writing != Writing(memory_bytes=writing.memory_bytes),
+        "--bank and --explain": search != NO_EXTRAS,
+        **{f"--{f.name.replace('_', '-')}": getattr(rules, f.name) != f.default for f in fields(rules)},
+    }
+    beside = [option for option, given in {**numbers, **others}.items() if given]
+    if beside:
+        raise UsageError(f"--like has its recipe from the blend, beside {beside[0]}", hint="leave one of the two out")
+
+
+def _repeating(like: "Like", asked: "Writing") -> tuple["Coefficients", TensorRules, "Writing", list[str]]:
+    """Return what a blend was made with, and the settings of the spec for that; `asked` has the memory for it."""
+    from glue_cli.plans.mix_records import GIVEN, Coefficients
+
+    recipe = like.said.recipe
+    writing = replace(asked, dtype=recipe.dtype, max_shard_bytes=recipe.max_shard_bytes)
+    return Coefficients(GIVEN, tuple(like.said.alpha)), like.rules, writing, like.overrides
+
+
 def _coefficients(method: str | None, alpha: str | None, sizes: str | None) -> "Coefficients":
     from glue_cli.plans.mix_records import GIVEN, Coefficients
 
     if (method is None) == (alpha is None):
-        raise UsageError("wanted either --method or --alpha", hint="glue mix --method spsa experts/*.safetensors")
+        raise UsageError(
+            "wanted one of --method, --alpha and --like", hint="glue mix --method spsa experts/*.safetensors"
+        )
     if method is not None:
         check_name("--method", method, list(METHODS))
     if sizes is not None and method != "data-size":

@@ -27,9 +27,7 @@ def check_output(output: Path, inputs: Sequence[Path], *, force: bool, option: s
         UsageError: it is an input (`force` or not), a folder, or exists.
         ResourceError: its folder, or the nearest one that exists above it, cannot be written.
     """
-    for path in inputs:
-        if output.exists() and path.exists() and os.path.samefile(output, path):
-            raise UsageError(f"the output '{output}' is also an input", hint=f"name another file with {option}")
+    refuse_input(output, inputs, option=option)
     if output.is_dir():
         raise UsageError(f"the output '{output}' is a folder", hint=f"name a file with {option}")
     if output.exists() and not output.is_file():
@@ -41,6 +39,17 @@ def check_output(output: Path, inputs: Sequence[Path], *, force: bool, option: s
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ResourceError(f"nothing can be written in '{folder}'", hint=f"name another place with {option}")
+
+
+def refuse_input(output: Path, inputs: Sequence[Path], *, option: str = "--output") -> None:
+    """Refuse an output that is an input.
+
+    Raises:
+        UsageError: it is.
+    """
+    for path in inputs:
+        if output.exists() and path.exists() and os.path.samefile(output, path):
+            raise UsageError(f"the output '{output}' is also an input", hint=f"name another file with {option}")
 
 
 def check_output_folder(folder: Path, inputs: Sequence[Path], *, force: bool) -> None:

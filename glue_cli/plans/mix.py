@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glue_cli.blend.adapters.adapter import is_adapter
 from glue_cli.blend.coefficients import check_alpha
@@ -14,8 +14,9 @@ from glue_cli.checkpoints.destination import Destination, plan_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_experts
 from glue_cli.foundation.errors import SpecError, UsageError
-from glue_cli.foundation.outputs import check_room
+from glue_cli.foundation.outputs import check_room, refuse_input
 from glue_cli.plans.mix_adapters import plan_adapters
+from glue_cli.plans.mix_like import Groups, Like, record_of
 from glue_cli.plans.mix_records import (
     AS_IT_COMES,
     NO_EXTRAS,
@@ -41,6 +42,8 @@ class MixPlan:
         adapters: None where the experts are whole checkpoints.
         destination: the files that the blend is written to; writing: how.
         spec: None where nothing needs one.
+        record: what the blend's metadata say of how its tensors came about, as far as the plan knows it.
+        like: the blend that is made again; None for a new one.
     """
 
     experts: tuple[Checkpoint, ...]
@@ -52,6 +55,8 @@ class MixPlan:
     search: Search
     spec: "Spec | None"
     seed: int
+    record: Mapping[str, Any]
+    like: Like | None
 
     @property
     def method(self) -> str:
@@ -70,11 +75,13 @@ def plan_mix(
     search: Search = NO_EXTRAS,
     spec: "Spec | None" = None,
     seed: int = 0,
+    like: Like | None = None,
 ) -> MixPlan:
     """Check coefficients, experts and output against each other, from the headers alone.
 
     Args:
         base: what adapters are merged into; None makes an adapter of adapters.
+        like: a blend that is made again; the other arguments are then as its recipe says.
     Raises:
         UsageError: the command line does not make sense, or the method needs a package that is not installed.
         CheckpointError: an expert is damaged, or they do not fit each other.
@@ -84,7 +91,14 @@ def plan_mix(
         ResourceError: the disk has no room for the blend.
     """
     _check_numbers(paths, coefficients)
-    groups = spec.mix.groups if spec and coefficients.is_search else {}
+    groups: Groups = spec.mix.groups if spec and coefficients.is_search else {}
+    if like:
+        groups = like.said.recipe.groups
+        assert outputs.result
+        refuse_input(outputs.result, [like.blend.path, *like.blend.files])
+        if (base is None) != (like.said.recipe.base is None):
+            want = "was merged into a base" if base is None else "was not merged into a base"
+            raise UsageError(f"--like {like.blend.path}: it {want}", hint="name the base of old with --base, or none")
     if any(is_adapter(path) for path in paths):
         if rules != NO_RULES or groups:
             raise UsageError(
@@ -109,7 +123,10 @@ def plan_mix(
         if coefficients.is_search:
             _check_objective(coefficients.method, spec)
     destination = replace(destination, force=outputs.force)
-    return MixPlan(experts, coefficients, tensors, adapters, destination, writing, search, spec, seed)
+    record = record_of(experts, rules, groups, writing)
+    return MixPlan(
+        experts, coefficients, tensors, adapters, destination, writing, search, spec, seed, record=record, like=like
+    )
 
 
 def _check_numbers(paths: Sequence[Path], coefficients: Coefficients) -> None:
@@ -134,7 +151,7 @@ def _plan_checkpoints(
     paths: Sequence[Path],
     outputs: Outputs,
     rules: TensorRules,
-    groups: Mapping[str, str | list[str]],
+    groups: Groups,
     writing: Writing,
     spec: "Spec | None",
 ) -> tuple[tuple[Checkpoint, ...], Tensors, Destination]:

@@ -154,6 +154,7 @@ class MixResult:
         steps: those of the search, and stopped: what ended it.
         left_out: an explanation, an entry an expert.
         before_refresh: what the search saw of its goal, before BatchNorm's statistics were taken anew.
+        like: the blend that this one is again.
     """
 
     schema: str = field(default="glue.mix/1", init=False)
@@ -179,6 +180,7 @@ class MixResult:
     left_out: list[LeftOut] | None = where_known()
     before_refresh: Losses | None = where_known()
     afterwards: Passes | None = where_known()
+    like: str | None = where_known()
 
     def __post_init__(self) -> None:
         if not self.alpha:

@@ -23,6 +23,8 @@ def choose_alpha(plan: MixPlan, target: "Target | None", experts: Experts, run: 
         write: gets a line a step of a search, or an expert that is evaluated.
     """
     coefficients = plan.coefficients
+    if plan.like:
+        return Choice(torch.tensor(plan.like.said.alphas, dtype=torch.float64))
     if coefficients.alpha is not None:
         return _given(coefficients.alpha)
     method = METHODS[coefficients.method]

@@ -8,7 +8,13 @@ from glue_cli.plans.mix import MixPlan
 
 
 def hashes_of(plan: MixPlan) -> Sequence[StreamedHash]:
-    """Return a hash to be taken of each expert of a plan; none where they are not wanted."""
+    """Return a hash to be taken of each expert of a plan; none where they are not wanted.
+
+    Those of a blend that is made again have to be the recorded ones.
+    """
+    if plan.like:
+        recorded = [expert.sha256 for expert in plan.like.said.experts]
+        return [StreamedHash(expert, wanted) for expert, wanted in zip(plan.experts, recorded, strict=True)]
     return [StreamedHash(expert) for expert in plan.experts] if plan.writing.hashing else []
 
 

@@ -50,19 +50,23 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
     with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:
         chosen = choose_alpha(plan, target, experts, run, write)
     made: dict[str, Tensor] = {}
+    refreshed: dict[str, Any] = {}
     afterwards = chosen.explained
     if plan.tensors.refreshes:
         from glue_cli.workflows.mix.refresh import refresh  # which brings models and data along
 
         assert plan.spec is not None and target is not None
         before, clock = replace(chosen.cost), time.perf_counter()
-        made, chosen = refresh(plan, plan.spec, target, experts, chosen, run)
+        made, chosen, refreshed = refresh(plan, plan.spec, target, experts, chosen, run)
         afterwards = _sum(afterwards, passes_since(before, chosen.cost, clock))
     settings = {**chosen.settings, "batchnorm": "refresh"} if plan.tensors.refreshes else chosen.settings
     alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
+    recorded_recipe = {**plan.record, **_base(plan), **({"refreshed": refreshed} if refreshed else {})}
     sizes = plan.coefficients.sizes or [expert.glue.get("examples") for expert in plan.experts]
 
     def describe(digests: Sequence[str | None]) -> dict[str, Any]:
+        if plan.like:
+            return plan.like.blend.glue
         return {
             "glue": __version__,
             "kind": "prior",
@@ -76,6 +80,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
             ],
             "seed": plan.seed,
             "settings": settings,
+            "recipe": recorded_recipe,
         }
 
     digests = experts.write(chosen.alpha, made, describe, hashes_of(plan) if hashes is None else hashes, run)
@@ -94,6 +99,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         seed=plan.seed,
         settings=settings,
         **origin_of(plan.spec),
+        like=str(plan.like.blend.path) if plan.like else None,
         val_accuracies=chosen.val_accuracies,
         steps=chosen.steps,
         stopped=chosen.stopped,
@@ -121,6 +127,19 @@ def _target_of(plan: MixPlan, run: Run) -> "Target | None":
     from glue_cli.data.target import Target
 
     return Target(plan.spec, run)
+
+
+def _base(plan: MixPlan) -> dict[str, str]:
+    """Return the sha256 of the model that adapters are merged into; nothing where they are not, or none is wanted.
+
+    Raises:
+        CheckpointError: a blend is made again, and its base was another.
+    """
+    if plan.adapters is None or not plan.adapters.merges or not plan.writing.hashing:
+        return {}
+    assert plan.adapters.adapted is not None
+    wanted = plan.like.said.recipe.base if plan.like else None
+    return {"base": StreamedHash(plan.adapters.adapted.base, wanted).finish()}
 
 
 def _shared_by_all(plan: MixPlan) -> dict[str, Any]:

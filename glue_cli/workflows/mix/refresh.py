@@ -1,11 +1,15 @@
 """BatchNorm's statistics of a blend, taken anew on the target's data, and what the blend is worth with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glue_cli.data.identity import identity_of
+from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
+from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
@@ -28,22 +32,29 @@ Forward = Callable[[nn.Module, Batch], Tensor]
 
 def refresh(
     plan: MixPlan, spec: Spec, target: Target, experts: Experts, chosen: Choice, run: Run
-) -> tuple[dict[str, Tensor], Choice]:
+) -> tuple[dict[str, Tensor], Choice, dict[str, Any]]:
     """Return BatchNorm's statistics of the chosen blend on the target's training data, by forward passes alone.
 
     A search chose its alpha by the statistics as they were before. The figure that it found is therefore measured
     again, so that what is reported is that of the blend as it is written.
 
     Returns:
-        the statistics by their names, and the choice with that figure; the passes are charged to its account.
+        the statistics by their names; the choice with that figure, the passes charged to its account; and on what the
+        statistics were taken, for `results.blend.Refreshed`, empty where there are none.
+    Raises:
+        SpecError, DataError: a blend is made again, and was refreshed with another model or other data.
     """
     model = experts.model(spec, chosen.alpha)
     if not statistics_of(model):
         run.progress(Noted("--batchnorm refresh: the model has no BatchNorm, nothing is refreshed", warning=True))
-        return {}, chosen
+        return {}, chosen, {}
     train = target["train"]
     check_fits_data(model, train, spec.loss, spec.data.where)
     compute = mixing_compute(spec, model, train, run)
+    record = {**_identity(spec, train), **compute.recorded}
+    if plan.like and (recorded := plan.like.said.recipe.refreshed):
+        _check_same(record, recorded.model_dump())
+        torch.set_num_threads(recorded.threads)  # which decides the order in which sums are taken
     forward = _charging(chosen.cost, compute)
     model = compute.place(model).eval()
     batches = train.on(compute).epoch(spec.mix.batch_size, plan.seed, 0, AugmentSpec())
@@ -53,7 +64,26 @@ def refresh(
         figure = _measure(model, spec, target, compute, plan.seed, forward)
         chosen.cost.validation_forwards += chosen.cost.forwards - before
         chosen = chosen.refreshed(figure)
-    return {name: tensor.cpu() for name, tensor in statistics_of(model).items()}, chosen
+    return {name: tensor.cpu() for name, tensor in statistics_of(model).items()}, chosen, record
+
+
+def _identity(spec: Spec, train: Examples) -> dict[str, Any]:
+    """Return which model and which examples statistics are taken with; the same on another machine."""
+    args = {name: value for name, value in spec.model.args.items() if name != "path"}  # a place on somebody's disk
+    return {"arch": spec.model.arch, "args": args, "batch_size": spec.mix.batch_size, "data": identity_of(train)}
+
+
+def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    hint = "statistics come out the same only with the spec and the data of old"
+    for key in ("arch", "args"):
+        if found[key] != wanted[key]:
+            raise SpecError(f"model.{key} is {found[key]}, the blend was refreshed with {wanted[key]}", hint=hint)
+    if found["data"] != wanted["data"]:
+        raise DataError(
+            "the target's training examples are not those that the blend was refreshed on:"
+            f" their sha256 is {found['data']}, wanted {wanted['data']}",
+            hint=hint,
+        )
 
 
 def _charging(cost: Cost, compute: Compute) -> Forward:

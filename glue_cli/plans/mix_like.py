@@ -1,0 +1,128 @@
+"""The recipe that a blend carries in its metadata, and a plan's part of making the blend again from it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
+from glue_cli.blend.recipe import find_expert
+from glue_cli.blend.rules import NO_RULES, TensorRules
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.plans.mix_records import Writing
+
+if TYPE_CHECKING:  # pydantic takes longer to import than a small blend takes
+    from glue_cli.results.blend import BlendMetadata, RecordedRecipe
+
+Groups = Mapping[str, str | list[str]]
+
+_FROM = "from:"
+
+
+@dataclass(frozen=True)
+class Like:
+    """A blend that is to be made again.
+
+    Attributes:
+        blend: its header.
+        said: what its metadata say of its making.
+        rules: what was said about its tensors, for these experts.
+    """
+
+    blend: Checkpoint
+    said: "BlendMetadata"
+    rules: TensorRules
+
+    @property
+    def overrides(self) -> list[str]:
+        """Settings of the spec, `KEY=VALUE`, with which BatchNorm's statistics were taken; none if they were not."""
+        refreshed = self.said.recipe.refreshed
+        if refreshed is None:
+            return []
+        return [
+            f"seed={self.said.seed}",
+            f"mix.batch_size={refreshed.batch_size}",
+            f"precision={refreshed.precision}",
+        ]
+
+
+def record_of(experts: Sequence[Checkpoint], rules: TensorRules, groups: Groups, writing: Writing) -> dict[str, Any]:
+    """Return what a blend's metadata say of how its tensors came about; what was left as usual is left out.
+
+    Experts that rules name are recorded by their numbers, since their files may have other names next time.
+    """
+    said = {key: value for key, value in asdict(rules).items() if value != getattr(NO_RULES, key)}
+    if rules.copy_from is not None:
+        said["copy_from"] = find_expert(experts, rules.copy_from, "--copy-from")
+    said.pop("batchnorm", None)  # whether statistics were taken anew is known only when they were
+    for key, policy in (("head_policy", rules.head_policy or ""), ("batchnorm", rules.batchnorm)):
+        if policy.startswith(_FROM):
+            number = find_expert(experts, policy.removeprefix(_FROM), f"--{key.replace('_', '-')} from:")
+            said[key] = f"{_FROM}{number}"
+    found = {
+        "rules": said,
+        "groups": dict(groups),
+        "dtype": writing.dtype,
+        "max_shard_bytes": writing.max_shard_bytes,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def read_like(path: Path, experts: Sequence[Path]) -> Like:
+    """Read the recipe of a blend.
+
+    Args:
+        experts: what it is to be made from again, in the order of old.
+    Raises:
+        UsageError: there is nothing at `path`, or the number of experts is another.
+        CheckpointError: it is damaged, or holds no recipe, or not the experts' sha256.
+    """
+    from pydantic import ValidationError
+
+    from glue_cli.results.blend import BlendMetadata
+
+    blend = read_adapter(path).checkpoint if is_adapter(path) else read_checkpoint(path)
+    try:
+        said = BlendMetadata.model_validate(blend.glue)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'glue'}: {fault['msg']}" for fault in error.errors()]
+        raise CheckpointError(
+            f"the metadata of '{path}' are not enough to make it again",
+            items=faults,
+            hint="name a blend that glue mix wrote, of this version or a later one, and without --no-hash",
+        ) from None
+    if len(experts) != len(said.experts):
+        raise UsageError(
+            f"--like {path}: it was made from {len(said.experts)} experts, and {len(experts)} are given",
+            hint=f"name them in its order: {', '.join(expert.name for expert in said.experts)}",
+        )
+    return Like(blend, said, _rules_for(experts, said.recipe))
+
+
+def _rules_for(experts: Sequence[Path], recipe: "RecordedRecipe") -> TensorRules:
+    """Return recorded rules with the experts' paths in place of their numbers."""
+    said = recipe.rules
+    batchnorm = "refresh" if recipe.refreshed else NO_RULES.batchnorm
+
+    def policy(written: str | None) -> str | None:
+        if written is None or not written.startswith(_FROM):
+            return written
+        return f"{_FROM}{_path_of(experts, written.removeprefix(_FROM))}"
+
+    return TensorRules(
+        tuple(said.include),
+        tuple(said.exclude),
+        None if said.copy_from is None else _path_of(experts, str(said.copy_from)),
+        said.head,
+        policy(said.head_policy),
+        tuple(said.classes),
+        policy(said.batchnorm) or batchnorm,
+    )
+
+
+def _path_of(experts: Sequence[Path], number: str) -> str:
+    if not number.isdecimal() or int(number) >= len(experts):
+        raise CheckpointError(f"the recipe names expert {number}, of {len(experts)}", hint="it was changed by hand")
+    return str(experts[int(number)])
