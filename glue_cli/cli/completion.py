@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 _WORDS, _CURSOR = "COMP_WORDS", "COMP_CWORD"  # as bash's completion has them: the words so far, and which is meant
@@ -29,7 +29,18 @@ def metrics() -> list[str]:
 def bars() -> list[str]:
     from glue_cli.running.metrics import BARS
 
-    return [f"{name}=" for name in dict.fromkeys(name for known in BARS.values() for name in known)]
+    return _assignments(BARS)
+
+
+def ceilings() -> list[str]:
+    from glue_cli.running.metrics import CEILINGS
+
+    return _assignments(CEILINGS)
+
+
+def _assignments(figures: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the figures of all losses, each once and with an equals sign behind."""
+    return [f"{name}=" for name in dict.fromkeys(name for known in figures.values() for name in known)]
 
 
 def banks() -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from glue_cli.cli import completion
-from glue_cli.cli.output import number, percent, print_table
+from glue_cli.cli.output import number, percent, print_lines, print_table
 from glue_cli.cli.session import Session, check_name, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import GateMissedError, UsageError
@@ -15,6 +15,7 @@ from glue_cli.foundation.errors import GateMissedError, UsageError
 if TYPE_CHECKING:
     from glue_cli.results.evaluate import EvaluateResult
 
+_EXAMPLES = {"--fail-under": "accuracy=0.9", "--fail-over": "loss=0.5"}
 SPLITS = ("train", "val", "test")
 
 
@@ -52,6 +53,28 @@ def evaluate(
             autocompletion=completion.bars,
         ),
     ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-over",
+            metavar="FIGURE=BAR",
+            help="Exit with 6 when a checkpoint is over the bar.",
+            autocompletion=completion.ceilings,
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="BASELINE",
+            help="Exit with 6 when a checkpoint is worse than this one by more than two standard errors, "
+            "paired by example.",
+        ),
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", metavar="FILE", help="Also write how that came out, as JUnit's XML for CI."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PATH", help="Also write the result there, as JSON.")
     ] = None,
@@ -60,10 +83,19 @@ def evaluate(
     from glue_cli.plans.evaluate import plan_evaluate
 
     check_name("--split", split, SPLITS)
-    bars = dict(_bar(text) for text in fail_under or ())
+    bars = dict(_bar("--fail-under", text) for text in fail_under or ())
+    ceilings = dict(_bar("--fail-over", text) for text in fail_over or ())
     known_split = cast(Literal["train", "val", "test"], split)
     plan = plan_evaluate(
-        session.read_spec(), checkpoints, known_split, bars, session.outputs(output), metrics=metric or ()
+        session.read_spec(),
+        checkpoints,
+        known_split,
+        bars,
+        session.outputs(output),
+        metrics=metric or (),
+        ceilings=ceilings,
+        baseline=compare,
+        junit=junit,
     )
     if session.dry_run:
         planned = {
@@ -80,27 +112,30 @@ def evaluate(
         result = work(plan, run)
     session.finish(result, _show_with_classes if by_class else _show)
     if result.missed:
-        raise GateMissedError("the bar was missed", items=result.missed)
+        what = "a checkpoint is worse than the baseline" if compare else "the bar was missed"
+        raise GateMissedError(what if not (bars or ceilings) else "the bar was missed", items=result.missed)
 
 
-def _bar(text: str) -> tuple[str, float]:
+def _bar(option: str, text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
         bar = float(value)
     except ValueError:
         bar = math.nan
     if math.isnan(bar):
-        raise UsageError(f"--fail-under {text}: wanted FIGURE=BAR", hint="for example accuracy=0.9")
+        raise UsageError(f"{option} {text}: wanted FIGURE=BAR", hint=f"for example {_EXAMPLES[option]}")
     return name, bar
 
 
 def _show(result: "EvaluateResult") -> None:
     names = list(result.results[0].figures)
     rows = []
-    for found in result.results:
+    for found in (*result.results, *([result.baseline] if result.baseline else [])):
         cells = [percent(value) if name == "accuracy" else number(value) for name, value in found.figures.items()]
         rows.append([found.checkpoint, found.split, f"{found.examples:,}", *cells])
     print_table(["checkpoint", "split", "examples", *names], rows)
+    if gates := [gate for gate in result.gates or () if gate.demand == "compare"]:
+        print_lines("", *(f"{gate.checkpoint}: {gate.text}" for gate in gates))
 
 
 def _show_with_classes(result: "EvaluateResult") -> None:

@@ -1,7 +1,8 @@
 """What `glue evaluate` is asked to do, checked before torch is imported and any data is read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data import check_data
 from glue_cli.foundation.errors import UsageError
 from glue_cli.plans.outputs import Outputs
-from glue_cli.running.metrics import BARS, METRICS
+from glue_cli.running.metrics import BARS, CEILINGS, METRICS
 from glue_cli.spec.schema import Spec
 
 
@@ -29,7 +30,10 @@ class EvaluatePlan:
     split: Literal["train", "val", "test"]
     metrics: tuple[str, ...]
     bars: dict[str, float]
+    ceilings: dict[str, float]
+    baseline: Checkpoint | None
     output: Path | None
+    junit: Path | None
     force: bool = False
 
 
@@ -41,26 +45,49 @@ def plan_evaluate(
     outputs: Outputs,
     *,
     metrics: Sequence[str] = (),
+    ceilings: Mapping[str, float] | None = None,
+    baseline: Path | None = None,
+    junit: Path | None = None,
 ) -> EvaluatePlan:
-    """Check the checkpoints' headers, the metrics, the bars and the output; a metric with a bar is one to evaluate.
+    """Check the checkpoints' headers, the metrics, the bars and the outputs; a metric with a bar is one to evaluate.
 
+    Args:
+        bars: the least that a figure may be; ceilings: the most.
+        baseline: a checkpoint that the others may not be worse than.
+        junit: a file for how that came out, as JUnit's XML.
     Raises:
         UsageError: a checkpoint is not there, or a metric or a bar is for no figure of this loss.
         CheckpointError: a checkpoint is damaged.
         SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
-    known, with_bars = METRICS[spec.loss], BARS[spec.loss]
+    known, ceilings = METRICS[spec.loss], ceilings or {}
     for name in metrics:
         if name not in known:
             raise UsageError(f"--metric {name}: not known", hint=f"with the loss {spec.loss}: {', '.join(known)}")
-    for name in bars:
-        if name not in with_bars:
-            raise UsageError(
-                f"--fail-under {name}: not a figure with a bar",
-                hint=f"with the loss {spec.loss}, more is better of {', '.join(with_bars)}",
-            )
-    metrics = tuple(dict.fromkeys([*metrics, *(name for name in bars if name in known)]))
+    _check_demanded("--fail-under", bars, spec.loss, BARS, "more")
+    _check_demanded("--fail-over", ceilings, spec.loss, CEILINGS, "less")
+    metrics = tuple(dict.fromkeys([*metrics, *(name for name in (*bars, *ceilings) if name in known)]))
     found = tuple(read_checkpoint(path) for path in checkpoints)
-    outputs.check(found, spec)
+    compared = read_checkpoint(baseline) if baseline else None
+    read = (*found, *([compared] if compared else []))
+    outputs.check(read, spec)
+    if junit:
+        replace(outputs, result=junit).check(read, spec, option="--junit")
+        if outputs.result and os.path.realpath(junit) == os.path.realpath(outputs.result):
+            raise UsageError(f"'{junit}' is both the output and the report", hint="name another --junit")
     check_data(spec.data, spec.path(spec.data.root))
-    return EvaluatePlan(spec, found, split, metrics, bars, outputs.result, outputs.force)
+    return EvaluatePlan(
+        spec, found, split, metrics, bars, dict(ceilings), compared, outputs.result, junit, outputs.force
+    )
+
+
+def _check_demanded(
+    option: str, demanded: Collection[str], loss: str, known: Mapping[str, Sequence[str]], better: str
+) -> None:
+    """Check that what is demanded are figures of this loss, and that they are better in the right direction."""
+    for name in demanded:
+        if name not in known[loss]:
+            raise UsageError(
+                f"{option} {name}: not a figure with a bar",
+                hint=f"with the loss {loss}, {better} is better of {', '.join(known[loss])}",
+            )

@@ -32,12 +32,18 @@ class Outputs:
     force: bool = False
 
     def check(
-        self, checkpoints: Sequence[Checkpoint], spec: "Spec | None", destination: Destination | None = None
+        self,
+        checkpoints: Sequence[Checkpoint],
+        spec: "Spec | None",
+        destination: Destination | None = None,
+        *,
+        option: str = "--output",
     ) -> None:
         """Check the outputs against each other and against all that the command reads.
 
         Args:
             destination: the files that the result becomes, where it is not one file.
+            option: what names another result.
 
         Raises:
             UsageError: an output is an input or another output, is a folder, or exists without `force`.
@@ -54,8 +60,8 @@ class Outputs:
         if len({os.path.realpath(path) for path in outputs}) < len(outputs):
             raise UsageError(f"'{self.result}' is both the output and the history", hint="name another --history")
         for path in outputs:
-            option = "--history" if path == self.history else "--output"
-            check_output(path, inputs, force=self.force, option=option)
+            named = "--history" if path == self.history else option
+            check_output(path, inputs, force=self.force, option=named)
         for stale in destination.stale_files() if destination else []:  # which go
             check_output(stale, inputs, force=self.force)
 

@@ -23,8 +23,34 @@ class EvaluatedCheckpoint(WithFigures):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What was demanded of a checkpoint, and how it came out.
+
+    Attributes:
+        demand: `under`, `over` or `compare`, as the option `--fail-under`, `--fail-over` or `--compare` has it.
+        value: the checkpoint's figure; bar: what it was held against, the baseline's own figure with `compare`.
+        standard_error: of the difference between the two, paired by example; None for a bar, or a single example.
+        text: what is demanded and found, for people.
+    """
+
+    checkpoint: str
+    demand: str
+    figure: str
+    value: float | None
+    bar: float | None
+    standard_error: float | None = where_known()
+    missed: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """`glue.evaluate/1`; `missed` has a line for each bar that a checkpoint missed."""
+    """`glue.evaluate/1`.
+
+    Attributes:
+        baseline: the checkpoint that the others are compared with.
+        gates: all that was demanded; missed: a line for each of them that a checkpoint missed.
+    """
 
     schema: str = field(default="glue.evaluate/1", init=False)
     results: list[EvaluatedCheckpoint]
@@ -34,4 +60,6 @@ class EvaluateResult:
     data: dict[str, Any] = field(default_factory=dict)
     precision: str | None = None
     threads: int | None = where_known()
+    baseline: EvaluatedCheckpoint | None = where_known()
+    gates: list[Gate] | None = where_known()
     missed: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.running.losses import Loss, example_losses
-from glue_cli.running.means import Mean
+from glue_cli.running.means import ExampleSums, Mean
 from glue_cli.running.metrics import MakeMetric, value_of
 
 
@@ -17,17 +17,27 @@ class Evaluation:
 
     Args:
         metrics: figures beyond the loss, accuracy and perplexity, by name; see `running.metrics`.
+        keeps_examples: whether what each example contributes is kept, for `by_example`.
     """
 
-    def __init__(self, loss: Loss, metrics: Mapping[str, MakeMetric] | None = None) -> None:
+    def __init__(
+        self, loss: Loss, metrics: Mapping[str, MakeMetric] | None = None, *, keeps_examples: bool = False
+    ) -> None:
         self._loss, self._make_metrics = loss, metrics or {}
+        self._kept: dict[str, list[ExampleSums]] | None = {} if keeps_examples else None
         self._mean_loss = Mean()
         self._by_class: Tensor | None = None  # [2, n_classes]: how many examples there are, how many are right
         self._metrics: dict[str, Any] = {}
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add one batch; outputs and targets as `example_losses` takes them."""
-        self._mean_loss.add(example_losses(self._loss, outputs, targets))
+        losses = example_losses(self._loss, outputs, targets)
+        self._mean_loss.add(losses)
+        if self._kept is not None:
+            self._kept.setdefault("loss", []).append(ExampleSums.of(losses, targets))
+            if self._loss == "cross_entropy" and targets.dim() == 1:
+                right = (outputs.argmax(1) == targets).float()
+                self._kept.setdefault("accuracy", []).append(ExampleSums.of(right, targets))
         if self._loss == "mse":
             outputs, targets = outputs.double().view_as(targets), targets.double()
             outputs, targets = (x.flatten(1).squeeze(1) if x.dim() > 1 else x for x in (outputs, targets))  # [N, n]
@@ -54,6 +64,13 @@ class Evaluation:
             n_examples, n_correct = self._by_class.sum(1).tolist()
             figures["accuracy"] = n_correct / n_examples
         return figures | {name: value_of(metric) for name, metric in self._metrics.items()}
+
+    def by_example(self) -> dict[str, Tensor]:
+        """Return what each example contributes to the loss and the accuracy, float64 [N], in the order of the batches.
+
+        The mean over the examples is the figure itself.
+        """
+        return {name: ExampleSums.join(parts).shares for name, parts in (self._kept or {}).items()}
 
     def class_accuracies(self) -> list[float | None]:
         """Return the accuracy of each class of labels, [n_classes], None for one without examples; else nothing."""

@@ -19,8 +19,9 @@ METRICS: dict[str, dict[str, str]] = {
     },
     "mse": {"mae": "regression:MeanAbsoluteError", "r2": "regression:R2Score"},
 }
-# The figures of which more is better: those that a bar can be set for.
+# The figures of which more is better, and those of which less is.
 BARS = {"cross_entropy": ("accuracy", *METRICS["cross_entropy"]), "mse": ("r2",)}
+CEILINGS = {"cross_entropy": ("loss", "perplexity"), "mse": ("loss", "mse", "mae")}
 
 
 def load_metrics(loss: str, names: Sequence[str]) -> dict[str, MakeMetric]:

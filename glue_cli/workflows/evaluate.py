@@ -1,6 +1,7 @@
 """Loss and figures of merit of checkpoints on one split of the target's data."""
 
 import warnings
+from pathlib import Path
 
 from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
@@ -13,6 +14,7 @@ from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import load_model
 from glue_cli.plans.evaluate import EvaluatePlan
 from glue_cli.results.evaluate import EvaluatedCheckpoint, EvaluateResult
+from glue_cli.results.junit import junit_text
 from glue_cli.results.provenance import origin_of
 from glue_cli.results.record import as_object
 from glue_cli.running.device import find_device, make_repeatable
@@ -21,11 +23,12 @@ from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
 from glue_cli.workflows.compute import evaluation_compute
 from glue_cli.workflows.evaluation import add_all
 from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.gates import ByExample, gates_of
 
 
 @restored_threads()
 def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
-    """Evaluate every checkpoint, and hold its figures against the bars.
+    """Evaluate every checkpoint, and hold its figures against the bars and those of the baseline.
 
     Raises:
         UsageError: a metric is for labels, which the data do not have, or torchmetrics is not there.
@@ -38,41 +41,60 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     metrics = _load_metrics(plan, run)
     examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)
-    results: list[EvaluatedCheckpoint] = []
-    missed: list[str] = []
-    run.progress(Started("evaluate", len(plan.checkpoints), "checkpoints"))
-    for checkpoint in plan.checkpoints:
+    checkpoints = [*([plan.baseline] if plan.baseline else []), *plan.checkpoints]
+    found: list[tuple[EvaluatedCheckpoint, ByExample]] = []
+    run.progress(Started("evaluate", len(checkpoints), "checkpoints"))
+    for checkpoint in checkpoints:
         model = load_model(spec, checkpoint)
-        if not results:
+        if not found:
             check_fits_data(model, examples, spec.loss, spec.data.where)
             compute = evaluation_compute(spec, model, examples, run)
             batches = examples.on(compute)
-        evaluation = Evaluation(spec.loss, metrics)
+        evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
         add_all(evaluation, compute.place(model), batches, compute)
-        with warnings.catch_warnings(record=True) as caught:  # of torchmetrics, such as of a class without examples
-            warnings.simplefilter("always")
-            figures = evaluation.figures()
-        for warning in caught:
-            run.progress(Noted(f"{checkpoint.path}: {warning.message}", warning=True))
-        results.append(
-            EvaluatedCheckpoint(
-                checkpoint=str(checkpoint.path),
-                split=plan.split,
-                examples=len(examples),
-                figures=figures,
-                class_accuracy=_by_class(evaluation, examples),
-            )
+        row = EvaluatedCheckpoint(
+            checkpoint=str(checkpoint.path),
+            split=plan.split,
+            examples=len(examples),
+            figures=_figures(evaluation, checkpoint.path, run),
+            class_accuracy=_by_class(evaluation, examples),
         )
-        for name, bar in plan.bars.items():
-            if not figures[name] >= bar:
-                missed.append(f"{checkpoint.path}: {name} {figures[name]:.4f} is under {bar:g}")
-        run.progress(Advanced(len(results)))
+        found.append((row, evaluation.by_example()))
+        run.progress(Advanced(len(found)))
     run.progress(Finished())
-    result = EvaluateResult(results=results, seed=spec.seed, **origin_of(spec), **compute.recorded, missed=missed)
+    baseline = found.pop(0) if plan.baseline else None
+    if baseline and len(examples) == 1:
+        run.progress(Noted("--compare: a single example has no standard error, so nothing was compared", warning=True))
+    gates = gates_of(plan, found, baseline)
+    result = EvaluateResult(
+        results=[row for row, _ in found],
+        seed=spec.seed,
+        **origin_of(spec),
+        **compute.recorded,
+        baseline=baseline[0] if baseline else None,
+        gates=gates or None,
+        missed=[f"{gate.checkpoint}: {gate.text}" for gate in gates if gate.missed],
+    )
     if plan.output:
-        with writing(plan.output, replace=plan.force) as descriptor:
-            write_all(descriptor, f"{as_json(as_object(result))}\n".encode(), 0)
+        _write(plan.output, f"{as_json(as_object(result))}\n".encode(), plan)
+    if plan.junit:
+        _write(plan.junit, junit_text(result), plan)
     return result
+
+
+def _figures(evaluation: Evaluation, path: Path, run: Run) -> dict[str, float]:
+    """Return the figures of an evaluation; what torchmetrics has to say of them is noted."""
+    with warnings.catch_warnings(record=True) as caught:  # such as of a class without examples
+        warnings.simplefilter("always")
+        figures = evaluation.figures()
+    for warning in caught:
+        run.progress(Noted(f"{path}: {warning.message}", warning=True))
+    return figures
+
+
+def _write(path: Path, content: bytes, plan: EvaluatePlan) -> None:
+    with writing(path, replace=plan.force) as descriptor:
+        write_all(descriptor, content, 0)
 
 
 def _load_metrics(plan: EvaluatePlan, run: Run) -> dict[str, MakeMetric]:
@@ -88,9 +110,13 @@ def _load_metrics(plan: EvaluatePlan, run: Run) -> dict[str, MakeMetric]:
 
 
 def _check_figures(plan: EvaluatePlan, examples: Examples) -> None:
+    if plan.spec.loss != "cross_entropy":
+        return
     asked = [*plan.metrics, *plan.bars]
-    if asked and plan.spec.loss == "cross_entropy" and examples.dataset.labels is None:
+    if asked and examples.dataset.labels is None:
         raise UsageError(f"texts without labels have no {asked[0]}", hint="their figures are the loss and perplexity")
+    if "perplexity" in plan.ceilings and examples.dataset.labels is not None:
+        raise UsageError("data with labels have no perplexity", hint="set a bar for the loss: --fail-over loss=0.5")
 
 
 def _by_class(evaluation: Evaluation, examples: Examples) -> dict[str, float | None] | None:
