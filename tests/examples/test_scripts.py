@@ -49,51 +49,30 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-# Runs what it is given as Slurm would: every task of the array, then says the job's number.
-SBATCH = """#!/bin/bash
-for script; do :; done
-echo "$@" >>sbatch.log
-for task in $(sed -n 's/^#SBATCH --array=0-4$/0 1/p' "$script"); do
-    SLURM_ARRAY_TASK_ID=$task SLURM_SUBMIT_DIR=$PWD SLURM_CPUS_PER_TASK=1 bash "$script" >&2 || exit 1
-done
-grep -q array "$script" || SLURM_SUBMIT_DIR=$PWD SLURM_CPUS_PER_TASK=1 bash "$script" >&2 || exit 1
-echo "4711;cluster"
-"""
-
-
-def test_slurm_jobs_train_mix_finetune_and_evaluate(run):
-    sbatch = run.bin / "sbatch"
-    sbatch.write_text(SBATCH)
-    sbatch.chmod(0o755)
-    done = run("sh", str(EXAMPLES / "slurm" / "submit.sh"), "--partition=gpu")
-    assert done.returncode == 0, done.stderr
-    submitted = (run.work / "sbatch.log").read_text().splitlines()
-    assert submitted[0] == f"--parsable --partition=gpu {EXAMPLES}/slurm/experts.sbatch"
-    assert submitted[1] == f"--dependency=afterok:4711 --partition=gpu {EXAMPLES}/slurm/prior.sbatch"
-    rows = json.loads((run.work / "evaluation.json").read_text())["results"]
-    assert [row["checkpoint"] for row in rows] == ["prior.safetensors", "finetuned.safetensors"]
-
-
-def test_a_requeued_array_task_keeps_its_expert(run):
-    (run.work / "experts").mkdir()
-    expert = run.work / "experts" / "expert-001.safetensors"
-    expert.write_bytes(b"finished before")
-    done = run("bash", str(EXAMPLES / "slurm" / "experts.sbatch"), SLURM_ARRAY_TASK_ID="1")
-    assert done.returncode == 0, done.stderr
-    assert expert.read_bytes() == b"finished before"
-
-
-@pytest.mark.parametrize(("bar", "code"), [("0.9", 6), ("0.0", 0)])
-def test_the_pipeline_fails_under_the_bar(run, bar, code):
+@pytest.mark.parametrize(
+    ("gate", "code"), [("accuracy=0.9", 6), ("loss=0.5", 6), ("served.safetensors", 6), ("none", 0)]
+)
+def test_the_pipeline_fails_at_each_gate(run, gate, code):
+    """Each gate of the example alone: a small prior is under both bars, and worse than one that was finetuned."""
     workflow = yaml.safe_load((EXAMPLES / "ci" / "github-actions.yml").read_text())
     steps = {step.get("name"): step.get("run") for step in workflow["jobs"]["prior"]["steps"]}
     for expert in ("0", "1"):
         assert run("glue", "train-expert", "--expert", expert).returncode == 0
     assert run("sh", "-e", "-c", steps["Mix"]).returncode == 0
-    assert "accuracy=0.9" in steps["Gate"]
-    gated = run("sh", "-e", "-c", steps["Gate"].replace("accuracy=0.9", f"accuracy={bar}"))
+    assert json.loads((run.work / "mix.json").read_text())["schema"] == "glue.mix/1"
+    served = ["prior.safetensors", "-o", "served.safetensors", "--set", "finetune.epochs=30"]
+    if gate == "served.safetensors":
+        assert run("glue", "finetune", *served).returncode == 0
+    else:
+        shutil.copy(run.work / "prior.safetensors", run.work / "served.safetensors")
+    command = steps["Gate"]
+    for strict, lax in (("accuracy=0.9", "accuracy=0"), ("loss=0.5", "loss=100")):
+        assert strict in command
+        command = command if strict == gate else command.replace(strict, lax)
+    gated = run("sh", "-e", "-c", command)
     assert gated.returncode == code, gated.stderr
     assert "prior.safetensors" in gated.stdout
+    assert (b"<failure" in (run.work / "gates.xml").read_bytes()) == (code == 6)
 
 
 def test_shell_scripts_parse():

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run in the folder that holds glue.yaml: sh PATH/TO/examples/slurm/submit.sh [SBATCH OPTIONS]
+# Run in the folder that holds glue.yaml: sh PATH/TO/examples/cluster/slurm/submit.sh [SBATCH OPTIONS]
 # The array of experts first; the prior when all of its tasks have ended well.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
