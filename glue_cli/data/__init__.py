@@ -1,7 +1,11 @@
 """Data sets: a reader for each format, the target's and the experts' parts, and batches."""
 
 import difflib
+import errno
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,7 +132,8 @@ def read_dataset(
     module, _, function = form.reader.partition(":")
     reader = getattr(importlib.import_module(f".{module}", __name__), function)
     read = partial(reader, folder=folder) if data.format.startswith(PREFIX) else reader
-    found: Dataset | Texts | None = read(data, split, root=root, cache=cache, progress=progress)
+    with _faults_of_data(root):
+        found: Dataset | Texts | None = read(data, split, root=root, cache=cache, progress=progress)
     if isinstance(found, Texts):
         from glue_cli.data.tokens import tokenise
 
@@ -138,6 +143,19 @@ def read_dataset(
     if found is not None:
         normalisation(data, found)
     return found
+
+
+@contextmanager
+def _faults_of_data(root: Path) -> Iterator[None]:
+    """Say of a file of the data that cannot be read that the data are at fault, not the machine."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        is_of_machine = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+        if is_of_machine or not Path(os.path.abspath(name)).is_relative_to(root.absolute()):
+            raise
+        raise DataError(f"'{name}' cannot be read: {error.strerror}", hint="copy or fetch the file again") from error
 
 
 def normalisation(data: DataSpec, dataset: "Dataset") -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from itertools import accumulate
 from typing import IO, TYPE_CHECKING, Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from glue_cli.foundation.errors import DataError, ResourceError
 from glue_cli.foundation.memory import free_memory
+from glue_cli.foundation.pointers import pointer_to
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.regular_files import regular
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 Mode = Literal["RGB", "L"]
 _CHUNK = 64  # images a task of the pool: long against the cost of a task, short against the wait for progress
 # An image is known by its content, whatever its name: of a PostScript file Pillow would start Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "GIF", "TIFF", "JPEG2000", "AVIF")
+_ORIENTATION = 274  # EXIF's number for how a camera was held
 # What a file may claim: any image of a camera, and larger ones that are not all of one colour.
 _ALWAYS_ALLOWED, _PIXELS_PER_BYTE = 40_000_000, 100
 
@@ -94,7 +97,8 @@ def sizes_of(images: Iterable[EncodedImage]) -> frozenset[tuple[int, int]]:
     found = set()
     for encoded in images:
         with suppress(Exception), _opened(encoded) as file:  # whatever it is, `decode_all` will say it
-            found.add((file.height, file.width))
+            is_on_its_side = file.format != "TIFF" and _orientation(file) > 4  # Pillow turns a TIFF itself
+            found.add((file.width, file.height) if is_on_its_side else (file.height, file.width))
     return frozenset(found)
 
 
@@ -112,37 +116,77 @@ def _opened(encoded: EncodedImage) -> Iterator["ImageFile"]:
     """Open an image and look at its header.
 
     Raises:
-        DataError: it claims to be far larger than its file, or Pillow is not installed.
+        DataError: it claims to be far larger than its file, was not fetched, or Pillow is not installed.
     """
     name = encoded.name
     try:
         from PIL import Image
     except ImportError as error:
         raise DataError(f"reading '{name}' needs Pillow, which is not installed", hint="pip install Pillow") from error
-    with encoded.open() as content, Image.open(content, formats=_FORMATS) as file:
-        n_pixels, n_bytes = file.width * file.height, content.seek(0, os.SEEK_END)
-        if n_pixels > max(_ALWAYS_ALLOWED, _PIXELS_PER_BYTE * n_bytes):
-            raise DataError(
-                f"'{name}' claims {file.width:,} x {file.height:,} pixels in {n_bytes:,} bytes",
-                hint="scale it down: glue takes 40 megapixels, or 100 pixels for each byte of the file",
-            )
-        yield file
+    with encoded.open() as content:
+        if pointer := pointer_to(content.read(64)):
+            what, command = pointer
+            raise DataError(f"'{name}' is {what}, not the image", hint=f"fetch the images: {command}")
+        content.seek(0)
+        with Image.open(content, formats=_formats()) as file:
+            n_pixels, n_bytes = file.width * file.height, content.seek(0, os.SEEK_END)
+            if n_pixels > max(_ALWAYS_ALLOWED, _PIXELS_PER_BYTE * n_bytes):
+                raise DataError(
+                    f"'{name}' claims {file.width:,} x {file.height:,} pixels in {n_bytes:,} bytes",
+                    hint="scale it down: glue takes 40 megapixels, or 100 pixels for each byte of the file",
+                )
+            yield file
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return those of the formats that this Pillow reads: AVIF and JPEG 2000 need libraries that it may lack."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _orientation(file: "ImageFile") -> int:
+    """Return how an image lies in its file, as EXIF counts it: 1 is upright, from 5 on it lies on its side."""
+    with suppress(Exception):  # Pillow raises whatever a damaged entry makes it stumble on
+        return int(file.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
+def _upright(image: "PillowImage", orientation: int) -> "PillowImage":
+    """Turn an image as viewers show it."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _decode(encoded: EncodedImage, image_size: int | None, mode: Mode) -> "PillowImage":
-    """Return an image, its central square resized to `image_size` when that is given."""
+    """Return an image upright, its central square resized to `image_size` when that is given."""
     name = encoded.name
     try:
         with _opened(encoded) as file:
             found = file.mode
+            file.load()  # which turns a TIFF upright, and takes the turn out of its EXIF
+            orientation = _orientation(file)
             # The direct way loses a palette's transparency, with a warning.
             image = (file.convert("RGBA") if "transparency" in file.info else file).convert(mode)
+            image = _upright(image, orientation)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow raises whatever a damaged file makes it stumble on
         raise DataError(
             f"'{name}' is not a whole image: {shown(error)}",
-            hint=f"replace the file or remove it; glue reads {', '.join(_FORMATS)}",
+            hint=f"replace the file or remove it; glue reads {', '.join(_formats())}",
         ) from error
     if found[0] in "IF":  # Pillow clips these to 255 on the way to RGB
         raise DataError(f"'{name}' has more than 8 bits a channel (mode {found})", hint="convert the images to 8 bits")

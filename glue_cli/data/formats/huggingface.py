@@ -2,6 +2,7 @@
 
 import glob
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -12,9 +13,10 @@ from typing import Any
 from glue_cli.data.cache import file_checksum
 from glue_cli.data.dataset import Dataset, Texts, split_name
 from glue_cli.data.formats.columns import read_columns
-from glue_cli.data.formats.image_folder import ENDINGS
+from glue_cli.data.image_files import find_image_files, tell_kinds, warn_of_others
 from glue_cli.foundation.errors import DataError, SpecError
-from glue_cli.foundation.progress import Progress
+from glue_cli.foundation.pointers import pointer_to
+from glue_cli.foundation.progress import Progress, silent
 from glue_cli.foundation.regular_files import find_irregular, regular
 from glue_cli.spec.schema import DataSpec
 
@@ -24,6 +26,7 @@ _COMPRESSED = (
     *(b"7z\xbc\xaf\x27\x1c", b"Rar!"),
 )
 _TAR, _TAR_AT = b"ustar", 257
+_METADATA = (".csv", ".jsonl", ".parquet")  # how a table of a folder's images ends
 _BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}  # by the files' ending
 
 
@@ -42,7 +45,7 @@ def read_huggingface(
         SpecError: a column is missing, or it is not clear which are meant; or `datasets` is not installed.
         DataError: the split is missing, or a file or a value in it is not what it should be.
     """
-    with opening(data, root, cache) as open_split:
+    with opening(data, root, cache, progress) as open_split:
         table = open_split(split)
         if table is None:
             return None
@@ -51,16 +54,20 @@ def read_huggingface(
 
 
 @contextmanager
-def opening(data: DataSpec, root: Path, cache: Path | None) -> Iterator[Callable[[str], Any]]:
+def opening(
+    data: DataSpec, root: Path, cache: Path | None, progress: Progress = silent
+) -> Iterator[Callable[[str], Any]]:
     """Give what opens a split as a table of `datasets`; it gives None for a val split that is not there.
 
+    Args:
+        progress: hears of files that are passed over in folders of images.
     Raises:
         SpecError: `datasets` is not installed.
         DataError: from what is given: the split is missing, or cannot be read.
     """
     datasets = _import_datasets()
     with _working_folder(cache) as working:
-        yield partial(_open, datasets, data, root=root, working=working)
+        yield partial(_open, datasets, data, root=root, working=working, progress=progress)
 
 
 def _import_datasets() -> Any:
@@ -87,7 +94,7 @@ def _working_folder(cache: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Path) -> Any | None:
+def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Path, progress: Progress) -> Any | None:
     """Return a split as a `datasets.Dataset`, or None for a val split that is not there."""
     name = split_name(data, split)
     names = [] if name is None else ["val", "validation"] if split == "val" and "val" not in data.splits else [name]
@@ -105,6 +112,7 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
     if builder == "imagefolder":  # it numbers the classes that it sees: those of train are to come along
         folders = {"train": root / (split_name(data, "train") or ""), split: paths[0]}
         files = {name: [f"{glob.escape(str(folder))}/**"] for name, folder in folders.items()}
+        _tell_of_files(paths[0], progress)
     try:
         if builder == "arrow":
             return datasets.load_from_disk(str(paths[0])).with_format(None)
@@ -119,17 +127,28 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
         raise DataError(f"'{paths[0]}' cannot be read: {reason}", hint="write the file again") from error
 
 
+def _tell_of_files(folder: Path, progress: Progress) -> None:
+    """Say what `datasets` passes over in a folder of images: all but these and the tables that describe them."""
+    found = find_image_files(folder)
+    tables = Counter(path.suffix for path in folder.rglob("metadata.*") if path.suffix in _METADATA)
+    warn_of_others(folder, found.others - tables, progress)
+    tell_kinds(folder, found.images, progress)
+
+
 def _check_plain(paths: Sequence[Path]) -> None:
     """Refuse what is no plain file: `datasets` would wait for a FIFO, and unpack an archive whatever its name.
 
     Raises:
-        DataError: a file is none, or is compressed.
+        DataError: a file is none, is compressed or was not fetched.
     """
     for path in paths:
         if find_irregular([path]):
             raise DataError(f"'{path}' is no regular file")
         with open(path, "rb", opener=regular) as file:
             start = file.read(_TAR_AT + len(_TAR))
+        if pointer := pointer_to(start):
+            what, command = pointer
+            raise DataError(f"'{path}' is {what}, not the data", hint=f"fetch them: {command}")
         if start.startswith(_COMPRESSED) or start[_TAR_AT:] == _TAR:
             raise DataError(f"'{path}' is compressed, or an archive", hint="unpack it")
 
@@ -173,7 +192,7 @@ def _find(root: Path, name: str) -> tuple[str, list[Path]] | None:
     folder = root / name
     if (folder / "state.json").is_file():
         return "arrow", [folder]
-    if any(path.suffix.lower() in ENDINGS for path in folder.rglob("*")):
+    if folder.is_dir() and find_image_files(folder).images:
         return "imagefolder", [folder]
     for ending, builder in _BUILDERS.items():
         patterns = [f"{name}.{ending}", f"{name}-*.{ending}", f"{name}/*.{ending}", f"data/{name}-*.{ending}"]

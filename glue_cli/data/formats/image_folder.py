@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ import torch
 
 from glue_cli.data.cache import read_cache, write_cache
 from glue_cli.data.dataset import Dataset, split_name
+from glue_cli.data.image_files import ENDINGS, check_fetched, find_image_files, tell_kinds, warn_of_others
 from glue_cli.data.images import EncodedImage, decode_all
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
 from glue_cli.spec.schema import DataSpec
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
-_CACHE_VERSION = 2  # raise it when the same files would decode to other pixels
+_CACHE_VERSION = 3  # raise it when the same files would decode to other pixels
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,22 @@ def read_image_folder(
 ) -> Dataset | None:
     """Read a split: RGB images, uint8 [N, 3, H, W], and labels, int64 [N], by the sorted class folders of train.
 
+    The images of a class may lie in folders of its folder. Files that are no images are passed over, with a warning.
     With `data.image_size` the central square of each image is resized to it, bicubic with antialiasing; without it,
     all images must be of one size. `data.splits` names the folders of the splits.
 
     Raises:
-        DataError: a folder is missing or empty, a class is unknown to train, an image is broken or of another size, or
-            Pillow is not installed.
+        DataError: a folder is missing or empty, a class is unknown to train, an image is broken, not fetched or of
+            another size, or Pillow is not installed.
     Cost: decodes every image once, in torch's number of threads; a cached split is mapped from its file.
     """
     train, folder = _split_folder(data, "train", root), _split_folder(data, split, root)
     if train is None or folder is None:
         return None
     class_names = _list_classes(train)
-    files = _list_images(folder, class_names, is_train=folder == train)
+    files, others = _list_images(folder, class_names, is_train=folder == train)
+    warn_of_others(folder, others, progress)
+    tell_kinds(folder, (file.path for file in files), progress)
     labels = torch.tensor([file.label for file in files])
     key = f"images-{_cache_key(folder, files, class_names, data.image_size)}.safetensors"
     cached = read_cache(cache / key) if cache else None
@@ -82,7 +86,8 @@ def _list_classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) -> list[_Image]:
+def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) -> tuple[list[_Image], Counter[str]]:
+    """Return the images of a split, class by class, and what else its folder holds: how many of each ending."""
     here = _list_folders(folder)
     unknown = [name for name in here if name not in set(class_names)]
     if unknown:
@@ -93,30 +98,40 @@ def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) ->
             hint="every class needs training examples: remove these folders, or add the classes to train",
         )
     files: list[_Image] = []
+    others = _others_beside_classes(folder)
     for label, name in enumerate(class_names):
         if name not in here:
             continue
-        with os.scandir(folder / name) as entries:
-            found = sorted(
-                (entry for entry in entries if entry.name.lower().endswith(ENDINGS) and entry.name[0] != "."),
-                key=lambda entry: entry.name,
-            )
-        if is_train and not found:
+        found = find_image_files(folder / name)
+        others.update(found.others)
+        if is_train and not found.images:
             raise DataError(
                 f"'{folder / name}' has no image; wanted files ending in {', '.join(ENDINGS)}",
-                hint="remove the folder, or put the images of the class right into it",
+                hint="remove the folder, or put the images of the class into it",
             )
-        for entry in found:
-            stat = entry.stat()
-            files.append(_Image(Path(entry.path), label, stat.st_size, stat.st_mtime_ns))
+        for path in found.images:
+            stat = path.stat()
+            files.append(_Image(path, label, stat.st_size, stat.st_mtime_ns))
     if not files:
         raise DataError(f"'{folder}' has no image; wanted '{folder}/CLASS/*.jpg'", hint="check data.root in the spec")
-    return files
+    return files, others
+
+
+def _others_beside_classes(folder: Path) -> Counter[str]:
+    """Count what lies beside the class folders, and has no class.
+
+    Raises:
+        DataError: a class folder was not fetched.
+    """
+    with os.scandir(folder) as entries:
+        paths = [Path(entry) for entry in entries if not entry.is_dir() and entry.name[0] != "."]
+    check_fetched(folder, paths)
+    return Counter({"beside the class folders": len(paths)} if paths else {})
 
 
 def _cache_key(folder: Path, files: Sequence[_Image], class_names: tuple[str, ...], image_size: int | None) -> str:
     # The folder is part of the key: an archive unpacked with fixed times can hold equal names, sizes and times in two
     # splits, and one must not be taken for the other.
-    rows = [[file.path.name, file.label, file.n_bytes, file.mtime_ns] for file in files]
+    rows = [[str(file.path.relative_to(folder)), file.label, file.n_bytes, file.mtime_ns] for file in files]
     content = [_CACHE_VERSION, str(folder.resolve()), class_names, image_size, rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data.formats.cifar10 import CLASS_NAMES, RECORDS_PER_FILE
-from glue_cli.data.formats.image_folder import ENDINGS
 from glue_cli.data.formats.jsonl import read_jsonl
 from glue_cli.data.formats.safetensors_folder import read_safetensors
+from glue_cli.data.image_files import find_image_files
 from glue_cli.data.images import EncodedImage, sizes_of
 from glue_cli.data.recognise.found import FoundData, match_splits, unusual
 from glue_cli.foundation.errors import CheckpointError, DataError
@@ -131,8 +131,7 @@ def _folders(folder: Path) -> list[str]:
 
 def _images(folder: Path, classes: list[str]) -> Iterator[Path]:
     for name in classes:
-        with os.scandir(folder / name) as entries:
-            yield from (Path(entry.path) for entry in entries if entry.name.lower().endswith(ENDINGS))
+        yield from find_image_files(folder / name).images
 
 
 FINDERS: tuple[Callable[[Path], FoundData | None], ...] = (

@@ -263,3 +263,36 @@ def test_datasets_missing(tmp_path, monkeypatch):
     with pytest.raises(SpecError, match="needs the library datasets, which is not installed") as caught:
         read_huggingface(data, "train", root=tmp_path, cache=None, progress=print)
     assert caught.value.hint == "pip install 'glue-cli[hf]'"
+
+
+def test_what_a_folder_of_images_holds_besides_is_counted(tmp_path):
+    from glue_cli.foundation.progress import Noted
+
+    for i, name in enumerate(["ant", "bee"]):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / "train" / name / "0.png")
+    Image.new("RGB", (4, 4), (9, 0, 0)).save(tmp_path / "train/bee/1.tiff")
+    for path in ("notes.txt", "ant/list.txt"):
+        (tmp_path / "train" / path).touch()
+    data, events = DataSpec(format="huggingface", root="."), []
+    found = read_dataset(data, "train", root=tmp_path, progress=events.append)
+    assert sorted(found.inputs[:, 0, 0, 0].tolist()) == [0, 1, 9]
+    assert [event.text for event in events if isinstance(event, Noted)] == [
+        f"'{tmp_path}/train': 2 file(s) are passed over: 2 .txt",
+        f"'{tmp_path}/train' has images of several kinds: 2 .png, 1 .tif",
+    ]
+
+
+def test_a_pointer_in_place_of_a_table_is_called_by_its_name(tmp_path, read):
+    (tmp_path / "train.csv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(DataError, match="train.csv' is a git-lfs pointer, not the data") as caught:
+        read()
+    assert "git lfs pull" in caught.value.hint
+
+
+def test_images_that_were_not_fetched(tmp_path, read):
+    (tmp_path / "train/ant").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "train/ant/0.png")
+    (tmp_path / "train/ant/1.png").symlink_to("gone.png")
+    with pytest.raises(DataError, match="train' has 1 link"):
+        read()

@@ -1,0 +1,102 @@
+"""Which files in a folder are images, by their names; needs no Pillow."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.progress import Noted, Progress
+
+# The names of the formats that `images` decodes.
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c"),
+    *(".avif", ".avifs"),
+)
+_SAME_KIND = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
+_LITTER = ("thumbs.db", "desktop.ini")  # which systems leave in folders, and nobody means
+_MOST_KINDS = 5  # that a sentence names
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The files in a folder and the folders in it; hidden ones count as not there.
+
+    Attributes:
+        images: those that are named as images: a folder's own by name, then those of the folders in it.
+        others: how many there are of each ending that is no image's.
+    """
+
+    images: tuple[Path, ...] = ()
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def find_image_files(folder: Path) -> ImageFiles:
+    """Look for images in a folder and all folders in it; links to folders are followed.
+
+    Raises:
+        DataError: an image is a link to nothing, or a folder cannot be read.
+    """
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in _walk(folder):
+        ending = path.suffix.lower()
+        if ending in ENDINGS:
+            images.append(path)
+        else:
+            others[ending or "without an ending"] += 1
+    check_fetched(folder, images)
+    return ImageFiles(tuple(images), others)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen = set()  # a link may lead back
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"'{error.filename}' cannot be read: {error.strerror}", hint="check its permissions")
+
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if (home := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(home)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in sorted(files):
+            if name[0] != "." and name.lower() not in _LITTER:
+                yield Path(here, name)
+
+
+def check_fetched(folder: Path, files: list[Path]) -> None:
+    """Check that no file is a link to nothing, as git-annex and DVC leave where they fetched nothing.
+
+    Raises:
+        DataError: one is.
+    """
+    missing = [path for path in files if path.is_symlink() and not path.exists()]
+    if missing:
+        raise DataError(
+            f"'{folder}' has {len(missing)} link(s) to files that are not there",
+            items=[f"'{path}' is a link to '{os.readlink(path)}'" for path in missing],
+            hint="fetch the files (git annex get, dvc pull), or remove the links",
+        )
+
+
+def tell_kinds(folder: Path, images: Iterable[Path], progress: Progress) -> None:
+    """Say so where a folder's images are of several kinds: a model may learn a class by its kind."""
+    endings = (path.suffix.lower() for path in images)
+    kinds = Counter(_SAME_KIND.get(ending, ending) for ending in endings)
+    if len(kinds) > 1:
+        progress(Noted(f"'{folder}' has images of several kinds: {_listed(kinds)}"))
+
+
+def warn_of_others(folder: Path, others: Counter[str], progress: Progress) -> None:
+    """Say how many files of a folder are passed over, by their endings."""
+    if n_files := others.total():
+        progress(Noted(f"'{folder}': {n_files:,} file(s) are passed over: {_listed(others)}", warning=True))
+
+
+def _listed(counts: Counter[str]) -> str:
+    kinds = [f"{count:,} {ending}" for ending, count in counts.most_common(_MOST_KINDS)]
+    return ", ".join([*kinds, *(["..."] if len(counts) > _MOST_KINDS else [])])
