@@ -4,17 +4,21 @@ Names of files, tensors and classes are strangers' texts: all that is printed he
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import IO, Any, cast
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from glue_cli.foundation.errors import GlueError
 from glue_cli.foundation.printable import printable
+
+_UNLIMITED = 10_000  # columns
 
 
 class _Stderr:
@@ -70,17 +74,37 @@ def print_lines(*lines: str) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout: the first column to the left, the others to the right.
 
-    On a narrow terminal the first column, with the paths, is folded; off a terminal no line wraps.
+    On a terminal that is too narrow for it the rows are stacked, so that no figure and no name is cut.
     """
+    cells = [[printable(cell) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left", no_wrap=position > 0, overflow="fold")
+        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    unlimited = Console(highlight=False, width=_UNLIMITED)
+    console = Console(highlight=False) if sys.stdout.isatty() else unlimited
+    if Measurement.get(unlimited, unlimited.options, table).maximum <= console.width:
+        console.print(table)
+    else:
+        for line in _stacked(columns, cells):
+            console.print(line, soft_wrap=True)
+
+
+def _stacked(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Text]:
+    """Yield a table's rows one below the other: each as its first cell, with a line for each of the others.
+
+    Rows of two cells take a line each.
+    """
+    if len(columns) == 2:
+        yield Text("  ".join(columns), style="bold")
+        yield from (Text("  ".join(row)) for row in rows)
+        return
+    width = max(map(cell_len, columns[1:]))
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console(highlight=False)
-    if not sys.stdout.isatty():
-        console = Console(highlight=False, width=10_000)
-    console.print(table)
+        yield Text(row[0], style="bold")
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            yield Text(f"  {column}{' ' * (width - cell_len(column))}  {cell}")
 
 
 def number(value: float | None, digits: int = 4) -> str:

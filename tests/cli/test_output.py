@@ -57,15 +57,60 @@ def test_a_table_off_a_terminal_is_neither_wrapped_nor_padded(capsys):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_a_table_on_a_narrow_terminal_folds_the_path_and_keeps_the_figures(monkeypatch, capsys):
-    monkeypatch.setattr(output, "Console", lambda **options: Console(force_terminal=True, width=40, color_system=None))
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    print_table(["checkpoint", "examples", "accuracy"], [["a/very/long/path/" * 3, "1,000", "98.76 %"]])
-    out = capsys.readouterr().out
-    assert "1,000" in out and "98.76 %" in out and "examples" in out and "accuracy" in out
-    assert all(len(line) <= 40 for line in out.splitlines())
-    folded = "".join(re.split(r"\s{2}", line)[0].strip() for line in out.splitlines()[2:])
-    assert folded == "a/very/long/path/" * 3
+@pytest.fixture
+def print_on(monkeypatch, capsys):
+    """Return a function that prints a table on a terminal of some columns, and returns its lines."""
+    real = Console
+
+    def narrow(width=None, **options):
+        given = {} if width else {"force_terminal": True, "color_system": None}
+        return real(width=width or narrow.width, **given)
+
+    def print_it(width, columns, rows):
+        narrow.width = width
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        print_table(columns, rows)
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    monkeypatch.setattr(output, "Console", narrow)
+    return print_it
+
+
+LONG = "a/very/long/path/" * 5
+
+
+def test_a_table_that_is_too_wide_is_stacked_with_whole_figures_and_names(print_on):
+    lines = print_on(40, ["checkpoint", "examples", "accuracy"], [[LONG, "1,000", "98.76 %"], ["b", "2", "5 %"]])
+    assert lines == [LONG, "  examples  1,000", "  accuracy  98.76 %", "b", "  examples  2", "  accuracy  5 %"]
+
+
+def test_of_two_columns_that_are_too_wide_each_row_is_a_line(print_on):
+    assert print_on(40, ["expert", "alpha"], [[LONG, "0.5"], ["b", "0.25"]]) == [
+        "expert  alpha",
+        f"{LONG}  0.5",
+        "b  0.25",
+    ]
+
+
+@pytest.mark.parametrize("width", range(8, 140, 3))
+def test_no_width_cuts_a_figure_or_a_name(print_on, width):
+    """Sixteen experts by class, names of wide letters, and a hash: each cell whole, in one line."""
+    names = [f"expert-{i:03}" for i in range(16)]
+    rows = [[f"类别-{i}", *(f"{i + j / 100:.2f} %" for j in range(16))] for i in range(3)]
+    lines = print_on(width, ["class", *names], rows)
+    assert all(any(cell in line for line in lines) for cell in [*names, *(cell for row in rows for cell in row)])
+    tensors = [["model.layers.0." + "x" * 40, "F32", "[3, 4]", "48 B"], ["b", "BF16", "[1]", "2 B"]]
+    lines = print_on(width, ["tensor", "dtype", "shape", "size"], tensors)
+    assert all(any(cell in line for line in lines) for row in tensors for cell in row)
+
+
+def test_a_table_that_just_fits_stays_a_table(print_on):
+    columns, rows = ["class", "a", "b"], [["ant", "100.00 %", "99.00 %"]]
+    wide = print_on(120, columns, rows)
+    assert len(wide) == 3 and wide[0].split() == columns
+    width = max(map(len, wide))
+    assert print_on(width, columns, rows) == wide
+    assert print_on(width - 1, columns, rows) == ["ant", "  a  100.00 %", "  b  99.00 %"]
 
 
 def test_an_error_is_one_block_with_five_items_at_most(capsys):
