@@ -1,83 +1,113 @@
 """Which of a checkpoint's tensors are which of a model's, and what does not fit; from the header alone."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from os.path import commonprefix
 
 from torch import Tensor, nn
 
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
+from glue_cli.checkpoints.naming import Naming, Source
+from glue_cli.checkpoints.spelling import align_names
 from glue_cli.checkpoints.tensors import FILE_DTYPES
+from glue_cli.foundation.batchnorm import COUNTER
+from glue_cli.models.libraries.transformers_names import is_of_transformers, name_tensors, names_on_disk
 
 _NEAR = 0.3  # two names are near when they share so much of the longer one at its beginning and end
 _COMPARED = 200  # names on either side: their pairs take half a second, and nobody reads so many
 
 
-def match_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the checkpoint's name of each of the model's tensors that it has, by the model's name.
+def match_names(model: nn.Module, checkpoint: Checkpoint) -> Naming:
+    """Find a model's tensors in a checkpoint.
 
-    A tied tensor, which the model has under several names, as a language model's embedding and head, is there when
-    one of its names is.
+    Of a model of transformers, what the library itself loads; of any other, the tensors with the model's own names.
+    Where that leaves some out, the checkpoint's names are read in other spellings as well: without the prefixes of
+    wrappers, and with the names of parametrisations that the model has. A tied tensor, which the model has under
+    several names, as a language model's embedding and head, is there when one of its names is.
+
+    Raises:
+        SpecError: the installed transformers is one that glue does not know.
     """
-    return _with_tied(model, {name: name for name in model.state_dict() if name in checkpoint.entries})
-
-
-def match_pretrained_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Return what `match_names` does, for a checkpoint of which the model need only be a relative.
-
-    In transformers a model with a head has its backbone under `base_model_prefix`, and the bare backbone has the same
-    names without; old files call a LayerNorm's weight and bias gamma and beta.
-    """
-    prefix = getattr(model, "base_model_prefix", "")
-    if not isinstance(prefix, str) or not prefix:
-        return match_names(model, checkpoint)
-
-    def plain(name: str) -> str:
-        name = name.removeprefix(f"{prefix}.")
-        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-    by_plain_name = {plain(name): name for name in checkpoint.entries}
     names = model.state_dict()
-    return _with_tied(model, {name: by_plain_name[plain(name)] for name in names if plain(name) in by_plain_name})
+    naming = _with_tied(model, _name_tensors(model, checkpoint.entries))
+    if len(naming.sources) == len(names):
+        return naming
+    spelling = align_names(checkpoint.entries, _names_on_disk(model))
+    written = {spelling.get(name, name): name for name in checkpoint.entries}
+    if len(written) < len(checkpoint.entries):
+        return naming
+    respelled = _with_tied(model, _name_tensors(model, written)).respelled(written)
+    return max(naming, respelled, key=lambda found: len(found.sources))  # the first where they have as many
 
 
-def tensor_fits(tensor: Tensor, entry: TensorEntry) -> bool:
-    """Tell whether a tensor of the model can take its values from a checkpoint's."""
-    return entry.shape == tuple(tensor.shape) and entry.dtype in _dtypes_for(tensor)
+def _name_tensors(model: nn.Module, names: Iterable[str]) -> Naming:
+    if is_of_transformers(model):
+        return name_tensors(model, names)
+    wanted = model.state_dict()
+    found = {name: name in wanted for name in names}
+    sources = {name: Source((name,)) for name in wanted if found.get(name)}
+    return Naming(sources, tuple(name for name, is_wanted in found.items() if not is_wanted))
 
 
-def list_differences(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> list[str]:
-    """Return a line for each tensor that only one side has, or both differently; the nearest names first.
+def _names_on_disk(model: nn.Module) -> Collection[str]:
+    """Return what a checkpoint of a model would call its tensors."""
+    tensors = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    return names_on_disk(model, tensors) if is_of_transformers(model) else tensors
+
+
+def _with_tied(model: nn.Module, naming: Naming) -> Naming:
+    """Add the names that are tied to a name which is there, in the model's order."""
+    tensors = model.state_dict(keep_vars=True)  # in which tied names have the same object
+    found = {id(tensors[name]): source for name, source in naming.sources.items()}
+    sources = {n: naming.sources.get(n, found[id(tensor)]) for n, tensor in tensors.items() if id(tensor) in found}
+    return Naming(sources, naming.unused)
+
+
+def tensors_on_disk(model: nn.Module, tensors: Mapping[str, Tensor], start: Checkpoint | None) -> dict[str, Tensor]:
+    """Return a model's tensors by the names that they get in a file.
 
     Args:
-        names: the checkpoint's name of a tensor, by the model's.
+        tensors: by the model's names.
+        start: the checkpoint that the model was loaded from, whose names they keep; None where it has none.
+    """
+    if is_of_transformers(model):
+        return names_on_disk(model, tensors, start.entries if start else None)
+    if start is None:
+        return dict(tensors)
+    naming = match_names(model, start)
+    return {**naming.on_disk(tensors), **{n: tensor for n, tensor in tensors.items() if n not in naming.sources}}
+
+
+def tensor_fits(tensor: Tensor, entry: TensorEntry | None) -> bool:
+    """Tell whether a tensor of the model can take its values from a checkpoint's; None is one that cannot be made."""
+    return entry is not None and entry.shape == tuple(tensor.shape) and entry.dtype in _dtypes_for(tensor)
+
+
+def list_differences(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> list[str]:
+    """Return a line for each tensor that only one side has, or both differently; the nearest names first.
+
+    A BatchNorm's counter of batches may be missing: torch before 0.4.1 had none, and nothing is computed from it.
     """
     wanted = model.state_dict()
-    used = set(names.values())
-    missing = {name: tensor for name, tensor in wanted.items() if name not in names}
-    unused = {name: entry for name, entry in checkpoint.entries.items() if name not in used}
+    missing = {n: tensor for n, tensor in wanted.items() if n not in naming.sources and not n.endswith(COUNTER)}
+    unused = {name: checkpoint.entries[name] for name in naming.unused}
     near = _nearest(missing, unused)
-    lines = [
-        _misfit(wanted[name], checkpoint.entries[other])
-        for name, other in names.items()
-        if not tensor_fits(wanted[name], checkpoint.entries[other])
-    ]
+    lines = []
+    for name, source in naming.distinct():
+        entry = source.entry(checkpoint)
+        if entry is None:
+            lines.append(f"'{name}' cannot be made of '{source.names[0]}' and {len(source.names) - 1} more")
+        elif not tensor_fits(wanted[name], entry):
+            lines.append(_misfit(wanted[name], entry, name if source.make else entry.name))
     lines += [f"'{name}' is missing; the checkpoint has '{other}'" for name, other in near.items()]
     lines += [f"'{name}' is missing" for name in missing if name not in near]
     return lines + [f"'{name}' is not in the model" for name in unused if name not in near.values()]
 
 
-def _with_tied(model: nn.Module, names: dict[str, str]) -> dict[str, str]:
-    """Add the names that are tied to a name which is there."""
-    tensors = model.state_dict(keep_vars=True)  # in which tied names have the same object
-    found = {id(tensors[name]): other for name, other in names.items()}
-    return {name: names.get(name, found[id(tensor)]) for name, tensor in tensors.items() if id(tensor) in found}
-
-
-def _misfit(tensor: Tensor, entry: TensorEntry) -> str:
+def _misfit(tensor: Tensor, entry: TensorEntry, name: str) -> str:
     if entry.shape != tuple(tensor.shape):
-        return f"'{entry.name}' is {list(entry.shape)}, the model has {list(tensor.shape)}"
-    return f"'{entry.name}' is {entry.dtype}, the model has {FILE_DTYPES[tensor.dtype]}"
+        return f"'{name}' is {list(entry.shape)}, the model has {list(tensor.shape)}"
+    return f"'{name}' is {entry.dtype}, the model has {FILE_DTYPES[tensor.dtype]}"
 
 
 def _dtypes_for(tensor: Tensor) -> tuple[str, ...]:

@@ -1,21 +1,26 @@
 """Models and their weights: built from the spec, filled from checkpoints."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
+from glue_cli.checkpoints.naming import Naming
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
+from glue_cli.foundation.batchnorm import COUNTER
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.progress import Noted, Progress, silent
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.models import build_model
-from glue_cli.models.names import list_differences, match_names, match_pretrained_names, tensor_fits
+from glue_cli.models.backbone import backbone_of
+from glue_cli.models.names import list_differences, match_names, tensor_fits
 from glue_cli.spec.schema import Spec
 
 _LISTED = 6  # names in a note
+# What may be fresh of the backbone's weights after a pretrained start: a pooler or a few embeddings, not layers.
+_MOST_FRESH = 0.1
 
 
 def initial_model(spec: Spec, expert: int | None = None, *, progress: Progress = silent) -> nn.Module:
@@ -25,7 +30,7 @@ def initial_model(spec: Spec, expert: int | None = None, *, progress: Progress =
         expert: the expert's number; None for training from scratch.
         progress: hears which tensors of a pretrained start are fresh.
     Raises:
-        CheckpointError: the pretrained checkpoint has less than half of the model; every difference is listed.
+        CheckpointError: the pretrained checkpoint lacks more than a tenth of the backbone; every difference is listed.
     """
     init = spec.experts.init if spec.experts else "shared"
     if init == "independent":
@@ -43,24 +48,25 @@ def load_model(spec: Spec, checkpoint: Checkpoint) -> nn.Module:
         CheckpointError: the checkpoint does not fit the model; every difference is listed.
     """
     model = _build(spec, seed=0)
-    check_fits_model(model, checkpoint, spec)
-    _load(model, checkpoint, match_names(model, checkpoint))
+    _load(model, checkpoint, check_fits_model(model, checkpoint, spec))
     return model
 
 
-def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> None:
-    """Check that a checkpoint has the tensors that the spec's model has, from its header alone.
+def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> Naming:
+    """Check that a checkpoint has the tensors that the spec's model has, from its header alone; return which they are.
 
     Raises:
         CheckpointError: with every difference.
     """
-    items = list_differences(model, checkpoint, match_names(model, checkpoint))
+    naming = match_names(model, checkpoint)
+    items = list_differences(model, checkpoint, naming)
     if items:
         raise CheckpointError(
             f"'{checkpoint.path}' does not fit the spec's model '{spec.model.arch}'",
             items=items,
             hint="set model.arch and model.args to what the checkpoint was trained as",
         )
+    return naming
 
 
 def _build(spec: Spec, seed: int) -> nn.Module:
@@ -68,23 +74,28 @@ def _build(spec: Spec, seed: int) -> nn.Module:
 
 
 def _start_from(model: nn.Module, checkpoint: Checkpoint, spec: Spec, progress: Progress) -> None:
-    """Load what fits of a pretrained checkpoint; the rest stays as it is."""
+    """Load what fits of a pretrained checkpoint; the rest stays as it is, and is said."""
     tensors = model.state_dict(keep_vars=True)
-    matched = match_pretrained_names(model, checkpoint)
-    names = {name: other for name, other in matched.items() if tensor_fits(tensors[name], checkpoint.entries[other])}
-    n_weights, n_loaded = _count(tensors.values()), _count(tensors[name] for name in names)
-    if 2 * n_loaded < n_weights:
+    naming = match_names(model, checkpoint)
+    fitting = {name: s for name, s in naming.sources.items() if tensor_fits(tensors[name], s.entry(checkpoint))}
+    fresh = [name for name in tensors if name not in fitting and not name.endswith(COUNTER)]
+    is_backbone = backbone_of(model)
+    n_weights = _count(tensor for name, tensor in tensors.items() if is_backbone(name))
+    n_fresh = _count(tensors[name] for name in fresh if is_backbone(name))
+    if n_fresh > _MOST_FRESH * n_weights:
         raise CheckpointError(
-            f"'{checkpoint.path}' has {n_loaded:,} of the {n_weights:,} weights of the spec's model"
-            f" '{spec.model.arch}', less than half",
-            items=list_differences(model, checkpoint, matched),
+            f"'{checkpoint.path}' lacks {n_fresh:,} of the {n_weights:,} weights of the backbone of the spec's model"
+            f" '{spec.model.arch}', more than {_MOST_FRESH:.0%}",
+            items=list_differences(model, checkpoint, naming),
             hint="name another checkpoint in experts.init, or set model.arch and model.args to what it was trained as",
         )
-    _load(model, checkpoint, names)
-    fresh = [name for name in tensors if name not in names]
-    used = set(matched.values())
-    unused = [name for name, entry in checkpoint.entries.items() if name not in used and entry.dtype in FLOAT_DTYPES]
-    progress(Noted(f"started from {checkpoint.path}{_listed('fresh', fresh)}{_listed('not used', unused)}"))
+    _load(model, checkpoint, Naming(fitting, naming.unused))
+    unused = [name for name in naming.unused if checkpoint.entries[name].dtype in FLOAT_DTYPES]
+    if n_fresh:
+        share = f"{n_fresh:,} of the {n_weights:,} weights of the backbone are fresh"
+        progress(Noted(f"{share}: {_listed([name for name in fresh if is_backbone(name)])}", warning=True))
+    notes = [f"; {what}: {_listed(names)}" for what, names in (("fresh", fresh), ("not used", unused)) if names]
+    progress(Noted(f"started from {checkpoint.path}{''.join(notes)}"))
 
 
 def _count(tensors: Iterable[Tensor]) -> int:
@@ -92,19 +103,18 @@ def _count(tensors: Iterable[Tensor]) -> int:
     return sum({id(tensor): tensor.numel() for tensor in tensors if tensor.is_floating_point()}.values())
 
 
-def _listed(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"; {what}: {', '.join(names[:_LISTED])}{more}" if names else ""
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
-def _load(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
-    """Fill the model's tensors with a checkpoint's, whose names are given by the model's.
+def _load(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> None:
+    """Fill the model's tensors with a checkpoint's.
 
     Raises:
         CheckpointError: one is not finite.
     """
-    tensors = read_tensors(checkpoint)
-    for name in dict.fromkeys(names.values()):
-        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
+    tensors = read_tensors(checkpoint, dict.fromkeys(n for source in naming.sources.values() for n in source.names))
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{checkpoint.path}: '{name}' has NaN or infinity", hint="train it again")
-    model.load_state_dict({name: tensors[other] for name, other in names.items()}, strict=False)
+    model.load_state_dict(naming.in_memory(tensors), strict=False)

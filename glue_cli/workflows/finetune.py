@@ -78,6 +78,7 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
             "settings": settings,
         },
         target["train"].class_names,
+        start=plan.checkpoint,
     )
     return FinetuneResult(
         output=str(plan.destination.result),

@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from glue_cli.checkpoints.destination import Destination
+from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.outputs import copy_into, write_all, writing
 from glue_cli.foundation.regular_files import read_text
+from glue_cli.models.names import tensors_on_disk
 
 
 def save_model(
@@ -22,6 +24,8 @@ def save_model(
     tensors: Mapping[str, Tensor],
     glue: Mapping[str, Any],
     class_names: Sequence[str] | None,
+    *,
+    start: Checkpoint | None = None,
 ) -> None:
     """Write a model's tensors with glue's metadata, and into a folder its configuration and tokenizer too.
 
@@ -30,6 +34,7 @@ def save_model(
     Args:
         model: of transformers, where the destination is a folder.
         class_names: what the outputs mean, for the configuration.
+        start: the checkpoint that the model was loaded from, whose names the tensors get; None where it has none.
     Raises:
         ResourceError: the output cannot be written.
     """
@@ -39,7 +44,7 @@ def save_model(
             write_all(config, _configuration(model, class_names).encode(), 0)
         for source, copy in destination.companions:
             copy_into(stack.enter_context(writing(copy, replace=destination.force)), source)
-        write_checkpoint(destination.files[0], tensors, glue, replace=destination.force)
+        write_checkpoint(destination.files[0], tensors_on_disk(model, tensors, start), glue, replace=destination.force)
     for stale in destination.stale_files():
         stale.unlink()
 

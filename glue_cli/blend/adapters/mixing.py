@@ -14,6 +14,7 @@ from torch import Tensor
 from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, Update, check_adapters
 from glue_cli.blend.adapters.base import AdaptedBase
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
+from glue_cli.checkpoints.naming import Naming
 from glue_cli.checkpoints.safetensors_file import header_of, metadata_of, place
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of, read_tensors, write_checkpoint
 from glue_cli.foundation.errors import CheckpointError
@@ -70,16 +71,20 @@ def mixed_tensor(adapted: AdaptedBase, alpha: Sequence[float], name: str) -> Ten
     return total
 
 
-def expert_tensors(adapted: AdaptedBase, expert: int) -> Iterator[tuple[str, Tensor]]:
+def expert_tensors(adapted: AdaptedBase, expert: int, naming: Naming) -> Iterator[tuple[str, Tensor]]:
     """Yield one adapter's model, as far as it may differ from the others': W + s B A, heads and biases.
 
+    Args:
+        naming: of the tensors of `adapted.merged` in the model.
     Returns:
-        the names in the adapted model with their tensors, the same names in the same order for every expert; float32
-        or float64, and integers.
+        the model's names with their tensors, the same names in the same order for every expert; float32 or float64,
+        and integers.
     """
     one_hot = [float(k == expert) for k in range(len(adapted.adapters))]
-    for name in adapted.changed:
-        yield name, mixed_tensor(adapted, one_hot, name)
+    changed = {*adapted.changed}
+    for name, source in naming.distinct():
+        if not changed.isdisjoint(source.names):
+            yield name, source.take({part: mixed_tensor(adapted, one_hot, part) for part in source.names})
 
 
 def write_merged(

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from glue_cli.blend.recipe import PLAIN, Recipe
-from glue_cli.checkpoints.files import open_files, read_into
+from glue_cli.checkpoints.files import open_files
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
-from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of, read_tensors
+from glue_cli.checkpoints.naming import Naming
+from glue_cli.checkpoints.tensors import TORCH_DTYPES, read_tensors
 from glue_cli.foundation.batchnorm import is_variance
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.units import counted, size
+from glue_cli.search.bank.in_memory import ExpertsInMemory, as_in_memory
 from glue_cli.search.bank.kinds import KINDS, BankKind
 from glue_cli.search.bank.matrix import ExpertBank, Place
 from glue_cli.search.bank.rows import DiskRows, HostRows, ResidentRows, Rows, Staging
@@ -37,13 +39,24 @@ def choose_bank(
     device: torch.device,
     n_blends: int,
     progress: Progress,
+    naming: Naming | None = None,
 ) -> BankKind:
     """Return where to keep the bank: as wanted, or the first place of device, host and disk where it fits; says so.
 
     Args:
         wanted: auto, or a kind of bank.
         n_blends: float32 copies of the blend that the search holds on the device besides.
+        naming: as for `load_bank`.
+    Raises:
+        UsageError: a bank on disk is wanted for a model that makes tensors of several of the experts'.
     """
+    made = [name for name, source in naming.distinct() if source.make] if naming else []
+    if made and wanted == "disk":
+        raise UsageError(
+            f"--bank disk: the model makes {counted(len(made), 'tensor')} of several in the files each",
+            items=made,
+            hint="--bank host",
+        )
     names = [entry.name for entry in _blended(experts[0], recipe)]
     in_bank = sum(_stored_bytes(experts, name) * len(experts) for name in names)
     blends = 4 * n_blends * sum(experts[0].entries[name].n_elements for name in names)
@@ -52,7 +65,9 @@ def choose_bank(
     kinds: list[BankKind] = ["device", "host"] if device.type == "cuda" else ["device"]
     taken = {"device": in_bank, "host": 1 << (in_bank - 1).bit_length()}  # torch pins powers of two
     fitting = [kind for kind in kinds if taken[kind] <= free[kind]]
-    kind = next((known for known in KINDS if known == wanted), fitting[0] if fitting else "disk")
+    kind = next(
+        (known for known in KINDS if known == wanted), fitting[0] if fitting else kinds[-1] if made else "disk"
+    )
     if device.type == "cpu" and kind == "host":
         kind = "device"  # the same
     where = "on disk" if kind == "disk" else "in memory" if device.type == "cpu" or kind == "host" else f"on {device}"
@@ -68,25 +83,32 @@ def load_bank(
     channels_last: bool = False,
     recipe: Recipe = PLAIN,
     kind: BankKind = "device",
+    naming: Naming | None = None,
 ) -> ExpertBank:
     """Make a bank of the floating-point tensors in which compatible experts are blended.
 
     Args:
         channels_last: lay convolution weights out so; a bank on disk leaves them as they are in the files.
+        recipe: by the names in the experts' files.
         kind: where the rows are: on the device, in host memory, or in the experts' own files.
+        naming: where the model's tensors are in the experts; the bank has them by the model's names, as the model
+            holds them. None where names and tensors are the same.
     Raises:
         CheckpointError: an expert has NaN or infinity, or a negative variance of BatchNorm, whose root is NaN.
+        SpecError: the recipe treats parts of one of the model's tensors differently.
     Cost: every expert is read once; for `disk` too, so that a NaN shows before the search.
     """
     _check_variances(experts, recipe)
+    here = as_in_memory(experts, recipe, naming)
+    headers = here.headers
     places: dict[str, Place] = {}
     sections: list[tuple[int, Rows]] = []
     n_before = 0
     on_disk, buffers = kind == "disk", local()
     staging = Staging(device, _STAGED_BYTES) if kind == "host" and device.type == "cuda" else None
-    for (group, _), names in _group(experts, recipe).items():
-        own = _lay_out(names, experts[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
-        rows = _disk_rows(experts, own, device, buffers) if on_disk else _memory_rows(experts, own, device, staging)
+    for (group, _), names in _group(headers, here.recipe).items():
+        own = _lay_out(names, headers[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
+        rows = _disk_rows(headers, own, device, buffers) if on_disk else _memory_rows(here, own, device, staging)
         sections.append((group, rows))
         places |= {name: Place(n_before + at.start, at.shape, at.channels_last) for name, at in own.items()}
         n_before += rows.n_columns
@@ -163,25 +185,24 @@ def _lay_out(names: Sequence[str], expert: Checkpoint, *, channels_last: bool, a
 
 
 def _memory_rows(
-    experts: Sequence[Checkpoint], places: dict[str, Place], device: torch.device, staging: Staging | None
+    experts: ExpertsInMemory, places: dict[str, Place], device: torch.device, staging: Staging | None
 ) -> Rows:
+    headers = experts.headers
     last = list(places)[-1]
-    n_columns = places[last].start + experts[0].entries[last].n_elements
+    n_columns = places[last].start + headers[0].entries[last].n_elements
     n_columns += -n_columns % _ALIGN
-    dtype, where = _stored_dtype(experts, last), "cpu" if staging else device
-    matrix = torch.zeros(len(experts), n_columns, dtype=dtype, device=where, pin_memory=staging is not None)
-    for row, expert in zip(matrix, experts, strict=True):
-        _read_row(expert, places, row)
+    dtype, where = _stored_dtype(headers, last), "cpu" if staging else device
+    matrix = torch.zeros(len(headers), n_columns, dtype=dtype, device=where, pin_memory=staging is not None)
+    for k, row in enumerate(matrix):
+        _read_row(experts, k, places, row)
     return HostRows(matrix, staging) if staging else ResidentRows(matrix)
 
 
-def _read_row(expert: Checkpoint, places: Mapping[str, Place], row: Tensor) -> None:
+def _read_row(experts: ExpertsInMemory, k: int, places: Mapping[str, Place], row: Tensor) -> None:
+    expert = experts.headers[k]
     with open_files(expert) as descriptors:
         for name, place in places.items():
-            entry = expert.entries[name]
-            tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
-            read_into(descriptors[entry.file], bytes_of(tensor), entry.offset, expert.files[entry.file])
-            tensor = tensor.to(row.dtype)
+            tensor = experts.read(k, name, descriptors).to(row.dtype)
             _check_finite(expert, name, tensor)
             place.view(row).copy_(tensor)
 

@@ -18,6 +18,7 @@ from glue_cli.blend.to_files import blend_files
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
+from glue_cli.checkpoints.naming import Naming
 from glue_cli.checkpoints.tokenizer_files import with_tokens
 from glue_cli.foundation.outputs import copy_into, write_all, writing
 from glue_cli.foundation.run import Run
@@ -42,6 +43,7 @@ class Experts(ABC):
     """
 
     header: Checkpoint
+    _naming: Naming  # of the header's tensors in the model
 
     def model(self, spec: "Spec", alphas: Tensor) -> nn.Module:
         """Return the spec's model with the blend for `alphas` [G, K], in memory.
@@ -50,23 +52,24 @@ class Experts(ABC):
             CheckpointError: the blend does not fit the model, or an expert has NaN or infinity.
         """
         from glue_cli.models import build_model
-        from glue_cli.models.names import match_names
         from glue_cli.models.weights import check_fits_model
 
         model = build_model(spec.model.arch, spec.model.args, seed=0, folder=spec.path("."))
-        check_fits_model(model, self.header, spec)
-        tensors = {**self._tensors(alphas.tolist()), **self.make_tensors(alphas)}
-        names = {name: other for name, other in match_names(model, self.header).items() if other in tensors}
-        model.load_state_dict({name: tensors[other] for name, other in names.items()}, strict=False)
+        self._naming = check_fits_model(model, self.header, spec)
+        tensors = {**self._tensors(alphas.tolist()), **self._make(alphas)}
+        model.load_state_dict(self._naming.in_memory(tensors), strict=False)
         return model
 
-    @abstractmethod
     def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
-        """Return the tensors that follow from `alphas` [G, K] in another way than as a blend; differentiable."""
+        """Return the tensors that follow from `alphas` [G, K] in another way than as a blend; differentiable.
+
+        By the names of the model, which `model` has made.
+        """
+        return self._naming.in_memory(self._make(alphas))
 
     @abstractmethod
     def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
-        """Return a bank of the tensors that are blended."""
+        """Return a bank of the tensors that are blended, for the model that `model` has made."""
 
     @abstractmethod
     def write(
@@ -80,12 +83,17 @@ class Experts(ABC):
         """Write the blend; return the experts' sha256 [K], None where they are not taken.
 
         Args:
-            made: tensors to write in place of their blend.
+            made: tensors to write in place of their blend, by the names of the model.
             hashes: the experts' sha256 [K], to be completed; none to leave them out.
         """
 
     @abstractmethod
-    def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]: ...
+    def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
+        """Return the tensors of the blend in memory, by their names on disk."""
+
+    def _make(self, alphas: Tensor) -> dict[str, Tensor]:
+        """Return what `make_tensors` does, by the names on disk."""
+        return {}
 
 
 class WholeExperts(Experts):
@@ -118,17 +126,27 @@ class WholeExperts(Experts):
         if (tokens := tensors.tokens) and tokens.names:
             self._rows = AlignedRows(experts, tokens, tensors.recipe)
 
-    def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
-        head = self._rules.head
-        made = self._head.blend(alphas[head.group]) if self._head and head else {}
-        return {**made, **self._rows.blend(alphas)} if self._rows else made
-
     def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
         if self._rows:
             self._rows.hold()
         recipe, device = self._rules.recipe, compute.device
-        kind = choose_bank(self._bank, self._experts, recipe, device=device, n_blends=n_blends, progress=run.progress)
-        return load_bank(self._experts, device=device, channels_last=compute.channels_last, recipe=recipe, kind=kind)
+        kind = choose_bank(
+            self._bank,
+            self._experts,
+            recipe,
+            device=device,
+            n_blends=n_blends,
+            progress=run.progress,
+            naming=self._naming,
+        )
+        return load_bank(
+            self._experts,
+            device=device,
+            channels_last=compute.channels_last,
+            recipe=recipe,
+            kind=kind,
+            naming=self._naming,
+        )
 
     def write(
         self,
@@ -139,7 +157,8 @@ class WholeExperts(Experts):
         run: Run,
     ) -> Sequence[str | None]:
         recipe = self._rules.recipe
-        made = {name: tensor for name, tensor in made.items() if recipe.is_blended(name)}
+        on_disk = self._naming.on_disk(made) if made else {}
+        made = {name: tensor for name, tensor in on_disk.items() if recipe.is_blended(name)}
         shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
         with ExitStack() as stack:
             return blend_files(
@@ -148,7 +167,7 @@ class WholeExperts(Experts):
                 self._configure(stack),
                 describe,
                 recipe=replace(recipe, made={**recipe.made, **shapes}),
-                made={**made, **self.make_tensors(alphas)},
+                made={**made, **self._make(alphas)},
                 memory_bytes=self._writing.memory_bytes,
                 hashes=hashes,
                 progress=run.progress,
@@ -172,6 +191,11 @@ class WholeExperts(Experts):
             return configured(source, classes, dtype, tokens.resized(self._experts) if tokens else None)
         return None
 
+    def _make(self, alphas: Tensor) -> dict[str, Tensor]:
+        head = self._rules.head
+        made = self._head.blend(alphas[head.group]) if self._head and head else {}
+        return {**made, **self._rows.blend(alphas)} if self._rows else made
+
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
         return dict(blend_tensors(self._experts, alphas, self._rules.recipe))
 
@@ -190,12 +214,9 @@ class AdapterExperts(Experts):
         assert self._adapters.adapted  # there wherever a plan needs a model, or merges
         return self._adapters.adapted
 
-    def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
-        return {}
-
     def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
         adapted = self._adapted
-        experts = (expert_tensors(adapted, k) for k in range(len(adapted.adapters)))
+        experts = (expert_tensors(adapted, k, self._naming) for k in range(len(adapted.adapters)))
         return bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)
 
     def write(

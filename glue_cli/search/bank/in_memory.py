@@ -1,0 +1,104 @@
+"""Experts as a model names and holds their tensors, whatever these are called in the experts' files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from torch import Tensor
+
+from glue_cli.blend.recipe import Recipe
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.naming import Naming, Source
+from glue_cli.checkpoints.tensors import read_tensor
+from glue_cli.foundation.errors import CheckpointError, SpecError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class ExpertsInMemory:
+    """Experts and their recipe by a model's names.
+
+    Attributes:
+        headers: the experts', [K]; of a tensor that is made of several, the place of the first.
+        recipe: the rule for each tensor.
+        originals: the experts as they are on disk, [K].
+        merged: what is made of other tensors than one as it is.
+    """
+
+    headers: Sequence[Checkpoint]
+    recipe: Recipe
+    originals: Sequence[Checkpoint]
+    merged: Mapping[str, Source]
+
+    def read(self, expert: int, name: str, descriptors: Sequence[int]) -> Tensor:
+        """Read one tensor of an expert from its open files."""
+        if source := self.merged.get(name):
+            parts = {part: read_tensor(self.originals[expert], descriptors, part) for part in source.names}
+            return source.take(parts)
+        return read_tensor(self.headers[expert], descriptors, name)
+
+
+def as_in_memory(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming | None) -> ExpertsInMemory:
+    """Name experts' tensors as a model does.
+
+    Args:
+        recipe: by the names on disk.
+        naming: of the experts' tensors in the model; None where the names are the same.
+    Raises:
+        SpecError: the recipe treats parts of one of the model's tensors differently.
+        CheckpointError: an expert's parts do not go together.
+    """
+    if naming is None:
+        return ExpertsInMemory(experts, recipe, experts, {})
+    sources = dict(naming.distinct())
+    merged = {name: source for name, source in sources.items() if source.make}
+    for name, source in merged.items():
+        _check_treated_alike(name, source, recipe)
+
+    def renamed(rules: Mapping[str, Value]) -> dict[str, Value]:
+        return {name: rules[source.names[0]] for name, source in sources.items() if source.names[0] in rules}
+
+    own = replace(
+        recipe,
+        group_of=renamed(recipe.group_of),
+        copied_from=renamed(recipe.copied_from),
+        made=renamed(recipe.made),
+    )
+    return ExpertsInMemory([_rename(expert, sources) for expert in experts], own, experts, merged)
+
+
+def _rename(expert: Checkpoint, sources: Mapping[str, Source]) -> Checkpoint:
+    entries = {}
+    for name, source in sources.items():
+        if any(part not in expert.entries for part in source.names):
+            continue  # copied from another expert, who alone has it
+        entry = source.entry(expert)
+        if entry is None:
+            raise CheckpointError(
+                f"{expert.path}: '{name}' cannot be made of '{source.names[0]}' and {len(source.names) - 1} more",
+                hint="copy or download it again",
+            )
+        entries[name] = entry._replace(name=name)
+    return replace(expert, entries=entries)
+
+
+def _check_treated_alike(name: str, source: Source, recipe: Recipe) -> None:
+    treatments = {
+        part: (recipe.group_of.get(part, 0), recipe.copied_from.get(part), part in recipe.made)
+        for part in source.names
+    }
+    if len(set(treatments.values())) > 1:
+        raise SpecError(
+            f"the model holds '{name}' as one tensor, and its parts are treated differently",
+            items=[f"'{part}'{_described(recipe, part)}" for part in source.names],
+            hint="mend mix.groups, or --include, --exclude and --head, so that its parts are treated alike",
+        )
+
+
+def _described(recipe: Recipe, part: str) -> str:
+    if part in recipe.made:
+        return " is made anew"
+    if part in recipe.copied_from:
+        return f" is copied from expert {recipe.copied_from[part]}"
+    return f" is in the group '{recipe.groups[recipe.group_of.get(part, 0)]}'"
