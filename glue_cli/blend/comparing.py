@@ -1,6 +1,6 @@
 """Whether experts can be blended: everything that is compared before a weight is read. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from glue_cli.blend.compatibility import check_compatible, check_copied
@@ -9,6 +9,8 @@ from glue_cli.blend.factors import check_no_factors
 from glue_cli.blend.recipe import Recipe
 from glue_cli.blend.tokens import TokenPlan, align_tokens
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.spelling import align_names
+from glue_cli.foundation.batchnorm import COUNTER
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,41 @@ class Comparison:
     recipe: Recipe
     tokens: TokenPlan | None
     notes: tuple[str, ...]
+
+
+def name_alike(experts: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
+    """Give experts whose names differ from the first one's by their spelling alone the names that it has.
+
+    Returns:
+        the experts, and a sentence for each that was renamed.
+    """
+    first, *others = experts
+    named, notes = [first], []
+    for expert in others:
+        spelling = {} if expert.entries.keys() == first.entries.keys() else _spelling(expert, first)
+        if spelling:
+            entries = {spelling.get(name, name): entry for name, entry in expert.entries.items()}
+            expert = replace(expert, entries={name: entry._replace(name=name) for name, entry in entries.items()})
+            other, own = next((other, own) for other, own in spelling.items() if other != own)
+            notes.append(f"{expert.path} has the names of {first.path} in another spelling: '{other}' is '{own}'")
+        named.append(expert)
+    return tuple(named), tuple(notes)
+
+
+def _spelling(expert: Checkpoint, first: Checkpoint) -> dict[str, str]:
+    """Return the first expert's name of each of an expert's tensors; none unless one of the two has all the other has.
+
+    BatchNorm's counters do not count: older versions of torch wrote none.
+    """
+    spelling = align_names(expert.entries, first.entries)
+    is_renamed = any(other != own for other, own in spelling.items())
+    is_whole = min(_n_named(expert.entries), _n_named(first.entries)) == _n_named(spelling)
+    is_unique = len(expert.entries) == len({spelling.get(name, name) for name in expert.entries})
+    return spelling if is_renamed and is_whole and is_unique else {}
+
+
+def _n_named(names: Iterable[str]) -> int:
+    return sum(not name.endswith(COUNTER) for name in names)
 
 
 def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool) -> Comparison:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from glue_cli.blend.adapters.adapter import is_adapter
 from glue_cli.blend.coefficients import check_alpha
-from glue_cli.blend.comparing import compare
+from glue_cli.blend.comparing import compare, name_alike
 from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_recipe
 from glue_cli.checkpoints.destination import Destination, plan_destination
 from glue_cli.checkpoints.header import Checkpoint
@@ -161,7 +161,7 @@ def _plan_checkpoints(
         groups: patterns of tensors that get an alpha of their own, by the group's name.
     """
     assert outputs.result
-    experts = read_experts(paths)
+    experts, renamed = name_alike(read_experts(paths))
     planned, head = plan_recipe(experts, rules, groups)
     compared = compare(experts, planned, dtype_given=writing.dtype is not None)
     recipe, tokens = compared.recipe, compared.tokens
@@ -176,7 +176,7 @@ def _plan_checkpoints(
     if tokens:
         check_tokenizer_is_written(tokens, experts, destination)
     classes, refreshes = head_classes_of(experts, rules, head), rules.batchnorm == "refresh"
-    return experts, Tensors(recipe, head, classes, refreshes, tokens, compared.notes), destination
+    return experts, Tensors(recipe, head, classes, refreshes, tokens, (*renamed, *compared.notes)), destination
 
 
 def _check_objective(method: str, spec: "Spec") -> None:

@@ -1,9 +1,9 @@
 """What a mix of adapters is asked to do: one adapter, or a model that they are merged into."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
 from glue_cli.blend.adapters.base import fit
@@ -59,7 +59,7 @@ def plan_adapters(
     known_base = _read_base(base, spec)
     if known_base is None and coefficients.needs_data:
         raise SpecError("a search over adapters needs their base model", hint="set model.args.path to its folder")
-    adapted = fit(known_base, adapters) if known_base else None
+    adapted = fit(known_base, adapters, names_in_memory=_names_in_memory) if known_base else None
     if base and known_base and adapted:
         destination = _plan_merged(outputs, known_base)
         outputs.check([*experts, known_base], spec, destination)
@@ -78,6 +78,12 @@ def _read_base(base: Path | None, spec: "Spec | None") -> Checkpoint | None:
     if base:
         return read_checkpoint(base)
     return read_checkpoint(spec.path(folder)) if spec and isinstance(folder, str) else None
+
+
+def _names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> Mapping[str, str]:
+    from glue_cli.models.libraries.transformers_bases import names_in_memory  # which imports torch
+
+    return names_in_memory(base, adapter_config)
 
 
 def _plan_merged(outputs: Outputs, base: Checkpoint) -> Destination:

@@ -1,11 +1,15 @@
 """Which weights of a base its adapters update: names, shapes and orientations. Needs no torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from glue_cli.blend.adapters.adapter import Adapter, Update, check_adapters
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.foundation.errors import CheckpointError
+
+_WEIGHT = ".weight"
+FindNames = Callable[[Checkpoint, Mapping[str, Any]], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -13,8 +17,9 @@ class AdaptedBase:
     """A base checkpoint and the adapters that fit it.
 
     Attributes:
-        base: the base's header, its tensors by their names in the adapted model.
-        adapters: of one base, checked.
+        base: the base's header, its tensors by their names in the adapted model; where a library has other names for
+            them on disk, by these.
+        adapters: of one base, checked, with their tensors' names alike.
         transposed: the modules whose weight is [n_in, n_out], or an embedding's [vocabulary, width].
     """
 
@@ -35,15 +40,24 @@ class AdaptedBase:
         return [(name, self.base.entries.get(name, entry).dtype, entry.shape) for name, entry in entries.items()]
 
 
-def fit(base: Checkpoint, adapters: Sequence[Adapter]) -> AdaptedBase:
+def fit(base: Checkpoint, adapters: Sequence[Adapter], *, names_in_memory: FindNames | None = None) -> AdaptedBase:
     """Find the weights of a base that adapters update.
 
+    Args:
+        names_in_memory: asked where the base's names on disk do not fit: of a base and an adapter's configuration, it
+            returns the base's names on disk by those in memory, which adapters go by.
     Raises:
         CheckpointError: the adapters do not fit each other or the base.
     """
     check_adapters(adapters)
+    try:
+        named = _named_as_adapted(base, adapters)
+    except CheckpointError:
+        names = names_in_memory(base, adapters[0].config) if names_in_memory else {}
+        if not all(names.get(weight, "").endswith(_WEIGHT) for weight in _updated(adapters)):
+            raise
+        named, adapters = base, [_renamed(adapter, names) for adapter in adapters]
     updates = {update.module: update for adapter in adapters for update in adapter.updates.values()}
-    named = _named_as_adapted(base, [update.weight for update in updates.values()], adapters[0])
     weights = {**named.entries, **adapters[0].plain.entries}
     items = []
     for update in updates.values():
@@ -57,13 +71,30 @@ def fit(base: Checkpoint, adapters: Sequence[Adapter]) -> AdaptedBase:
     return AdaptedBase(named, adapters, _transposed(weights, updates, adapters))
 
 
-def _named_as_adapted(base: Checkpoint, wanted: Sequence[str], adapter: Adapter) -> Checkpoint:
+def _updated(adapters: Sequence[Adapter]) -> list[str]:
+    """Return the weights that any adapter updates."""
+    return [*dict.fromkeys(update.weight for adapter in adapters for update in adapter.updates.values())]
+
+
+def _renamed(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
+    """Name what an adapter updates and replaces as it is called on disk; `names` has that by the names in memory."""
+    modules = {update: names[update.weight].removesuffix(_WEIGHT) for update in adapter.updates.values()}
+    plain = {names.get(name, name): entry for name, entry in adapter.plain.entries.items()}
+    return replace(
+        adapter,
+        updates={module: replace(update, module=module) for update, module in modules.items()},
+        plain=replace(adapter.plain, entries=plain),
+    )
+
+
+def _named_as_adapted(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
     """Name the base's tensors as the adapted model does, where one has a prefix that the other lacks.
 
     GPT-2 is published without its head, as `h.0...`, and adapted with one, as `transformer.h.0...`; BERT is published
     with a head, as `bert.encoder...`, and may be adapted without, as `encoder...`.
     """
-    lacking, fitting = list(wanted), {}
+    wanted, adapter = _updated(adapters), adapters[0]
+    lacking, fitting = wanted, {}
     for excess, lack in _prefixes(base, wanted[0]):
         names = (lack + name.removeprefix(excess) for name in base.entries)
         entries = {n: entry._replace(name=n) for n, entry in zip(names, base.entries.values(), strict=True)}
@@ -127,7 +158,7 @@ def _by_biases(weights: Mapping[str, TensorEntry]) -> dict[str, bool]:
     """Tell of the modules with a bias [n_out] and a weight that is not square whether it is [n_in, n_out]."""
     found = {}
     for name, entry in weights.items():
-        module = name.removesuffix(".weight")
+        module = name.removesuffix(_WEIGHT)
         bias = weights.get(f"{module}.bias")
         if module != name and bias and len(entry.shape) == 2 and entry.shape[0] != entry.shape[1]:
             found[module] = bias.shape == entry.shape[1:]

@@ -1,0 +1,59 @@
+"""What transformers calls the tensors of a base model in memory, by which names its adapters go."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.regular_files import read_text
+from glue_cli.models.libraries.transformers_models import find_transformers
+from glue_cli.models.libraries.transformers_names import name_tensors
+
+# The classes that PEFT's examples adapt for its task types.
+_OF_TASK = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+
+def names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> dict[str, str]:
+    """Return a base's names on disk by those in memory, of the tensors that transformers takes as they are.
+
+    The model is built without memory for its weights.
+
+    Args:
+        adapter_config: an adapter's `adapter_config.json`, which says the class of the model that was adapted.
+    Returns:
+        nothing where the base is in no folder with a configuration that transformers knows, or it is not installed.
+    """
+    folder = base.model_folder
+    if folder is None or (name := _class_of(folder / "config.json", adapter_config)) is None:
+        return {}
+    try:
+        build = find_transformers(name, {"path": str(folder.absolute())}, Path())
+        with torch.device("meta"):
+            naming = name_tensors(build(), base.entries)
+    except SpecError:
+        return {}
+    return {name: source.names[0] for name, source in naming.sources.items() if source.make is None}
+
+
+def _class_of(config: Path, adapter_config: Mapping[str, Any]) -> str | None:
+    """Return the class of the adapted model: as the adapter says it, or its task, or the base's own configuration."""
+    mapping = adapter_config.get("auto_mapping")
+    if isinstance(mapping, dict) and isinstance(name := mapping.get("base_model_class"), str):
+        return name
+    if isinstance(task := adapter_config.get("task_type"), str) and task in _OF_TASK:
+        return _OF_TASK[task]
+    try:
+        return str(json.loads(read_text(config))["architectures"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
