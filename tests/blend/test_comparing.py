@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glue_cli.blend.comparing import compare
+from glue_cli.blend.comparing import compare, name_alike
 from glue_cli.blend.recipe import PLAIN
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
@@ -48,3 +48,51 @@ def test_what_else_differs_is_refused_all_the_same(expert):
     assert any("'w' is [4]" in item for item in caught.value.items)
     with pytest.raises(CheckpointError, match="factors of an adapter"):
         compare([expert("z"), expert("v", **{"x.lora_down.weight": torch.zeros(2, 2)})], PLAIN, dtype_given=False)
+
+
+# ---- names in several spellings
+
+
+STATE = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2), "1.running_mean": torch.ones(2)}
+COUNTER = {"1.num_batches_tracked": torch.tensor(3)}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.model._orig_mod."])
+@pytest.mark.parametrize("lacking", [{}, COUNTER])
+def test_experts_get_the_names_of_the_first(save, prefix, lacking):
+    first = save("a", STATE | COUNTER)
+    other = save("b", {prefix + name: tensor for name, tensor in (STATE | COUNTER).items() if name not in lacking})
+    (kept, named), notes = name_alike([first, other])
+    assert kept is first and {*named.entries} == {*STATE, *COUNTER} - {*lacking}
+    for name, entry in named.entries.items():
+        assert entry.name == name and entry[1:] == other.entries[prefix + name][1:]
+    (note,) = notes
+    assert str(other.path) in note and f"'{prefix}" in note
+
+
+def test_equal_names_are_left_as_they_are(save):
+    experts = [save(name, STATE | COUNTER) for name in "ab"]
+    named, notes = name_alike(experts)
+    assert all(one is own for one, own in zip(named, experts, strict=True)) and notes == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"module.0.weight": torch.ones(2, 3), "module.2.weight": torch.ones(2), "module.head": torch.ones(2)},
+        {f"{side}.{name}": tensor.clone() for side in ("student", "teacher") for name, tensor in STATE.items()},
+        {"a": torch.ones(1)},
+    ],
+)
+def test_experts_that_differ_in_more_than_spelling_keep_their_names(save, other):
+    experts = [save("a", STATE), save("b", other)]
+    named, notes = name_alike(experts)
+    assert named[1].entries.keys() == other.keys() and notes == ()
+
+
+def test_an_expert_that_has_a_head_besides_is_named_all_the_same(save):
+    """Whether it can be blended is decided later, by what is missing."""
+    head = {"model.head.weight": torch.ones(1)}
+    experts = [save("a", STATE), save("b", {f"model.{n}": tensor.clone() for n, tensor in STATE.items()} | head)]
+    (_, named), notes = name_alike(experts)
+    assert {*named.entries} == {*STATE, "model.head.weight"} and len(notes) == 1

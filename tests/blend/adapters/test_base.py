@@ -14,7 +14,7 @@ from glue_cli.foundation.errors import CheckpointError
 def fitted(tmp_path):
     """Fit one adapter, of modules with their [n_out, n_in] and further tensors, to a base of these shapes."""
 
-    def fitted(base, modules, plain=(), fan_in_fan_out=False, dtype=torch.float32):
+    def fitted(base, modules, plain=(), fan_in_fan_out=False, dtype=torch.float32, **options):
         save_file(
             {name: torch.zeros(shape, dtype=dtype) for name, shape in base.items()}, tmp_path / "base.safetensors"
         )
@@ -25,7 +25,7 @@ def fitted(tmp_path):
         save_file(tensors, tmp_path / "adapter_model.safetensors")
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "fan_in_fan_out": fan_in_fan_out}
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/base"}))
-        return fit(read_checkpoint(tmp_path / "base.safetensors"), [read_adapter(tmp_path)])
+        return fit(read_checkpoint(tmp_path / "base.safetensors"), [read_adapter(tmp_path)], **options)
 
     return fitted
 
@@ -103,3 +103,35 @@ def test_square_weights_of_which_nothing_tells_are_refused(fitted):
     with pytest.raises(CheckpointError, match="not clear which of these square weights") as caught:
         fitted(shapes, {"attn.proj": (4, 4), "mlp.proj": (6, 4), "up.proj": (4, 6)})
     assert caught.value.items == ("attn.proj",)
+
+
+# ---- bases with other names on disk than in memory
+
+
+def test_a_base_is_asked_for_its_names_in_memory_where_its_own_do_not_fit(fitted):
+    base = {"layer.0.query.weight": (3, 4), "layer.0.query.bias": (3,), "head.bias": (5,)}
+    names = {"layers.0.q.weight": "layer.0.query.weight", "layers.0.q.bias": "layer.0.query.bias"}
+    asked = []
+
+    def names_in_memory(base, config):
+        asked.append(config["base_model_name_or_path"])
+        return names
+
+    adapted = fitted(base, {"layers.0.q": (3, 4)}, {"head.bias": (2,)}, names_in_memory=names_in_memory)
+    assert asked == ["org/base"] and adapted.base.entries.keys() == base.keys()
+    assert adapted.changed == ["head.bias", "layer.0.query.weight"]
+    assert ("head.bias", "F32", (2,)) in adapted.merged
+    (update,) = adapted.adapters[0].updates.values()
+    assert (update.module, update.a.name) == ("layer.0.query", "base_model.model.layers.0.q.lora_A.weight")
+    fitted(base, {"layer.0.query": (3, 4)}, names_in_memory=names_in_memory)
+    assert len(asked) == 1  # it fits as it is
+
+
+@pytest.mark.parametrize("names", [{}, {"layers.0.q.weight": "layer.0.query.kernel"}])
+def test_a_base_that_does_not_fit_by_those_either(fitted, names):
+    with pytest.raises(CheckpointError, match="lacks weights that the adapters update"):
+        fitted(
+            {"layer.0.query.weight": (3, 4), "layer.0.query.kernel": (3, 4)},
+            {"layers.0.q": (3, 4)},
+            names_in_memory=lambda base, config: names,
+        )
