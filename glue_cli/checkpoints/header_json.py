@@ -65,6 +65,8 @@ def parse_header(header: bytes) -> tuple[list[HeaderEntry], dict[str, str]]:
             raise HeaderFault("its metadata stand there twice")
         else:
             metadata = _read_metadata(value)
+    for entry in entries.values():
+        _check_shape(entry)
     return list(entries.values()), metadata or {}
 
 
@@ -125,12 +127,16 @@ def _read_entry(name: str, value: Any) -> HeaderEntry:
                 raise ValueError
     except (ValueError, TypeError, RecursionError):
         raise HeaderFault(f"the header's entry of '{shown(name)}' is wrong") from None
+    return HeaderEntry(name, dtype, tuple(shape), begin, end)
+
+
+def _check_shape(entry: HeaderEntry) -> None:
     n_spanned = 1
-    for n in shape:
+    for n in entry.shape:
         n_spanned *= n or 1
         if n_spanned >= _LARGEST_SHAPE:  # asked at every factor: 300,000 of them took minutes to multiply
-            raise HeaderFault(f"'{shown(name)}' has more elements than a tensor can have: {shown(shape)}")
-    return HeaderEntry(name, dtype, tuple(shape), begin, end)
+            shape = shown(list(entry.shape))
+            raise HeaderFault(f"'{shown(entry.name)}' has more elements than a tensor can have: {shape}")
 
 
 def _fields_of(value: Any) -> list[Any]:

@@ -171,6 +171,16 @@ def test_glue_reads_what_the_library_reads(tmp_path, how_many):
     assert min(counts.values()) > 0 and counts["both read"] > 0.1 * sum(counts.values()), counts
 
 
+def test_of_a_repeated_name_only_the_last_has_to_be_right(tmp_path):
+    path = tmp_path / "twice.safetensors"
+    for shape, overflows in (("[0,4294967296,4294967296]", False), ("[18446744073709551615,2]", True), ("[3]", True)):
+        wide = f'"a":{{"dtype":"U8","shape":{shape},"data_offsets":[0,0]}}'
+        path.write_bytes(content(f'{{{wide},"a":{{{ENTRY}}}}}', b"1"))
+        assert read_by_glue(path) == read_by_the_library(path) and read_by_glue(path)
+        path.write_bytes(content(f'{{"a":{{{ENTRY}}},{wide}}}'))
+        assert read_by_glue(path) is None and (read_by_the_library(path) is None) is overflows
+
+
 @pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize(
     "header",
