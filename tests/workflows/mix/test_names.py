@@ -120,7 +120,7 @@ def weights_of(folder):
 
 
 def loss_of(spec, path, run, split="val"):
-    return evaluate(plan_evaluate(spec, [path], split, {}, Outputs(None)), run)["results"][0]["loss"]
+    return evaluate(plan_evaluate(spec, [path], split, {}, Outputs(None)), run).results[0].figures["loss"]
 
 
 def assert_blended(folder, experts, alpha, model_class):
@@ -140,9 +140,9 @@ def test_a_search_over_vits(vits, vit_spec, blend, run, tmp_path, method, bank):
     assert QUERY in weights_of(vits[0])
     spec = vit_spec()
     result = blend(vits, spec, method, bank=bank)
-    assert result["alpha"] != [0.5, 0.5]
-    assert_blended(tmp_path / "prior", vits, result["alpha"], transformers.ViTForImageClassification)
-    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result["loss"]["val"], rel=1e-4)
+    assert result.alpha != [0.5, 0.5]
+    assert_blended(tmp_path / "prior", vits, result.alpha, transformers.ViTForImageClassification)
+    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result.loss.val, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["spsa", "fullgrad", "greedy"])
@@ -150,21 +150,21 @@ def test_a_search_over_mixtures_of_experts(mixtrals, text_spec, blend, run, tmp_
     assert any("experts.2.w3" in name for name in weights_of(mixtrals[0]))
     spec = text_spec()
     result = blend(mixtrals, spec, method)
-    assert_blended(tmp_path / "prior", mixtrals, result["alpha"], transformers.MixtralForCausalLM)
-    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result["loss"]["val"], rel=1e-4)
+    assert_blended(tmp_path / "prior", mixtrals, result.alpha, transformers.MixtralForCausalLM)
+    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result.loss.val, rel=1e-4)
 
 
 def test_groups_have_the_names_on_disk(vits, vit_spec, blend, run, tmp_path):
     spec = vit_spec(groups={"queries": "*.attention.attention.query.*"})
     result = blend(vits, spec, "fullgrad")
-    queries, rest = result["groups"]["queries"], result["groups"]["rest"]
+    queries, rest = result.groups["queries"], result.groups["rest"]
     assert queries != rest
     found, *own = map(weights_of, (tmp_path / "prior", *vits))
     for name, tensor in found.items():
         alpha = queries if "attention.query" in name else rest
         wanted = sum(a * tensors[name].double() for a, tensors in zip(alpha, own, strict=True))
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-5, atol=1e-6)
-    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result["loss"]["val"], rel=1e-4)
+    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result.loss.val, rel=1e-4)
 
 
 @pytest.mark.parametrize("what", ["groups", "exclude"])
@@ -181,7 +181,7 @@ def test_whole_tensors_may_be_copied_or_grouped(mixtrals, text_spec, blend, run,
     result = blend(mixtrals, spec, "spsa", rules=TensorRules(exclude=("*.experts.*.w2.*",), copy_from="1"))
     found, own = weights_of(tmp_path / "prior"), weights_of(mixtrals[1])
     assert all(torch.equal(found[name], own[name]) for name in own if ".w2." in name)
-    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result["loss"]["val"], rel=1e-4)
+    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result.loss.val, rel=1e-4)
 
 
 def test_tensors_that_are_put_together_are_not_read_from_a_disk(mixtrals, text_spec, blend):
@@ -198,7 +198,7 @@ def test_a_finetuned_model_has_the_names_of_its_start(request, run, tmp_path, ki
     found, before = weights_of(tmp_path / "tuned"), weights_of(folder)
     assert found.keys() == before.keys()
     assert any(not torch.equal(found[name], before[name]) for name in found)
-    assert loss_of(spec, tmp_path / "tuned", run) == pytest.approx(result["history"][-1]["val_loss"], rel=1e-4)
+    assert loss_of(spec, tmp_path / "tuned", run) == pytest.approx(result.history[-1].figures["val_loss"], rel=1e-4)
 
 
 def test_a_head_that_is_aligned(vits, vit_spec, blend, run, tmp_path):
@@ -211,8 +211,8 @@ def test_a_head_that_is_aligned(vits, vit_spec, blend, run, tmp_path):
     result = blend(vits, spec, "spsa", rules=rules)
     found, *own = (weights_of(folder)["classifier.bias"] for folder in (tmp_path / "prior", *vits))
     rows = own[0][[1, 0, 2, 3]], own[1][[3, 2, 1, 0]]
-    torch.testing.assert_close(found, sum(a * row for a, row in zip(result["alpha"], rows, strict=True)))
-    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result["loss"]["val"], rel=1e-4)
+    torch.testing.assert_close(found, sum(a * row for a, row in zip(result.alpha, rows, strict=True)))
+    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result.loss.val, rel=1e-4)
 
 
 # ---- prefixes of wrappers
@@ -243,9 +243,9 @@ def test_experts_in_several_spellings(make_spec, cnns, blend, run, events, tmp_p
     for plain in build_model("cnn", CNN, seed=0).state_dict():
         own = [tensors[spelling.format(plain)].double() for tensors, spelling in zip(experts, spellings, strict=True)]
         if "running" not in plain and "tracked" not in plain:
-            wanted = sum(a * tensor for a, tensor in zip(result["alpha"], own, strict=True))
+            wanted = sum(a * tensor for a, tensor in zip(result.alpha, own, strict=True))
             torch.testing.assert_close(found[spellings[0].format(plain)].double(), wanted, rtol=1e-5, atol=1e-6)
-    assert loss_of(spec, tmp_path / "prior.safetensors", run) == pytest.approx(result["loss"]["val"], rel=1e-4)
+    assert loss_of(spec, tmp_path / "prior.safetensors", run) == pytest.approx(result.loss.val, rel=1e-4)
     warnings = [event.text for event in events if isinstance(event, Noted) and event.warning]
     assert any("another spelling" in text for text in warnings) == (spellings[0] != spellings[1])
 
@@ -256,7 +256,7 @@ def test_a_model_that_is_finetuned_keeps_its_prefix(make_spec, cnns, run, tmp_pa
     output = tmp_path / "tuned.safetensors"
     result = finetune(plan_finetune(spec, start, Outputs(output), track_test=False), run)
     assert load_file(output).keys() == load_file(start).keys()
-    assert loss_of(spec, output, run) == pytest.approx(result["history"][-1]["val_loss"], rel=1e-4)
+    assert loss_of(spec, output, run) == pytest.approx(result.history[-1].figures["val_loss"], rel=1e-4)
 
 
 # ---- adapters and starts
@@ -284,9 +284,9 @@ def test_adapters_of_a_vit_are_merged_into_its_names_on_disk(vits, vit_spec, ble
     found, info = transformers.ViTForImageClassification.from_pretrained(tmp_path / "prior", output_loading_info=True)
     assert not any(info.values())
     for name, tensor in found.state_dict().items():
-        wanted = sum(a * state[name].double() for a, state in zip(result["alpha"], merged, strict=True))
+        wanted = sum(a * state[name].double() for a, state in zip(result.alpha, merged, strict=True))
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-4, atol=1e-5)
-    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result["loss"]["val"], rel=1e-4)
+    assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result.loss.val, rel=1e-4)
 
 
 def start_of(vit_spec, init, progress=lambda event: None):
