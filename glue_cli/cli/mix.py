@@ -280,7 +280,7 @@ def _coefficients(method: str | None, alpha: str | None, sizes: str | None) -> "
 
     if (method is None) == (alpha is None):
         raise UsageError(
-            "wanted one of --method, --alpha and --like", hint="glue mix --method spsa experts/*.safetensors"
+            "wanted either --method or --alpha, or --like", hint="glue mix --method spsa experts/*.safetensors"
         )
     if method is not None:
         check_name("--method", method, list(METHODS))
