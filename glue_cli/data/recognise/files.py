@@ -119,7 +119,7 @@ def find_images(root: Path) -> FoundData | None:
         counts=counts,
         n_classes=len(classes["train"]),
         class_names=tuple(classes["train"]),
-        sizes=sizes_of(EncodedImage(str(path)) for path in islice(_images(train, classes["train"]), _LOOKED_AT)),
+        sizes=_sizes(train, classes["train"]),
         doubts=doubts,
     )
 
@@ -132,6 +132,13 @@ def _folders(folder: Path) -> list[str]:
 def _images(folder: Path, classes: list[str]) -> Iterator[Path]:
     for name in classes:
         yield from find_image_files(folder / name).images
+
+
+def _sizes(folder: Path, classes: list[str]) -> frozenset[tuple[int, int]]:
+    """Return the sizes of some images of every class: classes may have been gathered from different places."""
+    n_each = max(1, _LOOKED_AT // len(classes))
+    looked_at = (path for name in classes for path in islice(_images(folder, [name]), n_each))
+    return sizes_of(EncodedImage(str(path)) for path in looked_at)
 
 
 FINDERS: tuple[Callable[[Path], FoundData | None], ...] = (

@@ -84,6 +84,16 @@ def test_a_folder_a_class(tmp_path):
     assert found.sizes == {tuple(read.inputs.shape[2:])}
 
 
+def test_images_of_the_last_class_are_looked_at_too(tmp_path):
+    images = pytest.importorskip("PIL.Image")
+    for name, size, n in (("a", (8, 8), 250), ("z", (9, 9), 1)):
+        (tmp_path / "train" / name / "deeper").mkdir(parents=True)
+        for i in range(n):
+            images.new("RGB", size).save(tmp_path / "train" / name / "deeper" / f"{i}.png")
+    found = recognise_data(tmp_path, None)
+    assert (found.sizes, found.counts["train"]) == ({(8, 8), (9, 9)}, 251)
+
+
 def test_texts(tmp_path):
     lines = [json.dumps({"text": "word", "label": colour}) for colour in COLOURS]
     (tmp_path / "train.jsonl").write_text("\n".join([*lines, "", ""]))
