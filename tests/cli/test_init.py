@@ -40,6 +40,13 @@ def write_images(folder, *, size=(32, 32), classes=("cat", "dog"), each=4, split
     return folder
 
 
+def write_reviews(folder):
+    folder.mkdir()
+    lines = [json.dumps({"text": text, "label": label}) for text, label in (("good film", "up"), ("bad book", "down"))]
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(lines * 10))
+
+
 def mixes(glue, *arguments):
     """Check that the second command finds coefficients with the spec that lies here."""
     found = glue("mix", *SEARCH, *arguments, code=0).json
@@ -100,14 +107,33 @@ def test_a_model_of_transformers_by_its_configuration(bare, glue, make_tokenizer
         torch.manual_seed(seed)
         transformers.BertForSequenceClassification(config).save_pretrained(folder)
         make_tokenizer(bare / folder)
-    (bare / "reviews").mkdir()
-    lines = [json.dumps({"text": text, "label": label}) for text, label in (("good film", "up"), ("bad book", "down"))]
-    for split in ("train", "test"):
-        (bare / "reviews" / f"{split}.jsonl").write_text("\n".join(lines * 10))
+    write_reviews(bare / "reviews")
     glue("init", "a", "b", "--data", "reviews", code=0)
     spec = read_spec(bare / "glue.yaml")
     assert spec.model.model_dump() == {"arch": "transformers:BertForSequenceClassification", "args": {"path": "a"}}
     mixes(glue, "a", "b")
+
+
+def test_adapters_by_the_base_that_they_name(bare, glue, make_tokenizer):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=15, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=2
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained("base")
+    make_tokenizer(bare / "base")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["query"], "task_type": "SEQ_CLS"}
+    for seed, folder in enumerate(("a", "b")):
+        (bare / folder).mkdir()
+        (bare / folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "base"}))
+        draws = torch.Generator().manual_seed(seed)
+        query = "base_model.model.bert.encoder.layer.0.attention.self.query"
+        factors = {"lora_A": torch.randn(2, 8, generator=draws), "lora_B": torch.randn(8, 2, generator=draws)}
+        save_file({f"{query}.{k}.weight": v for k, v in factors.items()}, f"{folder}/adapter_model.safetensors")
+    write_reviews(bare / "reviews")
+    glue("init", "a", "b", "--data", "reviews", code=0)
+    spec = read_spec(bare / "glue.yaml")
+    assert spec.model.model_dump() == {"arch": "transformers:BertForSequenceClassification", "args": {"path": "base"}}
+    mixes(glue, "a", "b", "-o", "mixed")
 
 
 def test_a_module_of_the_users(bare, glue):
