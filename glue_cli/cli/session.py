@@ -72,16 +72,15 @@ class Session:
             overrides: those of a command's own flags, `KEY=VALUE`.
         """
         from glue_cli.data import FORMATS
-        from glue_cli.models import ARCHITECTURES, LIBRARIES
+        from glue_cli.models import architecture_forms
         from glue_cli.spec.yaml_file import read_spec
 
-        architectures = [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
         flags = [*(self.set_ or ()), *overrides]
         if self.seed is not None:
             flags.insert(len(flags) if "seed" in self.typed else 0, f"seed={self.seed}")  # a variable yields to --set
         if self.precision is not None:
             flags.append(f"precision={self.precision}")
-        return read_spec(self._spec_file, flags, known_names={"arch": architectures, "format": FORMATS})
+        return read_spec(self._spec_file, flags, known_names={"arch": architecture_forms(), "format": FORMATS})
 
     @contextmanager
     def running(self) -> Iterator["Run"]:

@@ -33,6 +33,11 @@ LIBRARIES: dict[str, tuple[str, str]] = {
 }
 
 
+def architecture_forms() -> list[str]:
+    """Return what `model.arch` may be: names, and forms such as `timm:NAME`."""
+    return [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
+
+
 def check_architecture(arch: str) -> None:
     """Check that `arch` is built in, or names a library and something in it; builds and imports nothing.
 

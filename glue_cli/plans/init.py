@@ -14,7 +14,7 @@ from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.outputs import check_output
 from glue_cli.foundation.regular_files import read_text
 from glue_cli.foundation.user_code import PREFIX
-from glue_cli.models import ARCHITECTURES, LIBRARIES
+from glue_cli.models import architecture_forms
 from glue_cli.spec.goal import GOALS
 from glue_cli.spec.json_schema import json_schema
 
@@ -59,9 +59,8 @@ def plan_init(paths: Sequence[Path], data: Path, output: Path, *, force: bool) -
 
 def spec_schema() -> dict[str, Any]:
     """Return the JSON schema of the spec, with the architectures and formats that glue knows."""
-    architectures = [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
     goals = [*GOALS, f"{PREFIX}MODULE:FUNCTION"]
-    return json_schema({"arch": architectures, "format": list(FORMATS), "objective": goals})
+    return json_schema({"arch": architecture_forms(), "format": list(FORMATS), "objective": goals})
 
 
 def schema_text() -> str:

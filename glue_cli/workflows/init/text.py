@@ -10,7 +10,7 @@ import yaml
 from glue_cli.data import FORMATS
 from glue_cli.data.recognise.found import FoundData
 from glue_cli.foundation.units import counted
-from glue_cli.models import ARCHITECTURES, LIBRARIES
+from glue_cli.models import architecture_forms
 from glue_cli.models.recognise.configuration import named_from
 from glue_cli.models.recognise.recognised import Recognised
 from glue_cli.plans.init import InitPlan
@@ -60,10 +60,8 @@ def _model_lines(model: Recognised | None) -> Iterator[str]:
         return
     yield "# CHOOSE the architecture, which nothing in the experts tells, and uncomment it with its section."
     yield "# model:"
-    for arch in ARCHITECTURES:
-        yield f"#   arch: {arch}"
-    for library, (form, _) in LIBRARIES.items():
-        yield f"#   arch: {library}:{form}"
+    for form in architecture_forms():
+        yield f"#   arch: {form}"
     yield "#   args: {num_classes: 10}  # what the architecture takes"
 
 
