@@ -149,7 +149,7 @@ def objective_of(tmp_path):
         )
         validation = [on_device(100), tuple(part[:5] for part in on_device(101))]
         objective = BlendObjective(
-            ResidentBlends(compute.place(model), bank, compute, seed=seed, **options),
+            ResidentBlends(compute.to_device(model), bank, compute, seed=seed, **options),
             Criterion(Goal("python:own:terms", best=0), loss, terms) if terms else of_loss(loss),
             Minibatches(on_device, lambda: validation, len(validation)),
             seed=seed,

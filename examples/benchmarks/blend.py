@@ -38,11 +38,11 @@ for k in range(count):
 MAKE_SHAPES = """
 import random, sys
 from pathlib import Path
-from glue_cli.checkpoints.safetensors_file import header_of, metadata_of, place
+from glue_cli.checkpoints.safetensors_file import header_of, metadata_of, lay_out
 folder, order, count, n, side = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 for k in range(count):
     path = folder / f"{n}-of-{side}-{order}-{k:02d}.safetensors"
-    entries = place((f"layers.{i // 10}.{i % 10}.weight", "F32", (side, side)) for i in range(n))
+    entries = lay_out((f"layers.{i // 10}.{i % 10}.weight", "F32", (side, side)) for i in range(n))
     if order == "shuffled":
         places = random.Random(k).sample([entry.offset for entry in entries], n)
         entries = [entry._replace(offset=offset) for entry, offset in zip(entries, places, strict=True)]

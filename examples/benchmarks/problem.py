@@ -39,7 +39,7 @@ class Problem:
         checkpoints = [read_checkpoint(path) for path in experts]
         model = load_model(spec, checkpoints[0])
         self._compute = Compute(torch.device("cpu"), "fp32", likes_channels_last(model))
-        self._model = self._compute.place(model).eval()
+        self._model = self._compute.to_device(model).eval()
         self._blended = copy.deepcopy(self._model)
         self._bank = load_bank(checkpoints, device=self._compute.device, channels_last=self._compute.channels_last)
         target = Target(spec, Run())

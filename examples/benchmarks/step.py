@@ -155,7 +155,7 @@ def set_up(net: str, precision: Precision, device: torch.device, n_experts: int 
             write_checkpoint(path, build_model(arch, args, seed=k).state_dict(), {})
             experts.append(read_checkpoint(path))
         bank = load_bank(experts, device=compute.device, channels_last=compute.channels_last)
-    model = compute.place(model).eval()
+    model = compute.to_device(model).eval()
     batch = make_inputs(shape, compute), (torch.arange(BATCH) % 10).to(device)
     copied = copy.deepcopy(model)  # which needs no gradients, and F + B does
     objective = BlendObjective(

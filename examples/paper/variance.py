@@ -92,7 +92,7 @@ def make_objective(spec: Spec, target: Target, experts: Sequence[Checkpoint], pr
     """Return the objective that `glue mix` searches."""
     compute = Compute(torch.device("cpu"), precision, channels_last=True)
     train, val = target["train"].on(compute), target["val"].on(compute)
-    model = compute.place(build_model(spec.model.arch, spec.model.args, seed=0))
+    model = compute.to_device(build_model(spec.model.arch, spec.model.args, seed=0))
     bank = load_bank(experts, device=compute.device, channels_last=True)
     return BlendObjective(
         ResidentBlends(model, bank, compute, seed=spec.seed),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from glue_cli.blend.recipe import Recipe
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, TensorEntry, is_counter
-from glue_cli.checkpoints.safetensors_file import place
+from glue_cli.checkpoints.safetensors_file import lay_out
 
 MEMORY_BYTES = 192 << 20  # what the buffers of all threads may take, unless told otherwise
 COPIED = "U8"  # the dtype of blocks whose bytes are those of one expert, whatever they mean
@@ -174,7 +174,7 @@ def plan_blend(
 
     The output's offsets count from the end of each file's header.
     """
-    entries = [entry for file, shard in enumerate(destination.shards) for entry in place(shard, file)]
+    entries = [entry for file, shard in enumerate(destination.shards) for entry in lay_out(shard, file)]
     made = [entry for entry in entries if entry.name in recipe.made]
     counters = [entry for entry in entries if is_counter(entry) and recipe.is_blended(entry.name)]
     apart = {entry.name for entry in (*made, *counters)}

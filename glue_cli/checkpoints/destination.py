@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Described, TensorEntry
 from glue_cli.checkpoints.links import check_links
-from glue_cli.checkpoints.safetensors_file import place
+from glue_cli.checkpoints.safetensors_file import lay_out
 from glue_cli.foundation.errors import UsageError
 
 _INDEX = ".index.json"
@@ -45,7 +45,7 @@ class Destination:
     @property
     def n_bytes(self) -> int:
         """The bytes of all tensors."""
-        return sum(entry.n_bytes for number, shard in enumerate(self.shards) for entry in place(shard, number))
+        return sum(entry.n_bytes for number, shard in enumerate(self.shards) for entry in lay_out(shard, number))
 
     def stale_files(self) -> list[Path]:
         """Return what an earlier blend left in the folder that would be read in place of this one, or beside it."""
@@ -82,7 +82,7 @@ def plan_destination(
         CheckpointError: the model's folder has a link that leads out of it.
     """
     _check_name(output)
-    groups = _cut(place(tensors), max_shard_bytes)
+    groups = _cut(lay_out(tensors), max_shard_bytes)
     shards = tuple(tuple((entry.name, entry.dtype, entry.shape) for entry in group) for group in groups)
     if model_folder and not output.name.endswith((_WEIGHTS, _INDEX)):
         files, index = _name_files(output / f"model{_WEIGHTS}", len(shards))

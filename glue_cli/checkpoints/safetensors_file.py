@@ -121,8 +121,8 @@ def metadata_of(glue: Mapping[str, Any]) -> dict[str, str]:
     return {"format": "pt", "glue": json.dumps(glue, sort_keys=True)}
 
 
-def place(tensors: Iterable[tuple[str, str, tuple[int, ...]]], file: int = 0) -> list[TensorEntry]:
-    """Place tensors (name, dtype, shape) as safetensors does: wide dtypes first, then by name, without holes.
+def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], file: int = 0) -> list[TensorEntry]:
+    """Lay tensors (name, dtype, shape) out as safetensors does: wide dtypes first, then by name, without holes.
 
     Returns:
         the entries in file order, of file number `file`; offsets count from the end of the header.
@@ -136,7 +136,7 @@ def place(tensors: Iterable[tuple[str, str, tuple[int, ...]]], file: int = 0) ->
 
 
 def header_of(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
-    """Return a file's header for placed tensors, its length in front, padded to 8 bytes."""
+    """Return a file's header for tensors laid out, its length in front, padded to 8 bytes."""
     lines = [f'"__metadata__":{_compact(dict(sorted(metadata.items())))}'] if metadata else []
     for name, dtype, shape, _, offset in entries:  # written out: objects for 100,000 tensors would take 60 MB
         end = offset + math.prod(shape) * DTYPE_BYTES[dtype]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glue_cli.checkpoints.files import open_files, read_into
 from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.checkpoints.safetensors_file import header_of, metadata_of, place
+from glue_cli.checkpoints.safetensors_file import header_of, lay_out, metadata_of
 from glue_cli.foundation.outputs import reserve, write_all, writing
 
 TORCH_DTYPES = {
@@ -82,7 +82,7 @@ def write_checkpoint(
         replace: whether an `output` that has come into being meanwhile is replaced.
     """
     described = [(name, FILE_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-    entries = place(described)
+    entries = lay_out(described)
     header = header_of(entries, metadata_of(glue))
     with writing(output, replace=replace) as descriptor:
         reserve(descriptor, len(header) + sum(entry.n_bytes for entry in entries))

@@ -28,7 +28,7 @@ class Compute:
         """What results and checkpoints say of it: on one machine, it decides with the seed which bytes come out."""
         return {"precision": self.precision, "threads": torch.get_num_threads()}
 
-    def place(self, model: nn.Module) -> nn.Module:
+    def to_device(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the memory format."""
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -23,7 +23,7 @@ def training_compute(spec: Spec, model: nn.Module, examples: Examples, settings:
     """Return what to train with, and set torch's threads; `precision: auto` times training steps of a copy."""
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
-        copied = compute.place(copy.deepcopy(model)).train()
+        copied = compute.to_device(copy.deepcopy(model)).train()
         optimizer = make_optimizer(copied, settings)
         first = _first(examples, settings.batch_size)
         inputs, targets = first.on(compute).pick(torch.arange(len(first)))
@@ -49,7 +49,7 @@ def _forward_compute(
     """Return what to make forward passes with, by those on the examples `timed`."""
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
-        copied = compute.place(copy.deepcopy(model))
+        copied = compute.to_device(copy.deepcopy(model))
         batches = timed.on(compute)
         return lambda compute: evaluate_model(copied, batches, loss=spec.loss, compute=compute)
 

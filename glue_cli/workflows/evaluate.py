@@ -51,7 +51,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
             compute = evaluation_compute(spec, model, examples, run)
             batches = examples.on(compute)
         evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
-        add_all(evaluation, compute.place(model), batches, compute)
+        add_all(evaluation, compute.to_device(model), batches, compute)
         row = EvaluatedCheckpoint(
             checkpoint=str(checkpoint.path),
             split=plan.split,

@@ -40,7 +40,7 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
     for split in ("train", *watched_splits):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     compute = training_compute(spec, model, target["train"], spec.finetune, run)
-    model = compute.place(model)
+    model = compute.to_device(model)
     watched = {split: target[split].on(compute) for split in watched_splits}
 
     def measure() -> dict[str, float]:

@@ -34,7 +34,7 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
     examples = read_expert(spec, plan.expert, run)
     check_fits_data(model, examples, spec.loss, spec.data.where)
     compute = training_compute(spec, model, examples, spec.train, run)
-    model = compute.place(model)
+    model = compute.to_device(model)
     training = Training(
         model,
         examples.on(compute),

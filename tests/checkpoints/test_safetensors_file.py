@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import safe_open, save
 
 from glue_cli.checkpoints.header import DTYPE_BYTES
-from glue_cli.checkpoints.safetensors_file import header_of, metadata_of, place
+from glue_cli.checkpoints.safetensors_file import header_of, lay_out, metadata_of
 from glue_cli.checkpoints.tensors import FILE_DTYPES, TORCH_DTYPES
 
 
@@ -28,7 +28,7 @@ def test_header_equals_safetensors_own(metadata):
         "Zoë.weight": torch.zeros(1),
         "a/b\n": torch.ones(7),
     }
-    assert header_of(place(described(tensors)), metadata) == head(save(tensors, metadata or None))
+    assert header_of(lay_out(described(tensors)), metadata) == head(save(tensors, metadata or None))
 
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(lambda n: n != "__metadata__")
@@ -40,7 +40,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6
 )
 def test_header_equals_safetensors_own_whatever_the_tensors(found):
     tensors = {name: torch.zeros(shape).to(TORCH_DTYPES[dtype]) for name, (dtype, shape) in found.items()}
-    entries = place(described(tensors))
+    entries = lay_out(described(tensors))
     header = header_of(entries, {})
     assert header == head(save(tensors))
     assert len(header) % 8 == 0
@@ -53,8 +53,8 @@ def test_header_equals_safetensors_own_whatever_the_tensors(found):
 def test_the_order_of_tensors_and_keys_does_not_matter():
     tensors = [("b", "F32", (2,)), ("a", "F32", (1,)), ("n", "I64", ()), ("h", "BF16", (4,))]
     metadata = {"glue": "{}", "format": "pt"}
-    there = place(tensors)
-    assert there == place(tensors[::-1])
+    there = lay_out(tensors)
+    assert there == lay_out(tensors[::-1])
     assert [entry.name for entry in there] == ["n", "a", "b", "h"]
     assert header_of(there, metadata) == header_of(there, dict(reversed(metadata.items())))
 

@@ -50,8 +50,8 @@ def test_flags_are_set_for_a_gpu_alone(cudnn_flags):
     assert flags() == (True, False)
 
 
-def test_compute_places_and_casts():
-    model = Compute(CPU, "bf16", channels_last=True).place(nn.Conv2d(2, 3, 3))
+def test_compute_moves_and_casts():
+    model = Compute(CPU, "bf16", channels_last=True).to_device(nn.Conv2d(2, 3, 3))
     assert model.weight.is_contiguous(memory_format=torch.channels_last) and model.weight.dtype == torch.float32
     with Compute(CPU, "bf16").autocast():
         assert model(torch.zeros(1, 2, 5, 5)).dtype == torch.bfloat16

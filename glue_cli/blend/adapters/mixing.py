@@ -15,7 +15,7 @@ from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, Update, ch
 from glue_cli.blend.adapters.base import AdaptedBase
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
 from glue_cli.checkpoints.naming import Naming
-from glue_cli.checkpoints.safetensors_file import header_of, metadata_of, place
+from glue_cli.checkpoints.safetensors_file import header_of, lay_out, metadata_of
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of, read_tensors, write_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.outputs import reserve, write_all, writing
@@ -97,7 +97,7 @@ def write_merged(
         ResourceError: the output cannot be written.
     Cost: memory for one tensor and its update at a time.
     """
-    entries = place(adapted.merged)
+    entries = lay_out(adapted.merged)
     header = header_of(entries, metadata_of(glue))
     with writing(output, replace=replace) as descriptor:
         reserve(descriptor, len(header) + sum(entry.n_bytes for entry in entries))

@@ -37,7 +37,7 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
             check_fits_data(model, val, spec.loss, spec.data.where)
             compute = evaluation_compute(spec, model, val, run)
             batches = val.on(compute)
-        figures = evaluate_model(compute.place(model), batches, loss=spec.loss, compute=compute)
+        figures = evaluate_model(compute.to_device(model), batches, loss=spec.loss, compute=compute)
         accuracies.append(figures["accuracy"])
         write({"expert": len(accuracies) - 1, **{f"val_{name}": value for name, value in figures.items()}})
         n_forwards += batches.n_in_order

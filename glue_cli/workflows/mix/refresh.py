@@ -56,7 +56,7 @@ def refresh(
         _check_same(record, recorded.model_dump())
         torch.set_num_threads(recorded.threads)  # which decides the order in which sums are taken
     forward = _charging(chosen.cost, compute)
-    model = compute.place(model).eval()
+    model = compute.to_device(model).eval()
     batches = train.on(compute).epoch(spec.mix.batch_size, plan.seed, 0, AugmentSpec())
     refresh_statistics(model, batches, forward)
     if plan.method in METHODS and METHODS[plan.method].is_search:

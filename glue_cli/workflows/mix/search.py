@@ -46,7 +46,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     compute = mixing_compute(spec, model, target["train"], run)
     train, val = target["train"].on(compute), target["val"].on(compute)
     blends = ResidentBlends(
-        compute.place(model),
+        compute.to_device(model),
         experts.bank(compute, n_blends=_count_blends(plan.method, settings), run=run),
         compute,
         seed=plan.seed,
