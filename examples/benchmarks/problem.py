@@ -92,7 +92,7 @@ class Problem:
     def _blend(self, alpha: Tensor) -> None:
         theta = torch.empty(1, self._bank.n_columns)
         self._bank.blend(alpha.view(1, 1, -1), theta)
-        tensors = {name: place.view(theta[0]) for name, place in self._bank.places.items()}
+        tensors = {name: span.view(theta[0]) for name, span in self._bank.spans.items()}
         self._blended.load_state_dict(tensors, strict=False)
 
 

@@ -38,8 +38,8 @@ from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.running.losses import example_losses
 from glue_cli.running.timing import Precision
 from glue_cli.search.bank.load import load_bank
-from glue_cli.search.bank.matrix import ExpertBank, Place
-from glue_cli.search.bank.rows import ResidentRows
+from glue_cli.search.bank.matrix import ExpertBank, Span
+from glue_cli.search.bank.storage import ResidentRows
 from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import criterion_of
 from glue_cli.search.objective import BlendObjective, Minibatches
@@ -89,7 +89,7 @@ def measure_bandwidth(device: torch.device, n_runs: int) -> dict[str, Any]:
     rows = torch.empty(K, D, device=device)
     for row in rows:
         row.normal_(generator=draws)
-    bank = ExpertBank([(0, ResidentRows(rows))], {"theta": Place(0, (D,), False)}, n_experts=K, device=rows.device)
+    bank = ExpertBank([(0, ResidentRows(rows))], {"theta": Span(0, (D,), False)}, n_experts=K, device=rows.device)
     alphas = torch.rand(2, 1, K, generator=torch.Generator().manual_seed(0)).softmax(2)
     out = torch.empty(2, D, device=device)
 

@@ -10,7 +10,7 @@ from glue_cli.blend.recipe import Recipe
 from glue_cli.blend.tokens import TokenPlan, align_tokens
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.spelling import align_names
-from glue_cli.foundation.batchnorm import COUNTER
+from glue_cli.foundation.batchnorm_names import COUNTER
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glue_cli.blend.compatibility import find_differences
 from glue_cli.blend.recipe import Recipe, find_expert, find_matching, group_tensors, matches
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
-from glue_cli.foundation.batchnorm import is_statistic
+from glue_cli.foundation.batchnorm_names import is_statistic
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.regular_files import read_text
 

@@ -27,7 +27,7 @@ from glue_cli.checkpoints.header import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.safetensors_file import header_of, metadata_of
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
 from glue_cli.foundation.errors import CheckpointError, NumericalError
-from glue_cli.foundation.outputs import copy_into, reserve, write_all, writing
+from glue_cli.foundation.output_files import copy_into, reserve, write_all, writing
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.foundation.threads import single_threaded
 

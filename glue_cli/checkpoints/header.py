@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glue_cli.foundation.batchnorm import COUNTER
+from glue_cli.foundation.batchnorm_names import COUNTER
 
 # Bytes an element, in the order in which safetensors sorts dtypes within a file (last first).
 DTYPE_BYTES = {

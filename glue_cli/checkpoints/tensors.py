@@ -11,7 +11,7 @@ from torch import Tensor
 from glue_cli.checkpoints.files import open_files, read_into
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.safetensors_file import header_of, lay_out, metadata_of
-from glue_cli.foundation.outputs import reserve, write_all, writing
+from glue_cli.foundation.output_files import reserve, write_all, writing
 
 TORCH_DTYPES = {
     "BOOL": torch.bool,

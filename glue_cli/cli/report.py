@@ -28,8 +28,8 @@ def report(
 
     A file belongs to the row and the seed that its folder names: ROW/seed-0.
     """
-    from glue_cli.report.work import plan_report
-    from glue_cli.report.work import report as work
+    from glue_cli.report.write_report import plan_report
+    from glue_cli.report.write_report import report as work
 
     plan = plan_report(files, output, force=session.force, title=title)
     with session.running() as run:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from glue_cli.models.arguments import Count
-from glue_cli.models.inputs import check_images
+from glue_cli.models.image_shapes import check_images
 
 
 class CNN(nn.Module):

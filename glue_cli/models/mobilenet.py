@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from glue_cli.models.arguments import Count, Fraction, Multiplier
-from glue_cli.models.inputs import check_images
+from glue_cli.models.image_shapes import check_images
 
 # Table 2 of the paper: a row a stage, (expansion t, channels c, blocks n, stride s of the first block).
 _STAGES = (

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glue_cli.models.arguments import Count
-from glue_cli.models.inputs import check_images
+from glue_cli.models.image_shapes import check_images
 
 
 class BasicBlock(nn.Module):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from glue_cli.foundation.errors import SpecError
 from glue_cli.models.arguments import Count
-from glue_cli.models.inputs import check_images
+from glue_cli.models.image_shapes import check_images
 
 _NORM_EPS = 1e-6  # of the paper's own code; torch has 1e-5
 

@@ -9,13 +9,13 @@ from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.checkpoints.naming import Naming
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
-from glue_cli.foundation.batchnorm import COUNTER
+from glue_cli.foundation.batchnorm_names import COUNTER
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.progress import Noted, Progress, silent
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.models import build_model
 from glue_cli.models.backbone import backbone_of
-from glue_cli.models.names import list_differences, match_names, tensor_fits
+from glue_cli.models.matching import list_differences, match_names, tensor_fits
 from glue_cli.spec.schema import Spec
 
 _LISTED = 6  # names in a note

@@ -11,7 +11,7 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data import FORMATS
 from glue_cli.foundation.errors import UsageError
-from glue_cli.foundation.outputs import check_output
+from glue_cli.foundation.output_files import check_output
 from glue_cli.foundation.regular_files import read_text
 from glue_cli.foundation.user_code import PREFIX
 from glue_cli.models import architecture_forms

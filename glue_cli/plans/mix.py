@@ -14,7 +14,7 @@ from glue_cli.checkpoints.destination import Destination, plan_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_experts
 from glue_cli.foundation.errors import SpecError, UsageError
-from glue_cli.foundation.outputs import check_room, refuse_input
+from glue_cli.foundation.output_files import check_room, refuse_input
 from glue_cli.plans.mix_adapters import plan_adapters
 from glue_cli.plans.mix_like import Groups, Like, record_of
 from glue_cli.plans.mix_records import (

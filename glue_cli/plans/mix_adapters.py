@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glue_cli.blend.adapters.adapted_base import fit
 from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
-from glue_cli.blend.adapters.base import fit
-from glue_cli.blend.adapters.room import mixed_bytes
+from glue_cli.blend.adapters.disk_space import mixed_bytes
 from glue_cli.blend.recipe import PLAIN
 from glue_cli.checkpoints.destination import Destination, plan_destination
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
-from glue_cli.foundation.outputs import check_room
+from glue_cli.foundation.output_files import check_room
 from glue_cli.plans.mix_records import NO_EXTRAS, Adapters, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from glue_cli.blend.adapters.adapted_base import AdaptedBase
 from glue_cli.blend.adapters.adapter import Adapter
-from glue_cli.blend.adapters.base import AdaptedBase
 from glue_cli.blend.blocks import MEMORY_BYTES
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.blend.rules import HeadPlan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import UsageError
-from glue_cli.foundation.outputs import check_output, check_output_folder
+from glue_cli.foundation.output_files import check_output, check_output_folder
 
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from glue_cli.foundation.batchnorm import STATISTICS
+from glue_cli.foundation.batchnorm_names import STATISTICS
 from glue_cli.running.forward import Batch
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from glue_cli.foundation.errors import ResourceError
-from glue_cli.foundation.outputs import write_all, write_once, writing
+from glue_cli.foundation.output_files import write_all, write_once, writing
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.running.timing import PRECISIONS, Precision, Way, time_ways
 

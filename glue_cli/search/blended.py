@@ -140,7 +140,7 @@ class ResidentBlends:
             self._copies, self._rows = [], self._rows.new_empty(0)  # before others take their place
             self._rows = torch.empty(m, self._bank.n_columns, device=self._bank.device)
             made = self._make_tensors(self._uniform)
-            self._copies = [bind(self._model, self._bank.places, row, made.keys()) for row in self._rows]
+            self._copies = [bind(self._model, self._bank.spans, row, made.keys()) for row in self._rows]
 
     def _on_the_way(self, alpha: Tensor, coordinates: Tensor, radius: float) -> Iterator[nn.Module]:
         """Yield the blend for alpha [G, K], then it moved by `radius` towards single experts; each for a forward."""
@@ -169,15 +169,15 @@ class ResidentBlends:
             theta = torch.empty(1, self._bank.n_columns, device=self._bank.device)
             gradient = torch.zeros_like(theta)
             made = self._make_tensors(self._uniform)
-            model = bind(self._model, self._bank.places, theta[0], made.keys())
+            model = bind(self._model, self._bank.spans, theta[0], made.keys())
             leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
             if self.batchnorm.statistics == "running" and self.batchnorm.is_differentiated:
                 differentiate_statistics(model)
                 leaves |= dict(model.named_buffers(remove_duplicate=False))
-            for name, place in self._bank.places.items():
+            for name, span in self._bank.spans.items():
                 if name in leaves:
                     leaves[name].requires_grad_()
-                    leaves[name].grad = place.view(gradient[0])
+                    leaves[name].grad = span.view(gradient[0])
             self._differentiable = model, theta, gradient
         return self._differentiable
 

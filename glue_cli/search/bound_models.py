@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glue_cli.search.bank.matrix import Place
+from glue_cli.search.bank.matrix import Span
 
 
-def bind(model: nn.Module, places: Mapping[str, Place], row: Tensor, made: Collection[str]) -> nn.Module:
-    """Return a copy of the model whose tensors at `places` are views of `row` [d].
+def bind(model: nn.Module, spans: Mapping[str, Span], row: Tensor, made: Collection[str]) -> nn.Module:
+    """Return a copy of the model whose tensors at `spans` are views of `row` [d].
 
     Args:
         made: the names of tensors that the copy has for itself; all others are shared with the model.
@@ -20,9 +20,9 @@ def bind(model: nn.Module, places: Mapping[str, Place], row: Tensor, made: Colle
     own = {alias for name in made for alias in (name, *tied.get(name, ()))}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     copied = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
-    for name, place in places.items():
-        shared = nn.Parameter(place.view(row), requires_grad=False)
-        for alias in (name, *(other for other in tied.get(name, ()) if other not in places)):
+    for name, span in spans.items():
+        shared = nn.Parameter(span.view(row), requires_grad=False)
+        for alias in (name, *(other for other in tied.get(name, ()) if other not in spans)):
             path, _, leaf = alias.rpartition(".")
             module = copied.get_submodule(path)
             if leaf in module._parameters:

@@ -7,7 +7,7 @@ from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.json_text import as_json
-from glue_cli.foundation.outputs import write_all, writing
+from glue_cli.foundation.output_files import write_all, writing
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads

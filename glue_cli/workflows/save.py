@@ -13,9 +13,9 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError
-from glue_cli.foundation.outputs import copy_into, write_all, writing
+from glue_cli.foundation.output_files import copy_into, write_all, writing
 from glue_cli.foundation.regular_files import read_text
-from glue_cli.models.names import tensors_on_disk
+from glue_cli.models.matching import tensors_on_disk
 
 
 def save_model(

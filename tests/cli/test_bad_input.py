@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glue_cli.cli.app import main
-from glue_cli.foundation import outputs as output
+from glue_cli.foundation import output_files as output
 
 EXPERT_0, EXPERT_1 = "experts/expert-000.safetensors", "experts/expert-001.safetensors"
 WEIGHT = "features.0.weight"

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from glue_cli.cli.app import main
-from glue_cli.foundation import outputs
+from glue_cli.foundation import output_files
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def experts(tmp_path, monkeypatch):
 @pytest.fixture
 def overtaken(monkeypatch):
     """Let another run write the first output, just before this one would."""
-    give_name, written = outputs._give_name, []
+    give_name, written = output_files._give_name, []
 
     def late(temporary, output, *, replace):
         if not written:
@@ -31,7 +31,7 @@ def overtaken(monkeypatch):
             output.write_bytes(b"of the other run")
         give_name(temporary, output, replace=replace)
 
-    monkeypatch.setattr(outputs, "_give_name", late)
+    monkeypatch.setattr(output_files, "_give_name", late)
     return written
 
 

@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from glue_cli.foundation.outputs import writing
+from glue_cli.foundation.output_files import writing
 from glue_cli.foundation.temporary_files import locked_file, remove_abandoned
 
 WRITER = """
 import os, sys, time
 from pathlib import Path
-from glue_cli.foundation.outputs import writing
+from glue_cli.foundation.output_files import writing
 with writing(Path(sys.argv[1])) as descriptor:
     os.pwrite(descriptor, b"half", 0)
     print("writing", flush=True)

@@ -371,7 +371,7 @@ def test_the_terms_of_texts_are_their_sums_by_the_mean_length(objective_of, monk
 def test_copies_share_what_no_blend_changes(objective_of):
     objective, model, _ = objective_of(normed)
     objective.probe_losses(ALPHAS, 0)
-    blended_names = set(objective._blends._bank.places)
+    blended_names = set(objective._blends._bank.spans)
     for copied in objective._blends._copies:
         for name, tensor in copied.state_dict(keep_vars=True).items():
             own = model.state_dict(keep_vars=True)[name]

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glue_cli.blend.adapters.adapted_base import AdaptedBase
 from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, Update, check_adapters
-from glue_cli.blend.adapters.base import AdaptedBase
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
 from glue_cli.checkpoints.naming import Naming
 from glue_cli.checkpoints.safetensors_file import header_of, lay_out, metadata_of
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of, read_tensors, write_checkpoint
 from glue_cli.foundation.errors import CheckpointError
-from glue_cli.foundation.outputs import reserve, write_all, writing
+from glue_cli.foundation.output_files import reserve, write_all, writing
 
 # What the experts' configurations say of single modules, and of the start of their training, does not hold of the mix.
 _UNIFORM: dict[str, Any] = {

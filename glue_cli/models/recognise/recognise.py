@@ -7,7 +7,7 @@ from pathlib import Path
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.models.recognise.configuration import by_configuration, by_metadata
 from glue_cli.models.recognise.recognised import Recognised
-from glue_cli.models.recognise.tensors import by_tensors
+from glue_cli.models.recognise.tensor_shapes import by_tensors
 
 
 def recognise(experts: Sequence[Checkpoint], folder: Path) -> Recognised | None:

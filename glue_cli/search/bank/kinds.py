@@ -1,4 +1,4 @@
-"""The places where a bank of experts can be kept. Needs no torch."""
+"""Where a bank of experts can be kept. Needs no torch."""
 
 from typing import Literal, get_args
 

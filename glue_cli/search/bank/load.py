@@ -11,15 +11,15 @@ from glue_cli.checkpoints.files import open_files
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.naming import Naming
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, read_tensors
-from glue_cli.foundation.batchnorm import is_variance
+from glue_cli.foundation.batchnorm_names import is_variance
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.units import counted, size
-from glue_cli.search.bank.in_memory import ExpertsInMemory, as_in_memory
 from glue_cli.search.bank.kinds import KINDS, BankKind
-from glue_cli.search.bank.matrix import ExpertBank, Place
-from glue_cli.search.bank.rows import DiskRows, HostRows, ResidentRows, Rows, Staging
+from glue_cli.search.bank.matrix import ExpertBank, Span
+from glue_cli.search.bank.renamed_experts import RenamedExperts, rename_experts
+from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
 
 # Elements between the starts of two tensors in memory are a multiple of this: 64 bytes, for aligned loads.
 _ALIGN = 16
@@ -41,7 +41,7 @@ def choose_bank(
     progress: Progress,
     naming: Naming | None = None,
 ) -> BankKind:
-    """Return where to keep the bank: as wanted, or the first place of device, host and disk where it fits; says so.
+    """Return where to keep the bank: as wanted, or the first of device, host and disk that has room for it; report the choice.
 
     Args:
         wanted: auto, or a kind of bank.
@@ -99,39 +99,39 @@ def load_bank(
     Cost: every expert is read once; for `disk` too, so that a NaN shows before the search.
     """
     _check_variances(experts, recipe)
-    here = as_in_memory(experts, recipe, naming)
+    here = rename_experts(experts, recipe, naming)
     headers = here.headers
-    places: dict[str, Place] = {}
+    spans: dict[str, Span] = {}
     sections: list[tuple[int, Rows]] = []
     n_before = 0
     on_disk, buffers = kind == "disk", local()
     staging = Staging(device, _STAGED_BYTES) if kind == "host" and device.type == "cuda" else None
     for (group, _), names in _group(headers, here.recipe).items():
-        own = _lay_out(names, headers[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
+        own = _spans_of(names, headers[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
         rows = _disk_rows(headers, own, device, buffers) if on_disk else _memory_rows(here, own, device, staging)
         sections.append((group, rows))
-        places |= {name: Place(n_before + at.start, at.shape, at.channels_last) for name, at in own.items()}
+        spans |= {name: Span(n_before + at.start, at.shape, at.channels_last) for name, at in own.items()}
         n_before += rows.n_columns
-    return ExpertBank(sections, places, n_experts=len(experts), device=device, n_groups=len(recipe.groups))
+    return ExpertBank(sections, spans, n_experts=len(experts), device=device, n_groups=len(recipe.groups))
 
 
 def bank_of_tensors(
     experts: Iterable[Iterable[tuple[str, Tensor]]], *, n_experts: int, device: torch.device
 ) -> ExpertBank:
     """Make a bank of experts that lie in no file, each given as its tensors, in one order; float32, on the device."""
-    places: dict[str, Place] = {}
+    spans: dict[str, Span] = {}
     matrix = torch.empty(n_experts, 0, device=device)
     for k, expert in enumerate(experts):
         tensors = {name: tensor for name, tensor in expert if tensor.is_floating_point() and tensor.numel()}
         if k == 0:
             width = 0
             for name, tensor in tensors.items():
-                places[name] = Place(width, tuple(tensor.shape), channels_last=False)
+                spans[name] = Span(width, tuple(tensor.shape), channels_last=False)
                 width += tensor.numel() + (-tensor.numel() % _ALIGN)
             matrix = torch.zeros(n_experts, width, device=device)
         for name, tensor in tensors.items():
-            places[name].view(matrix[k]).copy_(tensor)
-    return ExpertBank([(0, ResidentRows(matrix))], places, n_experts=n_experts, device=device)
+            spans[name].view(matrix[k]).copy_(tensor)
+    return ExpertBank([(0, ResidentRows(matrix))], spans, n_experts=n_experts, device=device)
 
 
 def _blended(expert: Checkpoint, recipe: Recipe) -> Iterable[TensorEntry]:
@@ -174,60 +174,58 @@ def _stored_bytes(experts: Sequence[Checkpoint], name: str) -> int:
     return experts[0].entries[name].n_elements * _stored_dtype(experts, name).itemsize
 
 
-def _lay_out(names: Sequence[str], expert: Checkpoint, *, channels_last: bool, aligned: bool) -> dict[str, Place]:
+def _spans_of(names: Sequence[str], expert: Checkpoint, *, channels_last: bool, aligned: bool) -> dict[str, Span]:
     """Lay tensors out one after another."""
-    places, position = {}, 0
+    spans, position = {}, 0
     for name in names:
         entry = expert.entries[name]
-        places[name] = Place(position, entry.shape, channels_last and len(entry.shape) == 4)
+        spans[name] = Span(position, entry.shape, channels_last and len(entry.shape) == 4)
         position += entry.n_elements + (-entry.n_elements % _ALIGN if aligned else 0)
-    return places
+    return spans
 
 
 def _memory_rows(
-    experts: ExpertsInMemory, places: dict[str, Place], device: torch.device, staging: Staging | None
+    experts: RenamedExperts, spans: dict[str, Span], device: torch.device, staging: Staging | None
 ) -> Rows:
     headers = experts.headers
-    last = list(places)[-1]
-    n_columns = places[last].start + headers[0].entries[last].n_elements
+    last = list(spans)[-1]
+    n_columns = spans[last].start + headers[0].entries[last].n_elements
     n_columns += -n_columns % _ALIGN
     dtype, where = _stored_dtype(headers, last), "cpu" if staging else device
     matrix = torch.zeros(len(headers), n_columns, dtype=dtype, device=where, pin_memory=staging is not None)
     for k, row in enumerate(matrix):
-        _read_row(experts, k, places, row)
+        _read_row(experts, k, spans, row)
     return HostRows(matrix, staging) if staging else ResidentRows(matrix)
 
 
-def _read_row(experts: ExpertsInMemory, k: int, places: Mapping[str, Place], row: Tensor) -> None:
+def _read_row(experts: RenamedExperts, k: int, spans: Mapping[str, Span], row: Tensor) -> None:
     expert = experts.headers[k]
     with open_files(expert) as descriptors:
-        for name, place in places.items():
+        for name, span in spans.items():
             tensor = experts.read(k, name, descriptors).to(row.dtype)
             _check_finite(expert, name, tensor)
-            place.view(row).copy_(tensor)
+            span.view(row).copy_(tensor)
 
 
-def _disk_rows(
-    experts: Sequence[Checkpoint], places: Mapping[str, Place], device: torch.device, buffers: local
-) -> Rows:
+def _disk_rows(experts: Sequence[Checkpoint], spans: Mapping[str, Span], device: torch.device, buffers: local) -> Rows:
     block_columns = max(1, _DISK_BUFFER_BYTES // (torch.get_num_threads() * 4 * (len(experts) + 1)))
-    starts = {name: place.start for name, place in places.items()}
+    starts = {name: span.start for name, span in spans.items()}
     rows = DiskRows(experts, starts, device, block_columns, buffers)
     checked = DiskRows(experts, starts, device, block_columns, local())  # whose buffers this thread does not keep
     for start in range(0, rows.n_columns, block_columns):
         block = checked.read(start, min(start + block_columns, rows.n_columns))
         for row, expert in zip(block, experts, strict=True):
             if not torch.isfinite(row.sum()):
-                _blame(expert, places, row, start)
+                _blame(expert, spans, row, start)
     return rows
 
 
-def _blame(expert: Checkpoint, places: Mapping[str, Place], row: Tensor, start: int) -> None:
+def _blame(expert: Checkpoint, spans: Mapping[str, Span], row: Tensor, start: int) -> None:
     """Name the tensor that is not finite in columns of an expert from `start` on, if one is."""
-    for name, place in places.items():
-        end = place.start + expert.entries[name].n_elements
-        if place.start < start + len(row) and start < end:
-            _check_finite(expert, name, row[max(0, place.start - start) : end - start])
+    for name, span in spans.items():
+        end = span.start + expert.entries[name].n_elements
+        if span.start < start + len(row) and start < end:
+            _check_finite(expert, name, row[max(0, span.start - start) : end - start])
 
 
 def _check_finite(expert: Checkpoint, name: str, tensor: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glue_cli.foundation.threads import share_out
 from glue_cli.search.bank.fused import load_fused_product
-from glue_cli.search.bank.rows import Rows
+from glue_cli.search.bank.storage import Rows
 
 # Columns handled at once: K such blocks stay in the cache. Both probes of a pair by BLAS, K = 8, d = 1e8, float32, 2
 # threads: 0.117 s in these blocks, 0.122 s in blocks twice as wide, 0.070 s to sum the matrix.
@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Span:
     """Where a tensor lies in a row: `n` elements from `start`; convolution weights in channels_last order."""
 
     start: int
@@ -54,7 +54,7 @@ class ExpertBank:
 
     Args:
         sections: matrices side by side, each with the number of its tensors' group.
-        places: where each tensor lies within a row of d elements, all sections one after another.
+        spans: where each tensor lies within a row of d elements, all sections one after another.
         device: where blends are made.
     Attributes:
         n_experts: K; n_groups: G; n_columns: d, padding between the tensors included.
@@ -63,13 +63,13 @@ class ExpertBank:
     def __init__(
         self,
         sections: Sequence[tuple[int, Rows]],
-        places: Mapping[str, Place],
+        spans: Mapping[str, Span],
         *,
         n_experts: int,
         device: torch.device,
         n_groups: int = 1,
     ) -> None:
-        self.places = dict(places)
+        self.spans = dict(spans)
         self.n_experts, self.n_groups, self.device = n_experts, n_groups, device
         self.n_columns = sum(rows.n_columns for _, rows in sections)
         on_cpu = device.type == "cpu"

@@ -5,7 +5,7 @@ from typing import Any
 
 from glue_cli.data.recognise.recognise import recognise_data
 from glue_cli.foundation.errors import SpecError
-from glue_cli.foundation.outputs import write_all, writing
+from glue_cli.foundation.output_files import write_all, writing
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.models.recognise.recognise import recognise

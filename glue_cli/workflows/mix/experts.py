@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from glue_cli.blend.adapters.base import AdaptedBase
+from glue_cli.blend.adapters.adapted_base import AdaptedBase
 from glue_cli.blend.adapters.mixing import concatenate, expert_tensors, mixed_tensor, write_merged
 from glue_cli.blend.heads import AlignedHead
 from glue_cli.blend.in_memory import blend_tensors
@@ -20,7 +20,7 @@ from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 from glue_cli.checkpoints.naming import Naming
 from glue_cli.checkpoints.tokenizer_files import with_tokens
-from glue_cli.foundation.outputs import copy_into, write_all, writing
+from glue_cli.foundation.output_files import copy_into, write_all, writing
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import Adapters, Tensors, Writing

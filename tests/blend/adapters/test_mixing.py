@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from glue_cli.blend.adapters.adapted_base import fit
 from glue_cli.blend.adapters.adapter import read_adapter
-from glue_cli.blend.adapters.base import fit
 from glue_cli.blend.adapters.mixing import concatenate, expert_tensors, update_of, write_merged
 from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.checkpoints.read import read_checkpoint

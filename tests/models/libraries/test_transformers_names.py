@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import SpecError
-from glue_cli.models.names import list_differences, match_names, tensors_on_disk
+from glue_cli.models.matching import list_differences, match_names, tensors_on_disk
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("torchvision")

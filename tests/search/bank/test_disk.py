@@ -44,20 +44,20 @@ def assert_right(on_disk, experts):
     on_disk.blend(ALPHAS, blends)
     moved = torch.full((on_disk.n_columns,), float("nan"))
     on_disk.move(blends[0], 1, 2, 0.3, moved)
-    assert on_disk.places.keys() == SHAPES.keys()
+    assert on_disk.spans.keys() == SHAPES.keys()
     gradient = torch.randn(on_disk.n_columns, generator=torch.Generator().manual_seed(99))
     wanted = torch.zeros(2, 3, dtype=torch.float64)
-    for name, place in on_disk.places.items():
+    for name, span in on_disk.spans.items():
         group = GROUPS.group_of.get(name, 0)
         for row, alphas in zip(blends, ALPHAS, strict=True):
             blend = sum(a * expert[name].double() for a, expert in zip(alphas[group], experts, strict=True))
-            torch.testing.assert_close(place.view(row).double(), blend, rtol=0, atol=2e-6)
-        here = place.view(blends[0]).double()
+            torch.testing.assert_close(span.view(row).double(), blend, rtol=0, atol=2e-6)
+        here = span.view(blends[0]).double()
         wanted_move = here + 0.3 * group * (experts[2][name].double() - here)
-        torch.testing.assert_close(place.view(moved).double(), wanted_move, rtol=0, atol=2e-6)
+        torch.testing.assert_close(span.view(moved).double(), wanted_move, rtol=0, atol=2e-6)
         for k, expert in enumerate(experts):
-            difference = expert[name].double() - place.view(blends[0]).double()
-            wanted[group, k] += (difference * place.view(gradient).double()).sum()
+            difference = expert[name].double() - span.view(blends[0]).double()
+            wanted[group, k] += (difference * span.view(gradient).double()).sum()
     torch.testing.assert_close(on_disk.inner_products(gradient, blends[0]), wanted, rtol=0, atol=5e-5)
 
 
@@ -98,9 +98,9 @@ def test_equals_the_bank_in_memory(save, block_columns):
     for one in banks:
         blends, gradient = torch.zeros(2, one.n_columns), torch.zeros(one.n_columns)
         one.blend(ALPHAS, blends)
-        for name, place in one.places.items():
-            place.view(gradient).copy_(gradients[name])
-        views.append({name: place.view(blends[0]) for name, place in one.places.items()})
+        for name, span in one.spans.items():
+            span.view(gradient).copy_(gradients[name])
+        views.append({name: span.view(blends[0]) for name, span in one.spans.items()})
         products.append(one.inner_products(gradient, blends[0]))
     for name in SHAPES:
         torch.testing.assert_close(views[1][name], views[0][name], rtol=0, atol=1e-6)

@@ -87,4 +87,4 @@ def test_without_numba_blas_multiplies(save, shared, monkeypatch):
     one = load_bank([save("a", draw(0, torch.float32))], device=torch.device("cpu"))
     out = torch.empty(1, one.n_columns)
     one.blend(torch.ones(1, 1, 1), out)
-    assert torch.equal(one.places["a"].view(out[0]), draw(0, torch.float32)["a"])
+    assert torch.equal(one.spans["a"].view(out[0]), draw(0, torch.float32)["a"])

@@ -12,7 +12,7 @@ from glue_cli.search.bank import load as bank_load
 from glue_cli.search.bank import matrix as bank_module
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.search.bank.rows import ResidentRows
+from glue_cli.search.bank.storage import ResidentRows
 
 CPU = torch.device("cpu")
 SHAPES = {"conv.weight": (6, 5, 3, 3), "conv.bias": (6,), "scale": (), "wide": (333, 401), "odd": (7, 1, 5)}
@@ -37,12 +37,12 @@ ALPHAS = [[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.05, 0.05, 0.9], [1 / 3, 1 / 3, 1 
 def test_probes_equal_independent_file_blends(save, blend, dtype, channels_last):
     experts = [save(str(k), draw(k, dtype)) for k in range(3)]
     bank = load_bank(experts, device=CPU, channels_last=channels_last)
-    assert bank.n_experts == 3 and bank.places.keys() == SHAPES.keys()
+    assert bank.n_experts == 3 and bank.spans.keys() == SHAPES.keys()
     rows = blend_rows(bank, ALPHAS)
     for row, alpha in zip(rows, ALPHAS, strict=True):
         wanted = blend(experts, alpha, dtype="F32")
-        for name, place in bank.places.items():
-            torch.testing.assert_close(place.view(row), wanted[name], rtol=0, atol=2e-6)
+        for name, span in bank.spans.items():
+            torch.testing.assert_close(span.view(row), wanted[name], rtol=0, atol=2e-6)
 
 
 def test_experts_of_several_dtypes(save, save_shards, blend):
@@ -52,8 +52,8 @@ def test_experts_of_several_dtypes(save, save_shards, blend):
     bank = load_bank(experts, device=CPU, channels_last=True)
     wanted = blend(experts, [0.25, 0.75], dtype="F32")
     row = blend_rows(bank, [[0.25, 0.75]])[0]
-    for name, place in bank.places.items():
-        torch.testing.assert_close(place.view(row), wanted[name], rtol=0, atol=2e-6)
+    for name, span in bank.spans.items():
+        torch.testing.assert_close(span.view(row), wanted[name], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -62,7 +62,7 @@ def test_halves_stay_halves(save, dtype):
     assert {block.rows.matrix.dtype for block in bank._blocks} == {dtype}
     expert = draw(1, dtype)
     row = blend_rows(bank, [[0.0, 1.0]])[0]
-    assert all(torch.equal(place.view(row), expert[name].float()) for name, place in bank.places.items())
+    assert all(torch.equal(span.view(row), expert[name].float()) for name, span in bank.spans.items())
 
 
 def test_rows_too_long_for_blas_are_blended_all_the_same(save, monkeypatch):
@@ -79,7 +79,7 @@ def test_layout_of_convolutions(save):
     for channels_last in (False, True):
         bank = load_bank([expert], device=CPU, channels_last=channels_last)
         row = blend_rows(bank, [[1.0]])[0]
-        views = {name: place.view(row) for name, place in bank.places.items()}
+        views = {name: span.view(row) for name, span in bank.spans.items()}
         assert all(torch.equal(views[name], tensor) for name, tensor in draw(0).items())
         format_ = torch.channels_last if channels_last else torch.contiguous_format
         assert views["conv.weight"].is_contiguous(memory_format=format_)
@@ -90,7 +90,7 @@ def test_layout_of_convolutions(save):
 def test_what_is_not_blended_stays_out(save):
     kept = {"ids": torch.arange(4), "mask": torch.tensor([True]), "none": torch.empty(0, 3)}
     bank = load_bank([save("a", draw(0) | kept)], device=CPU, channels_last=False)
-    assert bank.places.keys() == SHAPES.keys()
+    assert bank.spans.keys() == SHAPES.keys()
     with pytest.raises(CheckpointError, match="has no floating-point tensors"):
         load_bank([save("b", kept)], device=CPU, channels_last=False)
 
@@ -107,7 +107,7 @@ def test_a_number_that_is_none_is_named(save, wrong, dtype):
 def test_large_numbers_are_no_fault(save):
     largest = torch.full((9,), torch.finfo(torch.float16).max, dtype=torch.float16)  # their sum overflows
     bank = load_bank([save("a", {"w": largest})], device=CPU, channels_last=False)
-    assert bank.places["w"].view(blend_rows(bank, [[1.0]])[0]).max() == 65504
+    assert bank.spans["w"].view(blend_rows(bank, [[1.0]])[0]).max() == 65504
 
 
 def test_a_file_that_changed_since_its_header_was_read(save, tmp_path):
@@ -147,7 +147,7 @@ def test_inner_products_over_several_dtypes(save):
     bank = load_bank([save(str(k), expert) for k, expert in enumerate(experts)], device=CPU, channels_last=True)
     theta = blend_rows(bank, [[0.5, 0.5]])[0]
     gradient = torch.randn(bank.n_columns)
-    views = [(place.view(gradient).double(), place.view(theta).double(), name) for name, place in bank.places.items()]
+    views = [(span.view(gradient).double(), span.view(theta).double(), name) for name, span in bank.spans.items()]
     wanted = [sum((g * (expert[name].double() - t)).sum().item() for g, t, name in views) for expert in experts]
     # a sum of 200,000 terms near 1 is about 400; the tolerance is 3e-6 of that
     assert bank.inner_products(gradient, theta)[0].tolist() == pytest.approx(wanted, abs=1.2e-3)
@@ -183,10 +183,10 @@ def test_each_group_has_coefficients_of_its_own(save, dtype):
     out = torch.full((2, bank.n_columns), float("nan"))
     bank.blend(BY_GROUP, out)
     for row, alphas in zip(out, BY_GROUP, strict=True):
-        for name, place in bank.places.items():
+        for name, span in bank.spans.items():
             alpha = alphas[GROUPS.group_of[name]]
             wanted = sum(a * expert[name].double() for a, expert in zip(alpha, experts, strict=True))
-            torch.testing.assert_close(place.view(row).double(), wanted, rtol=0, atol=2e-6)
+            torch.testing.assert_close(span.view(row).double(), wanted, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -199,11 +199,11 @@ def test_a_group_moves_towards_one_expert(save, dtype, group):
     before = theta.clone()
     bank.move(theta[0], group, 2, 0.3, moved)
     assert torch.equal(theta, before)
-    for name, place in bank.places.items():
-        blend = place.view(theta[0]).double()
+    for name, span in bank.spans.items():
+        blend = span.view(theta[0]).double()
         share = 0.3 if GROUPS.group_of[name] == group else 0
         wanted = blend + share * (experts[2][name].double() - blend)
-        torch.testing.assert_close(place.view(moved).double(), wanted, rtol=0, atol=2e-6 * (share > 0))
+        torch.testing.assert_close(span.view(moved).double(), wanted, rtol=0, atol=2e-6 * (share > 0))
 
 
 def test_inner_products_are_taken_group_by_group(save):
@@ -213,10 +213,10 @@ def test_inner_products_are_taken_group_by_group(save):
     bank.blend(BY_GROUP[:1], theta)
     gradient = torch.randn(bank.n_columns)
     wanted = torch.zeros(2, 3, dtype=torch.float64)
-    for name, place in bank.places.items():
+    for name, span in bank.spans.items():
         for k, expert in enumerate(experts):
-            difference = expert[name].double() - place.view(theta[0]).double()
-            wanted[GROUPS.group_of[name], k] += (difference * place.view(gradient).double()).sum()
+            difference = expert[name].double() - span.view(theta[0]).double()
+            wanted[GROUPS.group_of[name], k] += (difference * span.view(gradient).double()).sum()
     found = bank.inner_products(gradient, theta[0])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1.2e-3)  # as above
     assert ((BY_GROUP[0] * found).sum(1).abs() < 1.2e-3).all()  # the constant is the mean over alpha
@@ -225,7 +225,7 @@ def test_inner_products_are_taken_group_by_group(save):
 def test_what_a_recipe_takes_from_elsewhere_stays_out(save):
     experts = [save(str(k), draw(k)) for k in range(2)]
     recipe = Recipe(copied_from={"wide": 1}, made={"odd": (9, 1, 5)})
-    assert load_bank(experts, device=CPU, recipe=recipe).places.keys() == SHAPES.keys() - {"wide", "odd"}
+    assert load_bank(experts, device=CPU, recipe=recipe).spans.keys() == SHAPES.keys() - {"wide", "odd"}
 
 
 @pytest.mark.cuda

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from glue_cli.blend.adapters.adapter import read_adapter
-from glue_cli.blend.adapters.room import mixed_bytes
+from glue_cli.blend.adapters.disk_space import mixed_bytes
 from glue_cli.blend.rules import TensorRules
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint

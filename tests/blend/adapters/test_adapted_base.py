@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from glue_cli.blend.adapters.adapted_base import fit
 from glue_cli.blend.adapters.adapter import read_adapter
-from glue_cli.blend.adapters.base import fit
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 

@@ -9,7 +9,7 @@ from typing import Any
 from glue_cli import __version__
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.json_text import as_json
-from glue_cli.foundation.outputs import check_output, check_output_folder, writing
+from glue_cli.foundation.output_files import check_output, check_output_folder, writing
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.report import figures, tables
 from glue_cli.report.document import Document, Picture, Section, Table

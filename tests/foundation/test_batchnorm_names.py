@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from glue_cli.foundation.batchnorm import COUNTER, STATISTICS, is_statistic, is_variance
+from glue_cli.foundation.batchnorm_names import COUNTER, STATISTICS, is_statistic, is_variance
 
 
 def test_they_are_what_torch_calls_them():

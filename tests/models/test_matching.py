@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.models.names import list_differences, match_names, tensor_fits
+from glue_cli.models.matching import list_differences, match_names, tensor_fits
 
 
 class Tied(nn.Module):

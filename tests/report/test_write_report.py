@@ -14,7 +14,7 @@ from glue_cli.report.sort import sort_sources
 from glue_cli.report.sources import read_sources
 from glue_cli.report.styles import BLACK
 from glue_cli.report.summary import summarise
-from glue_cli.report.work import plan_report, report
+from glue_cli.report.write_report import plan_report, report
 
 RUNS = {
     0: {
@@ -225,7 +225,7 @@ from pathlib import Path
 import matplotlib
 matplotlib.rcParams["font.size"] = 31
 from glue_cli.foundation.progress import silent
-from glue_cli.report.work import plan_report, report
+from glue_cli.report.write_report import plan_report, report
 report(plan_report([Path("row/f.json")], Path("r"), force=False, title=None), silent)
 assert matplotlib.rcParams["font.size"] == 31
 assert "matplotlib.pyplot" not in sys.modules and "torch" not in sys.modules

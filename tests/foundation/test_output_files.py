@@ -6,9 +6,9 @@ from collections import namedtuple
 
 import pytest
 
-from glue_cli.foundation import outputs as output_module
+from glue_cli.foundation import output_files as output_module
 from glue_cli.foundation.errors import ResourceError, UsageError
-from glue_cli.foundation.outputs import check_output, check_room, reserve, write_once, writing
+from glue_cli.foundation.output_files import check_output, check_room, reserve, write_once, writing
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 

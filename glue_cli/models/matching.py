@@ -10,7 +10,7 @@ from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.checkpoints.spelling import align_names
 from glue_cli.checkpoints.tensors import FILE_DTYPES
-from glue_cli.foundation.batchnorm import COUNTER
+from glue_cli.foundation.batchnorm_names import COUNTER
 from glue_cli.models.libraries.transformers_names import is_of_transformers, name_tensors, names_on_disk
 
 _NEAR = 0.3  # two names are near when they share so much of the longer one at its beginning and end

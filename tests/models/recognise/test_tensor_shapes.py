@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.models import build_model
-from glue_cli.models.recognise.tensors import by_tensors
+from glue_cli.models.recognise.tensor_shapes import by_tensors
 
 
 def recognised(folder, arch, args, change=lambda tensors: None):

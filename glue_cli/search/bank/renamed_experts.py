@@ -16,11 +16,11 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class ExpertsInMemory:
+class RenamedExperts:
     """Experts and their recipe by a model's names.
 
     Attributes:
-        headers: the experts', [K]; of a tensor that is made of several, the place of the first.
+        headers: one header per expert, [K]; a tensor made of several has the file and offset of its first part.
         recipe: the rule for each tensor.
         originals: the experts as they are on disk, [K].
         merged: what is made of other tensors than one as it is.
@@ -39,7 +39,7 @@ class ExpertsInMemory:
         return read_tensor(self.headers[expert], descriptors, name)
 
 
-def as_in_memory(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming | None) -> ExpertsInMemory:
+def rename_experts(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming | None) -> RenamedExperts:
     """Name experts' tensors as a model does.
 
     Args:
@@ -50,7 +50,7 @@ def as_in_memory(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming |
         CheckpointError: an expert's parts do not go together.
     """
     if naming is None:
-        return ExpertsInMemory(experts, recipe, experts, {})
+        return RenamedExperts(experts, recipe, experts, {})
     sources = dict(naming.distinct())
     merged = {name: source for name, source in sources.items() if source.make}
     for name, source in merged.items():
@@ -65,7 +65,7 @@ def as_in_memory(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming |
         copied_from=renamed(recipe.copied_from),
         made=renamed(recipe.made),
     )
-    return ExpertsInMemory([_rename(expert, sources) for expert in experts], own, experts, merged)
+    return RenamedExperts([_rename(expert, sources) for expert in experts], own, experts, merged)
 
 
 def _rename(expert: Checkpoint, sources: Mapping[str, Source]) -> Checkpoint:

@@ -99,7 +99,7 @@ class HostRows(Rows):
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Stretch:
     """Neighbouring tensors of one expert: elements from column `start` on, at `offset` of file number `file`."""
 
     start: int
@@ -166,25 +166,25 @@ class _ExpertOnDisk:
         self._expert = expert
         dtype = expert.entries[next(iter(starts))].dtype
         self.dtype, self._element_bytes = TORCH_DTYPES[dtype], DTYPE_BYTES[dtype]
-        self._runs: list[_Run] = []
-        follows = (-1, -1)  # the file and offset where the run before ends
+        self._stretches: list[_Stretch] = []
+        follows = (-1, -1)  # the file and offset where the previous stretch ends
         for name, start in starts.items():
             entry = expert.entries[name]
             if (entry.file, entry.offset) != follows:
-                self._runs.append(_Run(start, entry.file, entry.offset))
+                self._stretches.append(_Stretch(start, entry.file, entry.offset))
             follows = entry.file, entry.offset + entry.n_bytes
-        self._run_starts = [run.start for run in self._runs]
+        self._stretch_starts = [stretch.start for stretch in self._stretches]
 
     def read(self, start: int, row: Tensor) -> None:
         """Fill `row` [n] with the elements from column `start` on."""
         position, stop = start, start + len(row)
-        number = bisect_right(self._run_starts, start) - 1
+        number = bisect_right(self._stretch_starts, start) - 1
         while position < stop:
-            run = self._runs[number]
-            end = self._run_starts[number + 1] if number + 1 < len(self._runs) else stop
+            stretch = self._stretches[number]
+            end = self._stretch_starts[number + 1] if number + 1 < len(self._stretches) else stop
             part = row[position - start : min(end, stop) - start]
-            offset = run.offset + (position - run.start) * self._element_bytes
-            with open_file(self._expert, run.file) as descriptor:
-                read_into(descriptor, bytes_of(part), offset, self._expert.files[run.file])
+            offset = stretch.offset + (position - stretch.start) * self._element_bytes
+            with open_file(self._expert, stretch.file) as descriptor:
+                read_into(descriptor, bytes_of(part), offset, self._expert.files[stretch.file])
             position += len(part)
             number += 1
