@@ -1,7 +1,7 @@
-"""Blends of rows in one pass over them, compiled by numba (extra `fast`).
+"""Blend rows in a single pass over them, compiled by numba (extra `fast`).
 
-BLAS is made for products with more to compute: it copies what it reads into panels before it multiplies, and two sets
-of coefficients do not repay that.
+BLAS copies its input into panels before it multiplies. With only two sets of coefficients, that copy costs more than
+it saves, so this module multiplies without it.
 """
 
 from collections.abc import Callable
@@ -10,20 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-# Sums in work at once: with four rows as long they stay in the second cache, and a row is long enough to be streamed.
+# Sums computed at once: together with four rows of the same length they fit into the level-2 cache, and each row is
+# long enough to be streamed.
 _SUMS = 1 << 14
 _NARROWEST, _WIDEST = 1 << 10, 1 << 13
 
 
 @cache
 def load_fused_product() -> Callable[[Tensor, Tensor, Tensor], None] | None:
-    """Return what computes out = coefficients @ rows, or None without a numba that can be imported.
+    """Return a function that computes out = coefficients @ rows, or None if numba cannot be imported.
 
-    Its arguments: coefficients [m, K], rows [K, n] and out [m, n], float32 on the CPU, each row in one piece.
+    The function takes coefficients [m, K], rows [K, n] and out [m, n], float32 on the CPU, each row contiguous.
     """
     try:
         import numba
-    except (ImportError, OSError):  # of a NumPy that it is too old for; of a library of LLVM's
+    except (ImportError, OSError):  # numba is too old for the installed NumPy; a library of LLVM's is missing
         return None
     signature = "void(float32[:, ::1], float32[::1], int64, float32[::1], int64, int64)"  # compiled here, once
     add_up = numba.njit(signature, nogil=True, fastmath={"contract"})(_add_up)
@@ -36,15 +37,15 @@ def load_fused_product() -> Callable[[Tensor, Tensor, Tensor], None] | None:
 
 
 def _flat(rows: Tensor) -> Any:
-    """Return rows [K, n] that lie `stride` apart as all from the first to the last, [(K - 1) stride + n]."""
+    """Return rows [K, n] that lie `stride` apart as one flat array, gaps included: [(K - 1) stride + n]."""
     n_rows, n = rows.shape
     return rows.as_strided(((n_rows - 1) * rows.stride(0) + n,), (1,)).numpy()
 
 
 def _add_up(coefficients: Any, rows: Any, stride: int, out: Any, out_stride: int, n: int) -> None:
-    """Add four rows at a time to a block of sums, and what is left one by one.
+    """Add four rows at a time to a block of sums, then the remaining rows one by one.
 
-    Of more at a time LLVM would not check that they do not overlap the sums, and not vectorise.
+    With more than four, LLVM no longer checks that the rows do not overlap the sums, and does not vectorise the loop.
     """
     n_blends, n_rows = coefficients.shape
     n_in_fours = n_rows // 4 * 4

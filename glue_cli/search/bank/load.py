@@ -1,4 +1,4 @@
-"""From checkpoints to a bank: where it is kept, how its rows are laid out, and reading them."""
+"""Make a bank from checkpoints: choose where to keep it, lay out its rows, and read them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from threading import local
@@ -21,13 +21,13 @@ from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, rename_experts
 from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
 
-# Elements between the starts of two tensors in memory are a multiple of this: 64 bytes, for aligned loads.
+# In memory, every tensor starts at a multiple of this many elements: 64 bytes in float32, for aligned loads.
 _ALIGN = 16
-# What the bank and the blends may take of the free memory: activations want some, and so may others.
+# The share of the free memory that the bank and the blends may take; the rest is for activations and other programs.
 _SHARE_OF_FREE = 0.6
-# What the buffers of all threads that read a bank on disk may take.
+# The most that the read buffers of all threads may take together when the bank is on disk.
 _DISK_BUFFER_BYTES = 128 << 20
-# What travels to a GPU at once of all experts: 1 ms or more of copying, for a few launches.
+# How much of all experts is copied to a GPU at once: 1 ms or more of copying for a few kernel launches.
 _STAGED_BYTES = 64 << 20
 
 
@@ -41,19 +41,21 @@ def choose_bank(
     progress: Progress,
     naming: Naming | None = None,
 ) -> BankKind:
-    """Return where to keep the bank: as wanted, or the first of device, host and disk that has room for it; report the choice.
+    """Choose where to keep the bank: as wanted, or the first of device, host and disk that has room for it.
+
+    The choice and the sizes behind it are reported to `progress`.
 
     Args:
         wanted: auto, or a kind of bank.
-        n_blends: float32 copies of the blend that the search holds on the device besides.
+        n_blends: how many float32 blends the search keeps on the device in addition.
         naming: as for `load_bank`.
     Raises:
-        UsageError: a bank on disk is wanted for a model that makes tensors of several of the experts'.
+        UsageError: a bank on disk is wanted, but the model makes some tensors from several of the files.
     """
     made = [name for name, source in naming.distinct() if source.make] if naming else []
     if made and wanted == "disk":
         raise UsageError(
-            f"--bank disk: the model makes {counted(len(made), 'tensor')} of several in the files each",
+            f"--bank disk: the model makes {counted(len(made), 'tensor')} from several tensors in the files",
             items=made,
             hint="--bank host",
         )
@@ -69,7 +71,7 @@ def choose_bank(
         (known for known in KINDS if known == wanted), fitting[0] if fitting else kinds[-1] if made else "disk"
     )
     if device.type == "cpu" and kind == "host":
-        kind = "device"  # the same
+        kind = "device"  # without a GPU, host memory is the device's memory
     where = "on disk" if kind == "disk" else "in memory" if device.type == "cpu" or kind == "host" else f"on {device}"
     room = size(free_memory(host if kind == "host" else device))
     progress(Noted(f"bank: {counted(len(experts), 'expert')}, {size(in_bank)}, {where}; {room} are free"))
@@ -85,32 +87,32 @@ def load_bank(
     kind: BankKind = "device",
     naming: Naming | None = None,
 ) -> ExpertBank:
-    """Make a bank of the floating-point tensors in which compatible experts are blended.
+    """Make a bank of the floating-point tensors that are blended; the experts have to be compatible.
 
     Args:
-        channels_last: lay convolution weights out so; a bank on disk leaves them as they are in the files.
-        recipe: by the names in the experts' files.
-        kind: where the rows are: on the device, in host memory, or in the experts' own files.
-        naming: where the model's tensors are in the experts; the bank has them by the model's names, as the model
-            holds them. None where names and tensors are the same.
+        channels_last: store convolution weights in channels_last order; a bank on disk keeps the files' order.
+        recipe: with the names in the experts' files.
+        kind: where the rows are kept: on the device, in host memory, or in the experts' own files.
+        naming: which of the experts' tensors become which of the model's; the bank uses the model's names and shapes.
+            None if they are the same.
     Raises:
-        CheckpointError: an expert has NaN or infinity, or a negative variance of BatchNorm, whose root is NaN.
-        SpecError: the recipe treats parts of one of the model's tensors differently.
-    Cost: every expert is read once; for `disk` too, so that a NaN shows before the search.
+        CheckpointError: an expert has NaN, infinity, or a negative BatchNorm variance, whose square root would be NaN.
+        SpecError: the recipe treats the parts of one model tensor differently.
+    Cost: every expert is read once, with `disk` too, so that a NaN is found before the search begins.
     """
     _check_variances(experts, recipe)
-    here = rename_experts(experts, recipe, naming)
-    headers = here.headers
+    renamed = rename_experts(experts, recipe, naming)
+    headers = renamed.headers
     spans: dict[str, Span] = {}
     sections: list[tuple[int, Rows]] = []
     n_before = 0
     on_disk, buffers = kind == "disk", local()
     staging = Staging(device, _STAGED_BYTES) if kind == "host" and device.type == "cuda" else None
-    for (group, _), names in _group(headers, here.recipe).items():
+    for (group, _), names in _group(headers, renamed.recipe).items():
         own = _spans_of(names, headers[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
-        rows = _disk_rows(headers, own, device, buffers) if on_disk else _memory_rows(here, own, device, staging)
+        rows = _disk_rows(headers, own, device, buffers) if on_disk else _memory_rows(renamed, own, device, staging)
         sections.append((group, rows))
-        spans |= {name: Span(n_before + at.start, at.shape, at.channels_last) for name, at in own.items()}
+        spans |= {name: Span(n_before + span.start, span.shape, span.channels_last) for name, span in own.items()}
         n_before += rows.n_columns
     return ExpertBank(sections, spans, n_experts=len(experts), device=device, n_groups=len(recipe.groups))
 
@@ -118,7 +120,11 @@ def load_bank(
 def bank_of_tensors(
     experts: Iterable[Iterable[tuple[str, Tensor]]], *, n_experts: int, device: torch.device
 ) -> ExpertBank:
-    """Make a bank of experts that lie in no file, each given as its tensors, in one order; float32, on the device."""
+    """Make a bank, float32 on the device, of experts that are given as tensors instead of files.
+
+    Args:
+        experts: each expert's tensors with their names, in the same order for all.
+    """
     spans: dict[str, Span] = {}
     matrix = torch.empty(n_experts, 0, device=device)
     for k, expert in enumerate(experts):
@@ -165,7 +171,7 @@ def _group(experts: Sequence[Checkpoint], recipe: Recipe) -> dict[tuple[int, tup
 
 
 def _stored_dtype(experts: Sequence[Checkpoint], name: str) -> torch.dtype:
-    """Return the dtype of a tensor in memory: halves that all experts share stay so, since sums are float32 anyway."""
+    """Return the dtype of a tensor in memory: bfloat16 or float16 if all experts have it, else float32."""
     dtypes = {expert.entries[name].dtype for expert in experts}
     return TORCH_DTYPES[dtypes.pop()] if dtypes in ({"BF16"}, {"F16"}) else torch.float32
 
@@ -175,7 +181,7 @@ def _stored_bytes(experts: Sequence[Checkpoint], name: str) -> int:
 
 
 def _spans_of(names: Sequence[str], expert: Checkpoint, *, channels_last: bool, aligned: bool) -> dict[str, Span]:
-    """Lay tensors out one after another."""
+    """Return where each tensor lies in a row that holds them one after another."""
     spans, position = {}, 0
     for name in names:
         entry = expert.entries[name]
@@ -211,17 +217,17 @@ def _disk_rows(experts: Sequence[Checkpoint], spans: Mapping[str, Span], device:
     block_columns = max(1, _DISK_BUFFER_BYTES // (torch.get_num_threads() * 4 * (len(experts) + 1)))
     starts = {name: span.start for name, span in spans.items()}
     rows = DiskRows(experts, starts, device, block_columns, buffers)
-    checked = DiskRows(experts, starts, device, block_columns, local())  # whose buffers this thread does not keep
+    checked = DiskRows(experts, starts, device, block_columns, local())  # buffers of its own, which are freed at once
     for start in range(0, rows.n_columns, block_columns):
         block = checked.read(start, min(start + block_columns, rows.n_columns))
         for row, expert in zip(block, experts, strict=True):
             if not torch.isfinite(row.sum()):
-                _blame(expert, spans, row, start)
+                _raise_for_columns(expert, spans, row, start)
     return rows
 
 
-def _blame(expert: Checkpoint, spans: Mapping[str, Span], row: Tensor, start: int) -> None:
-    """Name the tensor that is not finite in columns of an expert from `start` on, if one is."""
+def _raise_for_columns(expert: Checkpoint, spans: Mapping[str, Span], row: Tensor, start: int) -> None:
+    """Raise an error that names the tensor with NaN or infinity in an expert's columns from `start` on, if any."""
     for name, span in spans.items():
         end = span.start + expert.entries[name].n_elements
         if span.start < start + len(row) and start < end:
@@ -229,7 +235,10 @@ def _blame(expert: Checkpoint, spans: Mapping[str, Span], row: Tensor, start: in
 
 
 def _check_finite(expert: Checkpoint, name: str, tensor: Tensor) -> None:
-    """Check that a tensor has neither NaN nor infinity; a sum is finite when all are, and cheaper to ask for."""
+    """Check that a tensor has neither NaN nor infinity.
+
+    The sum is checked first: it is cheaper, and if it is finite, so is every element.
+    """
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         wrong = tensor[~torch.isfinite(tensor)][0].item()
         raise CheckpointError(f"{expert.path}: '{name}' has {wrong}", hint="leave this expert out, or mend it")

@@ -1,4 +1,4 @@
-"""The experts during the search: rows of one matrix E [K, d], so that all blends of a step are one product."""
+"""The experts during the search: the rows of one matrix E [K, d], so that one product gives all blends of a step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from glue_cli.foundation.threads import share_out
 from glue_cli.search.bank.fused import load_fused_product
 from glue_cli.search.bank.storage import Rows
 
-# Columns handled at once: K such blocks stay in the cache. Both probes of a pair by BLAS, K = 8, d = 1e8, float32, 2
-# threads: 0.117 s in these blocks, 0.122 s in blocks twice as wide, 0.070 s to sum the matrix.
+# Columns handled at once, so that K blocks fit into the cache. Both probes of a pair with BLAS, K = 8, d = 1e8,
+# float32, 2 threads: 0.117 s with these blocks, 0.122 s with blocks twice as wide, 0.070 s just to sum the matrix.
 _BLOCK = 1 << 15
-# The fused product needs no cache for rows that it reads where they lie, but fewer calls; of rows that are converted
-# first, these are the most that stay in the cache. The same pair: 0.094 s; with d = 5e7 from bfloat16 0.048 s, by BLAS
-# 0.069 s.
+# The fused product reads resident float32 rows only once, so that wide blocks save calls and cost no cache; rows that
+# are converted first have to fit into the cache. The same pair: 0.094 s; with d = 5e7 from bfloat16 0.048 s, against
+# 0.069 s with BLAS.
 _FUSED_BLOCK, _FUSED_SCRATCH_BLOCK = 1 << 18, 1 << 16
-# Columns at once where calls or launches count for more than the cache: small models, and GPUs.
+# Columns at once where the number of calls or kernel launches matters more than the cache: small models, and GPUs.
 _WIDE_BLOCK = 1 << 22
-# From row to row of a matrix, in elements: BLAS counts in 32 bits.
+# The largest distance between the starts of two rows, in elements: BLAS uses 32-bit integers.
 _LONGEST_STRIDE = 2**31 - 1
-# A model with fewer columns is blended before threads have started.
+# A model with fewer columns is blended in less time than threads take to start.
 _SHARED_COLUMNS = 1 << 23
-# With fewer, or from a disk, the fused product does not repay in 100 pairs the second that it takes to compile it.
+# With fewer columns, or from a disk, the fused product saves less in 100 pairs than the second that its compilation takes.
 _FUSED_COLUMNS = 1 << 25
 
 Item = TypeVar("Item")
@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a tensor lies in a row: `n` elements from `start`; convolution weights in channels_last order."""
+    """Where a tensor lies in a row: its first column, its shape, and whether it is stored in channels_last order."""
 
     start: int
     shape: tuple[int, ...]
@@ -48,14 +48,14 @@ class Span:
 
 
 class ExpertBank:
-    """K experts' floating-point tensors as rows of matrices, one matrix a group of tensors and a stored dtype.
+    """The floating-point tensors of K experts as rows of matrices; one matrix per group of tensors and stored dtype.
 
-    bfloat16 and float16 experts stay so and are converted block by block; blends and sums are float32.
+    bfloat16 and float16 experts are stored as they are and converted block by block; blends and sums are float32.
 
     Args:
-        sections: matrices side by side, each with the number of its tensors' group.
-        spans: where each tensor lies within a row of d elements, all sections one after another.
-        device: where blends are made.
+        sections: the matrices, side by side, each with the number of its group of tensors.
+        spans: where each tensor lies within a row of d elements, with all sections one after another.
+        device: where blends are computed.
     Attributes:
         n_experts: K; n_groups: G; n_columns: d, padding between the tensors included.
     """
@@ -84,7 +84,7 @@ class ExpertBank:
             self._blocks = self._fine_blocks if self._is_shared else _cut(sections, _WIDE_BLOCK)
 
     def blend(self, alphas: Tensor, out: Tensor) -> None:
-        """Blend the experts with m sets of coefficients at once: out = alphas @ E, eq. (1).
+        """Blend the experts with m coefficient vectors at once: out = alphas @ E, eq. (1).
 
         Args:
             alphas: [m, G, K], on the simplex.
@@ -94,46 +94,51 @@ class ExpertBank:
         alphas = alphas.to(self.device, torch.float32)
 
         def blend_block(block: _Block) -> None:
-            self._multiply(alphas[:, block.group], block.read(), out[:, block.there])
+            self._multiply(alphas[:, block.group], block.read(), out[:, block.columns])
 
         self._each(blend_block, self._blocks)
 
     def move(self, theta: Tensor, group: int, expert: int, radius: float, out: Tensor) -> None:
-        """Move a blend towards one expert: out = theta + radius (theta_k - theta) in a group's tensors, else theta.
+        """Move a blend towards one expert: out = theta + radius (theta_k - theta) in one group's tensors.
+
+        All other tensors are copied from theta.
 
         Args:
             theta, out: [d], float32, on the bank's device; `out` is overwritten.
-        Cost: one expert is read, of the group's tensors.
+        Cost: one expert's tensors of the group are read.
         """
 
         def move_block(block: _Block) -> None:
-            there = theta[block.there]
+            unmoved = theta[block.columns]
             if block.group == group:
-                torch.lerp(there, block.rows.read_one(expert, block.start, block.stop), radius, out=out[block.there])
+                torch.lerp(
+                    unmoved, block.rows.read_one(expert, block.start, block.stop), radius, out=out[block.columns]
+                )
             else:
-                out[block.there] = there
+                out[block.columns] = unmoved
 
         self._each(move_block, self._blocks)
 
     def inner_products(self, gradient: Tensor, theta: Tensor) -> Tensor:
-        """Return <gradient, theta_k - theta> for every expert, over each group's tensors, [G, K], float64.
+        """Return <gradient, theta_k - theta> for every group's tensors and every expert, [G, K], float64.
 
-        The experts are close to each other and to their blend, so products with the raw theta_k would lose digits in
-        float32; centred, and with the blocks' sums added up in float64, they do not.
+        The experts are close to each other and to their blend, so float32 products with the raw theta_k would lose
+        digits. Subtracting theta first and adding the blocks' sums in float64 avoids that.
 
         Args:
-            gradient: [d], float32; theta: the blend that it was taken at, [d], float32.
+            gradient: [d], float32.
+            theta: the blend at which the gradient was computed, [d], float32.
         Cost: K d elements read.
         """
 
-        # set aside at once: results that stay between the blocks' differences, which go, would break up the memory
+        # Allocated before the loop: results allocated between the blocks' temporary differences would fragment memory.
         products = torch.empty(len(self._fine_blocks), self.n_experts, dtype=torch.float64, device=self.device)
 
         def multiply_block(number: int) -> None:
             block = self._fine_blocks[number]
             rows = block.read()
-            differences = torch.sub(rows, theta[block.there], out=rows if block.rows.is_scratch else None)
-            products[number] = torch.mv(differences, gradient[block.there])
+            differences = torch.sub(rows, theta[block.columns], out=rows if block.rows.is_scratch else None)
+            products[number] = torch.mv(differences, gradient[block.columns])
 
         self._each(multiply_block, range(len(products)))
         sums = torch.zeros(self.n_groups, self.n_experts, dtype=torch.float64, device=self.device)
@@ -142,7 +147,7 @@ class ExpertBank:
         return sums
 
     def _each(self, work: Callable[[Item], None], items: Sequence[Item]) -> None:
-        """Do the work on every item; the many blocks of a large model on the CPU are shared out over threads."""
+        """Do the work on every item; a large model's blocks on the CPU are distributed over threads."""
         if self._is_shared:
             share_out(work, items)
         else:
@@ -152,13 +157,13 @@ class ExpertBank:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Some columns of one section, and where they lie in a row of all d elements."""
+    """A range of columns of one section, and where it lies in a row of all d elements."""
 
     group: int
     rows: Rows
     start: int
     stop: int
-    there: slice
+    columns: slice
 
     def read(self) -> Tensor:
         """Return the block of every expert, [K, n], float32."""
@@ -174,7 +179,10 @@ def _multiply_copied(coefficients: Tensor, rows: Tensor, out: Tensor) -> None:
 
 
 def _cut(sections: Sequence[tuple[int, Rows]], size: int, scratch_size: int | None = None) -> list[_Block]:
-    """Cut the sections into blocks of `size` columns, of `scratch_size` where reading copies, or as rows prefer."""
+    """Cut the sections into blocks of `size` columns; of `scratch_size` where reading copies, if that is given.
+
+    Rows that say how many columns are best read at once get blocks of that width instead.
+    """
     blocks, before = [], 0
     for group, rows in sections:
         width = rows.block_columns or (scratch_size if rows.is_scratch else None) or size

@@ -1,4 +1,4 @@
-"""Experts as a model names and holds their tensors, whatever these are called in the experts' files."""
+"""Experts with the tensor names and shapes that the model has in memory, even if their files use others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +17,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class RenamedExperts:
-    """Experts and their recipe by a model's names.
+    """Experts and their recipe, with tensors called by the model's names.
 
     Attributes:
         headers: one header per expert, [K]; a tensor made of several has the file and offset of its first part.
         recipe: the rule for each tensor.
         originals: the experts as they are on disk, [K].
-        merged: what is made of other tensors than one as it is.
+        merged: the tensors that are not simply one tensor of the file, with the parts that they are made of.
     """
 
     headers: Sequence[Checkpoint]
@@ -40,14 +40,14 @@ class RenamedExperts:
 
 
 def rename_experts(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming | None) -> RenamedExperts:
-    """Name experts' tensors as a model does.
+    """Give the experts' tensors the names that the model uses.
 
     Args:
-        recipe: by the names on disk.
-        naming: of the experts' tensors in the model; None where the names are the same.
+        recipe: with the names on disk.
+        naming: which of the experts' tensors become which of the model's; None if the names are the same.
     Raises:
-        SpecError: the recipe treats parts of one of the model's tensors differently.
-        CheckpointError: an expert's parts do not go together.
+        SpecError: the recipe treats the parts of one model tensor differently.
+        CheckpointError: an expert's parts cannot be put together.
     """
     if naming is None:
         return RenamedExperts(experts, recipe, experts, {})
@@ -72,7 +72,7 @@ def _rename(expert: Checkpoint, sources: Mapping[str, Source]) -> Checkpoint:
     entries = {}
     for name, source in sources.items():
         if any(part not in expert.entries for part in source.names):
-            continue  # copied from another expert, who alone has it
+            continue  # only one expert has this tensor, and it is copied from there
         entry = source.entry(expert)
         if entry is None:
             raise CheckpointError(

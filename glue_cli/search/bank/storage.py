@@ -1,6 +1,6 @@
-"""Where the experts' parameters are kept during the search: on the device, in host memory, or on disk.
+"""Storage of the experts' parameters during the search: on the device, in host memory, or on disk.
 
-Each kind gives a range of columns of the experts' matrix E [K, d] as float32 on the device.
+Every kind of storage returns a range of columns of the experts' matrix E [K, d] as float32 on the device.
 """
 
 from abc import ABC, abstractmethod
@@ -18,12 +18,12 @@ from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
 
 
 class Rows(ABC):
-    """Some columns of E.
+    """A range of columns of E, for all experts.
 
     Attributes:
-        n_columns: how many.
-        block_columns: how many are best read at once; None where the size of the caches decides.
-        is_scratch: whether what was read may be overwritten.
+        n_columns: how many columns there are.
+        block_columns: how many columns are best read at once; None if the size of the caches decides.
+        is_scratch: whether the caller may overwrite what `read` returns.
     """
 
     n_columns: int
@@ -36,11 +36,11 @@ class Rows(ABC):
 
     @abstractmethod
     def read_one(self, k: int, start: int, stop: int) -> Tensor:
-        """Return columns [stop - start] of one expert, as `read` does of all."""
+        """Return the columns [stop - start] of one expert, like `read` for all."""
 
 
 class ResidentRows(Rows):
-    """Rows where the work is done, in the experts' dtype."""
+    """Rows in the memory of the device that computes, in the experts' dtype."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix  # [K, n]
@@ -59,12 +59,12 @@ class Staging:
     def __init__(self, device: torch.device, n_bytes: int) -> None:
         self.device, self.n_bytes = device, n_bytes
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # They stay: the CPU runs ahead, and new ones would come faster than they are filled.
+        # Allocated once: the CPU runs ahead of the GPU, and would allocate new buffers faster than they are filled.
         self.buffers = [torch.empty(n_bytes, dtype=torch.uint8, device=device) for _ in range(2)]
 
 
 class HostRows(Rows):
-    """Rows in pinned host memory, copied to a GPU block by block: the next one travels while this one is used."""
+    """Rows in pinned host memory, copied to a GPU block by block; the next block is copied while this one is used."""
 
     def __init__(self, matrix: Tensor, staging: Staging) -> None:
         self.n_columns = matrix.shape[1]
@@ -74,9 +74,9 @@ class HostRows(Rows):
 
     def read(self, start: int, stop: int) -> Tensor:
         current = torch.cuda.current_stream(self._staging.device)
-        self._staging.stream.wait_stream(current)  # until what lies in the buffers has been put to use
+        self._staging.stream.wait_stream(current)  # until the GPU has used what is in the buffers
         block, arrived = self._staged.pop(start) if start in self._staged else self._stage(start, stop)
-        self._staged.clear()  # of a pass that broke off
+        self._staged.clear()  # blocks left by a pass that was interrupted
         if stop < self.n_columns:
             self._staged[stop] = self._stage(stop, min(stop + self._width, self.n_columns))
         current.wait_event(arrived)
@@ -91,16 +91,16 @@ class HostRows(Rows):
         buffer = self._staging.buffers[start // self._width % 2].view(self._matrix.dtype)
         block = buffer[: shape[0] * shape[1]].view(shape)
         with torch.cuda.stream(self._staging.stream):
-            # row by row: what is not in one piece, torch would first gather in memory that is not pinned
-            for there, row in zip(block, self._matrix, strict=True):
-                there.copy_(row[start:stop], non_blocking=True)
+            # Row by row: torch would first gather a block that is not contiguous in memory that is not pinned.
+            for target, row in zip(block, self._matrix, strict=True):
+                target.copy_(row[start:stop], non_blocking=True)
             arrived.record(self._staging.stream)
         return block, arrived
 
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Neighbouring tensors of one expert: elements from column `start` on, at `offset` of file number `file`."""
+    """Tensors of one expert that follow each other in a file: column `start` is at `offset` of file number `file`."""
 
     start: int
     file: int
@@ -108,12 +108,12 @@ class _Stretch:
 
 
 class DiskRows(Rows):
-    """Rows that stay in the experts' files, row-major, and are read anew for every pass.
+    """Rows that stay in the experts' files, row-major, and are read again in every pass.
 
     Args:
-        starts: the first column of each tensor, in the order of the columns; without gaps.
-        block_columns: what a thread reads at once: its buffers are 4 K to 8 K times as many bytes.
-        buffers: every thread's, for all sections of a bank together.
+        starts: the first column of each tensor, in the order of the columns, without gaps.
+        block_columns: how many columns a thread reads at once; its buffers take 4 K to 8 K bytes per column.
+        buffers: each thread's buffers, shared by all sections of a bank.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class DiskRows(Rows):
 
 
 class _ExpertOnDisk:
-    """The tensors of one expert as one row, of one dtype."""
+    """The tensors of one expert as one row; all have the same dtype."""
 
     def __init__(self, expert: Checkpoint, starts: Mapping[str, int]) -> None:
         self._expert = expert
