@@ -1,15 +1,14 @@
 """From what the user says about tensors to a recipe: groups, heads, copied tensors, BatchNorm. Needs no torch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glue_cli.blend.compatibility import find_differences
 from glue_cli.blend.recipe import Recipe, find_expert, find_matching, group_tensors, matches
+from glue_cli.checkpoints.classes import class_names_of
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.foundation.batchnorm_names import is_statistic
 from glue_cli.foundation.errors import CheckpointError, UsageError
-from glue_cli.foundation.regular_files import read_text
 
 HEAD_POLICIES = ("blend", "from:EXPERT", "align", "reset")
 BATCHNORM_POLICIES = ("average", "refresh", "from:EXPERT")
@@ -84,18 +83,6 @@ def plan_recipe(
             made[name] = (len(head.classes), *experts[0].entries[name].shape[1:])
     copied = {name: k for name, k in copied.items() if name not in made}
     return Recipe(names, group_of, copied, made), head
-
-
-def class_names_of(expert: Checkpoint) -> tuple[str, ...]:
-    """Return an expert's class names: from glue's metadata, or from a Hugging Face folder's configuration."""
-    names = expert.glue.get("class_names")
-    if isinstance(names, list):
-        return tuple(map(str, names))
-    try:
-        labels = json.loads(read_text(expert.path / "config.json"))["id2label"]
-        return tuple(str(labels[str(number)]) for number in range(len(labels)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return ()
 
 
 def head_classes_of(experts: Sequence[Checkpoint], rules: TensorRules, head: HeadPlan | None) -> tuple[str, ...]:

@@ -1,11 +1,8 @@
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from glue_cli.blend.recipe import PLAIN
-from glue_cli.blend.rules import NO_RULES, TensorRules, class_names_of, head_classes_of, plan_recipe
+from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_recipe
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
@@ -258,24 +255,3 @@ def test_classes_of_a_head_that_is_not_blended(make, pair, rules, wanted):
     experts = [*pair, make("plain", BODY | head(2))] if "from" in rules.get("head_policy", "") else pair
     rules = TensorRules(head="fc.*", **rules) if rules else NO_RULES
     assert head_classes_of(experts, rules, plan_recipe(experts, rules, {})[1]) == wanted
-
-
-def test_class_names_of_a_hugging_face_folder(tmp_path):
-    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
-    expert = read_checkpoint(tmp_path)
-    assert class_names_of(expert) == ()
-    for written, wanted in (
-        ({"id2label": {str(k): f"class {k}" for k in range(11)}}, tuple(f"class {k}" for k in range(11))),
-        ({"id2label": {"1": "b"}}, ()),
-        ({"id2label": None}, ()),
-        ([], ()),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps(written))
-        assert class_names_of(expert) == wanted
-    (tmp_path / "config.json").write_text("{")
-    assert class_names_of(expert) == ()
-
-
-def test_class_names_of_glues_own_come_first(make, alike):
-    assert class_names_of(make("e", head(2), CATS)) == tuple(CATS)
-    assert class_names_of(alike[0]) == ()
