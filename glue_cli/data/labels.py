@@ -1,10 +1,11 @@
-"""Labels as people write them: whole numbers, or the names of classes."""
+"""Labels as people write them: whole numbers, perhaps in quotes, or the names of classes."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from glue_cli.checkpoints.classes import is_number
 from glue_cli.foundation.errors import DataError
 
 
@@ -13,29 +14,32 @@ def encode_labels(
 ) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return labels, int64 [N], and the class names where the labels are names.
 
-    The names are those of the train split, sorted, so that every split gives a class the same number.
+    The names are those of the train split, sorted, so that every split gives a class the same number. Where all of the
+    train split's labels are whole numbers, some or all of them in quotes, they are numbers.
 
     Args:
         written: a label an example, all whole numbers or all names.
         where: says where the label of example i stands, for the messages.
-        train: returns the train split's labels as written; called for names alone.
+        train: returns the train split's labels as written; called where there is text among these.
     Raises:
         DataError: a label is neither or of the other kind, negative, or a class that train does not have.
     """
-    kind = type(written[0])
     for i, label in enumerate(written):
         if type(label) not in (int, str):
             raise DataError(f"{where(i)}: the label is {label!r}, wanted a whole number or a class name")
-        if type(label) is not kind:
+    are_numbers = all(map(_is_number, written))
+    if are_numbers and any(isinstance(label, str) for label in written):
+        names = _names_of(train())
+        are_numbers = all(map(_is_number, names))
+    if are_numbers:
+        return _check_numbers([int(str(label)) for label in written], where), None
+    for i, label in enumerate(written):
+        if isinstance(label, int) != isinstance(written[0], int):
             raise DataError(
                 f"{where(i)}: the label is {label!r}, but {where(0)} has {written[0]!r}",
                 hint="wanted whole numbers everywhere, or class names everywhere",
             )
-        if isinstance(label, int) and not 0 <= label < 2**31:
-            raise DataError(f"{where(i)}: the label is {label}, wanted 0 or more, as classes are counted")
-    if kind is int:
-        return torch.tensor(written, dtype=torch.int64), None
-    names = tuple(sorted({str(name) for name in train()}))
+    names = _names_of(train())
     numbers = {name: number for number, name in enumerate(names)}
     for i, name in enumerate(written):
         if name not in numbers:
@@ -44,3 +48,18 @@ def encode_labels(
                 hint=f"train has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}",
             )
     return torch.tensor([numbers[str(name)] for name in written], dtype=torch.int64), names
+
+
+def _is_number(label: object) -> bool:
+    return isinstance(label, int) or is_number(str(label))
+
+
+def _names_of(labels: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({str(label) for label in labels}))
+
+
+def _check_numbers(numbers: Sequence[int], where: Callable[[int], str]) -> Tensor:
+    for i, number in enumerate(numbers):
+        if not 0 <= number < 2**31:
+            raise DataError(f"{where(i)}: the label is {number}, wanted 0 or more, as classes are counted")
+    return torch.tensor(numbers, dtype=torch.int64)

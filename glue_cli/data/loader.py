@@ -1,7 +1,7 @@
 """Examples of a data set, and their batches on the device."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from glue_cli.data.batches import (
     normalise,
     token_batch,
 )
+from glue_cli.data.classes import Classes, renumbered
 from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.seeds import generator
@@ -45,6 +46,10 @@ class Examples:
 
     def subset(self, indices: Tensor) -> "Examples":
         return Examples(self.dataset.subset(indices), self.mean, self.std)
+
+    def renumbered(self, classes: Classes, where: str) -> "Examples":
+        """Return the same examples with labels that number other classes; see `data.classes.renumber`."""
+        return replace(self, dataset=renumbered(self.dataset, classes, where))
 
     @property
     def first_in_order(self) -> "Examples":

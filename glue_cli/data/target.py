@@ -4,9 +4,12 @@ from functools import cached_property
 
 from torch import Tensor
 
+from glue_cli.checkpoints.classes import listed
+from glue_cli.data.classes import Classes, classes_without_example
 from glue_cli.data.loader import Examples
 from glue_cli.data.partition import draw_val, target_split
 from glue_cli.data.splits import find_split, read_split
+from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.spec.schema import Spec
 
@@ -16,29 +19,44 @@ class Target:
 
     The train and val examples come from one reading: most data sets have no val split, and a part of the train split
     takes its place.
+
+    Args:
+        classes: what the labels are to number; None leaves them as the data have them.
     """
 
-    def __init__(self, spec: Spec, run: Run) -> None:
-        self._spec, self._run = spec, run
+    def __init__(self, spec: Spec, run: Run, classes: Classes | None = None) -> None:
+        self._spec, self._run, self._classes = spec, run, classes
 
     def __getitem__(self, split: str) -> Examples:
         """Return the examples of a split: train, val or test.
 
         Raises:
-            DataError: the data set is missing or damaged.
+            DataError: the data set is missing or damaged, or has classes that are not among those it is to number.
             SpecError: the spec asks for more examples than there are.
         """
         return self._test if split == "test" else self._train_and_val[split]
 
     @cached_property
     def _test(self) -> Examples:
-        return read_split(self._spec, self._spec.data, "test", self._run)
+        return self._renumbered("test", read_split(self._spec, self._spec.data, "test", self._run))
 
     @cached_property
     def _train_and_val(self) -> dict[str, Examples]:
         whole = read_split(self._spec, self._spec.data, "train", self._run)
         train, val, own_val = divide(self._spec, whole, self._run)
-        return {"train": whole.subset(train), "val": own_val or whole.subset(val)}
+        whole = self._renumbered("train", whole)
+        return {
+            "train": whole.subset(train),
+            "val": self._renumbered("val", own_val) if own_val else whole.subset(val),
+        }
+
+    def _renumbered(self, split: str, examples: Examples) -> Examples:
+        """Return a split's examples, labelled by the wanted classes; warn of classes that it has no example of."""
+        if lacking := classes_without_example(examples.dataset):
+            n_classes = len(examples.class_names or ())
+            text = f"{split} has no example of {listed(lacking)} ({len(lacking)} of {n_classes} classes)"
+            self._run.progress(Noted(text, warning=True))
+        return examples.renumbered(self._classes, f"'{self._spec.data.where}'") if self._classes else examples
 
 
 def divide(spec: Spec, whole: Examples, run: Run) -> tuple[Tensor, Tensor, Examples | None]:

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from glue_cli.data import SPLITS, splits
+from glue_cli.data.classes import Classes
 from glue_cli.data.expert_data import read_expert
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import DataError, SpecError
@@ -207,3 +210,46 @@ def test_validation_batches_stand_for_all(spec, run, batch_size):
     assert torch.equal(inputs, again)
     if batch_size == 16:
         assert len(set(batches[0][1].tolist())) > 1
+
+
+# ---- classes
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+def name_classes(data, split, names, kept=(0, 1, 2, 3)):
+    tensors = load_file(data / f"{split}.safetensors")
+    of_kept = torch.isin(tensors["labels"], torch.tensor(kept))
+    tensors = {name: tensor[of_kept].clone() for name, tensor in tensors.items()}
+    save_file(tensors, data / f"{split}.safetensors", {"class_names": json.dumps(names)})
+
+
+def test_every_split_numbers_the_classes_that_are_asked_for(spec, run, data):
+    for split in ("train", "test"):
+        name_classes(data, split, NAMES)
+    plain, turned = Target(spec, run), Target(spec, run, Classes(("x", *NAMES[::-1]), "the model", "hint"))
+    for split in SPLITS:
+        assert torch.equal(turned[split].dataset.labels, 4 - plain[split].dataset.labels)
+        assert rows(turned[split]) == rows(plain[split]) and turned[split] is turned[split]
+        assert turned[split].class_names == ["x", *NAMES[::-1]]
+    with pytest.raises(DataError, match="'data' has classes that the model does not have: dog"):
+        Target(spec, run, Classes(NAMES[:3], "the model", "hint"))["test"]
+
+
+def test_a_val_split_of_its_own_is_renumbered_too(spec, run, data, make_spec):
+    for split in ("train", "test"):
+        name_classes(data, split, NAMES)
+    (data / "val.safetensors").write_bytes((data / "test.safetensors").read_bytes())
+    spec = make_spec(data={"format": "safetensors", "root": "data", "target": {"train": 80}})
+    found = Target(spec, run, Classes(NAMES[::-1], "the model", "hint"))
+    assert torch.equal(found["val"].dataset.labels, 3 - Target(spec, run)["val"].dataset.labels)
+
+
+def test_a_class_that_a_split_lacks_is_a_warning(spec, run, data, events):
+    name_classes(data, "train", NAMES)
+    name_classes(data, "test", NAMES[::-1], kept=(1, 2))
+    target = Target(spec, run)
+    for _ in range(2):
+        target["train"], target["test"]
+    noted = [event for event in events if isinstance(event, Noted)]
+    assert noted == [Noted("test has no example of ant, dog (2 of 4 classes)", warning=True)]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glue_cli.data.classes import of_train, renumber
 from glue_cli.data.dataset import Dataset, Texts
 from glue_cli.data.images import EncodedImage, decode_all, is_grey
 from glue_cli.data.labels import encode_labels
@@ -92,7 +93,21 @@ def _read_labels(
     labels, class_names = encode_labels(
         list(table[name]), lambda row: _at(where, name, row), lambda: open_train()[name]
     )
-    return labels, class_names or tuple(getattr(table.features[name], "names", None) or ()) or None
+    if class_names or not (own := _names_of(table, name)):
+        return labels, class_names
+    return renumber(labels, own, of_train(_names_in_train(open_train, name)), where)
+
+
+def _names_of(table: Any, name: str) -> tuple[str, ...] | None:
+    """Return the names that the table has for the numbers of a column, which each split has for itself."""
+    return tuple(getattr(table.features.get(name), "names", None) or ()) or None
+
+
+def _names_in_train(open_train: Callable[[], Any], name: str) -> tuple[str, ...] | None:
+    try:
+        return _names_of(open_train(), name)
+    except DataError:  # a test split may be all that there is
+        return None
 
 
 def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:

@@ -49,14 +49,17 @@ def read_huggingface(
         table = open_split(split)
         if table is None:
             return None
-        where, open_train = f"'{root}' ({split})", partial(open_split, "train")
-        return read_columns(data, table, open_train, root=root, where=where, progress=progress)
+
+        def open_train() -> Any:
+            return table if split == "train" else open_split("train", progress=silent)
+
+        return read_columns(data, table, open_train, root=root, where=f"'{root}' ({split})", progress=progress)
 
 
 @contextmanager
 def opening(
     data: DataSpec, root: Path, cache: Path | None, progress: Progress = silent
-) -> Iterator[Callable[[str], Any]]:
+) -> Iterator[Callable[..., Any]]:
     """Give what opens a split as a table of `datasets`; it gives None for a val split that is not there.
 
     Args:

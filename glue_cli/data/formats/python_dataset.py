@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glue_cli.data.classes import of_train, renumbered
 from glue_cli.data.dataset import Dataset
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
@@ -22,7 +23,8 @@ def read_python(
     """Read what `function(split)`, or `function(split, root)`, returns: a length, and items (input, target).
 
     An input is an image, uint8 [C, H, W], or floats [...]; a target is a label, or floats [...]; all have one shape.
-    The class names are in the data set's attribute `classes`, where torchvision has them too.
+    The class names are in the data set's attribute `classes`, where torchvision has them too; where a split has some,
+    the function is asked for train's as well, by which labels are numbered.
 
     Args:
         root: handed to the function if the spec has `data.root`.
@@ -51,7 +53,11 @@ def read_python(
         if wrong.any():
             i = int(wrong.nonzero()[0])
             raise DataError(f"{where}, item {i}: the {kind} is {tensor[i].tolist()}")
-    return Dataset(inputs, targets, _read_class_names(found, targets, where))
+    dataset = Dataset(inputs, targets, _read_class_names(found, targets, where))
+    if split == "train" or dataset.class_names is None:
+        return dataset
+    train = _attempt(f"{location}('train')", function, *(["train", root] if data.root else ["train"]))
+    return renumbered(dataset, of_train(_names_of(train)), where)
 
 
 def _stack(found: Any, where: str, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -122,12 +128,17 @@ def _describe(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _read_class_names(found: Any, targets: Tensor, where: str) -> tuple[str, ...] | None:
+def _names_of(found: Any) -> tuple[str, ...] | None:
     names = getattr(found, "classes", None)
-    if targets.dtype != torch.int64 or names is None:
-        return None
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return None  # an attribute of that name that is for something else
+    return tuple(names)
+
+
+def _read_class_names(found: Any, targets: Tensor, where: str) -> tuple[str, ...] | None:
+    names = _names_of(found)
+    if targets.dtype != torch.int64 or names is None:
+        return None
     if len(names) <= int(targets.max()):
         raise DataError(f"{where} has {len(names)} names in 'classes', but a label {int(targets.max())}")
-    return tuple(names)
+    return names

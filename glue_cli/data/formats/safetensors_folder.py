@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.data.classes import of_train, renumbered
 from glue_cli.data.dataset import Dataset, split_name
 from glue_cli.foundation.errors import CheckpointError, DataError
 from glue_cli.foundation.printable import shown
@@ -27,10 +28,12 @@ def read_safetensors_folder(
 ) -> Dataset | None:
     """Read a split: `images` uint8 [N, C, H, W] or `inputs` float [N, ...]; `labels` int64 [N] or `targets` float.
 
-    Class names are a JSON list under the metadata key `class_names`, if it is there. Floats become float32.
+    Class names are a JSON list under the metadata key `class_names`, if it is there; labels are numbered as those of
+    the train split. Floats become float32.
 
     Raises:
-        DataError: the file is missing or damaged, or a tensor is missing, of another dtype or length, or not finite.
+        DataError: the file is missing or damaged, a tensor is missing, of another dtype or length, or not finite, or a
+            class is unknown to the train split.
     """
     name = split_name(data, split)
     if name is None:
@@ -40,7 +43,10 @@ def read_safetensors_folder(
         if split == "val" and "val" not in data.splits:
             return None
         raise DataError(f"'{path}' is missing", hint="check data.root in the spec")
-    return read_safetensors(path)
+    found, train = read_safetensors(path), root / f"{split_name(data, 'train')}.safetensors"
+    if found.labels is None or train == path or not train.is_file():  # a test split may be all that there is
+        return found
+    return renumbered(found, of_train(_read_class_names(train)), f"'{path}'")
 
 
 def read_safetensors(path: Path) -> Dataset:
@@ -69,6 +75,13 @@ def read_safetensors(path: Path) -> Dataset:
     if targets_name == "labels":
         _check_labels(path, targets, class_names)
     return Dataset(inputs, targets, class_names)
+
+
+def _read_class_names(path: Path) -> tuple[str, ...] | None:
+    try:
+        return _parse_class_names(path, read_checkpoint(path).metadata.get("class_names"))
+    except CheckpointError as error:
+        raise DataError(error.message, items=error.items, hint="write the file again") from error
 
 
 def _one_of(path: Path, names: set[str], first: str, second: str) -> str:

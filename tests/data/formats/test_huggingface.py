@@ -296,3 +296,33 @@ def test_images_that_were_not_fetched(tmp_path, read):
     (tmp_path / "train/ant/1.png").symlink_to("gone.png")
     with pytest.raises(DataError, match="train' has 1 link"):
         read()
+
+
+def named(numbers, *names):
+    table = datasets.Dataset.from_dict({"a": [float(n) for n in numbers], "label": numbers})
+    return table.cast_column("label", datasets.ClassLabel(names=list(names))) if names else table
+
+
+def test_numbers_of_classes_are_those_of_train_in_every_split(tmp_path, read):
+    """As in the task mnli, of which copies number entailment and contradiction the other way round."""
+    named([0, 1, 2], "entailment", "neutral", "contradiction").save_to_disk(str(tmp_path / "train"))
+    named([0, 1, 2, 0], "contradiction", "neutral", "entailment").save_to_disk(str(tmp_path / "test"))
+    test = read("test", columns={"inputs": "a"})
+    assert test.targets.tolist() == [2, 1, 0, 2] and test.class_names == ("entailment", "neutral", "contradiction")
+    assert read(columns={"inputs": "a"}).targets.tolist() == [0, 1, 2]
+
+
+def test_a_class_that_train_lacks_counts_where_it_has_an_example(tmp_path, read):
+    named([0, 1], "down", "up").save_to_disk(str(tmp_path / "train"))
+    named([0, 2], "up", "silence", "down").save_to_disk(str(tmp_path / "val"))
+    assert read("val", columns={"inputs": "a"}).targets.tolist() == [1, 0]
+    named([0, 1], "up", "silence", "down").save_to_disk(str(tmp_path / "test"))
+    with pytest.raises(DataError, match="the train split does not have: silence"):
+        read("test", columns={"inputs": "a"})
+
+
+def test_names_of_a_test_split_alone_count_as_they_are(tmp_path, read):
+    named([1, 0], "up", "down").save_to_disk(str(tmp_path / "test"))
+    assert read("test", columns={"inputs": "a"}).class_names == ("up", "down")
+    named([1, 0]).save_to_disk(str(tmp_path / "train"))
+    assert read("test", columns={"inputs": "a"}).targets.tolist() == [1, 0]

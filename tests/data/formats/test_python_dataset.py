@@ -82,6 +82,14 @@ def test_class_names(read):
         read(named.format(["ant"]))
 
 
+def test_labels_are_numbered_as_in_train_in_every_split(read):
+    body = "found = Pairs(([1.0], 0), ([2.0], 1)); found.classes = ['ant', 'bee'][::1 if split == 'train' else -1]"
+    test = read(f"{body}; return found", "test")
+    assert test.targets.tolist() == [1, 0] and test.class_names == ("ant", "bee")
+    without = "found = Pairs(([1.0], 1 / (split == 'test'))); return found"  # train fails, and is not asked for
+    assert read(without, "test").class_names is None
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

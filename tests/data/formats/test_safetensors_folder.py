@@ -111,3 +111,37 @@ def test_the_digits_of_the_quick_start():
         178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
     ]  # fmt: skip
     assert sum(path.stat().st_size for path in root.glob("*.safetensors")) < 131_072
+
+
+def save_named(path, labels, *names):
+    tensors = {"images": IMAGES[: len(labels)].clone(), "labels": torch.tensor(labels)}
+    save_file(tensors, path, {"class_names": json.dumps(names)} if names else None)
+
+
+def test_labels_are_numbered_as_in_train_in_every_split(tmp_path):
+    save_named(tmp_path / "train.safetensors", [0, 1], "cat", "dog", "ant")
+    save_named(tmp_path / "test.safetensors", [0, 1], "ant", "cat")
+    test = read_dataset(DATA, "test", root=tmp_path)
+    assert test.targets.tolist() == [2, 0] and test.class_names == ("cat", "dog", "ant")
+    save_named(tmp_path / "test.safetensors", [1], "ant", "yak")
+    with pytest.raises(DataError, match="the train split does not have: yak") as caught:
+        read_dataset(DATA, "test", root=tmp_path)
+    assert [item.partition(": ")[2] for item in caught.value.items] == ["ant, yak", "cat, dog, ant"]
+
+
+def test_a_split_without_names_or_without_a_train_split_counts_as_it_is(tmp_path):
+    save_named(tmp_path / "test.safetensors", [0, 1], "ant", "cat")
+    assert read_dataset(DATA, "test", root=tmp_path).class_names == ("ant", "cat")
+    save_named(tmp_path / "train.safetensors", [0, 1])
+    assert read_dataset(DATA, "test", root=tmp_path).targets.tolist() == [0, 1]
+    save_named(tmp_path / "train.safetensors", [0, 1], "cat", "ant")
+    save_named(tmp_path / "test.safetensors", [0, 1])
+    test = read_dataset(DATA, "test", root=tmp_path)
+    assert test.targets.tolist() == [0, 1] and test.class_names == ("cat", "ant")
+
+
+def test_names_in_a_damaged_train_split_are_refused(tmp_path):
+    save_named(tmp_path / "test.safetensors", [0, 1], "ant", "cat")
+    (tmp_path / "train.safetensors").write_bytes(b"no header")
+    with pytest.raises(DataError, match="train.safetensors"):
+        read_dataset(DATA, "test", root=tmp_path)
