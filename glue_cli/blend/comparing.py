@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from glue_cli.blend.classes import compare_classes
 from glue_cli.blend.compatibility import check_compatible, check_copied
 from glue_cli.blend.configurations import check_configurations
 from glue_cli.blend.factors import check_no_factors
@@ -20,11 +21,13 @@ class Comparison:
     Attributes:
         recipe: as given, with the tensors that are aligned by token as tensors to be made.
         tokens: how the rows of the embeddings are aligned; None where they lie alike.
+        classes: the names of the blend's outputs; none where nobody says them, or the head is made anew.
         notes: sentences that the user is to see.
     """
 
     recipe: Recipe
     tokens: TokenPlan | None
+    classes: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -73,11 +76,12 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
     """
     check_no_factors(experts, apart=recipe.apart)
     notes = check_configurations(experts)
-    tokens = align_tokens(experts, recipe, dtype_given=dtype_given)
+    tokens, given = align_tokens(experts, recipe, dtype_given=dtype_given), recipe
     if tokens:
         shapes = {name: tokens.shape_of(name, experts) for name in tokens.names}
         recipe = replace(recipe, made={**recipe.made, **shapes})
         notes.append(tokens.note(experts))
     check_compatible(experts, dtype_given=dtype_given, apart=recipe.apart)
     check_copied(experts, apart=recipe.apart)
-    return Comparison(recipe, tokens, tuple(notes))
+    classes = compare_classes(experts, given)
+    return Comparison(recipe, tokens, classes.names, (*notes, *classes.notes))

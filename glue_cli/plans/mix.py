@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glue_cli.blend.adapters.adapter import is_adapter
+from glue_cli.blend.classes import compare_classes_of_adapters
 from glue_cli.blend.coefficients import check_alpha
 from glue_cli.blend.comparing import compare, name_alike
 from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_recipe
@@ -106,7 +107,8 @@ def plan_mix(
                 hint="merge each adapter into its base, and mix those",
             )
         experts, adapters, destination = plan_adapters(paths, outputs, coefficients, base, writing, search, spec)
-        tensors = Tensors()
+        compared = compare_classes_of_adapters(experts, adapters.adapted.base if adapters.adapted else None)
+        tensors = Tensors(classes=compared.names, notes=compared.notes)
     else:
         if base:
             raise UsageError("--base is for adapters, and the experts are whole checkpoints", hint="leave --base out")
@@ -175,8 +177,17 @@ def _plan_checkpoints(
     check_room(destination.result, destination.n_bytes)
     if tokens:
         check_tokenizer_is_written(tokens, experts, destination)
-    classes, refreshes = head_classes_of(experts, rules, head), rules.batchnorm == "refresh"
-    return experts, Tensors(recipe, head, classes, refreshes, tokens, (*renamed, *compared.notes)), destination
+    own = head_classes_of(experts, rules, head)
+    planned_tensors = Tensors(
+        recipe,
+        head,
+        head_classes=own,
+        classes=own or compared.classes,
+        refreshes=rules.batchnorm == "refresh",
+        tokens=tokens,
+        notes=(*renamed, *compared.notes),
+    )
+    return experts, planned_tensors, destination
 
 
 def _check_objective(method: str, spec: "Spec") -> None:

@@ -90,6 +90,7 @@ class Tensors:
         recipe: the rule for each tensor.
         head: the head that is made anew; None where there is none.
         head_classes: the classes of a head that is not blended; none where it is, or nobody says them.
+        classes: the names of all outputs of the blend; none where nobody says them.
         refreshes: whether BatchNorm's statistics are taken anew from the target's data.
         tokens: how embeddings are aligned whose rows are other tokens in some expert; None where there are none.
         notes: sentences on the experts that the user is to see.
@@ -98,6 +99,7 @@ class Tensors:
     recipe: Recipe = PLAIN
     head: HeadPlan | None = None
     head_classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     refreshes: bool = False
     tokens: TokenPlan | None = None
     notes: tuple[str, ...] = ()

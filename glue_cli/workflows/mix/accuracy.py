@@ -16,7 +16,6 @@ from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.choice import Choice
 from glue_cli.workflows.mix.experts import Experts
-from glue_cli.workflows.mix.search import _check_classes
 
 
 def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write) -> Choice:
@@ -27,7 +26,6 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
             f"--method {plan.method} needs accuracies, which these data do not have",
             hint="use --method spsa",
         )
-    _check_classes(plan, val.class_names)
     accuracies: list[float] = []
     n_forwards = 0
     run.progress(Started("evaluate experts", len(plan.experts), "experts"))

@@ -124,9 +124,11 @@ def _target_of(plan: MixPlan, run: Run) -> "Target | None":
     """Return the target's data, to be read as far as they are asked for; None where nothing needs them."""
     if plan.spec is None:
         return None
+    from glue_cli.data.classes import Classes
     from glue_cli.data.target import Target
 
-    return Target(plan.spec, run)
+    hint = "give the blend a head for them: --head PATTERN --head-policy align --classes NAME,..."
+    return Target(plan.spec, run, Classes(plan.tensors.classes, "the blend", hint))
 
 
 def _base(plan: MixPlan) -> dict[str, str]:
@@ -143,15 +145,15 @@ def _base(plan: MixPlan) -> dict[str, str]:
 
 
 def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
-    """Return what all experts say of themselves alike: model and class names; those of a head that is not blended."""
-    shared = {}
-    for key in ("model", "class_names"):
-        said = [expert.glue.get(key) for expert in plan.experts]
-        if said[0] is not None and all(value == said[0] for value in said):
-            shared[key] = said[0]
+    """Return what the experts say of themselves alike, which is then true of the blend: the model and the classes."""
+    shared: dict[str, Any] = {}
+    models = [expert.glue.get("model") for expert in plan.experts]
+    if models[0] is not None and all(model == models[0] for model in models):
+        shared["model"] = models[0]
     if plan.tensors.head_classes:
         shared.pop("model", None)  # whose number of classes may be another
-        shared["class_names"] = list(plan.tensors.head_classes)
+    if plan.tensors.classes:
+        shared["class_names"] = list(plan.tensors.classes)
     return shared
 
 

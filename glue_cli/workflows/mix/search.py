@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from glue_cli.data.target import Target
-from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS, makes_gauss_newton_steps
@@ -42,7 +41,6 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     model = experts.model(spec, first)
     for split in ("train", "val"):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
-    _check_classes(plan, target["train"].class_names)
     compute = mixing_compute(spec, model, target["train"], run)
     train, val = target["train"].on(compute), target["val"].on(compute)
     blends = ResidentBlends(
@@ -148,14 +146,3 @@ def _warn_of_idle_settings(method: str, settings: MixSpec, goal: Goal, run: Run)
 def _count_blends(method: str, settings: MixSpec) -> int:
     """Return how many float32 models a search holds: its blends, of spsa for each pair of probes, and one more."""
     return 1 + METHODS[method].n_blends * (settings.n_directions if method == "spsa" else 1)
-
-
-def _check_classes(plan: MixPlan, class_names: list[str] | None) -> None:
-    """Check that the head that is made has the data's classes, in their order."""
-    head = plan.tensors.head
-    if head and class_names and list(head.classes) != class_names:
-        raise SpecError(
-            f"the head is made for the classes {', '.join(head.classes)}",
-            items=[f"the data have {', '.join(class_names)}"],
-            hint=f"name them in the data's order: --classes {','.join(class_names)}",
-        )

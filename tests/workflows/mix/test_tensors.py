@@ -15,7 +15,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.data.loader import Batches
 from glue_cli.data.target import Target
-from glue_cli.foundation.errors import CheckpointError, SpecError
+from glue_cli.foundation.errors import CheckpointError, DataError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.models import build_model
@@ -376,11 +376,24 @@ def test_without_classes_given_the_head_has_all_that_anyone_knows(members, blend
 
 
 @pytest.mark.parametrize("method", ["spsa", "proxy"])
-def test_a_head_with_the_classes_in_another_order_is_refused(members, blend, tmp_path, method):
+def test_the_order_of_the_classes_in_the_head_does_not_matter(members, blend, run, method):
     spec, paths = members
-    with pytest.raises(SpecError, match="the head is made for the classes class 0") as caught:
-        blend(paths, spec, method, head="head.*", head_policy="align")
-    assert caught.value.hint.endswith("--classes " + ",".join(CLASSES))
+    rules = {"head": "head.*", "head_policy": "align"}
+    found = []
+    for name, classes in (("data", CLASSES), ("turned", CLASSES[::-1])):
+        result, _ = blend(paths, spec, method, name=name, classes=tuple(classes), **rules)
+        assert glue_of(result)["class_names"] == classes
+        found.append(result.get("val_accuracies") or [result["loss"]["val"], *result["alpha"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    if method == "spsa":
+        assert loss_of(spec, result["output"], run) == pytest.approx(result["loss"]["val"], rel=1e-5)
+
+
+def test_a_head_without_a_class_of_the_data_is_refused(members, blend, tmp_path):
+    spec, paths = members
+    with pytest.raises(DataError, match="'ten' has classes that the blend does not have: class 9") as caught:
+        blend(paths, spec, "spsa", head="head.*", head_policy="align", classes=(*CLASSES[:9], "new"))
+    assert "--classes" in caught.value.hint
     assert not (tmp_path / "prior.safetensors").exists()
 
 
