@@ -15,6 +15,7 @@ from glue_cli.foundation.progress import Noted, Progress, silent
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.models import build_model
 from glue_cli.models.backbone import backbone_of
+from glue_cli.models.head_rows import plan_head_start
 from glue_cli.models.matching import list_differences, match_names, tensor_fits
 from glue_cli.spec.schema import Spec
 
@@ -23,11 +24,14 @@ _LISTED = 6  # names in a note
 _MOST_FRESH = 0.1
 
 
-def initial_model(spec: Spec, expert: int | None = None, *, progress: Progress = silent) -> nn.Module:
+def initial_model(
+    spec: Spec, expert: int | None = None, *, class_names: Sequence[str] | None = None, progress: Progress = silent
+) -> nn.Module:
     """Return the model that training starts from: the experts' shared start, an expert's own, or a pretrained one.
 
     Args:
         expert: the expert's number; None for training from scratch.
+        class_names: of the data, whose classes the rows of a pretrained head become; None where they have none.
         progress: hears which tensors of a pretrained start are fresh.
     Raises:
         CheckpointError: the pretrained checkpoint lacks more than a tenth of the backbone; every difference is listed.
@@ -37,7 +41,7 @@ def initial_model(spec: Spec, expert: int | None = None, *, progress: Progress =
         return _build(spec, derive_seed(spec.seed, "init", "scratch" if expert is None else expert))
     model = _build(spec, derive_seed(spec.seed, "init"))
     if init != "shared":
-        _start_from(model, read_checkpoint(spec.path(init)), spec, progress)
+        _start_from(model, read_checkpoint(spec.path(init)), spec, class_names, progress)
     return model
 
 
@@ -73,11 +77,16 @@ def _build(spec: Spec, seed: int) -> nn.Module:
     return build_model(spec.model.arch, spec.model.args, seed=seed, folder=spec.path("."))
 
 
-def _start_from(model: nn.Module, checkpoint: Checkpoint, spec: Spec, progress: Progress) -> None:
+def _start_from(
+    model: nn.Module, checkpoint: Checkpoint, spec: Spec, class_names: Sequence[str] | None, progress: Progress
+) -> None:
     """Load what fits of a pretrained checkpoint; the rest stays as it is, and is said."""
     tensors = model.state_dict(keep_vars=True)
     naming = match_names(model, checkpoint)
     fitting = {name: s for name, s in naming.sources.items() if tensor_fits(tensors[name], s.entry(checkpoint))}
+    head = plan_head_start(model, checkpoint, fitting.keys(), class_names)
+    if head.is_fresh:
+        fitting = {name: source for name, source in fitting.items() if name not in head.names}
     fresh = [name for name in tensors if name not in fitting and not name.endswith(COUNTER)]
     is_backbone = backbone_of(model)
     n_weights = _count(tensor for name, tensor in tensors.items() if is_backbone(name))
@@ -90,6 +99,9 @@ def _start_from(model: nn.Module, checkpoint: Checkpoint, spec: Spec, progress: 
             hint="name another checkpoint in experts.init, or set model.arch and model.args to what it was trained as",
         )
     _load(model, checkpoint, Naming(fitting, naming.unused))
+    head.sort(tensors)
+    if head.note:
+        progress(Noted(head.note, warning=head.is_fresh))
     unused = [name for name in naming.unused if checkpoint.entries[name].dtype in FLOAT_DTYPES]
     if n_fresh:
         share = f"{n_fresh:,} of the {n_weights:,} weights of the backbone are fresh"

@@ -30,8 +30,8 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     spec = plan.spec
-    model = initial_model(spec, plan.expert, progress=run.progress)
     examples = read_expert(spec, plan.expert, run)
+    model = initial_model(spec, plan.expert, class_names=examples.class_names, progress=run.progress)
     check_fits_data(model, examples, spec.loss, spec.data.where)
     compute = training_compute(spec, model, examples, spec.train, run)
     model = compute.to_device(model)
