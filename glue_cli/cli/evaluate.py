@@ -141,11 +141,12 @@ def _show(result: "EvaluateResult") -> None:
 def _show_with_classes(result: "EvaluateResult") -> None:
     _show(result)
     by_checkpoint = [found.class_accuracy for found in result.results if found.class_accuracy]
-    if not by_checkpoint:
+    names = dict.fromkeys(name for accuracies in by_checkpoint for name in accuracies)
+    if not names:
         return
     paths = [Path(found.checkpoint) for found in result.results]
     stems = [path.stem for path in paths]
     columns = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
     print()
-    rows = [[name, *(percent(accuracies[name]) for accuracies in by_checkpoint)] for name in by_checkpoint[0]]
+    rows = [[name, *(percent(accuracies.get(name)) for accuracies in by_checkpoint)] for name in names]
     print_table(["class", *columns], rows)

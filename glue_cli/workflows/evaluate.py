@@ -3,6 +3,9 @@
 import warnings
 from pathlib import Path
 
+from glue_cli.checkpoints.classes import class_names_of
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.data.classes import Classes
 from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import UsageError
@@ -33,7 +36,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     Raises:
         UsageError: a metric is for labels, which the data do not have, or torchmetrics is not there.
         CheckpointError: a checkpoint does not fit the spec's model.
-        SpecError, DataError: the spec, the model and the data do not fit each other.
+        SpecError, DataError: the spec, the model and the data do not fit each other, or their classes do not.
         ResourceError: the device is not there.
     """
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
@@ -42,14 +45,16 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)
     checkpoints = [*([plan.baseline] if plan.baseline else []), *plan.checkpoints]
+    views = [examples.renumbered(_classes_of(checkpoint), f"'{spec.data.where}'") for checkpoint in checkpoints]
     found: list[tuple[EvaluatedCheckpoint, ByExample]] = []
     run.progress(Started("evaluate", len(checkpoints), "checkpoints"))
-    for checkpoint in checkpoints:
+    for k, (checkpoint, view) in enumerate(zip(checkpoints, views, strict=True)):
         model = load_model(spec, checkpoint)
-        if not found:
-            check_fits_data(model, examples, spec.loss, spec.data.where)
-            compute = evaluation_compute(spec, model, examples, run)
-            batches = examples.on(compute)
+        if not k:
+            compute = evaluation_compute(spec, model, view, run)
+        if not k or view.dataset.labels is not views[k - 1].dataset.labels:
+            check_fits_data(model, view, spec.loss, spec.data.where)
+            batches = view.on(compute)
         evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
         add_all(evaluation, compute.to_device(model), batches, compute)
         row = EvaluatedCheckpoint(
@@ -57,7 +62,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
             split=plan.split,
             examples=len(examples),
             figures=_figures(evaluation, checkpoint.path, run),
-            class_accuracy=_by_class(evaluation, examples),
+            class_accuracy=_by_class(evaluation, view),
         )
         found.append((row, evaluation.by_example()))
         run.progress(Advanced(len(found)))
@@ -119,8 +124,18 @@ def _check_figures(plan: EvaluatePlan, examples: Examples) -> None:
         raise UsageError("data with labels have no perplexity", hint="set a bar for the loss: --fail-over loss=0.5")
 
 
+def _classes_of(checkpoint: Checkpoint) -> Classes:
+    """Return what a checkpoint's outputs stand for."""
+    hint = "evaluate it on data with its own classes, or give the classes one name in the data and in config.json"
+    return Classes(class_names_of(checkpoint), str(checkpoint.path), hint)
+
+
 def _by_class(evaluation: Evaluation, examples: Examples) -> dict[str, float | None] | None:
-    """Return the accuracy of each class, by its name if that is its own, else by its number; None without labels."""
+    """Return the accuracy of each class, by its name if that is its own, else by its number; None without labels.
+
+    Args:
+        examples: whose labels number the model's classes.
+    """
     labels, names = examples.dataset.labels, examples.class_names or []
     if labels is None:
         return None

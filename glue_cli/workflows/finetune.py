@@ -3,6 +3,8 @@
 import time
 
 from glue_cli import __version__
+from glue_cli.checkpoints.classes import class_names_of
+from glue_cli.data.classes import Classes
 from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
@@ -17,6 +19,8 @@ from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.save import save_model
 from glue_cli.workflows.training import Training
+
+_OTHER_HEAD = "to train another head on its other layers, set experts.init to it and use --from-scratch"
 
 
 @restored_threads()
@@ -34,9 +38,13 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     spec = plan.spec
-    model = load_model(spec, plan.checkpoint) if plan.checkpoint else initial_model(spec, progress=run.progress)
     watched_splits = ["val", "test"] if plan.track_test else ["val"]
-    target = Target(spec, run)
+    if plan.checkpoint:
+        model = load_model(spec, plan.checkpoint)
+        target = Target(spec, run, Classes(class_names_of(plan.checkpoint), str(plan.checkpoint.path), _OTHER_HEAD))
+    else:
+        target = Target(spec, run)
+        model = initial_model(spec, class_names=target["train"].class_names, progress=run.progress)
     for split in ("train", *watched_splits):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     compute = training_compute(spec, model, target["train"], spec.finetune, run)
