@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from glue_cli.blend.compatibility import find_differences
 from glue_cli.blend.recipe import Recipe, find_expert, find_matching, group_tensors, matches
-from glue_cli.checkpoints.classes import class_names_of
+from glue_cli.checkpoints.classes import class_names_of, match_spellings
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.foundation.batchnorm_names import is_statistic
 from glue_cli.foundation.errors import CheckpointError, UsageError
@@ -152,7 +152,8 @@ def _plan_head(
             items=silent,
             hint="experts trained on data with class names do, and Hugging Face folders; or --head-policy from:EXPERT",
         )
-    classes = rules.classes or tuple(dict.fromkeys(name for own in known for name in own))
+    classes = rules.classes or _all_of(known)
+    known = tuple(_spelt_as(classes, own) for own in known)
     if policy == "align":
         strange = [name for name in classes if not any(name in own for own in known)]
         if len(strange) == len(classes):
@@ -164,6 +165,19 @@ def _plan_head(
     else:
         known = ((),) * len(experts)
     return HeadPlan(tuple(names), known, classes, group_of.get(names[0], 0))
+
+
+def _all_of(known: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return every class that somebody knows, in the spelling of the first who does."""
+    classes: list[str] = []
+    for own in known:
+        classes += dict.fromkeys(name for name in _spelt_as(classes, own) if name not in classes)
+    return tuple(classes)
+
+
+def _spelt_as(classes: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    places = match_spellings(own, classes)
+    return tuple(name if place is None else classes[place] for name, place in zip(own, places, strict=True))
 
 
 def _check_equal_heads(experts: Sequence[Checkpoint], pattern: str) -> None:

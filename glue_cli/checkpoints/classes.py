@@ -27,17 +27,25 @@ def class_names_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
-    """Return the place in `among` of each of `names`, [n]; None for one that is not there, or not once.
+    """Return the place in `among` of each of `names`, [n], as `match_spellings` does.
 
-    Names are compared as they are or, if more of them are then found, with no regard to upper case, spaces, hyphens
-    and underscores. Names that are whole numbers say which class is meant where the other side's are words.
+    Names that are whole numbers say which class is meant where the other side's are words.
     """
-    if tuple(names) == tuple(among):
-        return list(range(len(names)))  # even if a name is there twice
     if all(map(is_number, names)) and not any(map(is_number, among)):
         return [int(name) if int(name) < len(among) else None for name in names]
     if is_numbering(among) and not any(map(is_number, names)):
         return [place if place < len(among) else None for place in range(len(names))]
+    return match_spellings(names, among)
+
+
+def match_spellings(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
+    """Return the place in `among` of each of `names`, [n]; None for one that is not there, or not once.
+
+    Names are compared as they are or, if more of them are then found, with no regard to upper case, spaces, hyphens
+    and underscores.
+    """
+    if tuple(names) == tuple(among):
+        return list(range(len(names)))  # even if a name is there twice
     found = [_look_up(names, among, spelling) for spelling in (str, _plain)]
     return max(found, key=lambda places: sum(place is not None for place in places))
 

@@ -255,3 +255,19 @@ def test_classes_of_a_head_that_is_not_blended(make, pair, rules, wanted):
     experts = [*pair, make("plain", BODY | head(2))] if "from" in rules.get("head_policy", "") else pair
     rules = TensorRules(head="fc.*", **rules) if rules else NO_RULES
     assert head_classes_of(experts, rules, plan_recipe(experts, rules, {})[1]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("others", "given", "classes", "known"),
+    [
+        (["Manx", "TABBY"], (), ("tabby", "manx"), ("manx", "tabby")),
+        (["Manx", "pug"], (), ("tabby", "manx", "pug"), ("manx", "pug")),
+        (["Manx", "tabby"], ("MANX", "Tabby"), ("MANX", "Tabby"), ("MANX", "Tabby")),
+        (["0", "1"], (), ("tabby", "manx", "0", "1"), ("0", "1")),
+    ],
+)
+def test_a_class_may_be_spelt_in_several_ways(make, others, given, classes, known):
+    experts = [make("first", BODY | head(2), CATS), make("second", BODY | head(2), others)]
+    _, plan = recipe_of(experts, head="fc.*", head_policy="align", classes=given)
+    assert plan.classes == classes and plan.known[1] == known
+    assert plan.known[0] == (("Tabby", "MANX") if given else tuple(CATS))

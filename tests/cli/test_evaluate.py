@@ -1,10 +1,13 @@
 """glue evaluate: its figures, its bars, its tables."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from glue_cli.checkpoints.tensors import write_checkpoint
 
 EXPERT_0 = "experts/expert-000.safetensors"
 REGRESSION = """\
@@ -200,3 +203,22 @@ def test_a_regression_without_torchmetrics(regression, glue, monkeypatch):
     assert {"loss", "mse"} <= set(answer.json["results"][0]) and "r2" not in answer.json["results"][0]
     assert "for mae, r2 wanted torchmetrics, which is not installed: pip install 'glue-cli[metrics]'" in answer.err
     glue("evaluate", "finetuned.safetensors", "--fail-under", "r2=0").refused(2, "torchmetrics", "pip install")
+
+
+def test_models_that_know_classes_in_different_orders_share_a_table(here, glue, experts):
+    names = [f"digit {i}" for i in range(10)]
+    for split in ("train", "test"):
+        tensors = load_file(f"data/{split}.safetensors")
+        save_file(tensors, f"data/{split}.safetensors", {"class_names": json.dumps(names)})
+    tensors = load_file(EXPERT_0)
+    for name, order in (("as-data", names), ("turned", names[::-1])):
+        head = {key: tensor.flip(0) for key, tensor in tensors.items() if key.startswith("head")}
+        rows = tensors | head if name == "turned" else tensors
+        write_checkpoint(Path(f"{name}.safetensors"), rows, {"class_names": order})
+    paths = ["as-data.safetensors", "turned.safetensors"]
+    found = glue("evaluate", *paths, "--json", code=0).json["results"]
+    assert found[0]["class_accuracy"] == found[1]["class_accuracy"] and found[0]["accuracy"] == found[1]["accuracy"]
+    assert list(found[1]["class_accuracy"]) == names[::-1]
+    rows = [line.split() for line in glue("evaluate", *paths, "--by-class", "-q", code=0).out.splitlines()]
+    rows = [row for row in rows if row[:1] == ["digit"]]
+    assert len(rows) == 10 and all(row[2] == row[-2] for row in rows)
