@@ -18,7 +18,7 @@ from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.units import counted, size
 from glue_cli.search.bank.kinds import KINDS, BankKind
 from glue_cli.search.bank.matrix import ExpertBank, Span
-from glue_cli.search.bank.renamed_experts import RenamedExperts, rename_experts
+from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite, rename_experts
 from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
 
 # In memory, every tensor starts at a multiple of this many elements: 64 bytes in float32, for aligned loads.
@@ -110,7 +110,7 @@ def load_bank(
     staging = Staging(device, _STAGED_BYTES) if kind == "host" and device.type == "cuda" else None
     for (group, _), names in _group(headers, renamed.recipe).items():
         own = _spans_of(names, headers[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
-        rows = _disk_rows(headers, own, device, buffers) if on_disk else _memory_rows(renamed, own, device, staging)
+        rows = _disk_rows(renamed, own, device, buffers) if on_disk else _memory_rows(renamed, own, device, staging)
         sections.append((group, rows))
         spans |= {name: Span(n_before + span.start, span.shape, span.channels_last) for name, span in own.items()}
         n_before += rows.n_columns
@@ -205,40 +205,29 @@ def _memory_rows(
 
 
 def _read_row(experts: RenamedExperts, k: int, spans: Mapping[str, Span], row: Tensor) -> None:
-    expert = experts.headers[k]
-    with open_files(expert) as descriptors:
+    with open_files(experts.originals[k]) as descriptors:
         for name, span in spans.items():
-            tensor = experts.read(k, name, descriptors).to(row.dtype)
-            _check_finite(expert, name, tensor)
-            span.view(row).copy_(tensor)
+            span.view(row).copy_(experts.read(k, name, descriptors, row.dtype))
 
 
-def _disk_rows(experts: Sequence[Checkpoint], spans: Mapping[str, Span], device: torch.device, buffers: local) -> Rows:
-    block_columns = max(1, _DISK_BUFFER_BYTES // (torch.get_num_threads() * 4 * (len(experts) + 1)))
+def _disk_rows(experts: RenamedExperts, spans: Mapping[str, Span], device: torch.device, buffers: local) -> Rows:
+    headers = experts.headers
+    block_columns = max(1, _DISK_BUFFER_BYTES // (torch.get_num_threads() * 4 * (len(headers) + 1)))
     starts = {name: span.start for name, span in spans.items()}
-    rows = DiskRows(experts, starts, device, block_columns, buffers)
-    checked = DiskRows(experts, starts, device, block_columns, local())  # buffers of its own, which are freed at once
+    rows = DiskRows(headers, starts, device, block_columns, buffers)
+    checked = DiskRows(headers, starts, device, block_columns, local())  # buffers of its own, which are freed at once
     for start in range(0, rows.n_columns, block_columns):
         block = checked.read(start, min(start + block_columns, rows.n_columns))
-        for row, expert in zip(block, experts, strict=True):
+        for k, row in enumerate(block):
             if not torch.isfinite(row.sum()):
-                _raise_for_columns(expert, spans, row, start)
+                _raise_for_columns(experts, k, spans, row, start)
     return rows
 
 
-def _raise_for_columns(expert: Checkpoint, spans: Mapping[str, Span], row: Tensor, start: int) -> None:
+def _raise_for_columns(experts: RenamedExperts, k: int, spans: Mapping[str, Span], row: Tensor, start: int) -> None:
     """Raise an error that names the tensor with NaN or infinity in an expert's columns from `start` on, if any."""
+    expert = experts.headers[k]
     for name, span in spans.items():
         end = span.start + expert.entries[name].n_elements
         if span.start < start + len(row) and start < end:
-            _check_finite(expert, name, row[max(0, span.start - start) : end - start])
-
-
-def _check_finite(expert: Checkpoint, name: str, tensor: Tensor) -> None:
-    """Check that a tensor has neither NaN nor infinity.
-
-    The sum is checked first: it is cheaper, and if it is finite, so is every element.
-    """
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        wrong = tensor[~torch.isfinite(tensor)][0].item()
-        raise CheckpointError(f"{expert.path}: '{name}' has {wrong}", hint="leave this expert out, or mend it")
+            check_finite(expert, experts.name_on_disk(name), row[max(0, span.start - start) : end - start])

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from glue_cli.blend.recipe import Recipe
@@ -23,20 +24,42 @@ class RenamedExperts:
         headers: one header per expert, [K]; a tensor made of several has the file and offset of its first part.
         recipe: the rule for each tensor.
         originals: the experts as they are on disk, [K].
-        merged: the tensors that are not simply one tensor of the file, with the parts that they are made of.
+        sources: what each tensor is made of; empty where names and tensors are the same on disk.
     """
 
     headers: Sequence[Checkpoint]
     recipe: Recipe
     originals: Sequence[Checkpoint]
-    merged: Mapping[str, Source]
+    sources: Mapping[str, Source]
 
-    def read(self, expert: int, name: str, descriptors: Sequence[int]) -> Tensor:
-        """Read one tensor of an expert from its open files."""
-        if source := self.merged.get(name):
-            parts = {part: read_tensor(self.originals[expert], descriptors, part) for part in source.names}
-            return source.take(parts)
-        return read_tensor(self.headers[expert], descriptors, name)
+    def read(self, expert: int, name: str, descriptors: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Read one tensor of an expert from its open files.
+
+        Raises:
+            CheckpointError: it has NaN or infinity in this dtype.
+        """
+        original, source = self.originals[expert], self.sources.get(name, Source((name,)))
+        parts = {part: read_tensor(original, descriptors, part).to(dtype) for part in source.names}
+        for part, tensor in parts.items():
+            check_finite(original, part, tensor)
+        return source.take(parts)
+
+    def name_on_disk(self, name: str) -> str:
+        """Return what a tensor, or the first that it is made of, is called in the experts' files."""
+        return self.sources[name].names[0] if name in self.sources else name
+
+
+def check_finite(expert: Checkpoint, name: str, tensor: Tensor) -> None:
+    """Check that a tensor has neither NaN nor infinity.
+
+    The sum is checked first: it is cheaper, and if it is finite, so is every element.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        wrong = tensor[~torch.isfinite(tensor)][0].item()
+        raise CheckpointError(f"{expert.path}: '{name}' has {wrong}", hint="leave this expert out, or mend it")
 
 
 def rename_experts(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming | None) -> RenamedExperts:
@@ -52,8 +75,7 @@ def rename_experts(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming
     if naming is None:
         return RenamedExperts(experts, recipe, experts, {})
     sources = dict(naming.distinct())
-    merged = {name: source for name, source in sources.items() if source.make}
-    for name, source in merged.items():
+    for name, source in sources.items():
         _check_treated_alike(name, source, recipe)
 
     def renamed(rules: Mapping[str, Value]) -> dict[str, Value]:
@@ -65,7 +87,7 @@ def rename_experts(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming
         copied_from=renamed(recipe.copied_from),
         made=renamed(recipe.made),
     )
-    return RenamedExperts([_rename(expert, sources) for expert in experts], own, experts, merged)
+    return RenamedExperts([_rename(expert, sources) for expert in experts], own, experts, sources)
 
 
 def _rename(expert: Checkpoint, sources: Mapping[str, Source]) -> Checkpoint:
