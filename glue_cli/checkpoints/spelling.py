@@ -38,10 +38,16 @@ def align_names(names: Collection[str], wanted: Collection[str]) -> dict[str, st
     }
 
 
-def _plain(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """Return a name without what torch's own wrappers of models and modules put into it."""
     name = _WRAPPERS.sub("", name)
     while name.startswith(_PARALLEL):
         name = name.removeprefix(_PARALLEL)
+    return name
+
+
+def _plain(name: str) -> str:
+    name = without_wrappers(name)
     for pattern, spelling in _PARAMETRISATIONS:
         name = pattern.sub(spelling, name)
     return name

@@ -12,6 +12,7 @@ from glue_cli.blend.compatibility import find_differences
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.links import check_links
 from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.checkpoints.spelling import without_wrappers
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.regular_files import read_text
 
@@ -118,7 +119,7 @@ def read_adapter(path: Path) -> Adapter:
     if not found:
         raise CheckpointError(f"the folder '{folder}' holds no {WEIGHTS}", hint="name the folder of a PEFT adapter")
     check_links(folder, [folder / CONFIG, found[0]])
-    checkpoint = read_checkpoint(found[0])
+    checkpoint = _without_wrappers(read_checkpoint(found[0]))
     pairs: dict[str, dict[str, TensorEntry]] = {}
     plain: dict[str, TensorEntry] = {}
     odd = []
@@ -139,6 +140,14 @@ def read_adapter(path: Path) -> Adapter:
     if not updates:
         raise CheckpointError(f"'{folder}' has no LoRA factors", hint="name the folder of a PEFT adapter")
     return Adapter(folder, checkpoint, config, updates, replace(checkpoint, path=folder, entries=plain))
+
+
+def _without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
+    """Take out of an adapter's names what torch.compile and the like put there, by which PEFT would not find them."""
+    named = {without_wrappers(name): entry for name, entry in checkpoint.entries.items()}
+    if len(named) < len(checkpoint.entries):
+        return checkpoint
+    return replace(checkpoint, entries={name: entry._replace(name=name) for name, entry in named.items()})
 
 
 def _read_config(path: Path) -> dict[str, Any]:

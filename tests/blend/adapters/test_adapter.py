@@ -223,3 +223,21 @@ def test_adapters_may_differ_in_rank_and_in_what_they_update(save_adapter):
     other = {name.replace("q", "v"): tensor for name, tensor in FACTORS.items()}
     folders = [save_adapter("a"), save_adapter("b", wider, r=5), save_adapter("c", other)]
     check_adapters([read_adapter(folder) for folder in folders])
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "_orig_mod.base_model.model.net.q.",
+        "module._orig_mod.base_model.model.net.q.",
+        "base_model.model._orig_mod.net._checkpoint_wrapped_module.q.",
+    ],
+)
+def test_what_wrappers_put_into_names_is_taken_out(save_adapter, wrapped):
+    """PEFT would find none of these tensors, and load an adapter that does nothing."""
+    names = {name: name.replace("base_model.model.net.q.", wrapped) for name in FACTORS}
+    folders = save_adapter("plain"), save_adapter("wrapped", {new: FACTORS[name] for name, new in names.items()})
+    plain, found = map(read_adapter, folders)
+    assert found.checkpoint.entries.keys() == FACTORS.keys() and found.updates.keys() == {"net.q"}
+    assert found.updates["net.q"].a.name == plain.updates["net.q"].a.name
+    check_adapters([plain, found])

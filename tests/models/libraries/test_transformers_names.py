@@ -90,13 +90,38 @@ MODELS = {
         {**LLAMA, "head_dim": 4, "num_experts": 12, "num_experts_per_tok": 2, "moe_intermediate_size": 4},
     ),
     "OlmoeForCausalLM": ("OlmoeConfig", {**LLAMA, "num_experts": 3, "num_experts_per_tok": 2}),
+    "NemotronHForCausalLM": (
+        "NemotronHConfig",
+        {
+            "vocab_size": 16,
+            "hidden_size": 8,
+            "layers_block_type": ["mamba", "attention", "moe"],
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 4,
+            "intermediate_size": 8,
+            "mamba_num_heads": 2,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 4,
+            "n_groups": 1,
+            "chunk_size": 8,
+            "n_routed_experts": 3,
+            "moe_intermediate_size": 4,
+            "moe_shared_expert_intermediate_size": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "LlavaForConditionalGeneration": ("LlavaConfig", {"vision_config": VISION, "text_config": LLAMA}),
+    "DINOv3ViTModel": ("DINOv3ViTConfig", VISION),
     "Gemma3ForConditionalGeneration": (
         "Gemma3Config",
         {"vision_config": VISION, "text_config": {**LLAMA, "head_dim": 4}, "mm_tokens_per_image": 4},
     ),
 }
 RENAMED = {"ViTForImageClassification", "SwinForImageClassification", "GPTNeoXForCausalLM", "EsmForMaskedLM"}
-MERGED = {"MixtralForCausalLM", "Qwen3MoeForCausalLM", "OlmoeForCausalLM"}
+MERGED = {"MixtralForCausalLM", "Qwen3MoeForCausalLM", "OlmoeForCausalLM", "NemotronHForCausalLM"}
 
 
 def make(name, seed=0, **changes):
