@@ -1,12 +1,13 @@
 """Models and their weights: built from the spec, filled from checkpoints."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
-from glue_cli.checkpoints.naming import Naming
+from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
 from glue_cli.foundation.batchnorm_names import COUNTER
@@ -20,6 +21,7 @@ from glue_cli.models.matching import list_differences, match_names, tensor_fits
 from glue_cli.spec.schema import Spec
 
 _LISTED = 6  # names in a note
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, a part of a name for itself
 # What may be fresh of the backbone's weights after a pretrained start: a pooler or a few embeddings, not layers.
 _MOST_FRESH = 0.1
 
@@ -89,8 +91,9 @@ def _start_from(
         fitting = {name: source for name, source in fitting.items() if name not in head.names}
     fresh = [name for name in tensors if name not in fitting and not name.endswith(COUNTER)]
     is_backbone = backbone_of(model)
+    lacking = [name for name in fresh if is_backbone(name)]
     n_weights = _count(tensor for name, tensor in tensors.items() if is_backbone(name))
-    n_fresh = _count(tensors[name] for name in fresh if is_backbone(name))
+    n_fresh = _count(tensors[name] for name in lacking)
     if n_fresh > _MOST_FRESH * n_weights:
         raise CheckpointError(
             f"'{checkpoint.path}' lacks {n_fresh:,} of the {n_weights:,} weights of the backbone of the spec's model"
@@ -103,11 +106,20 @@ def _start_from(
     if head.note:
         progress(Noted(head.note, warning=head.is_fresh))
     unused = [name for name in naming.unused if checkpoint.entries[name].dtype in FLOAT_DTYPES]
-    if n_fresh:
-        share = f"{n_fresh:,} of the {n_weights:,} weights of the backbone are fresh"
-        progress(Noted(f"{share}: {_listed([name for name in fresh if is_backbone(name)])}", warning=True))
+    if lacking:
+        share = f"{n_fresh:,} of the {n_weights:,} weights of the backbone, which are fresh"
+        progress(Noted(f"'{checkpoint.path}' lacks {share}: {_listed(lacking)}", warning=True))
+    if left := _of_more_layers(unused, fitting.values()):
+        text = f"'{checkpoint.path}' has more layers than the spec's model; not used: {_listed(left)}"
+        progress(Noted(text, warning=True))
     notes = [f"; {what}: {_listed(names)}" for what, names in (("fresh", fresh), ("not used", unused)) if names]
     progress(Noted(f"started from {checkpoint.path}{''.join(notes)}"))
+
+
+def _of_more_layers(unused: Iterable[str], sources: Iterable[Source]) -> list[str]:
+    """Return what is called as something that is used, but for the number of its layer."""
+    used = {_NUMBER.sub("", name) for source in sources for name in source.names}
+    return [name for name in unused if _NUMBER.sub("", name) in used]
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

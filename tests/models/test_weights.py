@@ -79,7 +79,8 @@ def test_a_start_that_lacks_a_little_of_the_backbone_is_warned_of(make_spec, tmp
     initial_model(make_spec(**experts("start.safetensors")), progress=events.append)
     named = ", ".join(name for name in lacking if "tracked" not in name)
     assert [event.warning for event in events] == [True, False]
-    assert events[0].text == f"16 of the 980 weights of the backbone are fresh: {named}"
+    said = f"lacks 16 of the 980 weights of the backbone, which are fresh: {named}"
+    assert events[0].text == f"'{tmp_path / 'start.safetensors'}' {said}"
 
 
 def test_nan_in_a_pretrained_start(make_spec, tmp_path):

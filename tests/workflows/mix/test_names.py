@@ -307,6 +307,15 @@ def test_a_start_from_a_bare_vit_takes_all_of_its_backbone(vits, vit_spec, tmp_p
     assert events == [Noted(f"started from {tmp_path / 'bare'}; fresh: classifier.weight, classifier.bias")]
 
 
+def test_a_start_with_more_layers_than_the_model_is_warned_of(vits, vit_spec, tmp_path):
+    config = transformers.ViTConfig(**{**VIT, "num_hidden_layers": 3})
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "deep")
+    events = []
+    start_of(vit_spec, "deep", events.append)
+    assert [event.warning for event in events] == [True, False]
+    assert "has more layers than the spec's model; not used: vit.encoder.layer.1." in events[0].text
+
+
 def test_a_start_that_the_library_would_leave_half_random_is_refused(vits, vit_spec, tmp_path):
     (tmp_path / "broken").mkdir()
     broken = {name.replace("encoder.layer", "encoder.stage"): tensor for name, tensor in weights_of(vits[0]).items()}
@@ -326,4 +335,4 @@ def test_a_pooler_that_the_start_lacks_is_a_warning(tmp_path, run):
     events = []
     initial_model(Spec.model_validate(sections).located_in(tmp_path), 0, progress=events.append)
     assert [event.warning for event in events] == [True, False]
-    assert "of the backbone are fresh: bert.pooler.dense.weight, bert.pooler.dense.bias" in events[0].text
+    assert "of the backbone, which are fresh: bert.pooler.dense.weight, bert.pooler.dense.bias" in events[0].text
