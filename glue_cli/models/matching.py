@@ -11,7 +11,12 @@ from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.checkpoints.spelling import align_names
 from glue_cli.checkpoints.tensors import FILE_DTYPES
 from glue_cli.foundation.batchnorm_names import COUNTER
-from glue_cli.models.libraries.transformers_names import is_of_transformers, name_tensors, names_on_disk
+from glue_cli.models.libraries.transformers_names import (
+    is_of_transformers,
+    may_be_missing,
+    name_tensors,
+    names_on_disk,
+)
 
 _NEAR = 0.3  # two names are near when they share so much of the longer one at its beginning and end
 _COMPARED = 200  # names on either side: their pairs take half a second, and nobody reads so many
@@ -83,13 +88,20 @@ def tensor_fits(tensor: Tensor, entry: TensorEntry | None) -> bool:
     return entry is not None and entry.shape == tuple(tensor.shape) and entry.dtype in _dtypes_for(tensor)
 
 
-def list_differences(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> list[str]:
-    """Return a line for each tensor that only one side has, or both differently; the nearest names first.
+def list_missing(model: nn.Module, found: Collection[str]) -> list[str]:
+    """Return the model's tensors that are not among those found, and that it needs.
 
-    A BatchNorm's counter of batches may be missing: torch before 0.4.1 had none, and nothing is computed from it.
+    A BatchNorm's counter of batches may be missing: torch before 0.4.1 had none, and nothing is computed from it. So
+    may what transformers itself does without, such as a Swin's last norm where only its feature maps are used.
     """
+    missing = [name for name in model.state_dict() if name not in found and not name.endswith(COUNTER)]
+    return [name for name in missing if not (is_of_transformers(model) and may_be_missing(model, name))]
+
+
+def list_differences(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> list[str]:
+    """Return a line for each tensor that only one side has, or both differently; the nearest names first."""
     wanted = model.state_dict()
-    missing = {n: tensor for n, tensor in wanted.items() if n not in naming.sources and not n.endswith(COUNTER)}
+    missing = {name: wanted[name] for name in list_missing(model, naming.sources)}
     unused = {name: checkpoint.entries[name] for name in naming.unused}
     near = _nearest(missing, unused)
     lines = []

@@ -10,14 +10,13 @@ from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
-from glue_cli.foundation.batchnorm_names import COUNTER
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.progress import Noted, Progress, silent
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.models import build_model
 from glue_cli.models.backbone import backbone_of
 from glue_cli.models.head_rows import plan_head_start
-from glue_cli.models.matching import list_differences, match_names, tensor_fits
+from glue_cli.models.matching import list_differences, list_missing, match_names, tensor_fits
 from glue_cli.spec.schema import Spec
 
 _LISTED = 6  # names in a note
@@ -89,7 +88,7 @@ def _start_from(
     head = plan_head_start(model, checkpoint, fitting.keys(), class_names)
     if head.is_fresh:
         fitting = {name: source for name, source in fitting.items() if name not in head.names}
-    fresh = [name for name in tensors if name not in fitting and not name.endswith(COUNTER)]
+    fresh = list_missing(model, fitting)
     is_backbone = backbone_of(model)
     lacking = [name for name in fresh if is_backbone(name)]
     n_weights = _count(tensor for name, tensor in tensors.items() if is_backbone(name))

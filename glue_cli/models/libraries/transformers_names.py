@@ -174,6 +174,12 @@ def _convert(
     return tensor
 
 
+def may_be_missing(model: nn.Module, name: str) -> bool:
+    """Tell whether the library loads a checkpoint without this tensor of the model and says nothing of it."""
+    own: Any = model
+    return any(re.search(pattern, name) for pattern in own._keys_to_ignore_on_load_missing or ())
+
+
 def _ignored(model: Any) -> list[str]:
     """Return patterns of what the library passes over in a checkpoint without a word."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ())]

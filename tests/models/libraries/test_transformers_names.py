@@ -241,6 +241,29 @@ def test_a_tied_copy_is_written_where_the_start_had_one(tmp_path):
     assert "lm_head.weight" not in tensors_on_disk(model, model.state_dict(), one)
 
 
+def test_what_the_library_does_without_may_be_missing(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes |= {
+        "encoder_ffn_dim": 8,
+        "decoder_ffn_dim": 8,
+        "vocab_size": 16,
+        "d_model": 8,
+        "max_position_embeddings": 16,
+    }
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes))
+    saved = load_file(save(model, tmp_path / "saved").files[0])
+    del saved["final_logits_bias"]  # as in checkpoints that were converted from fairseq
+    save_file(saved, tmp_path / "lacking.safetensors")
+    checkpoint = read_checkpoint(tmp_path / "lacking.safetensors")
+    assert list_differences(model, checkpoint, match_names(model, checkpoint)) == []
+    del saved["model.encoder.layers.0.fc1.bias"]
+    save_file(saved, tmp_path / "lacking.safetensors")
+    checkpoint = read_checkpoint(tmp_path / "lacking.safetensors")
+    items = list_differences(model, checkpoint, match_names(model, checkpoint))
+    assert items == ["'model.encoder.layers.0.fc1.bias' is missing"]
+
+
 def mixtral_without(tmp_path, *lacking):
     """Save a Mixtral of three experts without some of its tensors; return what does not fit."""
     model = make("MixtralForCausalLM", num_local_experts=3)
