@@ -36,7 +36,7 @@ DTYPE_BYTES = {
     "I64": 8,
     "U64": 8,
 }
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # the last of .pth.tar
 # The weights of a Hugging Face folder, named alone.
 _OF_A_FOLDER = re.compile(r"(pytorch_|diffusion_pytorch_)?model\.(safetensors|bin)(\.index\.json)?")
 Described = tuple[str, str, tuple[int, ...]]  # a tensor's name, dtype and shape
@@ -70,6 +70,7 @@ class Checkpoint:
         entries: every tensor, by name.
         metadata: the files' `__metadata__` together.
         stamps: each file's size and time of change when its header was read; see `stamp_of`.
+        weights: which of several sets of weights in the file these are, by its name; None where it has one.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class Checkpoint:
     entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     stamps: tuple[tuple[int, int], ...]
+    weights: str | None = None
 
     @property
     def folder(self) -> Path | None:

@@ -11,48 +11,75 @@ from pathlib import Path
 
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.header_json import memory_to_parse
+from glue_cli.checkpoints.kinds import kind_of
 from glue_cli.checkpoints.links import check_links
 from glue_cli.checkpoints.safetensors_file import MAX_HEADER_MEMORY, WRONG_FILE, read_safetensors_header
+from glue_cli.checkpoints.weight_sets import choose_by_prefix
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.regular_files import read_bytes
 from glue_cli.foundation.units import size
 
+# The weights of a model's folder, in the order in which the libraries' from_pretrained looks for them.
+_OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
+_PIPELINE = "model_index.json"  # of diffusers: several models, each in a folder of its own
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_NAME_IT = "name a checkpoint's file, an index, or a Hugging Face model folder"
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the header of a `.safetensors` file, of an index's shards, or of a Hugging Face model folder.
 
-    Files of the suffixes in `TORCH_SUFFIXES` are read as those of `torch.save`.
+def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
+    """Read the header of a file of safetensors or `torch.save`, of an index's shards, or of a model folder.
 
+    What a file is, its first bytes tell.
+
+    Args:
+        weights: which set of weights is meant in a file that has several; None leaves it to convention.
     Raises:
-        UsageError: there is nothing at `path`.
-        CheckpointError: it is no checkpoint, or a damaged one.
+        UsageError: there is nothing at `path`, or a file has not the set of weights that is meant.
+        CheckpointError: it is no checkpoint, or a damaged one, or has several sets of weights.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return choose_by_prefix(_read_folder(path, weights), weights)
     if not path.exists():
         raise UsageError(f"no checkpoint at '{path}'", hint="check the path")
     if path.name.endswith(".index.json"):
-        return _read_index(path, path)
-    return _read_single(path, path)
+        return choose_by_prefix(_read_index(path, path), weights)
+    return choose_by_prefix(_read_single(path, path, weights), weights)
 
 
-def _read_folder(folder: Path) -> Checkpoint:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index, single = folder / f"{name}.index.json", folder / name
-        if index.exists():
-            return _read_index(folder, index)
+def _read_folder(folder: Path, weights: str | None) -> Checkpoint:
+    for name in _OF_A_FOLDER:
+        single, index = folder / name, folder / f"{name}.index.json"
         if single.exists():
             check_links(folder, [single])
-            return _read_single(folder, single)
+            return _read_single(folder, single, weights)
+        if index.exists():
+            return _read_index(folder, index)
+    if (folder / _PIPELINE).exists():
+        files = [file for ending in ("safetensors", "bin") for file in folder.glob(f"*/*.{ending}")]
+        parts = sorted({str(file.parent) for file in files})
+        hint = "blend its models one by one: name the weights in each of these folders"
+        raise CheckpointError(f"the folder '{folder}' is a pipeline of several models", items=parts, hint=hint)
+    if any((folder / name).exists() for name in _ADAPTERS):
+        raise CheckpointError(
+            f"the folder '{folder}' holds an adapter, and no model",
+            hint="glue mix takes adapters, with their adapter_config.json, and --base merges them into their base",
+        )
+    files = sorted(file for ending in (".safetensors", *TORCH_SUFFIXES) for file in folder.glob(f"*{ending}"))
     raise CheckpointError(
-        f"the folder '{folder}' holds no model.safetensors or pytorch_model.bin, and no index of either",
-        hint="name a checkpoint's file, an index, or a Hugging Face model folder",
+        f"the folder '{folder}' holds no {' or '.join(_OF_A_FOLDER)}, and no index of either",
+        items=[str(file) for file in files],
+        hint="name the one of these files that is meant" if files else _NAME_IT,
     )
 
 
-def _read_single(path: Path, file: Path) -> Checkpoint:
-    entries, metadata, stamp = _read_header(file, 0)
+def _read_single(path: Path, file: Path, weights: str | None) -> Checkpoint:
+    if kind_of(file) == "torch":
+        from glue_cli.checkpoints.torch_file import read_torch_header
+
+        header = read_torch_header(file, 0, weights)
+        return Checkpoint(path, (file,), header.entries, {}, (header.stamp,), header.weights)
+    entries, metadata, stamp = read_safetensors_header(file, 0)
     return Checkpoint(path, (file,), entries, metadata, (stamp,))
 
 
@@ -80,7 +107,7 @@ def _read_index(path: Path, index: Path) -> Checkpoint:
     metadata: dict[str, str] = {}
     stamps = []
     for number, (name, file) in enumerate(zip(names, files, strict=True)):
-        shard_entries, shard_metadata, stamp = _read_header(file, number)
+        shard_entries, shard_metadata, stamp = _read_shard(file, number)
         entries |= {tensor: entry for tensor, entry in shard_entries.items() if weight_map.get(tensor) == name}
         metadata |= shard_metadata
         stamps.append(stamp)
@@ -90,24 +117,30 @@ def _read_index(path: Path, index: Path) -> Checkpoint:
     return Checkpoint(path, files, {name: entries[name] for name in sorted(weight_map)}, metadata, tuple(stamps))
 
 
-def _read_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], tuple[int, int]]:
-    if path.suffix in TORCH_SUFFIXES:
+def _read_shard(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], tuple[int, int]]:
+    if kind_of(path) == "torch":
         from glue_cli.checkpoints.torch_file import read_torch_header
 
-        return read_torch_header(path, number)
+        header = read_torch_header(path, number)
+        return header.entries, {}, header.stamp
     return read_safetensors_header(path, number)
 
 
-def read_experts(paths: Sequence[Path]) -> tuple[Checkpoint, ...]:
+def read_experts(paths: Sequence[Path], weights: Sequence[str | None] = ()) -> tuple[Checkpoint, ...]:
     """Read the headers of experts, as `read_checkpoint` does.
+
+    Args:
+        weights: which set of weights is meant in each, as for `read_checkpoint`; [K], or none.
 
     Raises:
         UsageError, CheckpointError: as `read_checkpoint`.
     Cost: an expert with the tensors of the first keeps nothing, or 12 bytes a tensor where their order differs.
     """
-    first = read_checkpoint(paths[0])
+    names = weights or [None] * len(paths)
+    first = read_checkpoint(paths[0], names[0])
     positions = {name: position for position, name in enumerate(first.entries)}
-    return (first, *(_reduce(read_checkpoint(path), first, positions) for path in paths[1:]))
+    others = (read_checkpoint(path, name) for path, name in zip(paths[1:], names[1:], strict=True))
+    return (first, *(_reduce(other, first, positions) for other in others))
 
 
 def _reduce(expert: Checkpoint, first: Checkpoint, positions: Mapping[str, int]) -> Checkpoint:

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,33 +20,49 @@ from torch import Tensor
 
 from glue_cli.checkpoints.header import TensorEntry, stamp_of
 from glue_cli.checkpoints.tensors import FILE_DTYPES
+from glue_cli.checkpoints.weight_sets import AVERAGES, CONVENTIONAL, choose_set
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
 
-# Where a training checkpoint keeps the model's state dict, beside the optimiser's and counts of epochs.
-_NESTED = ("state_dict", "model_state_dict", "model")
 _LOCAL_HEADER_BYTES = 30
 # What reading a damaged archive raises, which may be compressed in four ways.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError, RuntimeError)
 _SAVE_AGAIN = "load it with the PyTorch that wrote it, and save the model's state_dict() again"
+_TENSORS_ALONE = "save the tensors alone: {name: tensor for name, tensor in state_dict.items() if is_tensor(tensor)}"
 
 
-def read_torch_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], tuple[int, int]]:
-    """Read where the tensors of a `.pt`, `.pth` or `.bin` file lie: a state dict, or a training checkpoint with one.
+@dataclass(frozen=True)
+class TorchHeader:
+    """Where the tensors of a file of `torch.save` lie.
+
+    Attributes:
+        entries: in the state dict's order.
+        stamp: the file's size and time of change.
+        weights: which of several state dicts they are, by its name; None where the file has one.
+    """
+
+    entries: dict[str, TensorEntry]
+    stamp: tuple[int, int]
+    weights: str | None
+
+
+def read_torch_header(path: Path, number: int, wanted: str | None = None) -> TorchHeader:
+    """Read where the tensors of a file of `torch.save` lie: of a state dict, or a training checkpoint with one.
 
     Args:
         number: the file's number within the checkpoint.
-    Returns:
-        the entries in the state dict's order, metadata (none), and the file's stamp.
+        wanted: which state dict is meant where there are several; None leaves it to convention.
     Raises:
-        CheckpointError: the file is damaged, of PyTorch before 1.6, or has anything but tensors that lie row-major.
+        UsageError: there are several, and not the one that is wanted.
+        CheckpointError: the file is damaged, of PyTorch before 1.6, or has anything but tensors that lie row-major; or
+            there are several state dicts, and no convention decides.
     """
     try:
         with open(path, "rb", opener=regular) as file:
             stamp = stamp_of(file.fileno())
             records = _find_records(path, file)
-            state = _state_dict_in(path, _load(path, file))
+            weights, state = _state_dict_in(path, _load(path, file), wanted)
     except OSError as error:
         reason = error.strerror or error  # bzip2's own has no number
         raise CheckpointError(f"'{path}' cannot be read: {reason}") from None
@@ -53,7 +70,8 @@ def read_torch_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], 
     if strided:
         hint = "save the tensors contiguous: {name: tensor.contiguous() for name, tensor in state_dict.items()}"
         raise CheckpointError(f"'{path}' has tensors that do not lie row-major", items=strided, hint=hint)
-    return {name: _entry(path, number, name, tensor, records) for name, tensor in state.items()}, {}, stamp
+    entries = {name: _entry(path, number, name, tensor, records) for name, tensor in state.items()}
+    return TorchHeader(entries, stamp, weights)
 
 
 def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
@@ -120,15 +138,47 @@ def _foreign_classes(file: IO[bytes]) -> list[str]:
     return []
 
 
-def _state_dict_in(path: Path, found: Any) -> Mapping[str, Tensor]:
-    if isinstance(found, Mapping):
-        found = next((found[key] for key in _NESTED if isinstance(found.get(key), Mapping)), found)
+def _state_dict_in(path: Path, found: Any, wanted: str | None) -> tuple[str | None, Mapping[str, Tensor]]:
+    """Return the state dict that is meant, and its name where there are several."""
+    weights = None
+    if isinstance(found, Mapping) and (sets := _state_dicts_in(found)):
+        name = choose_set(path, {name: len(state) for name, state in sets.items()}, wanted)
+        weights, found = name if len(sets) > 1 else None, sets[name]
     if not isinstance(found, Mapping):
         raise CheckpointError(f"'{path}' has a {_kind(found)}, not a state dict", hint=_SAVE_AGAIN)
     others = [f"{n!r}: {_kind(value)}" for n, value in found.items() if type(n) is not str or _kind(value) != "tensor"]
     if others:
-        raise CheckpointError(f"'{path}' has more than tensors in its state dict", items=others, hint=_SAVE_AGAIN)
-    return found
+        raise CheckpointError(f"'{path}' has more than tensors in its state dict", items=others, hint=_TENSORS_ALONE)
+    return weights, found
+
+
+def _state_dicts_in(found: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
+    """Return the state dicts in a training checkpoint, by name; those of optimisers and generators left out.
+
+    Where weights lie beside them at the top, only what is called like a state dict is one.
+    """
+    sets = {}
+    for name, value in found.items():
+        if isinstance(name, str) and (state := _state_dict_of(value)):
+            sets[name] = state
+    if any(_is_weight(value) for value in found.values()):
+        sets = {name: state for name, state in sets.items() if name in AVERAGES | CONVENTIONAL}
+    return sets
+
+
+def _state_dict_of(value: Any) -> Mapping[Any, Any] | None:
+    """Return what a part of a training checkpoint has of weights: itself, or a state dict in it, as averages have."""
+    if not isinstance(value, Mapping) or "param_groups" in value:  # an optimiser's
+        return None
+    if any(_is_weight(inner) for inner in value.values()):
+        return value
+    inside = [inner for inner in value.values() if isinstance(inner, Mapping) and _state_dict_of(inner) is inner]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _is_weight(value: Any) -> bool:
+    """Tell whether something is a weight, and no figure of a training or state of a random generator."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
 
 
 def _kind(found: Any) -> str:

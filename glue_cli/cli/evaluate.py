@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from glue_cli.cli import completion
+from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.output import number, percent, print_lines, print_table
 from glue_cli.cli.session import Session, check_name, with_session
 from glue_cli.cli.signals import holding_signals
@@ -78,6 +79,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PATH", help="Also write the result there, as JSON.")
     ] = None,
+    weights: WeightsOption = None,
 ) -> None:
     """Print loss and accuracy (or squared error, or perplexity) of checkpoints on the target's data."""
     from glue_cli.plans.evaluate import plan_evaluate
@@ -96,6 +98,7 @@ def evaluate(
         ceilings=ceilings,
         baseline=compare,
         junit=junit,
+        weights=weights,
     )
     if session.dry_run:
         planned = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glue_cli.cli import completion
+from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.output import duration, number, percent, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
@@ -36,6 +37,7 @@ def finetune(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The finetuned model.")] = Path(
         "finetuned.safetensors"
     ),
+    weights: WeightsOption = None,
 ) -> None:
     """Train all parameters on the target data, starting from a prior."""
     from glue_cli.plans.finetune import plan_finetune
@@ -44,7 +46,11 @@ def finetune(
         raise UsageError("wanted either a checkpoint or --from-scratch", hint="glue finetune prior.safetensors")
     if track not in (None, "test"):
         raise UsageError(f"--track {track}: not known", hint="--track test; val is always recorded")
-    plan = plan_finetune(session.read_spec(), checkpoint, session.outputs(output), track_test=track == "test")
+    if weights is not None and from_scratch:
+        raise UsageError("--weights is for a checkpoint to start from", hint="leave it out, or name a checkpoint")
+    plan = plan_finetune(
+        session.read_spec(), checkpoint, session.outputs(output), track_test=track == "test", weights=weights
+    )
     if session.dry_run:
         planned = {
             "start": str(checkpoint) if checkpoint else "scratch",

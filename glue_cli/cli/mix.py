@@ -15,6 +15,7 @@ from glue_cli.blend.blocks import MEMORY_BYTES
 from glue_cli.blend.rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
 from glue_cli.cli import completion
 from glue_cli.cli.mix_dry_run import planned
+from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.session import Session, check_name, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import UsageError
@@ -187,6 +188,7 @@ def mix(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The blended model.")] = Path(
         "prior.safetensors"
     ),
+    weights: WeightsOption = None,
 ) -> None:
     """Choose coefficients for the experts and blend them into one model, the prior.
 
@@ -210,7 +212,7 @@ def mix(
     )
     writing, repeated = _writing(dtype, max_shard_size, memory, not no_hash), None
     if like is not None:
-        numbers = {"--method": method, "--alpha": alpha, "--sizes": sizes, "--budget": budget}
+        numbers = {"--method": method, "--alpha": alpha, "--sizes": sizes, "--budget": budget, "--weights": weights}
         _check_alone(numbers, session, rules, writing, Search(bank, explain))
         repeated = read_like(like, experts or [])
         coefficients, rules, writing, overrides = _repeating(repeated, writing)
@@ -228,6 +230,7 @@ def mix(
             coefficients,
             rules=rules,
             base=base,
+            weights=weights,
             writing=writing,
             search=Search(bank, explain),
             spec=spec if needs_spec else None,

@@ -51,6 +51,15 @@ PrecisionOption = Annotated[
         rich_help_panel=_SHARED,
     ),
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="NAME",
+        help="Which set of weights is meant in a file that has several, such as model and ema.",
+        rich_help_panel=_SHARED,
+    ),
+]
 SeedOption = Annotated[
     int | None,
     typer.Option(

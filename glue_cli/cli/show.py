@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.output import number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 
@@ -20,11 +21,12 @@ def show(
     path: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A file, an index of shards, a model folder or an adapter's.")
     ],
+    weights: WeightsOption = None,
 ) -> None:
     """Print what a checkpoint says of itself: where it comes from, its configuration, its tensors and their sizes."""
     from glue_cli.workflows.show import show as work
 
-    session.finish(work(path), _show)
+    session.finish(work(path, weights), _show)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -35,7 +37,8 @@ def _show(result: dict[str, Any]) -> None:
         result["checkpoint"],
         f"{counted(len(result['files']), 'file')}, {size(on_disk)}; {counted(result['parameters'], 'parameter')}",
     )
-    facts = [*_glue_facts(result["glue"]), *_config_facts(result["config"])]
+    facts = [("weights", result["weights"])] if "weights" in result else []
+    facts += [*_glue_facts(result["glue"]), *_config_facts(result["config"])]
     facts += [(f"metadata {key}", _one_line(text)) for key, text in result["metadata"].items()]
     if facts:
         width = max(len(key) for key, _ in facts)

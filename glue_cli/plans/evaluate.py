@@ -8,6 +8,7 @@ from typing import Literal
 
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.data import check_data
 from glue_cli.foundation.errors import UsageError
 from glue_cli.plans.outputs import Outputs
@@ -48,6 +49,7 @@ def plan_evaluate(
     ceilings: Mapping[str, float] | None = None,
     baseline: Path | None = None,
     junit: Path | None = None,
+    weights: str | None = None,
 ) -> EvaluatePlan:
     """Check the checkpoints' headers, the metrics, the bars and the outputs; a metric with a bar is one to evaluate.
 
@@ -55,6 +57,7 @@ def plan_evaluate(
         bars: the least that a figure may be; ceilings: the most.
         baseline: a checkpoint that the others may not be worse than.
         junit: a file for how that came out, as JUnit's XML.
+        weights: which set of weights is meant in a file that has several; None leaves it to convention.
     Raises:
         UsageError: a checkpoint is not there, or a metric or a bar is for no figure of this loss.
         CheckpointError: a checkpoint is damaged.
@@ -67,9 +70,10 @@ def plan_evaluate(
     _check_demanded("--fail-under", bars, spec.loss, BARS, "more")
     _check_demanded("--fail-over", ceilings, spec.loss, CEILINGS, "less")
     metrics = tuple(dict.fromkeys([*metrics, *(name for name in (*bars, *ceilings) if name in known)]))
-    found = tuple(read_checkpoint(path) for path in checkpoints)
-    compared = read_checkpoint(baseline) if baseline else None
+    found = tuple(read_checkpoint(path, weights) for path in checkpoints)
+    compared = read_checkpoint(baseline, weights) if baseline else None
     read = (*found, *([compared] if compared else []))
+    check_any_has(read, weights)
     outputs.check(read, spec)
     if junit:
         replace(outputs, result=junit).check(read, spec, option="--junit")

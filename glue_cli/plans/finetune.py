@@ -6,6 +6,7 @@ from pathlib import Path
 from glue_cli.checkpoints.destination import Destination, plan_model_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.data import check_data
 from glue_cli.plans.outputs import Outputs, model_folder
 from glue_cli.plans.train_expert import initial_checkpoint
@@ -27,16 +28,21 @@ class FinetunePlan:
     destination: Destination
 
 
-def plan_finetune(spec: Spec, checkpoint: Path | None, outputs: Outputs, *, track_test: bool) -> FinetunePlan:
+def plan_finetune(
+    spec: Spec, checkpoint: Path | None, outputs: Outputs, *, track_test: bool, weights: str | None = None
+) -> FinetunePlan:
     """Check the header of the checkpoint to start from, and the output.
 
+    Args:
+        weights: which set of weights is meant in a file that has several; None leaves it to convention.
     Raises:
         UsageError: the checkpoint is not there, or the output cannot be.
         CheckpointError: the checkpoint is damaged.
         SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
     assert outputs.result
-    found = read_checkpoint(checkpoint) if checkpoint else None
+    found = read_checkpoint(checkpoint, weights) if checkpoint else None
+    check_any_has([found] if found else [], weights)
     destination = plan_model_destination(outputs.result, model_folder(spec))
     outputs.check([found] if found else initial_checkpoint(spec), spec, destination)
     check_data(spec.data, spec.path(spec.data.root))

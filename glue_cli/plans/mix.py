@@ -14,6 +14,7 @@ from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_re
 from glue_cli.checkpoints.destination import Destination, plan_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_experts
+from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.foundation.errors import SpecError, UsageError
 from glue_cli.foundation.output_files import check_room, refuse_input
 from glue_cli.plans.mix_adapters import plan_adapters
@@ -72,6 +73,7 @@ def plan_mix(
     *,
     rules: TensorRules = NO_RULES,
     base: Path | None = None,
+    weights: str | None = None,
     writing: Writing = AS_IT_COMES,
     search: Search = NO_EXTRAS,
     spec: "Spec | None" = None,
@@ -82,6 +84,7 @@ def plan_mix(
 
     Args:
         base: what adapters are merged into; None makes an adapter of adapters.
+        weights: which set of weights is meant in an expert that has several; None leaves it to convention.
         like: a blend that is made again; the other arguments are then as its recipe says.
     Raises:
         UsageError: the command line does not make sense, or the method needs a package that is not installed.
@@ -101,6 +104,8 @@ def plan_mix(
             want = "was merged into a base" if base is None else "was not merged into a base"
             raise UsageError(f"--like {like.blend.path}: it {want}", hint="name the base of old with --base, or none")
     if any(is_adapter(path) for path in paths):
+        if weights is not None:
+            raise UsageError("--weights is for files of whole models, and an adapter has one set", hint="leave it out")
         if rules != NO_RULES or groups:
             raise UsageError(
                 "adapters are mixed as they are: no rules for heads, tensors, groups or BatchNorm",
@@ -112,7 +117,10 @@ def plan_mix(
     else:
         if base:
             raise UsageError("--base is for adapters, and the experts are whole checkpoints", hint="leave --base out")
-        experts, tensors, destination = _plan_checkpoints(paths, outputs, rules, groups, writing, spec)
+        wanted = [expert.weights for expert in like.said.experts] if like else [weights] * len(paths)
+        experts = read_experts(paths, wanted)
+        check_any_has(experts, weights)
+        experts, tensors, destination = _plan_checkpoints(experts, outputs, rules, groups, writing, spec)
         adapters = None
         if spec and tensors.tokens:
             spec = spec_with_rows(spec, tensors.tokens)
@@ -150,7 +158,7 @@ def _check_numbers(paths: Sequence[Path], coefficients: Coefficients) -> None:
 
 
 def _plan_checkpoints(
-    paths: Sequence[Path],
+    experts: tuple[Checkpoint, ...],
     outputs: Outputs,
     rules: TensorRules,
     groups: Groups,
@@ -163,7 +171,7 @@ def _plan_checkpoints(
         groups: patterns of tensors that get an alpha of their own, by the group's name.
     """
     assert outputs.result
-    experts, renamed = name_alike(read_experts(paths))
+    experts, renamed = name_alike(experts)
     planned, head = plan_recipe(experts, rules, groups)
     compared = compare(experts, planned, dtype_given=writing.dtype is not None)
     recipe, tokens = compared.recipe, compared.tokens

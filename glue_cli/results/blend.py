@@ -63,10 +63,13 @@ class RecordedRecipe(_Section):
 
 
 class BlendExpert(BaseModel):
+    """An expert of a blend; `weights` is which of several sets of weights in its file was blended."""
+
     model_config = ConfigDict(strict=True, frozen=True)
 
     name: str
     sha256: Sha256
+    weights: str | None = None
 
 
 class BlendMetadata(BaseModel):

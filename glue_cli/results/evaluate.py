@@ -12,12 +12,14 @@ class EvaluatedCheckpoint(WithFigures):
     """A checkpoint's figures on one split, by name, such as `loss` and `accuracy`.
 
     Attributes:
+        weights: which of several sets of weights in the file was evaluated.
         class_accuracy: the accuracy of each class, by its name.
     """
 
     checkpoint: str
     split: str
     examples: int | None = None
+    weights: str | None = where_known()
     figures: Mapping[str, float | None] = spread(dict)
     class_accuracy: Mapping[str, float | None] | None = where_known()
 

@@ -22,11 +22,17 @@ def name_towards_expert(k: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BlendedExpert:
-    """An expert; `examples` is the number that it was trained on."""
+    """An expert.
+
+    Attributes:
+        examples: the number that it was trained on.
+        weights: which of several sets of weights in its file was blended.
+    """
 
     path: str
     sha256: str | None = None
     examples: int | None = None
+    weights: str | None = where_known()
 
 
 @dataclass(frozen=True, kw_only=True)

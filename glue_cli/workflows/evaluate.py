@@ -61,6 +61,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
             checkpoint=str(checkpoint.path),
             split=plan.split,
             examples=len(examples),
+            weights=checkpoint.weights,
             figures=_figures(evaluation, checkpoint.path, run),
             class_accuracy=_by_class(evaluation, view),
         )

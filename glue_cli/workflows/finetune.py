@@ -79,6 +79,7 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
             "kind": "finetuned",
             "model": spec.model.model_dump(),
             "start": plan.checkpoint.path.name if plan.checkpoint else "scratch",
+            **({"weights": plan.checkpoint.weights} if plan.checkpoint and plan.checkpoint.weights else {}),
             "examples": len(target["train"]),
             "class_names": target["train"].class_names,
             "seed": spec.seed,

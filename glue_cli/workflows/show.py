@@ -9,13 +9,15 @@ from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.checkpoints.weight_sets import check_any_has
 
 
-def show(path: Path) -> dict[str, Any]:
+def show(path: Path, weights: str | None = None) -> dict[str, Any]:
     """Return `glue.show/1` of a checkpoint: its files, tensors, metadata and configuration.
 
     Args:
         path: whatever is an expert to `glue mix`: a file, an index of shards, a model folder or an adapter's.
+        weights: which set of weights is meant in a file that has several; None leaves it to convention.
     Raises:
         UsageError: there is nothing at `path`.
         CheckpointError: it is no checkpoint, or a damaged one.
@@ -24,12 +26,14 @@ def show(path: Path) -> dict[str, Any]:
         adapter = read_adapter(path)
         checkpoint, config = adapter.checkpoint, dict(adapter.config)
     else:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, weights)
         config = read_object(checkpoint.folder / "config.json") if checkpoint.folder else {}
+    check_any_has([checkpoint], weights)
     entries = list(checkpoint.entries.values())
     return {
         "schema": "glue.show/1",
         "checkpoint": str(path),
+        **({"weights": checkpoint.weights} if checkpoint.weights else {}),
         "files": [
             {"path": str(file), "bytes": n_bytes}
             for file, (n_bytes, _) in zip(checkpoint.files, checkpoint.stamps, strict=True)

@@ -207,9 +207,9 @@ def test_whole_models_and_other_objects_are_refused(save_torch):
     assert error.items == (f"{Path('x').__module__}.PosixPath",) and "state_dict() again" in error.hint
     assert "has a list, not a state dict" in refused(save_torch([torch.ones(1)])).message
     assert "has a tensor, not a state dict" in refused(save_torch(torch.ones(1))).message
-    error = refused(save_torch({"w": torch.ones(1), "epoch": 3, 5: torch.ones(1), "net": {"w": torch.ones(1)}}))
-    assert "has more than tensors" in error.message
-    assert error.items == ("'epoch': int", "5: tensor", "'net': dict")
+    error = refused(save_torch({"w": torch.ones(1), "epoch": 3, 5: torch.ones(1), "nets": {"w": torch.ones(1)}}))
+    assert "has more than tensors" in error.message and "is_tensor" in error.hint
+    assert error.items == ("'epoch': int", "5: tensor", "'nets': dict")
 
 
 def test_tensors_that_do_not_lie_row_major_are_refused_by_name(save_torch):

@@ -75,7 +75,12 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
             "alpha": alpha,
             **({"groups": groups} if groups else {}),
             "experts": [
-                {"name": expert.path.name, "sha256": digest, "examples": size}
+                {
+                    "name": expert.path.name,
+                    "sha256": digest,
+                    "examples": size,
+                    **({"weights": expert.weights} if expert.weights else {}),
+                }
                 for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
             ],
             "seed": plan.seed,
@@ -90,7 +95,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         alpha=alpha,
         groups=groups,
         experts=[
-            BlendedExpert(path=str(expert.path), sha256=digest, examples=size)
+            BlendedExpert(path=str(expert.path), sha256=digest, examples=size, weights=expert.weights)
             for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
         ],
         output=str(plan.destination.result),

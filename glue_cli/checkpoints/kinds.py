@@ -1,0 +1,60 @@
+"""What a file of weights is, told by its first bytes: names lie, or have no suffix. Needs no torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from glue_cli.checkpoints.header import TORCH_SUFFIXES
+from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.regular_files import regular
+
+Kind = Literal["safetensors", "torch"]
+
+_HEAD_BYTES = 512
+_SAFETENSORS = b"{"  # behind the header's length, of 8 bytes
+_TORCH = (b"PK\x03\x04", b"\x80\x02")  # a zip archive; a pickle, as torch.save wrote before 1.6
+_CONVERT = "load it with {}, and save its weights as safetensors"
+# What other files begin with: what they are, and what to do.
+_OTHERS = {
+    b"version https://git-lfs.github.com/spec/": (
+        "a pointer of git-lfs, and not the file",
+        "fetch the file itself: git lfs pull",
+    ),
+    b"GGUF": ("a GGUF file, whose weights are quantised", "name the model that it was made from"),
+    b"\x89HDF\r\n\x1a\n": (
+        "an HDF5 file, as Keras and TensorFlow write",
+        _CONVERT.format("the library that wrote it"),
+    ),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it: gunzip, or tar xzf"),
+    b"BZh": ("compressed with bzip2", "unpack it: bunzip2, or tar xjf"),
+    b"\xfd7zXZ\x00": ("compressed with xz", "unpack it: unxz, or tar xJf"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it: unzstd"),
+    b"\x93NUMPY": ("an array of NumPy", _CONVERT.format("NumPy")),
+}
+_TAR_MAGIC = slice(257, 262), b"ustar"
+
+
+def kind_of(path: Path) -> Kind:
+    """Tell what a file of weights is: by its first bytes, and by its suffix where these do not tell.
+
+    Raises:
+        CheckpointError: it is of a kind that glue does not read, or cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=regular) as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+    if head[8:9] == _SAFETENSORS and head[5:8] == bytes(3):  # a length that could be one
+        return "safetensors"
+    if head.startswith(_TORCH):
+        return "torch"
+    for beginning, (what, hint) in _OTHERS.items():
+        if head.startswith(beginning):
+            raise CheckpointError(f"'{path}' is {what}", hint=hint)
+    where, magic = _TAR_MAGIC
+    if head[where] == magic:
+        raise CheckpointError(f"'{path}' is a tar archive", hint="unpack it: tar xf, and name the weights in it")
+    if head.lstrip()[:1] == b"<":
+        hint = "download it again: the address may be that of a page, or ask for a login"
+        raise CheckpointError(f"'{path}' is a web page", hint=hint)
+    return "torch" if path.name.endswith(TORCH_SUFFIXES) else "safetensors"
