@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from glue_cli.checkpoints.header import TORCH_SUFFIXES, Described, TensorEntry
 from glue_cli.checkpoints.links import check_links
 from glue_cli.checkpoints.safetensors_file import lay_out
 from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.output_files import writing_alone
 
 _INDEX = ".index.json"
 _WEIGHTS = ".safetensors"
@@ -46,6 +48,10 @@ class Destination:
     def n_bytes(self) -> int:
         """The bytes of all tensors."""
         return sum(entry.n_bytes for number, shard in enumerate(self.shards) for entry in lay_out(shard, number))
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Return what keeps other runs from writing to the same folder; of a file, its name does."""
+        return writing_alone(self.result, replace=self.force) if self.is_folder else nullcontext()
 
     def stale_files(self) -> list[Path]:
         """Return what an earlier blend left in the folder that would be read in place of this one, or beside it."""

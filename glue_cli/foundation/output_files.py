@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.regular_files import read_bytes
-from glue_cli.foundation.temporary_files import locked_file, remove_abandoned
+from glue_cli.foundation.temporary_files import is_temporary, locked_file, remove_abandoned
 from glue_cli.foundation.units import size
 
 # What a file system says that has no hard links.
@@ -133,9 +134,7 @@ def writing(output: Path, *, replace: bool = True) -> Iterator[int]:
     except OSError as error:
         raise _cannot_write(output, error) from error
     finally:
-        for folder in made:  # those that stayed empty, because the work failed
-            with suppress(OSError):
-                folder.rmdir()
+        _remove_empty(made)
 
 
 def _give_name(temporary: Path, output: Path, *, replace: bool) -> None:
@@ -146,16 +145,74 @@ def _give_name(temporary: Path, output: Path, *, replace: bool) -> None:
     try:
         os.link(temporary, output)  # unlike a rename, it fails where there is a file
     except FileExistsError:
-        raise _TakenError(
-            f"the output '{output}' was written by another run meanwhile",
-            hint="name another with --output, or give --force",
-        ) from None
+        raise _taken(output) from None
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if os.path.lexists(output):
-            raise _TakenError(f"the output '{output}' exists", hint="name another, or give --force") from None
-        os.rename(temporary, output)
+        _claim(output)
+        os.replace(temporary, output)
+
+
+def _claim(output: Path) -> None:
+    """Make an empty file where there is none, in one step; for file systems without links."""
+    try:
+        os.close(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
+    except FileExistsError:
+        raise _taken(output) from None
+
+
+def _taken(output: Path) -> _TakenError:
+    message = f"the output '{output}' was written by another run meanwhile"
+    return _TakenError(message, hint="name another with --output, or give --force")
+
+
+@contextmanager
+def writing_alone(folder: Path, *, replace: bool = True) -> Iterator[None]:
+    """Keep other runs from writing into an output folder as long as the block lasts; it is made when missing.
+
+    A folder with the weights of one run and the configuration of another would look whole.
+
+    Args:
+        replace: whether files that have come into being in it meanwhile may be replaced.
+    Raises:
+        UsageError: another run writes into it, or has written what may not be replaced.
+        ResourceError: it cannot be made or opened.
+    """
+    made = _make_folder(folder)
+    try:
+        descriptor = _open_folder(folder)
+        try:
+            _lock(folder, descriptor)
+            if not replace and any(not is_temporary(path) for path in folder.iterdir()):
+                raise _taken(folder)
+            yield
+        finally:
+            os.close(descriptor)
+    finally:
+        _remove_empty(made)
+
+
+def _open_folder(folder: Path) -> int:
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _lock(folder: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"another run is writing into '{folder}'", hint="name another with --output") from None
+    except OSError:
+        return  # a file system without locks
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove new folders that stayed empty, because the work failed; the innermost comes first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _make_folder(folder: Path) -> list[Path]:

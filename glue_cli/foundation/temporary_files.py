@@ -29,6 +29,11 @@ def locked_file(folder: Path) -> Iterator[tuple[Path, int]]:
         os.close(lock)
 
 
+def is_temporary(path: Path) -> bool:
+    """Tell by its name whether a file is one that `locked_file` makes."""
+    return path.match(_PATTERN)
+
+
 def _create(folder: Path) -> tuple[Path, int]:
     while True:
         path = folder / f".glue-{secrets.token_hex(8)}.tmp"

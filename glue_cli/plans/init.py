@@ -30,6 +30,7 @@ class InitPlan:
         models: their headers; of an adapter, that of its base where this is at hand.
         data: the folder with the target's data.
         output: the spec; schema_file: its JSON schema, beside it.
+        force: whether a spec that has come into being meanwhile is replaced.
     """
 
     paths: tuple[Path, ...]
@@ -37,6 +38,7 @@ class InitPlan:
     data: Path
     output: Path
     schema_file: Path
+    force: bool
 
 
 def plan_init(paths: Sequence[Path], data: Path, output: Path, *, force: bool) -> InitPlan:
@@ -54,7 +56,7 @@ def plan_init(paths: Sequence[Path], data: Path, output: Path, *, force: bool) -
     inputs = [*paths, *(file for model in models for file in model.files)]
     check_output(output, inputs, force=force)
     check_output(schema_file, inputs, force=force or _holds(schema_file, schema_text()))
-    return InitPlan(tuple(paths), models, data, output, schema_file)
+    return InitPlan(tuple(paths), models, data, output, schema_file, force)
 
 
 def spec_schema() -> dict[str, Any]:

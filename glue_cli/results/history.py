@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
-from glue_cli.foundation.errors import ResourceError
+from glue_cli.foundation.errors import ResourceError, UsageError
 from glue_cli.foundation.json_text import as_json
 
 Write = Callable[[dict[str, Any]], None]
@@ -41,20 +41,19 @@ class Step:
 
 
 @contextmanager
-def writing_history(path: Path | None, **always: Any) -> Iterator[Write]:
+def writing_history(path: Path | None, *, replace: bool, **always: Any) -> Iterator[Write]:
     """Give a function that writes one line; `always` is part of every line. Without a path, lines go nowhere.
 
+    Args:
+        replace: whether a file that is there already is replaced.
     Raises:
+        UsageError: there is one, which may not be replaced.
         ResourceError: the file cannot be written, now or later.
     """
     if path is None:
         yield lambda line: None
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w", encoding="utf-8", buffering=1)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
+    file = _open(path, "w" if replace else "x")
 
     def write(line: dict[str, Any]) -> None:
         try:
@@ -67,6 +66,20 @@ def writing_history(path: Path | None, **always: Any) -> Iterator[Write]:
     finally:
         with suppress(OSError):  # of a line that could not be written
             file.close()
+
+
+def _open(path: Path, mode: Literal["w", "x"]) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        return open(path, mode, encoding="utf-8", buffering=1)
+    except FileExistsError:
+        message = f"the history '{path}' was written by another run meanwhile"
+        raise UsageError(message, hint="name another --history, or give --force") from None
+    except OSError as error:
+        raise _cannot_write(path, error) from None
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError:

@@ -67,7 +67,7 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
         measure=measure,
         keeps_best=spec.finetune.keep == "best",
     )
-    with writing_history(run.history, command="finetune", start=_start(plan)) as write:
+    with writing_history(run.history, replace=plan.destination.force, command="finetune", start=_start(plan)) as write:
         training.run(write)
     settings = {"loss": spec.loss, "finetune": spec.finetune.model_dump()}
     save_model(

@@ -39,6 +39,7 @@ def save_model(
         ResourceError: the output cannot be written.
     """
     with ExitStack() as stack:
+        stack.enter_context(destination.claimed())
         if destination.is_folder:
             config = stack.enter_context(writing(destination.result / "config.json", replace=destination.force))
             write_all(config, _configuration(model, class_names).encode(), 0)

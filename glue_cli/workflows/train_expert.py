@@ -45,7 +45,9 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
         task=f"train {plan.name}",
         progress=run.progress,
     )
-    with writing_history(run.history, command="train-expert", expert=plan.expert) as write:
+    with writing_history(
+        run.history, replace=plan.destination.force, command="train-expert", expert=plan.expert
+    ) as write:
         training.run(write)
     assert spec.experts is not None
     settings = {

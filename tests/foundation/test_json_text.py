@@ -35,7 +35,7 @@ def test_only_what_json_lacks_changes():
 
 def test_history_lines_are_on_disk_at_once(tmp_path):
     path = tmp_path / "deep" / "h.jsonl"
-    with writing_history(path, command="mix") as write:
+    with writing_history(path, replace=False, command="mix") as write:
         assert path.read_text() == ""
         write({"step": 1, "loss": math.nan})
         assert json.loads(path.read_text()) == {"schema": "glue.history/1", "command": "mix", "step": 1, "loss": None}
@@ -44,8 +44,11 @@ def test_history_lines_are_on_disk_at_once(tmp_path):
 
 
 def test_history_without_a_path_or_without_a_place(tmp_path):
-    with writing_history(None) as write:
+    with writing_history(None, replace=False) as write:
         write({"step": 1})
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="cannot be written"), writing_history(tmp_path / "file" / "h.jsonl"):
+    with (
+        pytest.raises(ResourceError, match="cannot be written"),
+        writing_history(tmp_path / "file" / "h.jsonl", replace=False),
+    ):
         pass

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import stat
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 from glue_cli.foundation import output_files as output_module
 from glue_cli.foundation.errors import ResourceError, UsageError
-from glue_cli.foundation.output_files import check_output, check_room, reserve, write_once, writing
+from glue_cli.foundation.output_files import check_output, check_room, reserve, write_once, writing, writing_alone
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
@@ -214,3 +215,47 @@ def test_of_two_runs_with_one_output_the_second_finds_it_taken(tmp_path, monkeyp
     with writing(output) as forced:
         os.pwrite(forced, b"forced", 0)
     assert output.read_bytes() == b"forced" and os.stat(output).st_nlink == 1
+
+
+def test_two_runs_do_not_write_into_one_folder_at_once(tmp_path):
+    folder = tmp_path / "new" / "model"
+    with writing_alone(folder, replace=False):
+        for replace in (False, True):
+            with pytest.raises(UsageError, match="another run is writing into '.*model'"):
+                with writing_alone(folder, replace=replace):
+                    raise AssertionError("not reached")
+        with writing(folder / "model.safetensors", replace=False) as descriptor:
+            os.write(descriptor, b"first")
+    with pytest.raises(UsageError, match="model' was written by another run meanwhile"):
+        with writing_alone(folder, replace=False):
+            raise AssertionError("not reached")
+    with writing_alone(folder):
+        pass
+    assert os.listdir(folder) == ["model.safetensors"]
+
+
+def test_a_folder_that_stays_empty_goes(tmp_path):
+    with pytest.raises(ZeroDivisionError), writing_alone(tmp_path / "new" / "model"):
+        raise ZeroDivisionError
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot be written"), writing_alone(tmp_path / "file" / "model"):
+        raise AssertionError("not reached")
+
+
+def test_a_folder_with_what_a_killed_run_left_is_not_taken(tmp_path):
+    (tmp_path / ".glue-0123456789abcdef.tmp").touch()
+    with writing_alone(tmp_path, replace=False), writing(tmp_path / "out", replace=False):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_where_there_are_no_locks_the_files_are_looked_at(tmp_path, monkeypatch):
+    def refuse(descriptor, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with writing_alone(tmp_path, replace=False), writing(tmp_path / "out", replace=False):
+        pass
+    with pytest.raises(UsageError, match="was written by another run"), writing_alone(tmp_path, replace=False):
+        raise AssertionError("not reached")

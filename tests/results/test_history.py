@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from glue_cli.foundation.errors import ResourceError
+from glue_cli.foundation.errors import ResourceError, UsageError
 from glue_cli.results.history import writing_history
 
 
 def test_every_line_says_what_it_is_and_is_there_at_once(tmp_path):
     path = tmp_path / "new" / "h.jsonl"
-    with writing_history(path, command="mix") as write:
+    with writing_history(path, replace=False, command="mix") as write:
         for step in range(2):
             write({"step": step})
             lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -18,13 +18,26 @@ def test_every_line_says_what_it_is_and_is_there_at_once(tmp_path):
 
 
 def test_without_a_path_lines_go_nowhere():
-    with writing_history(None) as write:
+    with writing_history(None, replace=False) as write:
         write({"step": 1})
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_disk_names_the_file():
     with pytest.raises(ResourceError, match="'/dev/full' cannot be written: No space left") as caught:
-        with writing_history(Path("/dev/full")) as write:
+        with writing_history(Path("/dev/full"), replace=True) as write:
             write({"step": 1})
     assert "--history" in caught.value.hint
+
+
+def test_of_two_runs_with_one_history_the_second_finds_it_taken(tmp_path):
+    path = tmp_path / "h.jsonl"
+    with writing_history(path, replace=False) as write:
+        write({"step": 1})
+    with pytest.raises(UsageError, match="history '.*h.jsonl' was written by another run") as caught:
+        with writing_history(path, replace=False):
+            raise AssertionError("not reached")
+    assert "--force" in caught.value.hint and json.loads(path.read_text())["step"] == 1
+    with writing_history(path, replace=True) as write:
+        write({"step": 2})
+    assert json.loads(path.read_text())["step"] == 2

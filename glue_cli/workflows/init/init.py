@@ -30,8 +30,8 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
         run.progress(Noted(f"the data were not looked at: {error.message}; {error.hint}", warning=True))
     doubts = find_doubts(model, data)
     spec = spec_text(plan, model, data, doubts)
-    _write(plan.schema_file, schema_text())
-    _write(plan.output, spec.text)
+    _write(plan.output, spec.text, replace=plan.force)
+    _write(plan.schema_file, schema_text(), replace=True)  # the same whoever writes it
     return {
         "schema": "glue.init/1",
         "output": str(plan.output),
@@ -43,6 +43,6 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, text: str) -> None:
-    with writing(path) as descriptor:
+def _write(path: Path, text: str, *, replace: bool) -> None:
+    with writing(path, replace=replace) as descriptor:
         write_all(descriptor, text.encode(), 0)

@@ -161,6 +161,7 @@ class WholeExperts(Experts):
         made = {name: tensor for name, tensor in on_disk.items() if recipe.is_blended(name)}
         shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
         with ExitStack() as stack:
+            stack.enter_context(self._destination.claimed())
             return blend_files(
                 self._experts,
                 alphas.tolist(),
@@ -231,6 +232,7 @@ class AdapterExperts(Experts):
         digests = [streamed.finish() for streamed in hashes] if hashes else [None] * len(adapters)
         if self._adapters.merges:
             with ExitStack() as stack:
+                stack.enter_context(destination.claimed())
                 for source, companion in destination.companions:
                     copy_into(stack.enter_context(writing(companion, replace=destination.force)), source)
                 write_merged(
@@ -243,7 +245,10 @@ class AdapterExperts(Experts):
             for stale in destination.stale_files():
                 stale.unlink()
         else:
-            concatenate(adapters, alphas[0].tolist(), destination.result, describe(digests), replace=destination.force)
+            with destination.claimed():
+                concatenate(
+                    adapters, alphas[0].tolist(), destination.result, describe(digests), replace=destination.force
+                )
         return digests
 
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:

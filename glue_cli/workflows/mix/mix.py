@@ -47,7 +47,9 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         run.progress(Noted(note, warning=True))
     experts = gather_experts(plan)
     target = _target_of(plan, run)
-    with writing_history(run.history, command="mix", method=plan.method, seed=plan.seed) as write:
+    with writing_history(
+        run.history, replace=plan.destination.force, command="mix", method=plan.method, seed=plan.seed
+    ) as write:
         chosen = choose_alpha(plan, target, experts, run, write)
     made: dict[str, Tensor] = {}
     refreshed: dict[str, Any] = {}
