@@ -29,15 +29,29 @@ def listening(*, quiet: bool) -> Iterator[Progress]:
     """Give a listener that shows progress as fits stderr, until the block ends."""
     console = stderr_console()
     if quiet:
-        yield _warn
+        yield _each_note_once(_warn)
     elif console.is_terminal and not os.environ.get("GLUE_NO_PROGRESS"):
         view = _LiveView(console)
         try:
-            yield view
+            yield _each_note_once(view)
         finally:
             view.close()
     else:
-        yield _PlainLines(console)
+        yield _each_note_once(_PlainLines(console))
+
+
+def _each_note_once(listener: Progress) -> Progress:
+    """Return a listener that hears every note once: what is true of a data set is so of all its splits."""
+    heard = set()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Noted):
+            if event in heard:
+                return
+            heard.add(event)
+        listener(event)
+
+    return listen
 
 
 def _warn(event: Event) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Progress, silent
 from glue_cli.foundation.user_code import PREFIX
+from glue_cli.spec.normalisation import ImageNormalisation
 from glue_cli.spec.schema import DataSpec
 
 if TYPE_CHECKING:  # `glue --help` reads the names below and must not import torch
@@ -158,17 +159,21 @@ def _faults_of_data(root: Path) -> Iterator[None]:
         raise DataError(f"'{name}' cannot be read: {error.strerror}", hint="copy or fetch the file again") from error
 
 
-def normalisation(data: DataSpec, dataset: "Dataset") -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return the mean and std to normalise `dataset` with: the spec's, else the format's for images, else None.
+def normalisation(
+    data: DataSpec, dataset: "Dataset", stated: ImageNormalisation | None = None
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return the mean and std to normalise `dataset` with: the spec's; else for images the model's or the format's.
 
+    Args:
+        stated: what the model's files say.
     Raises:
         SpecError: their number is neither 1 nor that of the channels, or they are given for texts.
     """
     from torch import Tensor
 
-    form = check_format(data.format)
-    mean = tuple(data.mean) if data.mean is not None else form.mean if dataset.has_images else None
-    std = tuple(data.std) if data.std is not None else form.std if dataset.has_images else None
+    usual = (stated or check_format(data.format)) if dataset.has_images else None
+    mean = tuple(data.mean) if data.mean is not None else usual.mean if usual else None
+    std = tuple(data.std) if data.std is not None else usual.std if usual else None
     if not isinstance(dataset.inputs, Tensor):
         if mean or std:
             raise SpecError("data.mean and data.std mean nothing to texts", hint="remove them from the spec")
@@ -177,8 +182,9 @@ def normalisation(data: DataSpec, dataset: "Dataset") -> tuple[tuple[float, ...]
     for field, numbers in (("mean", mean), ("std", std)):
         if numbers is not None and len(numbers) not in (1, n_channels):
             wanted = "1" if n_channels == 1 else f"1 or {n_channels}, a number a channel"
+            where = f"'{stated.source}', {field}" if stated and getattr(data, field) is None else f"data.{field}"
             raise SpecError(
-                f"data.{field}: found {len(numbers)} numbers, wanted {wanted}",
+                f"{where}: found {len(numbers)} numbers, wanted {wanted}",
                 hint=f"set data.{field} to {'one number' if n_channels == 1 else f'{n_channels} numbers'}",
             )
     return mean, std

@@ -18,7 +18,7 @@ def read_expert(spec: Spec, expert: int, run: Run) -> Examples:
     """
     assert spec.experts is not None
     if spec.experts.members:
-        return read_split(spec, _like_target(spec.experts.members[expert].data, spec.data), "train", run)
+        return read_split(spec, _like_target(spec.experts.members[expert].data, spec), "train", run)
     assert spec.experts.size is not None
     whole = read_split(spec, spec.data, "train", run)
     train, val, _ = divide(spec, whole, run)
@@ -45,13 +45,14 @@ def read_expert(spec: Spec, expert: int, run: Run) -> Examples:
     return whole.subset(share.indices)
 
 
-def _like_target(member: DataSpec, target: DataSpec) -> DataSpec:
+def _like_target(member: DataSpec, spec: Spec) -> DataSpec:
     """Return a member's data section with the target's normalisation and length of texts, unless it says otherwise.
 
     A blend has one kind of input.
     """
     updates: dict[str, object] = {}
-    own, known = check_format(member.format), check_format(target.format)
+    target = spec.data
+    own, known = check_format(member.format), spec.of_images or check_format(target.format)
     mean, std = target.mean or list(known.mean), target.std or list(known.std)
     if member.mean is None and member.std is None and (tuple(mean), tuple(std)) != (own.mean, own.std):
         updates |= {"mean": mean, "std": std}

@@ -6,7 +6,9 @@ from glue_cli.data import normalisation, read_dataset
 from glue_cli.data.dataset import Ragged
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
+from glue_cli.spec.normalisation import ImageNormalisation
 from glue_cli.spec.schema import DataSpec, Spec
 
 
@@ -47,7 +49,16 @@ def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | N
         kind, loss = ("texts alone", "cross_entropy") if is_text else ("targets of a regression", "mse")
     if loss != spec.loss:
         raise DataError(f"{where} has {kind}, which loss: {spec.loss} does not fit", hint=f"set loss: {loss}")
-    return Examples(dataset, *normalisation(data, dataset))
+    _tell_normalisation(data, spec.of_images if dataset.has_images else None, run)
+    return Examples(dataset, *normalisation(data, dataset, spec.of_images))
+
+
+def _tell_normalisation(data: DataSpec, stated: ImageNormalisation | None, run: Run) -> None:
+    """Say how images are normalised where the model's files decide it."""
+    if stated and (data.mean is None or data.std is None):
+        run.progress(Noted(f"images are normalised as '{stated.source}' says: {stated}"))
+        for warning in stated.warnings:
+            run.progress(Noted(warning, warning=True))
 
 
 def _tokenizer_folder(spec: Spec) -> Path | None:

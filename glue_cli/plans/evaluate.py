@@ -10,6 +10,7 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.data import check_data
+from glue_cli.data.model_normalisation import as_models_say
 from glue_cli.foundation.errors import UsageError
 from glue_cli.plans.outputs import Outputs
 from glue_cli.running.metrics import BARS, CEILINGS, METRICS
@@ -80,6 +81,7 @@ def plan_evaluate(
         if outputs.result and os.path.realpath(junit) == os.path.realpath(outputs.result):
             raise UsageError(f"'{junit}' is both the output and the report", hint="name another --junit")
     check_data(spec.data, spec.path(spec.data.root))
+    spec = as_models_say(spec, read)
     return EvaluatePlan(
         spec, found, split, metrics, bars, dict(ceilings), compared, outputs.result, junit, outputs.force
     )

@@ -8,6 +8,7 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.data import check_data
+from glue_cli.data.model_normalisation import as_models_say
 from glue_cli.plans.outputs import Outputs, model_folder
 from glue_cli.plans.train_expert import initial_checkpoint
 from glue_cli.spec.schema import Spec
@@ -44,6 +45,7 @@ def plan_finetune(
     found = read_checkpoint(checkpoint, weights) if checkpoint else None
     check_any_has([found] if found else [], weights)
     destination = plan_model_destination(outputs.result, model_folder(spec))
-    outputs.check([found] if found else initial_checkpoint(spec), spec, destination)
+    start = [found] if found else initial_checkpoint(spec)
+    outputs.check(start, spec, destination)
     check_data(spec.data, spec.path(spec.data.root))
-    return FinetunePlan(spec, found, track_test, replace(destination, force=outputs.force))
+    return FinetunePlan(as_models_say(spec, start), found, track_test, replace(destination, force=outputs.force))

@@ -128,8 +128,10 @@ def plan_mix(
         coefficients = replace(coefficients, sizes=tuple(_recorded_sizes(experts)))
     if spec:
         from glue_cli.data import check_data
+        from glue_cli.data.model_normalisation import as_models_say
 
         check_data(spec.data, spec.path(spec.data.root))
+        spec = as_models_say(spec, experts)
         if coefficients.is_search:
             _check_objective(coefficients.method, spec)
     destination = replace(destination, force=outputs.force)

@@ -7,6 +7,7 @@ from glue_cli.checkpoints.destination import Destination, plan_model_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data import check_data
+from glue_cli.data.model_normalisation import as_models_say
 from glue_cli.foundation.errors import SpecError, UsageError
 from glue_cli.plans.outputs import Outputs, model_folder
 from glue_cli.spec.schema import Spec
@@ -38,10 +39,12 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
     name = spec.experts.members[expert].name if spec.experts.members else f"expert-{expert:03d}"
     output = outputs.result or Path("experts") / f"expert-{expert:03d}.safetensors"
     destination = plan_model_destination(output, model_folder(spec))
-    replace(outputs, result=output).check(initial_checkpoint(spec), spec, destination)
+    start = initial_checkpoint(spec)
+    replace(outputs, result=output).check(start, spec, destination)
     data = spec.experts.members[expert].data if spec.experts.members else spec.data
     check_data(data, spec.path(data.root))
-    return TrainExpertPlan(spec.of_expert(expert), expert, name, replace(destination, force=outputs.force))
+    own = as_models_say(spec.of_expert(expert), start)
+    return TrainExpertPlan(own, expert, name, replace(destination, force=outputs.force))
 
 
 def initial_checkpoint(spec: Spec) -> list[Checkpoint]:

@@ -1,5 +1,6 @@
 """What every result says about where it comes from, so that a reader can run it again."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glue_cli import __version__
@@ -9,7 +10,13 @@ if TYPE_CHECKING:
 
 
 def origin_of(spec: "Spec | None") -> dict[str, Any]:
-    """Return glue's version and the spec's model and data; without `data.root`, a path on somebody's machine."""
+    """Return glue's version and the spec's model and data; without `data.root`, a path on somebody's machine.
+
+    `data.model_says` is how the model wants images normalised; it counts where `data.mean` or `data.std` is null.
+    """
     if spec is None:
         return {"glue": __version__}
-    return {"glue": __version__, "model": spec.model.model_dump(), "data": spec.data.model_dump(exclude={"root"})}
+    data = spec.data.model_dump(exclude={"root"})
+    if stated := spec.of_images:
+        data["model_says"] = {"mean": list(stated.mean), "std": list(stated.std), "file": Path(stated.source).name}
+    return {"glue": __version__, "model": spec.model.model_dump(), "data": data}

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from glue_cli.foundation.user_code import PREFIX
 from glue_cli.spec.budget import Budget, parse_budget
 from glue_cli.spec.goal import GOALS
+from glue_cli.spec.normalisation import ImageNormalisation
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -246,6 +247,7 @@ class Spec(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     _folder: Path = PrivateAttr(default=Path("."))
+    _of_images: ImageNormalisation | None = PrivateAttr(default=None)
 
     @field_validator("objective")
     @classmethod
@@ -272,3 +274,14 @@ class Spec(_Section):
         located = self.model_copy()
         located._folder = folder
         return located
+
+    @property
+    def of_images(self) -> ImageNormalisation | None:
+        """How the model wants its images normalised, where the spec does not say it and the model's files do."""
+        return self._of_images
+
+    def normalising(self, of_images: ImageNormalisation) -> "Spec":
+        """Return this spec for a model that wants its images normalised so."""
+        changed = self.model_copy()
+        changed._of_images = of_images
+        return changed

@@ -1,0 +1,95 @@
+"""How images are normalised, as the folders of models say. Needs no torch."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.json_files import read_object
+from glue_cli.spec.normalisation import ImageNormalisation
+from glue_cli.spec.schema import Spec
+
+_WHITE = 255  # as a byte
+_FLIPS = "do_flip_channel_order"
+_NO_PATHS = ("shared", "independent")  # what `experts.init` says beside paths
+
+
+def as_models_say(spec: Spec, checkpoints: Sequence[Checkpoint]) -> Spec:
+    """Return a spec that knows what its models' folders say about images; of several that differ, the first counts.
+
+    Args:
+        checkpoints: those that the command is given.
+    """
+    folders = [checkpoint.model_folder for checkpoint in checkpoints]
+    path = spec.model.args.get("path")
+    folders += [spec.path(path)] if isinstance(path, str) else []
+    folders += [spec.path(spec.experts.init)] if spec.experts and spec.experts.init not in _NO_PATHS else []
+    found = [stated for folder in dict.fromkeys(folders) if folder and (stated := stated_in(folder))]
+    if not found:
+        return spec
+    first, *others = found
+    for other in others:
+        if (other.mean, other.std) != (first.mean, first.std):
+            text = f"'{other.source}' says to normalise images otherwise ({other}); '{first.source}' counts"
+            first = replace(first, warnings=(*first.warnings, text))
+    return spec.normalising(first)
+
+
+def stated_in(folder: Path) -> ImageNormalisation | None:
+    """Return what a model's folder says, as transformers or timm write it; None where it says nothing."""
+    for file, content in _settings(folder):
+        stated = _of_transformers(content) or _of_timm(content)
+        if stated and _is_sound(*stated):
+            warnings = [f"'{file}' wants the channels in the order BGR, and glue gives RGB"]
+            mean, std = (numbers[:1] if len(set(numbers)) == 1 else numbers for numbers in stated)
+            return ImageNormalisation(mean, std, str(file), tuple(warnings if content.get(_FLIPS) else ()))
+    return None
+
+
+def _settings(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield what may speak of images: the files of transformers' processors, and timm's part of a configuration."""
+    yield (file := folder / "preprocessor_config.json"), read_object(file)
+    inner = read_object(file := folder / "processor_config.json").get("image_processor")
+    yield file, inner if isinstance(inner, dict) else {}
+    config = read_object(file := folder / "config.json")
+    inner = config.get("pretrained_cfg")
+    yield file, inner if isinstance(inner, dict) else config if "architecture" in config else {}
+
+
+def _of_transformers(content: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and std as an image processor has them: of x * rescale_factor, with x in bytes."""
+    if not {"image_processor_type", "image_mean", "do_rescale"} & content.keys():  # of sounds, or of texts
+        return None
+    mean, std = [0.0], [1.0]
+    if content.get("do_normalize", True):
+        if "image_mean" not in content or "image_std" not in content:
+            return None
+        mean, std = _numbers(content["image_mean"]), _numbers(content["image_std"])
+    if content.get("include_top"):  # EfficientNet's divides once more
+        std = [s * again for s, again in zip(cycle(std), _numbers(content.get("image_std")), strict=False)]
+    factor = _numbers(content.get("rescale_factor", 1 / _WHITE)) if content.get("do_rescale", True) else [1.0]
+    if len(factor) != 1 or not factor[0] > 0:
+        return None
+    white = factor[0] * _WHITE
+    # EfficientNet's may take 1 from what it has rescaled.
+    offset = 1.0 if content.get("rescale_offset") and content.get("do_rescale", True) else 0.0
+    return tuple((m + offset) / white for m in mean), tuple(s / white for s in std)
+
+
+def _of_timm(content: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if "mean" not in content or "std" not in content or "input_size" not in content:
+        return None
+    return tuple(_numbers(content["mean"])), tuple(_numbers(content["std"]))
+
+
+def _numbers(written: Any) -> list[float]:
+    """Return numbers as a file has them, one or several; none where it has something else."""
+    several = written if isinstance(written, list) else [written]
+    return [float(n) for n in several] if all(type(n) in (int, float) for n in several) else []
+
+
+def _is_sound(mean: Sequence[float], std: Sequence[float]) -> bool:
+    return bool(mean and std) and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
