@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest_plugins = ["small_experts", "stripes"]
+pytest_plugins = ["hub_cache", "small_experts", "stripes"]
 
 WORDS = "the a book film is was good bad dull great not very".split()
 

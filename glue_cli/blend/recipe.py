@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, Described
+from glue_cli.checkpoints.hub import is_called
 from glue_cli.foundation.errors import SpecError, UsageError
 
 
@@ -110,11 +111,11 @@ def find_expert(experts: Sequence[Checkpoint], wanted: str, option: str) -> int:
         UsageError: none is, or several are.
     """
     names = [{str(e.path), e.path.name, e.path.stem, str(e.glue.get("name", e.path.stem))} for e in experts]
-    found = [k for k, known in enumerate(names) if wanted in known]
+    found = [k for k, known in enumerate(names) if wanted in known or is_called(experts[k].path, wanted)]
     if not found and wanted.isdecimal() and int(wanted) < len(experts):
         found = [int(wanted)]
     if len(found) != 1:
         what = "no expert" if not found else f"{len(found)} experts"
-        listed = ", ".join(f"{k}: {expert.path}" for k, expert in enumerate(experts))
+        listed = ", ".join(f"{k}: {expert.name}" for k, expert in enumerate(experts))
         raise UsageError(f"{option} {wanted}: {what} of that name", hint=f"name one of {listed}")
     return found[0]

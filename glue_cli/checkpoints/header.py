@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from glue_cli.checkpoints.hub import id_of
 from glue_cli.foundation.batchnorm_names import COUNTER
 
 # Bytes an element, in the order in which safetensors sorts dtypes within a file (last first).
@@ -89,6 +90,16 @@ class Checkpoint:
     def model_folder(self) -> Path | None:
         """The folder whose configuration and tokenizer belong to the weights: its own, or that around a file of it."""
         return self.folder or (self.path.parent if _OF_A_FOLDER.fullmatch(self.path.name) else None)
+
+    @property
+    def name(self) -> str:
+        """What people know it by: its id on the Hub with the commit, or the path as the user gave it."""
+        return str(id_of(self.path) or self.path)
+
+    @property
+    def short_name(self) -> str:
+        """Its id on the Hub with the commit, or the last part of its path, which tells nothing of a machine."""
+        return str(id_of(self.path) or self.path.name)
 
     @property
     def glue(self) -> dict[str, Any]:

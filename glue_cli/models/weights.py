@@ -75,7 +75,7 @@ def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> Na
 
 
 def _build(spec: Spec, seed: int) -> nn.Module:
-    return build_model(spec.model.arch, spec.model.args, seed=seed, folder=spec.path("."))
+    return build_model(spec.model.arch, spec.model_args, seed=seed, folder=spec.path("."))
 
 
 def _start_from(

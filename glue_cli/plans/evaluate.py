@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.data import check_data
 from glue_cli.data.model_normalisation import as_models_say
 from glue_cli.foundation.errors import UsageError
+from glue_cli.plans.hub import fetched
 from glue_cli.plans.outputs import Outputs
 from glue_cli.running.metrics import BARS, CEILINGS, METRICS
 from glue_cli.spec.schema import Spec
@@ -71,8 +73,9 @@ def plan_evaluate(
     _check_demanded("--fail-under", bars, spec.loss, BARS, "more")
     _check_demanded("--fail-over", ceilings, spec.loss, CEILINGS, "less")
     metrics = tuple(dict.fromkeys([*metrics, *(name for name in (*bars, *ceilings) if name in known)]))
-    found = tuple(read_checkpoint(path, weights) for path in checkpoints)
-    compared = read_checkpoint(baseline, weights) if baseline else None
+    spec = fetched(spec)
+    found = tuple(read_checkpoint(fetch(path), weights) for path in checkpoints)
+    compared = read_checkpoint(fetch(baseline), weights) if baseline else None
     read = (*found, *([compared] if compared else []))
     check_any_has(read, weights)
     outputs.check(read, spec)

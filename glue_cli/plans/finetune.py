@@ -5,10 +5,12 @@ from pathlib import Path
 
 from glue_cli.checkpoints.destination import Destination, plan_model_destination
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.data import check_data
 from glue_cli.data.model_normalisation import as_models_say
+from glue_cli.plans.hub import fetched
 from glue_cli.plans.outputs import Outputs, model_folder
 from glue_cli.plans.train_expert import initial_checkpoint
 from glue_cli.spec.schema import Spec
@@ -42,7 +44,8 @@ def plan_finetune(
         SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
     assert outputs.result
-    found = read_checkpoint(checkpoint, weights) if checkpoint else None
+    spec = fetched(spec)
+    found = read_checkpoint(fetch(checkpoint), weights) if checkpoint else None
     check_any_has([found] if found else [], weights)
     destination = plan_model_destination(outputs.result, model_folder(spec))
     start = [found] if found else initial_checkpoint(spec)

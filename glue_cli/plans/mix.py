@@ -13,6 +13,7 @@ from glue_cli.blend.comparing import compare, name_alike
 from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_recipe
 from glue_cli.checkpoints.destination import Destination, plan_destination
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.read import read_experts
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.foundation.errors import SpecError, UsageError
@@ -95,6 +96,11 @@ def plan_mix(
         ResourceError: the disk has no room for the blend.
     """
     _check_numbers(paths, coefficients)
+    paths, base = [fetch(path) for path in paths], fetch(base) if base else None
+    if spec:
+        from glue_cli.plans.hub import fetched
+
+        spec = fetched(spec)
     groups: Groups = spec.mix.groups if spec and coefficients.is_search else {}
     if like:
         groups = like.said.recipe.groups

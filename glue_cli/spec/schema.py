@@ -1,6 +1,7 @@
 """The spec's schema: what `glue.yaml` may say, with every default. `spec_file` reads the file itself."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -247,6 +248,7 @@ class Spec(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     _folder: Path = PrivateAttr(default=Path("."))
+    _fetched: dict[str, Path] = PrivateAttr(default_factory=dict)
     _of_images: ImageNormalisation | None = PrivateAttr(default=None)
 
     @field_validator("objective")
@@ -266,14 +268,27 @@ class Spec(_Section):
         return self.model_copy(update={"model": model})
 
     def path(self, written: str) -> Path:
-        """Return a path as written in the spec, looked up from the spec's own folder."""
-        return self._folder / os.path.expanduser(written)
+        """Return a path as written in the spec, looked up from the spec's own folder, or where it was fetched to."""
+        return self._fetched.get(written) or self._folder / os.path.expanduser(written)
 
     def located_in(self, folder: Path) -> "Spec":
         """Return this spec with its paths looked up from `folder`."""
         located = self.model_copy()
         located._folder = folder
         return located
+
+    def with_fetched(self, places: Mapping[str, Path]) -> "Spec":
+        """Return this spec with the places of what it names and is not on this disk by that name."""
+        changed = self.model_copy()
+        changed._fetched = {**self._fetched, **places}
+        return changed
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """`model.args`, with the folder that is meant where `path` names what was fetched."""
+        path = self.model.args.get("path")
+        found = self._fetched.get(path) if isinstance(path, str) else None
+        return {**self.model.args, **({"path": str(found)} if found else {})}
 
     @property
     def of_images(self) -> ImageNormalisation | None:

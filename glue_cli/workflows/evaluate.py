@@ -58,7 +58,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
         evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
         add_all(evaluation, compute.to_device(model), batches, compute)
         row = EvaluatedCheckpoint(
-            checkpoint=str(checkpoint.path),
+            checkpoint=checkpoint.name,
             split=plan.split,
             examples=len(examples),
             weights=checkpoint.weights,

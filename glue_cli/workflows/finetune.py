@@ -78,7 +78,7 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
             "glue": __version__,
             "kind": "finetuned",
             "model": spec.model.model_dump(),
-            "start": plan.checkpoint.path.name if plan.checkpoint else "scratch",
+            "start": plan.checkpoint.short_name if plan.checkpoint else "scratch",
             **({"weights": plan.checkpoint.weights} if plan.checkpoint and plan.checkpoint.weights else {}),
             "examples": len(target["train"]),
             "class_names": target["train"].class_names,
@@ -104,4 +104,4 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
 
 
 def _start(plan: FinetunePlan) -> str:
-    return str(plan.checkpoint.path) if plan.checkpoint else "scratch"
+    return plan.checkpoint.name if plan.checkpoint else "scratch"

@@ -7,6 +7,7 @@ from typing import Any
 
 from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
+from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.weight_sets import check_any_has
@@ -22,6 +23,7 @@ def show(path: Path, weights: str | None = None) -> dict[str, Any]:
         UsageError: there is nothing at `path`.
         CheckpointError: it is no checkpoint, or a damaged one.
     """
+    path = fetch(path)
     if is_adapter(path):
         adapter = read_adapter(path)
         checkpoint, config = adapter.checkpoint, dict(adapter.config)
@@ -32,7 +34,7 @@ def show(path: Path, weights: str | None = None) -> dict[str, Any]:
     entries = list(checkpoint.entries.values())
     return {
         "schema": "glue.show/1",
-        "checkpoint": str(path),
+        "checkpoint": checkpoint.name,
         **({"weights": checkpoint.weights} if checkpoint.weights else {}),
         "files": [
             {"path": str(file), "bytes": n_bytes}

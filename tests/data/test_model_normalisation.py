@@ -75,7 +75,9 @@ def test_the_steps_of_an_image_processor_one_by_one(tmp_path, do_rescale, do_nor
         image_std=std.flatten().tolist(),
     )
     found = stated_in(tmp_path)
-    assert torch.allclose(normalise(pixels, found.mean, found.std, channels_last=False), wanted.float(), rtol=1e-4, atol=1e-3)
+    assert torch.allclose(
+        normalise(pixels, found.mean, found.std, channels_last=False), wanted.float(), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_timm_s_configuration(tmp_path):

@@ -54,7 +54,7 @@ class Experts(ABC):
         from glue_cli.models import build_model
         from glue_cli.models.weights import check_fits_model
 
-        model = build_model(spec.model.arch, spec.model.args, seed=0, folder=spec.path("."))
+        model = build_model(spec.model.arch, spec.model_args, seed=0, folder=spec.path("."))
         self._naming = check_fits_model(model, self.header, spec)
         tensors = {**self._tensors(alphas.tolist()), **self._make(alphas)}
         model.load_state_dict(self._naming.in_memory(tensors), strict=False)

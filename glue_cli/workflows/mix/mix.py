@@ -78,7 +78,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
             **({"groups": groups} if groups else {}),
             "experts": [
                 {
-                    "name": expert.path.name,
+                    "name": expert.short_name,
                     "sha256": digest,
                     "examples": size,
                     **({"weights": expert.weights} if expert.weights else {}),
@@ -97,7 +97,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         alpha=alpha,
         groups=groups,
         experts=[
-            BlendedExpert(path=str(expert.path), sha256=digest, examples=size, weights=expert.weights)
+            BlendedExpert(path=expert.name, sha256=digest, examples=size, weights=expert.weights)
             for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
         ],
         output=str(plan.destination.result),
