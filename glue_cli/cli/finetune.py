@@ -77,4 +77,7 @@ def _show(result: "FinetuneResult") -> None:
         ]
         rows.append([str(epoch.epoch), number(epoch.train_loss), *cells])
     print_table(["epoch", "training loss", *(name.replace("_", " ") for name in names)], rows)
-    print_lines("", f"from {result.start} in {duration(result.wall_s or 0)}, written to {result.output}")
+    assert result.lr is not None
+    kept = f"epoch {result.kept} is kept" if result.kept else "the start is kept"
+    print_lines("", f"lr {result.lr:g}; {kept}")
+    print_lines(f"from {result.start} in {duration(result.wall_s or 0)}, written to {result.output}")

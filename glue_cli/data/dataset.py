@@ -33,6 +33,12 @@ class Ragged:
         """Return the rows at `indices`, int64 [n], in that order; the values are shared."""
         return replace(self, starts=self.starts[indices], lengths=self.lengths[indices])
 
+    def joined(self, other: "Ragged") -> "Ragged":
+        """Return these rows and then the other's."""
+        values, lengths = torch.cat([self.values, other.values]), torch.cat([self.lengths, other.lengths])
+        starts = torch.cat([self.starts, other.starts + len(self.values)])
+        return replace(self, values=values, starts=starts, lengths=lengths)
+
     def following(self) -> "Ragged":
         """Return each row's values but the first, what a language model predicts; `IGNORED` follows the last."""
         return replace(self, starts=self.starts + 1, lengths=self.lengths - 1, padding=IGNORED)
@@ -83,9 +89,31 @@ class Dataset:
             return self
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
+    def joins(self, other: "Dataset") -> bool:
+        """Tell whether these examples and the other's have the same shape."""
+        pairs = ((self.inputs, other.inputs), (self.targets, other.targets))
+        return all(_row_shape(one) == _row_shape(two) for one, two in pairs)
+
+    def joined(self, other: "Dataset") -> "Dataset":
+        """Return these examples and then the other's, which are of the same kind."""
+        inputs, targets = _joined(self.inputs, other.inputs), _joined(self.targets, other.targets)
+        return Dataset(inputs, targets, self.class_names)
+
     def subset(self, indices: Tensor) -> "Dataset":
         """Return the examples at `indices`, int64 [n], in that order."""
         return Dataset(self.inputs[indices], self.targets[indices], self.class_names)
+
+
+def _row_shape(rows: Tensor | Ragged) -> torch.Size | None:
+    return None if isinstance(rows, Ragged) else rows.shape[1:]
+
+
+def _joined(first: Tensor | Ragged, second: Tensor | Ragged) -> Tensor | Ragged:
+    if isinstance(first, Ragged):
+        assert isinstance(second, Ragged)
+        return first.joined(second)
+    assert isinstance(second, Tensor)
+    return torch.cat([first, second])
 
 
 @dataclass(frozen=True)

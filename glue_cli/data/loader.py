@@ -51,6 +51,14 @@ class Examples:
         """Return the same examples with labels that number other classes; see `data.classes.renumber`."""
         return replace(self, dataset=renumbered(self.dataset, classes, where))
 
+    def joins(self, other: "Examples") -> bool:
+        """Tell whether these examples and the other's fit into one data set; images may differ in size."""
+        return self.dataset.joins(other.dataset)
+
+    def joined(self, other: "Examples") -> "Examples":
+        """Return these examples and then the other's, of the same data set."""
+        return Examples(self.dataset.joined(other.dataset), self.mean, self.std)
+
     @property
     def first_in_order(self) -> "Examples":
         """The examples of the first batch of an evaluation, which no other batch exceeds."""

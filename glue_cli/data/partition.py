@@ -54,6 +54,20 @@ def draw_val(n_val: int, wanted: int, *, seed: int) -> Tensor:
     return torch.randperm(n_val, generator=generator(seed, "target", "val"))[:wanted].sort().values
 
 
+def draw_folds(n: int, n_folds: int, *, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Deal examples out to folds of like size at random; each is held out once, while the others are trained on.
+
+    Args:
+        n: examples, 2 or more.
+        n_folds: at most; no more than there are examples.
+    Returns:
+        by fold, the sorted int64 indices of those to train on and of those held out; a pure function of the arguments.
+    """
+    order = torch.randperm(n, generator=generator(seed, "folds"))
+    held_out = [order[fold::n_folds].sort().values for fold in range(min(n, n_folds))]
+    return [(free_indices(n, indices), indices) for indices in held_out]
+
+
 def free_indices(n_train: int, *taken: Tensor) -> Tensor:
     """Return the sorted indices of the train split, int64 [n], that are in none of `taken`."""
     free = torch.ones(n_train, dtype=torch.bool)

@@ -27,11 +27,30 @@ def epoch_of(line: Mapping[str, Any]) -> Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TriedLr:
+    """What a trial found of an lr: the validation loss behind its last epoch, or its best where that is kept."""
+
+    lr: float
+    val_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSteps:
+    """The steps of all trainings of the trial together, and those of the finetuning itself."""
+
+    trial: int = 0
+    training: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
     """`glue.finetune/1`.
 
     Attributes:
         start: the checkpoint that it started from, or "scratch"; method: how that was blended, where it says so.
+        lr: given, or the best of the trial; trial: what each lr came to.
+        folds: how many there were where they took the place of a validation split; the validation figures are theirs.
+        kept: the epoch whose tensors were written.
     """
 
     schema: str = field(default="glue.finetune/1", init=False)
@@ -39,6 +58,11 @@ class FinetuneResult:
     start: str
     examples: int | None = None
     history: list[Epoch]
+    lr: float | None = where_known()
+    trial: list[TriedLr] = field(default_factory=list)
+    folds: int | None = None
+    kept: int | None = where_known()
+    steps: FinetuneSteps | None = where_known()
     method: str | None = None
     seed: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)

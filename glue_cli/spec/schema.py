@@ -1,5 +1,6 @@
 """The spec's schema: what `glue.yaml` may say, with every default. `spec_file` reads the file itself."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     PrivateAttr,
     ValidationInfo,
     field_validator,
@@ -74,6 +76,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patience": 3,
     },
 }
+
+
+FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"lr": 0.001, "keep": "last"},  # both our choices; the paper says neither
+    "default": {"lr": "auto", "keep": "best"},
+}
+
+
+def _check_lr(given: Any) -> Any:
+    """Return a finetuning's lr: `auto`, or a number above 0."""
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if given == "auto" or is_number and 0 < given < math.inf:
+        return float(given) if is_number else given
+    raise ValueError(f"wanted a number greater than 0 or 'auto', found {given!r}")
+
+
+def _filled(given: Any, presets: dict[str, dict[str, Any]]) -> Any:
+    """Return a section with what is not given from its preset; from the default one where it names none that is."""
+    if not isinstance(given, dict):
+        return given
+    preset = given.get("preset")
+    return {**presets[preset if preset in ("default", "paper") else "default"], **given}
 
 
 class _Section(BaseModel):
@@ -170,13 +194,23 @@ class TrainSpec(_Section):
 
 
 class FinetuneSpec(_Section):
-    """How the prior is finetuned: Adam on all parameters; `keep` the last epoch or the best on validation."""
+    """How the prior is finetuned: Adam on all parameters; what is not given comes from the preset.
 
+    lr `auto` is found by a short trial on validation data. `keep` the last epoch, or the best on validation, of which
+    the start is one.
+    """
+
+    preset: Literal["default", "paper"] = "default"
     epochs: Count = 20
     batch_size: Count = 64
-    lr: Rate = 0.001
+    lr: Annotated[float | Literal["auto"], PlainValidator(_check_lr)]
     augment: AugmentSpec = AugmentSpec()
-    keep: Literal["last", "best"] = "last"
+    keep: Literal["last", "best"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        return _filled(given, FINETUNE_PRESETS)
 
 
 class MixSpec(_Section):
@@ -212,10 +246,7 @@ class MixSpec(_Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        preset = given.get("preset", "default")
-        return {**PRESETS.get(preset if isinstance(preset, str) else "default", _PAPER), **given}
+        return _filled(given, PRESETS)
 
     @model_validator(mode="after")
     def _budget_of_a_minibatch(self) -> "MixSpec":
@@ -243,7 +274,7 @@ class Spec(_Section):
     experts: ExpertsSpec | None = None
     train: TrainSpec = TrainSpec()
     mix: MixSpec = Field(default_factory=lambda: MixSpec.model_validate({}))
-    finetune: FinetuneSpec = FinetuneSpec()
+    finetune: FinetuneSpec = Field(default_factory=lambda: FinetuneSpec.model_validate({}))
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 

@@ -15,10 +15,11 @@ from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
-from glue_cli.workflows.evaluation import evaluate_model
+from glue_cli.workflows.finetuning import Finetuning
 from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.learning_rates import plan_trial
 from glue_cli.workflows.save import save_model
-from glue_cli.workflows.training import Training
+from glue_cli.workflows.training import with_lr
 
 _OTHER_HEAD = "to train another head on its other layers, set experts.init to it and use --from-scratch"
 
@@ -27,7 +28,8 @@ _OTHER_HEAD = "to train another head on its other layers, set experts.init to it
 def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
     """Train on the target's training data, and write the checkpoint.
 
-    Epoch 0 of the history is the start itself. The test figures, where tracked, select nothing.
+    Epoch 0 of the history is the start itself. The test figures, where tracked, select nothing. Where the trial has
+    folds, the training has the validation examples too, and the validation figures are those of the folds.
 
     Raises:
         CheckpointError: the checkpoint does not fit the spec's model.
@@ -38,49 +40,36 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     spec = plan.spec
-    watched_splits = ["val", "test"] if plan.track_test else ["val"]
+    watched = ["val", "test"] if plan.track_test else ["val"]
     if plan.checkpoint:
         model = load_model(spec, plan.checkpoint)
         target = Target(spec, run, Classes(class_names_of(plan.checkpoint), str(plan.checkpoint.path), _OTHER_HEAD))
     else:
         target = Target(spec, run)
         model = initial_model(spec, class_names=target["train"].class_names, progress=run.progress)
-    for split in ("train", *watched_splits):
+    for split in ("train", *watched):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
-    compute = training_compute(spec, model, target["train"], spec.finetune, run)
-    model = compute.to_device(model)
-    watched = {split: target[split].on(compute) for split in watched_splits}
-
-    def measure() -> dict[str, float]:
-        figures = {split: evaluate_model(model, watched[split], loss=spec.loss, compute=compute) for split in watched}
-        return {f"{split}_{name}": value for split in figures for name, value in figures[split].items()}
-
-    training = Training(
-        model,
-        target["train"].on(compute),
-        spec.finetune,
-        loss=spec.loss,
-        compute=compute,
-        seed=spec.seed,
-        task="finetune",
-        progress=run.progress,
-        measure=measure,
-        keeps_best=spec.finetune.keep == "best",
-    )
+    trial = plan_trial(spec.finetune, target["train"], target["val"], spec.seed)
+    compute = training_compute(spec, model, trial.examples, with_lr(spec.finetune, trial.lrs[0]), run)
+    judges = {split: target[split] for split in watched if split != "val" or not trial.is_folded}
+    finetuning = Finetuning(spec, trial, compute.to_device(model), judges, compute=compute, progress=run.progress)
     with writing_history(run.history, replace=plan.destination.force, command="finetune", start=_start(plan)) as write:
-        training.run(write)
+        finetuning.run(write)
+    account = finetuning.account
     settings = {"loss": spec.loss, "finetune": spec.finetune.model_dump()}
     save_model(
         plan.destination,
         model,
-        training.best_tensors(),
+        finetuning.tensors(),
         {
             "glue": __version__,
             "kind": "finetuned",
             "model": spec.model.model_dump(),
             "start": plan.checkpoint.short_name if plan.checkpoint else "scratch",
             **({"weights": plan.checkpoint.weights} if plan.checkpoint and plan.checkpoint.weights else {}),
-            "examples": len(target["train"]),
+            "examples": len(trial.examples),
+            "lr": account["lr"],
+            "kept": account["kept"],
             "class_names": target["train"].class_names,
             "seed": spec.seed,
             **compute.recorded,
@@ -92,8 +81,9 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
     return FinetuneResult(
         output=str(plan.destination.result),
         start=_start(plan),
-        examples=len(target["train"]),
-        history=[epoch_of(line) for line in training.history],
+        examples=len(trial.examples),
+        history=[epoch_of(line) for line in finetuning.history],
+        **account,
         method=plan.checkpoint.glue.get("method") if plan.checkpoint else None,
         seed=spec.seed,
         settings=settings,

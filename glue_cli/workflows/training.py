@@ -22,6 +22,8 @@ from glue_cli.running.random_state import random_state, restore_random
 from glue_cli.spec.schema import FinetuneSpec, TrainSpec
 
 Settings = TrainSpec | FinetuneSpec
+# Return figures of the model at the end of an epoch, 0 being the start.
+Measure = Callable[[int], dict[str, float]]
 
 _STEPS_A_REPORT = 10
 
@@ -33,11 +35,14 @@ class Training:
 
     Args:
         model: on the device; changed in place.
+        settings: with an lr that is a number.
         measure: returns figures of the model on other data; taken at the start, as epoch 0, and after every epoch.
-        keeps_best: whether the tensors after the epoch with the least `val_loss` are kept; one that is no number is
-            more than any other.
+        keeps_best: whether the tensors after the epoch with the least `val_loss` are kept, those of the start among
+            them; one that is no number is more than any other.
     Attributes:
         history: a line an epoch: `epoch`, `train_loss`, and the figures.
+        kept: the epoch whose tensors are kept; the last one unless `keeps_best`.
+        n_steps: made so far.
     """
 
     def __init__(
@@ -51,10 +56,11 @@ class Training:
         seed: int,
         task: str,
         progress: Progress,
-        measure: Callable[[], dict[str, float]] | None = None,
+        measure: Measure | None = None,
         keeps_best: bool = False,
     ) -> None:
         self.history: list[dict[str, Any]] = []
+        self.kept = self.n_steps = 0
         self._model, self._batches, self._settings = model, batches, settings
         self._loss, self._compute, self._seed, self._task = loss, compute, seed, task
         self._progress, self._measure, self._keeps_best = progress, measure, keeps_best
@@ -102,16 +108,19 @@ class Training:
             if self._steps_made % _STEPS_A_REPORT == 0:
                 self._report(self._n_seen)
             self._steps_made += 1
+            self.n_steps += 1
             yield
 
     def _end_epoch(self, write: Write) -> None:
         train_loss = self._report(len(self._batches)) if self._epoch else None
         line: dict[str, Any] = {"epoch": self._epoch, "train_loss": train_loss}
-        line |= self._measure() if self._measure else {}
+        line |= self._measure(self._epoch) if self._measure else {}
         self.history.append(line)
         write(line)
-        if self._keeps_best and self._epoch > 0:
+        if self._keeps_best:
             self._keep_if_best(line["val_loss"])
+        else:
+            self.kept = self._epoch
         self._epoch, self._steps_made = self._epoch + 1, 0
         self._total.zero_()
         self._n_losses = self._n_seen = 0
@@ -120,6 +129,7 @@ class Training:
         if not self._best or val_loss < self._best_loss:
             self._best = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
             self._best_loss = math.inf if math.isnan(val_loss) else val_loss
+            self.kept = self._epoch
 
     def _report(self, n_seen: int) -> float:
         """Tell of the epoch's mean loss so far, and return it."""
@@ -136,6 +146,8 @@ class Training:
         return {
             "epoch": self._epoch,
             "steps_made": self._steps_made,
+            "n_steps": self.n_steps,
+            "kept": self.kept,
             "total": self._total,
             "n_losses": self._n_losses,
             "n_seen": self._n_seen,
@@ -150,6 +162,7 @@ class Training:
     def restore(self, state: State) -> None:
         """Take on the state of a training with the same model, data, settings and seed, to go on in its place."""
         self._epoch, self._steps_made = state["epoch"], state["steps_made"]
+        self.n_steps, self.kept = state["n_steps"], state["kept"]
         self._total = state["total"].to(self._compute.device, copy=True)
         self._n_losses, self._n_seen = state["n_losses"], state["n_seen"]
         self._best, self._best_loss = part_of(state, "best"), state["best_loss"].item()
@@ -187,8 +200,14 @@ def training_step(
     return losses.detach()
 
 
+def with_lr(settings: FinetuneSpec, lr: float) -> FinetuneSpec:
+    """Return the settings with an lr that is a number."""
+    return settings.model_copy(update={"lr": lr})
+
+
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Return Adam with torch's defaults and the settings' lr."""
+    """Return Adam with torch's defaults and the settings' lr, which is a number."""
+    assert isinstance(settings.lr, float)
     return torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
 
 

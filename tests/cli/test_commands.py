@@ -26,7 +26,7 @@ CALLS = {
     "finetune": (
         ["finetune", EXPERT_0],
         {"schema", "output", "start", "method", "examples", "history", "precision", "wall_s", "settings"}
-        | {"threads", *ORIGIN},
+        | {"lr", "trial", "folds", "kept", "steps", "threads", *ORIGIN},
     ),
     "evaluate": (["evaluate", EXPERT_0], {"schema", "results", "precision", "threads", "missed", *ORIGIN}),
 }
@@ -283,7 +283,7 @@ def test_finetune_from_scratch(here, glue):
 
 
 def test_track_test_adds_figures_and_selects_nothing(here, glue):
-    arguments = ["finetune", EXPERT_0, "--json", "--set", "finetune.keep=best", "--set", "finetune.epochs=3"]
+    arguments = ["finetune", EXPERT_0, "--json", "--set", "finetune.epochs=3"]
     plain = glue(*arguments, code=0).json
     tracked = glue(*arguments, "--track", "test", "-o", "t.safetensors", code=0).json
     assert all({"test_loss", "test_accuracy"} <= set(line) for line in tracked["history"])
@@ -293,14 +293,15 @@ def test_track_test_adds_figures_and_selects_nothing(here, glue):
 
 def test_keep_best_or_last(here, glue):
     arguments = ["finetune", EXPERT_0, "--set", "finetune.epochs=4", "--set", "finetune.lr=0.3", "--json"]
-    glue(*arguments, "-o", "last.safetensors", code=0)
-    best = glue(*arguments, "-o", "best.safetensors", "--set", "finetune.keep=best", code=0).json
+    last = glue(*arguments, "-o", "last.safetensors", "--set", "finetune.keep=last", code=0).json
+    best = glue(*arguments, "-o", "best.safetensors", code=0).json
     losses = [line["val_loss"] for line in best["history"]]
+    assert best["kept"] == losses.index(min(losses)) and last["kept"] == 4 and last["history"] == best["history"]
 
     def val_loss(path):
         return glue("evaluate", path, "--split", "val", "--json", code=0).json["results"][0]["loss"]
 
-    assert val_loss("best.safetensors") == pytest.approx(min(losses[1:]), rel=1e-5)
+    assert val_loss("best.safetensors") == pytest.approx(min(losses), rel=1e-5)
     assert val_loss("last.safetensors") == pytest.approx(losses[-1], rel=1e-5)
 
 

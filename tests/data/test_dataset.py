@@ -44,6 +44,24 @@ def test_texts_in_a_dataset():
     assert Dataset(torch.zeros(3, 2), torch.zeros(3)).labels is None
 
 
+def test_data_sets_are_joined_one_behind_the_other():
+    one, two = (
+        Dataset(torch.zeros(2, 3), torch.tensor([0, 1]), ("a", "b")),
+        Dataset(torch.ones(1, 3), torch.tensor([1])),
+    )
+    both = one.joined(two)
+    assert both.inputs.tolist() == [[0] * 3, [0] * 3, [1] * 3] and both.targets.tolist() == [0, 1, 1]
+    assert both.class_names == ("a", "b")
+    assert one.joins(two) and not one.joins(Dataset(torch.ones(1, 4), torch.tensor([1])))
+    rows, more = ragged(ROWS), ragged([[4, 3, 2, 1], [7]])[torch.tensor([1, 0])]
+    texts, others = Dataset(rows, rows.following()), Dataset(more, more.following())
+    joined = texts.joined(others)
+    assert texts.joins(others)
+    assert joined.inputs.padded(4).tolist() == [*rows.padded(4).tolist(), [7, 0, 0, 0], [4, 3, 2, 1]]
+    assert joined.targets.padded(4).tolist()[3:] == [[-100] * 4, [3, 2, 1, -100]]
+    assert joined.targets.padded(4).tolist()[:3] == rows.following().padded(4).tolist()
+
+
 def test_split_names():
     plain = DataSpec(format="image-folder", root=".")
     assert [split_name(plain, split) for split in ("train", "val", "test")] == ["train", "val", "test"]

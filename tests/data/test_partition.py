@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glue_cli.data.partition import dirichlet_share, draw_val, free_indices, target_split
+from glue_cli.data.partition import dirichlet_share, draw_folds, draw_val, free_indices, target_split
 from glue_cli.foundation.errors import SpecError
 from glue_cli.spec.schema import TargetSpec
 
@@ -24,6 +24,25 @@ def test_validation_examples_of_a_val_split():
     assert draw_val(5, 5, seed=0).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(SpecError, match="data.target asks for 6 validation examples, but the val split has 5"):
         draw_val(5, 6, seed=0)
+
+
+@given(st.integers(2, 60), st.integers(2, 8), st.integers(0, 2**40))
+def test_each_example_is_held_out_once(n, n_folds, seed):
+    folds = draw_folds(n, n_folds, seed=seed)
+    assert len(folds) == min(n, n_folds)
+    held_out = [indices for _, indices in folds]
+    assert torch.cat(held_out).sort().values.tolist() == list(range(n))
+    sizes = [len(indices) for indices in held_out]
+    assert max(sizes) - min(sizes) <= 1
+    for kept, indices in folds:
+        assert torch.cat([kept, indices]).sort().values.tolist() == list(range(n)) and len(kept) > 0
+    again = draw_folds(n, n_folds, seed=seed)
+    assert all(torch.equal(a, b) for one, two in zip(folds, again, strict=True) for a, b in zip(one, two, strict=True))
+
+
+def test_folds_are_drawn_by_the_seed():
+    assert draw_folds(50, 5, seed=0)[0][1].tolist() != draw_folds(50, 5, seed=1)[0][1].tolist()
+    assert draw_folds(50, 5, seed=0)[0][1].tolist() != list(range(0, 50, 5))
 
 
 @given(st.integers(2, 200), st.data(), st.integers(0, 2**40), st.booleans())

@@ -1,9 +1,10 @@
+import math
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from glue_cli.spec.schema import PRESETS, ExpertsSpec, MixSpec, Spec
+from glue_cli.spec.schema import PRESETS, ExpertsSpec, FinetuneSpec, MixSpec, Spec
 
 LEAST = {"model": {"arch": "cnn"}, "data": {"format": "safetensors", "root": "data"}}
 
@@ -82,3 +83,18 @@ def test_values_out_of_range(key, value):
 def test_what_mixing_may_search_for(objective):
     assert Spec.model_validate({**LEAST, "objective": objective}).objective == objective
     assert Spec.model_validate(LEAST).objective == "loss"
+
+
+def test_a_finetuning_chooses_its_lr_and_keeps_the_best_unless_it_is_the_papers():
+    plain, paper = FinetuneSpec.model_validate({}), FinetuneSpec.model_validate({"preset": "paper"})
+    assert (plain.lr, plain.keep, plain.epochs) == ("auto", "best", 20)
+    assert (paper.lr, paper.keep, paper.epochs) == (0.001, "last", 20)
+    own = FinetuneSpec.model_validate({"preset": "paper", "lr": "auto", "epochs": 3})
+    assert (own.lr, own.keep, own.epochs) == ("auto", "last", 3)
+    assert FinetuneSpec.model_validate({"lr": 1}).lr == 1.0
+
+
+@pytest.mark.parametrize("lr", ["fast", 0, -0.1, True, None, [0.1], math.inf, math.nan])
+def test_an_lr_that_is_none(lr):
+    with pytest.raises(ValidationError, match="wanted a number greater than 0 or 'auto'"):
+        FinetuneSpec.model_validate({"lr": lr})

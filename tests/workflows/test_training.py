@@ -119,7 +119,7 @@ def train_wavering(make_spec, run):
         model(inputs)  # which makes the lazy layer
         if state is not None:
             torch.manual_seed(1234)  # another process
-        figures = {"measure": lambda: {"val_loss": math.cos(sum(p.sum().item() for p in model.parameters()))}}
+        figures = {"measure": lambda epoch: {"val_loss": math.cos(sum(p.sum().item() for p in model.parameters()))}}
         training = training_of(spec, run, model, **(figures | {"keeps_best": True} if is_measured else {}))
         if state is not None:
             training.restore(state)
@@ -166,22 +166,27 @@ def test_dropout_and_batch_statistics_are_part_of_the_state(train_wavering):
     ("losses", "best"),
     [
         ([9.0, 3.0, 2.0, 5.0], 2),
-        ([0.0, 3.0, 2.0, 2.0], 2),
+        ([9.0, 3.0, 2.0, 2.0], 2),
+        ([0.0, 3.0, 2.0, 2.0], 0),  # the start
+        ([2.0, 3.0, 2.0, 2.0], 0),
         ([9.0, math.nan, 2.0, 5.0], 2),  # the first is no number
         ([9.0, 3.0, math.nan, 5.0], 1),
         ([9.0, math.nan, math.inf, 4.0], 3),
-        ([9.0, math.nan, math.nan, math.nan], 1),
+        ([math.nan, math.nan, math.nan, math.nan], 0),
+        ([math.nan, math.inf, math.nan, 9.0], 3),
     ],
 )
 def test_the_epoch_with_the_least_validation_loss_is_kept(make_spec, run, losses, best):
     spec = make_spec(train={"epochs": 3, "batch_size": 80, "lr": 0.02})
     figures, after, model = itertools.cycle(losses), [], initial_model(spec)
 
-    def measure():
+    def measure(epoch):
+        assert epoch == len(after)
         after.append(copy.deepcopy(model.state_dict()))
         return {"val_loss": next(figures)}
 
     training = training_of(spec, run, model, measure=measure, keeps_best=True)
     training.run(lambda line: None)
+    assert training.kept == best and training.n_steps == 3
     assert equal(dict(training.best_tensors()), dict(after[best]))
     assert sum(equal(dict(training.best_tensors()), dict(tensors)) for tensors in after) == 1

@@ -110,7 +110,7 @@ def _needs_size(model: Recognised | None, data: FoundData) -> bool:
 
 
 def _other_lines(data: FoundData | None, n_experts: int) -> Iterator[str]:
-    mix, train, finetune = MixSpec.model_validate({}), TrainSpec(), FinetuneSpec()
+    mix, train, finetune = MixSpec.model_validate({}), TrainSpec(), FinetuneSpec.model_validate({})
     numbers = data is not None and data.targets == "numbers"
     yield f"loss: {'mse' if numbers else 'cross_entropy'}  # or {'cross_entropy' if numbers else 'mse'}"
     yield "# objective: loss  # what mix searches for; or accuracy, f1, python:MODULE:FUNCTION"

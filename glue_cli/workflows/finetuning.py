@@ -1,0 +1,164 @@
+"""A finetuning from its start to its end: a trial of lr where one is due, then the training that is kept."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from glue_cli.data.loader import Batches, Examples
+from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
+from glue_cli.results.finetune import FinetuneSteps, TriedLr
+from glue_cli.results.history import Write
+from glue_cli.running.device import Compute
+from glue_cli.spec.schema import FinetuneSpec, Spec
+from glue_cli.workflows.evaluation import evaluate_model
+from glue_cli.workflows.learning_rates import Trial, TrialPlan, Tried, best_of
+from glue_cli.workflows.training import Measure, Training, with_lr
+
+
+class Finetuning:
+    """The trial and the training of one model; between two steps, all that later steps depend on is its state.
+
+    Args:
+        plan: what the trial does; also which examples the training has.
+        model: the start, on the device; changed in place.
+        judges: examples whose figures every epoch gets, by split; val unless the trial has its folds.
+    Attributes:
+        tried: what came of each lr; nothing before the trial is done, or where there is none.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        plan: TrialPlan,
+        model: nn.Module,
+        judges: dict[str, Examples],
+        *,
+        compute: Compute,
+        progress: Progress,
+    ) -> None:
+        self.tried: Sequence[Tried] = ()
+        self._spec, self._plan, self._model, self._compute = spec, plan, model, compute
+        self._judges = {split: examples.on(compute) for split, examples in judges.items()}
+        self._progress = progress
+        self._trial = Trial(
+            plan,
+            model,
+            spec.finetune,
+            compute=compute,
+            make_training=self._make,
+            measure=partial(self._figures, "val"),
+            progress=progress,
+        )
+        self._training: Training | None = None
+        self._training_state: State = {}  # to go on from
+
+    def run(self, write: Write, checkpoint: Checkpoint = no_checkpoint) -> None:
+        """Go on from where it stands to the end.
+
+        Args:
+            write: gets each line of the history.
+            checkpoint: called between two steps, with a function that returns the state there.
+        Raises:
+            NumericalError: the loss is not finite, or the weights at the end.
+        """
+        if self._plan.splits:
+            self.tried = self._trial.run(lambda state: checkpoint(lambda: prefixed("trial", state())))
+        settings = with_lr(self._spec.finetune, self.lr)
+        batches = self._plan.examples.on(self._compute)
+        self._training = training = self._make(settings, batches, self._measure, self._progress)
+        if self._training_state:
+            training.restore(self._training_state)
+        elif self._plan.splits:
+            self._tell_choice()
+        training.run(write, lambda state: checkpoint(self.state))
+        self._warn_of_harm()
+
+    @property
+    def lr(self) -> float:
+        """The lr of the training."""
+        return best_of(self.tried, self._spec.finetune.keep).lr if self.tried else self._plan.lrs[0]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A line an epoch of the training."""
+        assert self._training
+        return self._training.history
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """What a result says of it beside the history."""
+        assert self._training
+        keep = self._spec.finetune.keep
+        return {
+            "lr": self.lr,
+            "trial": [TriedLr(lr=one.lr, val_loss=one.val_loss(keep)) for one in self.tried],
+            "folds": len(self._plan.splits) if self._plan.is_folded else None,
+            "kept": self._training.kept,
+            "steps": FinetuneSteps(trial=self._trial.n_steps, training=self._training.n_steps),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the epoch that is kept."""
+        assert self._training
+        return self._training.best_tensors()
+
+    def _make(self, settings: FinetuneSpec, batches: Batches, measure: Measure, progress: Progress) -> Training:
+        return Training(
+            self._model,
+            batches,
+            settings,
+            loss=self._spec.loss,
+            compute=self._compute,
+            seed=self._spec.seed,
+            task="finetune",
+            progress=progress,
+            measure=measure,
+            keeps_best=settings.keep == "best",
+        )
+
+    def _measure(self, epoch: int) -> dict[str, float]:
+        """Return the figures of an epoch, by split: of folds, what the trial found for this lr."""
+        found: dict[str, float] = {}
+        if self._plan.is_folded:
+            tried = best_of(self.tried, self._spec.finetune.keep)
+            found = {name: column[epoch].item() for name, column in tried.figures.items()}
+        for split, batches in self._judges.items():
+            found |= self._figures(split, batches)
+        return found
+
+    def _figures(self, split: str, batches: Batches) -> dict[str, float]:
+        figures = evaluate_model(self._model, batches, loss=self._spec.loss, compute=self._compute)
+        return {f"{split}_{name}": value for name, value in figures.items()}
+
+    def _tell_choice(self) -> None:
+        n_held_out = sum(len(held_out) for _, held_out in self._plan.splits)
+        judged = f"{n_held_out} validation examples"
+        if self._plan.is_folded:
+            judged = f"{len(self._plan.splits)} folds of the {n_held_out} training and validation examples"
+        text = f"lr {self.lr:g}, by {judged}: the trial of {len(self._plan.lrs)} lr made {self._trial.n_steps:,} steps"
+        self._progress(Noted(text))
+
+    def _warn_of_harm(self) -> None:
+        """Say where the training has brought nothing."""
+        start, *later = (line["val_loss"] for line in self.history)
+        if self._spec.finetune.keep == "best":
+            if self._training and self._training.kept == 0:
+                text = f"no epoch has a lower validation loss than the start's {start:.4g}: the start is kept"
+                self._progress(Noted(text, warning=True))
+        elif not later[-1] < start:
+            text = f"the end is no better than the start: validation loss {later[-1]:.4g} against {start:.4g}"
+            self._progress(Noted(f"{text}; finetune.keep: best would keep the best epoch", warning=True))
+
+    def state(self) -> State:
+        """Return all that later steps of the training depend on, what the trial found included."""
+        assert self._training
+        return {**prefixed("trial", self._trial.state()), **prefixed("training", self._training.state())}
+
+    def restore(self, state: State) -> None:
+        """Take on the state of a finetuning with the same plan, start and seed, to go on in its place."""
+        if self._plan.splits:
+            self._trial.restore(part_of(state, "trial"))
+        self._training_state = part_of(state, "training")

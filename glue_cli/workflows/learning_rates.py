@@ -1,0 +1,189 @@
+"""The trial ahead of a finetuning: short trainings with several lr, judged on examples that they do not train on."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glue_cli.data.loader import Batches, Examples
+from glue_cli.data.partition import draw_folds
+from glue_cli.foundation.errors import NumericalError
+from glue_cli.foundation.progress import Advanced, Event, Finished, Progress, Started
+from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.running.device import Compute
+from glue_cli.spec.schema import FinetuneSpec
+from glue_cli.workflows.training import Measure, Training, with_lr
+
+LRS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+_N_FOLDS = 5
+_HANDFUL = 50  # fewer validation examples than these are joined with the training examples, and folds take their place
+_FOLDED = 500  # examples at most, since folds take as long as five trainings for each lr
+_SHARE = 4  # without folds, a trial has this part of the epochs, or as many as are
+_LEAST_STEPS = 100  # since running statistics of BatchNorm and Adam's moments take tens of steps to settle
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a trial does; with a single lr, it only tells how many epochs are best.
+
+    Attributes:
+        lrs: those to try, from the largest down.
+        epochs: of each training.
+        splits: pairs of examples, to train on and to judge by; each lr is tried on all of them. None for no trial.
+        examples: what the finetuning itself trains on afterwards.
+        is_folded: whether the splits are folds of `examples`, so that none are left to judge the finetuning itself.
+    """
+
+    lrs: tuple[float, ...]
+    epochs: int
+    splits: tuple[tuple[Examples, Examples], ...]
+    examples: Examples
+    is_folded: bool
+
+
+def plan_trial(settings: FinetuneSpec, train: Examples, val: Examples, seed: int) -> TrialPlan:
+    """Decide what to try, and on which examples: on the validation split, or by folds where that is a handful."""
+    lrs = LRS if settings.lr == "auto" else (float(settings.lr),)
+    if settings.lr != "auto" and settings.keep == "last":
+        return TrialPlan(lrs, 0, (), train, is_folded=False)
+    if len(val) < _HANDFUL and len(train) + len(val) <= _FOLDED and train.joins(val):
+        joined = train.joined(val)
+        folds = draw_folds(len(joined), _N_FOLDS, seed=seed)
+        splits = tuple((joined.subset(kept), joined.subset(held_out)) for kept, held_out in folds)
+        return TrialPlan(lrs, settings.epochs, splits, joined, is_folded=True)
+    if settings.lr != "auto":
+        return TrialPlan(lrs, 0, (), train, is_folded=False)
+    n_epochs = max(-(-settings.epochs // _SHARE), -(-_LEAST_STEPS * settings.batch_size // len(train)))
+    return TrialPlan(lrs, min(settings.epochs, n_epochs), ((train, val),), train, is_folded=False)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of one lr: the figures of the held-out examples by epoch, float64 [1 + epochs], 0 being the start.
+
+    They are means over the folds, weighted by their examples; all NaN where a training diverged.
+    """
+
+    lr: float
+    figures: Mapping[str, Tensor]
+
+    def val_loss(self, keep: str) -> float:
+        """Return the loss that this lr comes to: after the last epoch, or after the best, the start included."""
+        losses = self.figures["val_loss"].nan_to_num(math.inf, posinf=math.inf)
+        return (losses[-1] if keep == "last" else losses.min()).item()
+
+
+# Make a training of the model on batches, with a measure of its epochs.
+MakeTraining = Callable[[FinetuneSpec, Batches, Measure, Progress], Training]
+
+
+class Trial:
+    """The trainings of a trial one after another, each from the same start, between two steps of one of them.
+
+    Args:
+        model: on the device, at the start; it is there again after the trial.
+        settings: of the finetuning.
+        measure: returns the figures of the model on held-out examples.
+    Attributes:
+        n_steps: those of the trainings that are done.
+    """
+
+    def __init__(
+        self,
+        plan: TrialPlan,
+        model: nn.Module,
+        settings: FinetuneSpec,
+        *,
+        compute: Compute,
+        make_training: MakeTraining,
+        measure: Callable[[Batches], dict[str, float]],
+        progress: Progress,
+    ) -> None:
+        self.n_steps = 0
+        self._plan, self._model, self._make_training = plan, model, make_training
+        self._settings = settings.model_copy(update={"epochs": plan.epochs, "keep": "last"})
+        self._measure, self._progress = measure, progress
+        self._start: dict[str, Tensor] = {}
+        splits = [(train.on(compute), held_out.on(compute)) for train, held_out in plan.splits]
+        self._runs = [(lr, *split) for lr in plan.lrs for split in splits]
+        self._done: list[dict[str, Tensor]] = []  # the figures by epoch, a run each
+        self._training_state: State = {}  # of the run at work, to go on from
+
+    def run(self, checkpoint: Checkpoint = no_checkpoint) -> list[Tried]:
+        """Make the trainings that are left, and return what came of all.
+
+        Args:
+            checkpoint: called between two steps, with a function that returns the state there.
+        Raises:
+            NumericalError: all of them diverge.
+        """
+        self._start = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        n_examples = [self._plan.epochs * len(train) for _, train, _ in self._runs]
+        self._progress(Started("try lr", sum(n_examples), "examples"))
+        for i in range(len(self._done), len(self._runs)):
+            self._done.append(self._make(i, sum(n_examples[:i]), checkpoint))
+        self._model.load_state_dict(self._start)
+        self._progress(Finished())
+        tried = [self._summary(number) for number in range(len(self._plan.lrs))]
+        if all(math.isinf(one.val_loss("best")) for one in tried):
+            lrs = ", ".join(f"{lr:g}" for lr in self._plan.lrs)
+            raise NumericalError(f"the training diverges at each lr tried: {lrs}", hint="set a lower finetune.lr")
+        return tried
+
+    def _make(self, i: int, n_before: int, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """Make run number `i`; return the figures by epoch, NaN where it diverges."""
+        lr, train, held_out = self._runs[i]
+
+        def report(event: Event) -> None:
+            if isinstance(event, Advanced):
+                self._progress(Advanced(n_before + event.done, {"lr": lr, **event.figures}))
+
+        self._model.load_state_dict(self._start)
+        training = self._make_training(
+            with_lr(self._settings, lr), train, lambda epoch: self._measure(held_out), report
+        )
+        if self._training_state:
+            training.restore(self._training_state)
+            self._training_state = {}
+
+        def state() -> State:
+            return self.state() | prefixed("training", training.state())
+
+        try:
+            training.run(lambda line: None, lambda _: checkpoint(state))
+        except NumericalError:
+            diverged = dict.fromkeys(training.history[0], math.nan)
+            training.history[:] = [diverged] * (1 + self._plan.epochs)
+        self.n_steps += training.n_steps
+        names = training.history[0].keys() - {"epoch", "train_loss"}
+        return {
+            name: torch.tensor([line[name] for line in training.history], dtype=torch.float64)
+            for name in sorted(names)
+        }
+
+    def _summary(self, number: int) -> Tried:
+        splits = self._plan.splits
+        runs = self._done[number * len(splits) : (number + 1) * len(splits)]
+        weights = [len(held_out) for _, held_out in splits]
+        total = sum(weights)
+        figures = {
+            name: sum((run[name] * weight / total for run, weight in zip(runs, weights, strict=True)), torch.zeros(()))
+            for name in runs[0]
+        }
+        return Tried(self._plan.lrs[number], figures)
+
+    def state(self) -> State:
+        """Return all that later runs depend on, between two of them."""
+        return {"n_steps": self.n_steps, **list_state("done", [dict(figures) for figures in self._done])}
+
+    def restore(self, state: State) -> None:
+        """Take on the state of a trial with the same plan, start and seed, to go on in its place."""
+        self.n_steps, self._done = state["n_steps"], list_of(state, "done")
+        self._training_state = part_of(state, "training")
+
+
+def best_of(tried: Sequence[Tried], keep: str) -> Tried:
+    """Return the lr with the least validation loss; of equals the largest, which gets furthest."""
+    return min(tried, key=lambda one: one.val_loss(keep))
