@@ -1,1 +1,1 @@
-"""Low-rank adapters of one base: read, put on their base, mixed."""
+"""Low-rank adapters of one base: read them, fit them to the base, mix them."""

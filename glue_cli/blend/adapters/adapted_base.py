@@ -1,4 +1,4 @@
-"""Which weights of a base its adapters update: names, shapes and orientations. Needs no torch."""
+"""Find the weights of a base that its adapters update: names, shapes and orientations. Needs no torch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ class AdaptedBase:
     """A base checkpoint and the adapters that fit it.
 
     Attributes:
-        base: the base's header, its tensors by their names in the adapted model; where a library has other names for
-            them on disk, by these.
-        adapters: of one base, checked, with their tensors' names alike.
+        base: the base's header, with the tensor names of the adapted model; if a library uses other names on disk,
+            with the names on disk.
+        adapters: checked to have this base; their tensors are named like the base's.
         transposed: the modules whose weight is [n_in, n_out], or an embedding's [vocabulary, width].
     """
 
@@ -29,13 +29,13 @@ class AdaptedBase:
 
     @property
     def changed(self) -> list[str]:
-        """The names of the tensors that any adapter updates or replaces."""
+        """The names of all tensors that an adapter updates or replaces."""
         names = {update.weight for adapter in self.adapters for update in adapter.updates.values()}
         return sorted(names.union(self.adapters[0].plain.entries))
 
     @property
     def merged(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """The name, dtype and shape of every tensor when the adapters are merged into the base, in its dtypes."""
+        """The name, dtype and shape of every tensor of the base with adapters merged into it; the base's dtypes."""
         entries = {**self.base.entries, **self.adapters[0].plain.entries}
         return [(name, self.base.entries.get(name, entry).dtype, entry.shape) for name, entry in entries.items()]
 
@@ -44,10 +44,10 @@ def fit(base: Checkpoint, adapters: Sequence[Adapter], *, names_in_memory: FindN
     """Find the weights of a base that adapters update.
 
     Args:
-        names_in_memory: asked where the base's names on disk do not fit: of a base and an adapter's configuration, it
-            returns the base's names on disk by those in memory, which adapters go by.
+        names_in_memory: a function that is called if the base's names on disk do not fit the adapters. It takes the
+            base and an adapter's configuration, and maps the names in memory, which adapters use, to those on disk.
     Raises:
-        CheckpointError: the adapters do not fit each other or the base.
+        CheckpointError: the adapters do not fit each other, or do not fit the base.
     """
     check_adapters(adapters)
     try:
@@ -64,20 +64,20 @@ def fit(base: Checkpoint, adapters: Sequence[Adapter], *, names_in_memory: FindN
         entry, wanted = weights[update.weight], update.outer_shape
         turned = wanted[::-1] if len(wanted) == 2 and not update.is_embedding else wanted
         if entry.shape not in (wanted, turned) or entry.dtype not in FLOAT_DTYPES:
-            items.append(f"'{entry.name}' is {entry.dtype} {list(entry.shape)}, its update is {list(wanted)}")
+            items.append(f"'{entry.name}' is {entry.dtype} {list(entry.shape)}, and its update is {list(wanted)}")
     if items:
-        hint = "name the base that the adapters were trained on, unquantised"
+        hint = "name the unquantised base that the adapters were trained on"
         raise CheckpointError(f"the adapters do not fit '{base.path}'", items=items, hint=hint)
     return AdaptedBase(named, adapters, _transposed(weights, updates, adapters))
 
 
 def _updated(adapters: Sequence[Adapter]) -> list[str]:
-    """Return the weights that any adapter updates."""
+    """Return the names of all weights that an adapter updates."""
     return [*dict.fromkeys(update.weight for adapter in adapters for update in adapter.updates.values())]
 
 
 def _renamed(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
-    """Name what an adapter updates and replaces as it is called on disk; `names` has that by the names in memory."""
+    """Rename the tensors that an adapter updates and replaces; `names` maps names in memory to those on disk."""
     modules = {update: names[update.weight].removesuffix(_WEIGHT) for update in adapter.updates.values()}
     plain = {names.get(name, name): entry for name, entry in adapter.plain.entries.items()}
     return replace(
@@ -88,10 +88,10 @@ def _renamed(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
 
 
 def _named_as_adapted(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
-    """Name the base's tensors as the adapted model does, where one has a prefix that the other lacks.
+    """Give the base's tensors the names of the adapted model, if only a prefix differs.
 
-    GPT-2 is published without its head, as `h.0...`, and adapted with one, as `transformer.h.0...`; BERT is published
-    with a head, as `bert.encoder...`, and may be adapted without, as `encoder...`.
+    GPT-2 is published without a head, as `h.0...`, and adapted with one, as `transformer.h.0...`; BERT is published
+    with a head, as `bert.encoder...`, and may be adapted without one, as `encoder...`.
     """
     wanted, adapter = _updated(adapters), adapters[0]
     lacking, fitting = wanted, {}
@@ -112,7 +112,7 @@ def _named_as_adapted(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoi
 
 
 def _prefixes(base: Checkpoint, wanted: str) -> Iterator[tuple[str, str]]:
-    """Yield what the base's names may have in excess of the adapted model's, or may lack."""
+    """Yield pairs of a prefix that only the base's names may have, and a prefix that they may lack."""
     yield "", ""
     parts = wanted.split(".")
     for n in range(1, len(parts)):
@@ -125,15 +125,20 @@ def _prefixes(base: Checkpoint, wanted: str) -> Iterator[tuple[str, str]]:
 def _transposed(
     weights: Mapping[str, TensorEntry], updates: Mapping[str, Update], adapters: Sequence[Adapter]
 ) -> frozenset[str]:
-    """Tell which weights are the transpose of b @ a.
+    """Return the modules whose weight is the transpose of b @ a.
 
-    PEFT goes by the layer's class and leaves the last one's setting in the configuration, so that is asked only of
-    square weights of which no namesake's shape tells.
+    Shapes tell it, except for square weights. These follow the modules with the same last name part whose shapes do
+    tell it. Only if there are none, the configuration's `fan_in_fan_out` decides: PEFT sets it by the class of each
+    layer, so that it holds the value for the last layer only.
     """
-    known = {update.module: found for update in updates.values() if (found := _by_shape(weights, update)) is not None}
+    known = {
+        update.module: is_transposed
+        for update in updates.values()
+        if (is_transposed := _by_shape(weights, update)) is not None
+    }
     by_leaf: dict[str, set[bool]] = {}
-    for module, found in (_by_biases(weights) | known).items():
-        by_leaf.setdefault(_leaf(module), set()).add(found)
+    for module, is_transposed in (_by_biases(weights) | known).items():
+        by_leaf.setdefault(_leaf(module), set()).add(is_transposed)
     configs = {bool(adapter.config.get("fan_in_fan_out")) for adapter in adapters}
     unclear = []
     for module in updates.keys() - known.keys():
@@ -142,9 +147,9 @@ def _transposed(
         if len(votes) > 1:
             unclear.append(module)
     if unclear:
-        message = "it is not clear which of these square weights are transposed (fan_in_fan_out)"
+        message = "it cannot be told which of these square weights are transposed (fan_in_fan_out)"
         raise CheckpointError(message, items=sorted(unclear), hint="mix these adapters without merging them")
-    return frozenset(module for module, found in known.items() if found)
+    return frozenset(module for module, is_transposed in known.items() if is_transposed)
 
 
 def _by_shape(weights: Mapping[str, TensorEntry], update: Update) -> bool | None:
@@ -155,14 +160,14 @@ def _by_shape(weights: Mapping[str, TensorEntry], update: Update) -> bool | None
 
 
 def _by_biases(weights: Mapping[str, TensorEntry]) -> dict[str, bool]:
-    """Tell of the modules with a bias [n_out] and a weight that is not square whether it is [n_in, n_out]."""
-    found = {}
+    """Return whether the weight is [n_in, n_out], for each module that has a bias [n_out] and no square weight."""
+    is_transposed = {}
     for name, entry in weights.items():
         module = name.removesuffix(_WEIGHT)
         bias = weights.get(f"{module}.bias")
         if module != name and bias and len(entry.shape) == 2 and entry.shape[0] != entry.shape[1]:
-            found[module] = bias.shape == entry.shape[1:]
-    return found
+            is_transposed[module] = bias.shape == entry.shape[1:]
+    return is_transposed
 
 
 def _leaf(module: str) -> str:

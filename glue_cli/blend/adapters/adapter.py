@@ -1,4 +1,4 @@
-"""Low-rank adapters as PEFT writes them: what they hold, and which can be mixed. Needs no torch."""
+"""Low-rank adapters as PEFT writes them: read their headers, and check which can be mixed. Needs no torch."""
 
 import json
 import math
@@ -22,10 +22,10 @@ _WEIGHTS = (WEIGHTS, "adapter_model.bin")
 _PREFIX = "base_model.model."
 
 _FACTOR = re.compile(r"(?P<module>.+)\.(lora_(?P<plain>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))")
-# Parts of a name that stand for PEFT's wrappers, not for the model's own modules.
+# Parts of a tensor's name that PEFT's wrappers add to the model's own module names.
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
 
-# Settings with which an adapter is more than W + s B A, with or without tensors of its own.
+# Settings of adapters whose weight is not simply W + s B A; some of them add tensors, others do not.
 _VARIANTS = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -41,11 +41,11 @@ _VARIANTS = (
     "use_qalora",
     "velora_config",
 )
-# Initialisations that leave the base as it is; pissa, olora, corda, loftq and lora_ga subtract from it.
+# Initialisations that leave the base unchanged; pissa, olora, corda, loftq and lora_ga subtract from the base.
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 _ONLY_PLAIN = "glue mixes adapters whose update is s B A; merge this one into its base, and mix full checkpoints"
-_WRONG_CONFIG = "check that it is the file that PEFT saved"
+_WRONG_CONFIG = "check that this is the file that PEFT saved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Update:
 
     @property
     def outer_shape(self) -> tuple[int, ...]:
-        """The updated weight's, as torch has it; GPT-2's `Conv1D` has the transpose."""
+        """The shape of the updated weight in a torch layer; GPT-2's `Conv1D` stores the transpose."""
         n_out, inputs = self.b.shape[0], self.a.shape[1:]
         return (*inputs, n_out) if self.is_embedding else (n_out, *inputs)
 
@@ -87,9 +87,9 @@ class Adapter:
         path: its folder.
         checkpoint: the header of its weights.
         config: its `adapter_config.json`.
-        updates: by module.
-        plain: what it has beside factors (heads in `modules_to_save`, biases), by the model's names; the entries
-            have the names in the file.
+        updates: the updates, by module name.
+        plain: the tensors that are not factors (heads in `modules_to_save`, biases), by the model's names; the
+            entries keep the names in the file.
     """
 
     path: Path
@@ -100,7 +100,7 @@ class Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Tell whether `path` is an adapter's folder, or the weights in one."""
+    """Tell whether `path` is an adapter's folder, or the weights file in one."""
     return (path / CONFIG).is_file() or (path.name in _WEIGHTS and path.with_name(CONFIG).is_file())
 
 
@@ -115,27 +115,28 @@ def read_adapter(path: Path) -> Adapter:
         raise UsageError(f"no adapter at '{path}'", hint="check the path")
     folder = path if path.is_dir() else path.parent
     config = _read_config(folder / CONFIG)
-    found = [folder / name for name in _WEIGHTS if (folder / name).exists()]
-    if not found:
+    weights = next((path for name in _WEIGHTS if (path := folder / name).exists()), None)
+    if weights is None:
         raise CheckpointError(f"the folder '{folder}' holds no {WEIGHTS}", hint="name the folder of a PEFT adapter")
-    check_links(folder, [folder / CONFIG, found[0]])
-    checkpoint = _without_wrappers(read_checkpoint(found[0]))
+    check_links(folder, [folder / CONFIG, weights])
+    checkpoint = _without_wrappers(read_checkpoint(weights))
     pairs: dict[str, dict[str, TensorEntry]] = {}
     plain: dict[str, TensorEntry] = {}
-    odd = []
+    unknown = []
     for name, entry in checkpoint.entries.items():
         inner = name.removeprefix(_PREFIX)
         match = _FACTOR.fullmatch(inner)
         if match and ".base_layer" not in inner:
             pairs.setdefault(match["module"], {})[match["plain"] or match["embedding"]] = entry
         elif ".lora_" in inner or ".token_adapter." in inner:
-            odd.append(name)
-        elif ".original_module." not in inner:  # what `modules_to_save` took the place of
+            unknown.append(name)
+        elif ".original_module." not in inner:  # the base's module, which `modules_to_save` replaces
             own_name = _WRAPPERS.sub("", inner)
             if own_name == inner or own_name not in plain:
                 plain[own_name] = entry
-    if odd:
-        raise CheckpointError(f"'{folder}' has tensors that are no plain LoRA factors", items=odd, hint=_ONLY_PLAIN)
+    if unknown:
+        message = f"'{folder}' has tensors that are no plain LoRA factors"
+        raise CheckpointError(message, items=unknown, hint=_ONLY_PLAIN)
     updates = {module: _update(folder, module, pair, config) for module, pair in sorted(pairs.items())}
     if not updates:
         raise CheckpointError(f"'{folder}' has no LoRA factors", hint="name the folder of a PEFT adapter")
@@ -175,7 +176,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _update(folder: Path, module: str, pair: Mapping[str, TensorEntry], config: Mapping[str, Any]) -> Update:
     if len(pair) != 2:
         (factor,) = pair.values()
-        raise CheckpointError(f"'{folder}': '{factor.name}' has no partner", hint="copy or download it again")
+        message = f"'{folder}': '{factor.name}' is there without the other factor of its module"
+        raise CheckpointError(message, hint="copy or download the adapter again")
     a, b = pair["A"], pair["B"]
     try:
         rank = _setting(config, "rank_pattern", module, "r")
@@ -193,28 +195,31 @@ def _update(folder: Path, module: str, pair: Mapping[str, TensorEntry], config: 
 
 
 def _setting(config: Mapping[str, Any], pattern: str, module: str, default: str) -> Any:
-    """Return a module's own value: of the first pattern that its name ends with, a regular expression, as in PEFT."""
+    """Return a module's value of a setting: that of the first pattern that fits the end of its name, else the default.
+
+    The patterns are regular expressions, matched as PEFT does.
+    """
     own = config.get(pattern) or {}
     return next((value for key, value in own.items() if re.match(rf"(.*\.)?({key})$", module)), config[default])
 
 
 def check_adapters(adapters: Sequence[Adapter]) -> None:
-    """Check that adapters are of one base, agree in their plain tensors, and update weights of the same shapes.
+    """Check that adapters have the same base, the same plain tensors, and updates for weights of the same shapes.
 
     Raises:
-        CheckpointError: with everything that differs.
+        CheckpointError: they differ; every difference is listed.
     """
     bases = {adapter.path: adapter.config.get("base_model_name_or_path") or "" for adapter in adapters}
     if len({base.rstrip("/") for base in bases.values()}) > 1:
         raise CheckpointError(
-            "the adapters are of different bases",
+            "the adapters were trained on different bases",
             items=[f"{path}: '{base}'" for path, base in bases.items()],
-            hint=f"mix adapters of one base only; where it is the same under two names, give it one in each {CONFIG}",
+            hint=f"mix adapters of one base; if it is one base under two names, write the same name in each {CONFIG}",
         )
     differences = find_differences([adapter.plain for adapter in adapters])
     if differences:
         raise CheckpointError(
-            "the adapters differ in the tensors that they have beside their factors",
+            "the adapters differ in their tensors that are not LoRA factors",
             items=[difference.text for difference in differences],
             hint="mix adapters with the same modules_to_save and bias",
         )

@@ -1,4 +1,4 @@
-"""How much room a mix of adapters takes on the disk. Needs no torch."""
+"""How much space a mix of adapters takes on the disk. Needs no torch."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from glue_cli.blend.adapters.adapter import Adapter
 
 
 def mixed_bytes(adapters: Sequence[Adapter]) -> int:
-    """Return the bytes of the tensors of a mix of adapters, written as one adapter.
+    """Return how many bytes the tensors of a mix of adapters take when it is written as one adapter.
 
-    Every module gets the largest sum of ranks that a module has, and its factors are float32 at least.
+    Every module gets the same rank, the largest sum of ranks over the modules; its factors are float32 or wider.
     """
     updates = [update for adapter in adapters for update in adapter.updates.values()]
     ranks: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""Mix low-rank adapters by their updates, sum_k alpha_k s_k B_k A_k: as one adapter, or merged into the base.
+"""Mix the updates of low-rank adapters, sum_k alpha_k s_k B_k A_k: as one adapter, or merged into the base.
 
-A mean of products is not the product of means, so A and B are never averaged apart.
+A and B are never averaged separately: the product of two means is not the mean of the products.
 """
 
 import json
@@ -20,7 +20,7 @@ from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of, read_tensors, w
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.output_files import reserve, write_all, writing
 
-# What the experts' configurations say of single modules, and of the start of their training, does not hold of the mix.
+# Settings of single modules and of the start of training, which do not apply to the mix; they get PEFT's defaults.
 _UNIFORM: dict[str, Any] = {
     "alpha_pattern": {},
     "eva_config": None,
@@ -35,7 +35,7 @@ _UNIFORM: dict[str, Any] = {
 
 
 def update_of(adapter: Adapter, update: Update, *, transposed: bool) -> Tensor:
-    """Return s B A in the shape of the weight that it is added to, float32, float64 where the factors are.
+    """Return s B A in the shape of the weight that it is added to, in float32, or float64 if the factors are.
 
     Args:
         transposed: whether the weight is [n_in, n_out], or an embedding's [vocabulary, width].
@@ -50,20 +50,21 @@ def update_of(adapter: Adapter, update: Update, *, transposed: bool) -> Tensor:
 def mixed_tensor(adapted: AdaptedBase, alpha: Sequence[float], name: str) -> Tensor:
     """Return W + sum_k alpha_k s_k B_k A_k for one tensor of the adapted model.
 
-    W is the base's, or the blend of what the adapters have in its place. What has a coefficient of 0 is not read.
+    W is the base's tensor or, if the adapters replace it, the blend of their tensors. Adapters with a coefficient of 0
+    are not read.
 
     Args:
         alpha: [K], on the simplex.
     Returns:
-        float32 or float64; integers as they are.
+        float32 or float64; integers keep their dtype.
     Raises:
         CheckpointError: NaN or infinity, or integers that differ between adapters.
     """
-    taking = _taking(adapted.adapters, alpha)
+    used = _with_weight(adapted.adapters, alpha)
     module = name.removesuffix(".weight")
     is_plain = name in adapted.adapters[0].plain.entries
-    total = _blend_plain(taking, name) if is_plain else _wide(_read(adapted.base, name))
-    for adapter, weight in taking:
+    total = _blend_plain(used, name) if is_plain else _wide(_read(adapted.base, name))
+    for adapter, weight in used:
         update = adapter.updates.get(module)
         if update and update.weight == name:
             product = update_of(adapter, update, transposed=module in adapted.transposed)
@@ -72,13 +73,13 @@ def mixed_tensor(adapted: AdaptedBase, alpha: Sequence[float], name: str) -> Ten
 
 
 def expert_tensors(adapted: AdaptedBase, expert: int, naming: Naming) -> Iterator[tuple[str, Tensor]]:
-    """Yield one adapter's model, as far as it may differ from the others': W + s B A, heads and biases.
+    """Yield the tensors of one adapter's model that may differ between adapters: W + s B A, heads and biases.
 
     Args:
-        naming: of the tensors of `adapted.merged` in the model.
+        naming: which tensors of `adapted.merged` become which of the model's.
     Returns:
-        the model's names with their tensors, the same names in the same order for every expert; float32 or float64,
-        and integers.
+        pairs of the model's names and tensors, the same names in the same order for every expert; float32, float64
+        or integers.
     """
     one_hot = [float(k == expert) for k in range(len(adapted.adapters))]
     changed = {*adapted.changed}
@@ -90,7 +91,7 @@ def expert_tensors(adapted: AdaptedBase, expert: int, naming: Naming) -> Iterato
 def write_merged(
     output: Path, adapted: AdaptedBase, alpha: Sequence[float], glue: Mapping[str, Any], *, replace: bool = True
 ) -> None:
-    """Write the base with sum_k alpha_k s_k B_k A_k added as one safetensors file, in the base's dtypes.
+    """Write the base plus sum_k alpha_k s_k B_k A_k as one safetensors file, in the base's dtypes.
 
     Raises:
         CheckpointError: NaN or infinity, or a value too large for the dtype.
@@ -113,26 +114,26 @@ def write_merged(
 def concatenate(
     adapters: Sequence[Adapter], alpha: Sequence[float], folder: Path, glue: Mapping[str, Any], *, replace: bool = True
 ) -> None:
-    """Write the mix of adapters as one adapter: their ranks one after another, so that its B A is the sum.
+    """Write the mix of adapters as one adapter whose factors are the experts' factors side by side.
 
-    alpha_k and s_k go into B, in float32 at least, and the adapter's own scale is 1. Modules with fewer ranks than
-    others, as when not all adapters update them, get zeros, so that one rank holds for all.
+    Its B A is then the sum of theirs. alpha_k and s_k are multiplied into B, in float32 or wider, and the new
+    adapter's scale is 1. All modules get the same rank: those that not every adapter updates are padded with zeros.
 
     Raises:
-        CheckpointError: the adapters do not fit each other, have NaN or infinity, or integers that differ.
+        CheckpointError: the adapters do not fit each other, have NaN or infinity, or have integers that differ.
         ResourceError: the output cannot be written.
     """
     check_adapters(adapters)
-    taking = _taking(adapters, alpha)
-    first = taking[0][0]
-    modules = sorted({module for adapter, _ in taking for module in adapter.updates})
-    rank = max(sum(a.updates[module].rank for a, _ in taking if module in a.updates) for module in modules)
+    used = _with_weight(adapters, alpha)
+    first = used[0][0]
+    modules = sorted({module for adapter, _ in used for module in adapter.updates})
+    rank = max(sum(a.updates[module].rank for a, _ in used if module in a.updates) for module in modules)
     tensors = {
-        entry.name: _blend_plain(taking, name).to(TORCH_DTYPES[entry.dtype])
+        entry.name: _blend_plain(used, name).to(TORCH_DTYPES[entry.dtype])
         for name, entry in first.plain.entries.items()
     }
     for module in modules:
-        tensors |= _stack(taking, module, rank)
+        tensors |= _stack(used, module, rank)
     overflowing = [f"'{name}'" for name, tensor in tensors.items() if not _is_finite(tensor)]
     if overflowing:
         raise CheckpointError("these tensors of the mix are not finite", items=overflowing)
@@ -142,14 +143,15 @@ def concatenate(
         write_checkpoint(folder / WEIGHTS, tensors, glue, replace=replace)
 
 
-def _taking(adapters: Sequence[Adapter], alpha: Sequence[float]) -> list[tuple[Adapter, float]]:
+def _with_weight(adapters: Sequence[Adapter], alpha: Sequence[float]) -> list[tuple[Adapter, float]]:
+    """Return the adapters with a coefficient other than 0, and their coefficients."""
     return [(adapter, weight) for adapter, weight in zip(adapters, alpha, strict=True) if weight != 0]
 
 
-def _stack(taking: Sequence[tuple[Adapter, float]], module: str, rank: int) -> dict[str, Tensor]:
-    """Return the factors [rank, ...], [n_out, rank, ...] of the sum of a module's updates."""
+def _stack(used: Sequence[tuple[Adapter, float]], module: str, rank: int) -> dict[str, Tensor]:
+    """Return the two factors, [rank, ...] and [n_out, rank, ...], of the sum of a module's updates."""
     names, downs, ups = [], [], []
-    for adapter, weight in taking:
+    for adapter, weight in used:
         if update := adapter.updates.get(module):
             a, b = _read_factors(adapter, update)
             names += [update.a.name, update.b.name]
@@ -161,19 +163,19 @@ def _stack(taking: Sequence[tuple[Adapter, float]], module: str, rank: int) -> d
     return {names[0]: torch.cat(downs), names[1]: torch.cat(ups, 1)}
 
 
-def _blend_plain(taking: Sequence[tuple[Adapter, float]], name: str) -> Tensor:
-    found = [_read(adapter.plain, name) for adapter, _ in taking]
-    entry = taking[0][0].plain.entries[name]
+def _blend_plain(used: Sequence[tuple[Adapter, float]], name: str) -> Tensor:
+    tensors = [_read(adapter.plain, name) for adapter, _ in used]
+    entry = used[0][0].plain.entries[name]
     if entry.dtype in FLOAT_DTYPES:
-        total = _wide(found[0]).mul_(taking[0][1])
-        for tensor, (_, weight) in zip(found[1:], taking[1:], strict=True):
+        total = _wide(tensors[0]).mul_(used[0][1])
+        for tensor, (_, weight) in zip(tensors[1:], used[1:], strict=True):
             total.add_(_wide(tensor), alpha=weight)
         return total
     if is_counter(entry):
-        return torch.stack(found).amax(0)
-    if not all(torch.equal(tensor, found[0]) for tensor in found):
+        return torch.stack(tensors).amax(0)
+    if not all(torch.equal(tensor, tensors[0]) for tensor in tensors):
         raise CheckpointError(f"'{name}' is not floating point and differs between the adapters")
-    return found[0]
+    return tensors[0]
 
 
 def _read_factors(adapter: Adapter, update: Update) -> tuple[Tensor, Tensor]:
@@ -191,7 +193,7 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return floating-point numbers as float32, or as the float64 that they are; anything else as it is."""
+    """Return a floating-point tensor as float32, or as float64 if it is; any other tensor unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
 
 

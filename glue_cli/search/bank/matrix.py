@@ -24,7 +24,7 @@ _WIDE_BLOCK = 1 << 22
 _LONGEST_STRIDE = 2**31 - 1
 # A model with fewer columns is blended in less time than threads take to start.
 _SHARED_COLUMNS = 1 << 23
-# With fewer columns, or from a disk, the fused product saves less in 100 pairs than the second of its compilation.
+# With fewer columns, or from a disk, the fused product saves less in 100 pairs than its compilation costs: a second.
 _FUSED_COLUMNS = 1 << 25
 
 Item = TypeVar("Item")

@@ -67,13 +67,13 @@ def test_another_base_is_refused(fitted):
     assert caught.value.items == ("t.h.v.weight",) and "'org/base'" in caught.value.hint
     with pytest.raises(CheckpointError, match="do not fit") as caught:
         fitted({"q.weight": (3, 5)}, {"q": (3, 4)})
-    assert caught.value.items == ("'q.weight' is F32 [3, 5], its update is [3, 4]",)
+    assert caught.value.items == ("'q.weight' is F32 [3, 5], and its update is [3, 4]",)
 
 
 def test_a_quantised_base_is_refused(fitted):
     with pytest.raises(CheckpointError, match="do not fit") as caught:
         fitted({"q.weight": (3, 4)}, {"q": (3, 4)}, dtype=torch.int8)
-    assert caught.value.items == ("'q.weight' is I8 [3, 4], its update is [3, 4]",)
+    assert caught.value.items == ("'q.weight' is I8 [3, 4], and its update is [3, 4]",)
 
 
 # ---- orientation

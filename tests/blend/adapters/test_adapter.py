@@ -145,7 +145,7 @@ def test_tensors_that_are_no_plain_factors_are_refused(save_adapter, name):
 
 def test_factors_that_do_not_fit(save_adapter):
     a, b = FACTORS
-    with pytest.raises(CheckpointError, match=r"'base_model.model.net.q.lora_A.weight' has no partner"):
+    with pytest.raises(CheckpointError, match=r"'base_model.model.net.q.lora_A.weight' is there without the other factor"):
         read_adapter(save_adapter("half", {a: torch.zeros(2, 4)}))
     wrong = [
         (torch.zeros(3, 4), torch.zeros(3, 3)),
@@ -195,7 +195,7 @@ def refused(*folders):
 def test_adapters_of_different_bases(save_adapter):
     folders = [save_adapter(name, base_model_name_or_path=base) for name, base in [("a", "bert"), ("b", "gpt2")]]
     error = refused(*folders)
-    assert error.message == "the adapters are of different bases"
+    assert error.message == "the adapters were trained on different bases"
     assert error.items == (f"{folders[0]}: 'bert'", f"{folders[1]}: 'gpt2'")
     check_adapters([read_adapter(folders[0]), read_adapter(save_adapter("c", base_model_name_or_path="bert/"))])
 
