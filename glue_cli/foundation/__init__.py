@@ -1,1 +1,1 @@
-"""What every room stands on: errors, progress, units, seeds, threads, memory, imports, output files."""
+"""What all other folders use: errors, progress, units, seeds, threads, memory, imports, output files."""

@@ -1,4 +1,4 @@
-"""What BatchNorm's running statistics are called in a state dict. Needs no torch."""
+"""The names of BatchNorm's running statistics in a state dict. Needs no torch."""
 
 COUNTER = "num_batches_tracked"
 VARIANCE = "running_var"

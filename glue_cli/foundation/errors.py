@@ -1,27 +1,27 @@
-"""Every way in which glue refuses or fails, each with its exit code.
+"""The errors that glue reports, each with its exit code.
 
 GlueError
 ├── UsageError       2   the command line
 ├── SpecError        3   the spec is wrong
 ├── CheckpointError  3   a checkpoint is wrong, or does not fit the others
 ├── DataError        3   a data set is wrong, or does not fit the model
-├── NumericalError   4   the numbers went non-finite while training or mixing
-├── ResourceError    5   device, memory or disk
-└── GateMissedError  6   a bar that the user set was missed
+├── NumericalError   4   numbers became NaN or infinite while training or mixing
+├── ResourceError    5   a device, memory or the disk is missing, full or cannot be used
+└── GateMissedError  6   a checkpoint missed a limit that the user had set
 """
 
 from collections.abc import Sequence
 
 
 class GlueError(Exception):
-    """A fault that the user can mend.
+    """An error that the user can do something about.
 
     Args:
-        message: what is wrong and where, with what was found and what was wanted.
-        items: several faults of one kind, a line each.
-        hint: the next thing to do.
+        message: what is wrong and where, with the value there and the value that is wanted.
+        items: several faults of the same kind, one line each.
+        hint: what to do next.
     Attributes:
-        n_shown: how many of the items people are shown; None for all.
+        n_shown: how many of the items are printed; None for all.
     """
 
     exit_code = 1
@@ -40,7 +40,7 @@ class UsageError(GlueError):
 
 class SpecError(GlueError):
     exit_code = 3
-    n_shown = None  # each is another fault, which has to be mended by hand
+    n_shown = None  # every item is a fault of its own, which the user has to correct
 
 
 class CheckpointError(GlueError):

@@ -1,4 +1,4 @@
-"""Libraries of the extras that import others in turn."""
+"""Import optional libraries that import torchvision, whether or not it works here."""
 
 import sys
 from functools import cache
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def import_beside_torchvision(name: str) -> ModuleType:
-    """Import a library that uses torchvision where there is one, and does well without.
+    """Import a library, such as transformers, that uses torchvision if it is there and works without it.
 
-    A torchvision that was built for another torch, or lacks what it needs, cannot be imported, and would take
-    transformers along; so it is hidden from it.
+    If torchvision cannot be imported, for example because it was built for another torch, it is hidden from the
+    library; otherwise the library's own import would fail too.
     """
     try:
         import_module("torchvision")
@@ -19,15 +19,16 @@ def import_beside_torchvision(name: str) -> ModuleType:
         if not isinstance(error, ModuleNotFoundError) or error.name != "torchvision":
             for module in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
                 del sys.modules[module]
-            sys.modules["torchvision"] = None  # type: ignore[assignment]  # as Python marks what is not to be found
+            sys.modules["torchvision"] = None  # type: ignore[assignment]  # Python's mark for "no such module"
     return import_module(name)
 
 
 def import_with_torchvision(name: str) -> ModuleType:
-    """Import a library that imports torchvision wherever one is installed, and needs none of its operators.
+    """Import a library, such as torchmetrics, that imports any installed torchvision but uses none of its operators.
 
-    torchmetrics asks for the package, not the module, so that a torchvision cannot be hidden from it. One for CUDA
-    beside a torch for the CPU fails for want of two schemas; they are declared here, with nothing behind them.
+    torchmetrics looks for the installed package, not for the module, so torchvision cannot be hidden from it. With
+    torch for the CPU, a torchvision for CUDA fails because two operators are not declared; they are declared here,
+    without an implementation.
     """
     try:
         import_module("torchvision")
@@ -41,7 +42,7 @@ def import_with_torchvision(name: str) -> ModuleType:
 
 @cache
 def _declare_operators() -> object:
-    """Declare the operators that torchvision's import asks for; they are gone when what is returned is."""
+    """Declare the operators that torchvision's import needs; they exist as long as the returned object does."""
     import torch
 
     for module in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:

@@ -1,4 +1,4 @@
-"""Results as JSON that every reader takes: NaN and infinity, which JSON does not have, become null."""
+"""Results as standard JSON: NaN and infinity, which JSON does not have, become null."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""How much memory there is, and whether it was too little. Needs no torch but to ask about a GPU."""
+"""How much memory is free, and whether an error means that there was too little. Only GPUs need torch."""
 
 import os
 import re
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     import torch
 
 _CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# What a control group says of its memory: the limit, what is held, and what of that are files that can be dropped.
+# Files in which Linux describes a control group's memory: its limit, its use, and how much of that is cached files,
+# which the kernel can drop.
 _FILES = (
     ("memory.max", "memory.current", "inactive_file"),  # version 2
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
 )
 _UNLIMITED = 2**63
-# What torch raises as a plain RuntimeError: its CPU allocator, C++ itself, and CUDA's own libraries.
-_TORCH_SAYS = re.compile(
+# Messages that torch raises as plain RuntimeErrors, from its CPU allocator, from C++ and from CUDA's libraries.
+_TORCH_MESSAGES = re.compile(
     r"std::bad_alloc$"
     r"|(\[enforce fail at \S+\] \S.*\. )?DefaultCPUAllocator: can't allocate memory: you tried to allocate \d+ bytes"
     r"|CUDA error: (out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
@@ -28,29 +29,30 @@ _TORCH_SAYS = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that there was too little memory, in the host or on a GPU.
+    """Tell whether an error means that there was too little memory, on the host or on a GPU.
 
-    Any other error, though it may speak of memory or allocation, is a fault of its own.
+    An error that merely mentions memory or allocation in another sense does not count.
     """
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and _TORCH_SAYS.match(str(error)) is not None
+    return isinstance(error, RuntimeError) and _TORCH_MESSAGES.match(str(error)) is not None
 
 
 def free_memory(device: "torch.device") -> int:
-    """Return the bytes that this process may still take, on a GPU or in host memory."""
+    """Return how many more bytes this process may use, on a GPU or in host memory."""
     if device.type == "cuda":
         import torch
 
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
+        reserved = torch.cuda.memory_reserved(device)  # by torch, which uses again what is not allocated
+        cached = reserved - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     of_groups = (_free_of_group(folder) for folder in _groups())
     return max(0, min(_free_of_machine(), *of_groups, _free_of_process()))
 
 
 def _free_of_machine() -> int:
-    """Return what the kernel could give, cached files counted in; without a Linux, half of what is built in."""
+    """Return how much memory the kernel could provide, cached files included; half of all memory if not on Linux."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
@@ -59,7 +61,7 @@ def _free_of_machine() -> int:
 
 
 def _groups() -> Iterator[Path]:
-    """Yield the control groups that this process is in, those of containers and batch jobs, up to the outermost."""
+    """Yield the control groups that this process is in, such as a container's or a job's, innermost first."""
     try:
         lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:
@@ -73,24 +75,24 @@ def _groups() -> Iterator[Path]:
 
 
 def _free_of_group(folder: Path) -> int:
-    """Return the limit of a control group less what it holds, files that can be dropped aside."""
+    """Return the limit of a control group minus its use; cached files, which can be dropped, do not count as used."""
     for limit, used, droppable in _FILES:
         try:
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             free = int((folder / limit).read_text()) - int((folder / used).read_text())
-        except (OSError, ValueError):  # no limit, or none that is known
+        except (OSError, ValueError):  # there is no limit, or it cannot be read
             continue
         return free + int(stat.get(droppable, 0))
     return _UNLIMITED
 
 
 def _free_of_process() -> int:
-    """Return what `ulimit -v` and `ulimit -d` leave."""
+    """Return how much memory `ulimit -v` and `ulimit -d` leave to this process."""
     return min(_free_of_limit(resource.RLIMIT_AS, 0), _free_of_limit(resource.RLIMIT_DATA, 5))
 
 
 def _free_of_limit(kind: int, field: int) -> int:
-    """Return a limit of this process less what it has of that, which /proc tells in pages."""
+    """Return a limit of this process minus its use, the number at position `field` of /proc/self/statm, in pages."""
     limit, _ = resource.getrlimit(kind)
     if limit == resource.RLIM_INFINITY:
         return _UNLIMITED

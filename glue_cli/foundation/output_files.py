@@ -1,4 +1,4 @@
-"""Output files: checked before the work begins, and there whole or not at all. Needs no torch."""
+"""Output files: check them before the work begins, and write them completely or not at all. Needs no torch."""
 
 import ctypes
 import errno
@@ -14,19 +14,18 @@ from glue_cli.foundation.regular_files import read_bytes
 from glue_cli.foundation.temporary_files import is_temporary, locked_file, remove_abandoned
 from glue_cli.foundation.units import size
 
-# What a file system says that has no hard links.
+# The errors of file systems that have no hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 def check_output(output: Path, inputs: Sequence[Path], *, force: bool, option: str = "--output") -> None:
-    """Refuse an output that is an input, exists without `force`, or lies where nothing can be written.
+    """Refuse an output that is an input, that exists (without `force`), or whose folder cannot be written.
 
     Args:
-        option: what names another.
-
+        option: the option that names the output, for the messages.
     Raises:
-        UsageError: it is an input (`force` or not), a folder, or exists.
-        ResourceError: its folder, or the nearest one that exists above it, cannot be written.
+        UsageError: the output is an input (even with `force`), is a folder, or exists.
+        ResourceError: its folder cannot be written; if it does not exist, the nearest folder above that exists.
     """
     refuse_input(output, inputs, option=option)
     if output.is_dir():
@@ -39,14 +38,14 @@ def check_output(output: Path, inputs: Sequence[Path], *, force: bool, option: s
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError(f"nothing can be written in '{folder}'", hint=f"name another place with {option}")
+        raise ResourceError(f"nothing can be written in '{folder}'", hint=f"name another folder with {option}")
 
 
 def refuse_input(output: Path, inputs: Sequence[Path], *, option: str = "--output") -> None:
     """Refuse an output that is an input.
 
     Raises:
-        UsageError: it is.
+        UsageError: the output is one of the inputs.
     """
     for path in inputs:
         if output.exists() and path.exists() and os.path.samefile(output, path):
@@ -54,10 +53,10 @@ def refuse_input(output: Path, inputs: Sequence[Path], *, option: str = "--outpu
 
 
 def check_output_folder(folder: Path, inputs: Sequence[Path], *, force: bool) -> None:
-    """Refuse an output folder that is an input, is a file, or holds something without `force`.
+    """Refuse an output folder that is an input, that is a file, or that is not empty (without `force`).
 
     Raises:
-        UsageError: it is so.
+        UsageError: the folder is refused.
     """
     if not folder.exists():
         return
@@ -70,10 +69,12 @@ def check_output_folder(folder: Path, inputs: Sequence[Path], *, force: bool) ->
 
 
 def check_room(output: Path, n_bytes: int) -> None:
-    """Refuse an output of `n_bytes` for which the disk has no room; what it replaces is there until it is whole.
+    """Refuse an output of `n_bytes` if the disk has too little free space.
+
+    A file that it replaces takes its space until the new one is complete, so that does not count as free.
 
     Raises:
-        ResourceError: it is so.
+        ResourceError: there is too little free space.
     """
     folder = output.absolute()
     while not folder.is_dir():
@@ -82,19 +83,21 @@ def check_room(output: Path, n_bytes: int) -> None:
     if n_bytes > free:
         raise ResourceError(
             f"'{output}' takes {size(n_bytes)}, and {size(free)} are free in '{folder}'",
-            hint="free some space, or name another place with --output",
+            hint="free some space, or name another folder with --output",
         )
 
 
 class _TakenError(UsageError):
-    """An output that was not there has come into being while its file was written."""
+    """Somebody else has created the output while its file was being written."""
 
 
 def write_once(output: Path, content: bytes) -> bool:
-    """Write a small file unless there is one already; of several processes that try at once, the first one does.
+    """Write a small file unless it exists; if several processes try at once, only the first one writes it.
+
+    Readers never see an incomplete file.
 
     Returns:
-        whether this call has written it; whoever reads it finds it whole.
+        whether this call has written the file.
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
@@ -108,16 +111,17 @@ def write_once(output: Path, content: bytes) -> bool:
 
 @contextmanager
 def writing(output: Path, *, replace: bool = True) -> Iterator[int]:
-    """Open a temporary file beside `output`; on success flush it to disk and give it the name, else remove it.
+    """Open a temporary file beside `output`; on success flush it to disk and rename it, else remove it.
 
-    The temporary file is locked while its writer lives; those that killed processes left in the folder are removed.
+    The temporary file is locked as long as the process that writes it lives. Temporary files in the folder that killed
+    processes have left are removed.
 
     Args:
-        replace: whether an `output` that has come into being meanwhile is replaced.
+        replace: whether to replace an `output` that somebody else has created in the meantime.
     Yields:
         the file's descriptor, open for reading and writing.
     Raises:
-        UsageError: there is an `output`, which may not be replaced.
+        UsageError: `output` exists and may not be replaced.
         ResourceError: the disk is full or the folder cannot be written.
     """
     made = _make_folder(output.parent)
@@ -138,12 +142,12 @@ def writing(output: Path, *, replace: bool = True) -> Iterator[int]:
 
 
 def _give_name(temporary: Path, output: Path, *, replace: bool) -> None:
-    """Give a finished file its name, in one step."""
+    """Rename a finished file to `output` in one step."""
     if replace:
         os.replace(temporary, output)
         return
     try:
-        os.link(temporary, output)  # unlike a rename, it fails where there is a file
+        os.link(temporary, output)  # unlike a rename, this fails if the file exists
     except FileExistsError:
         raise _taken(output) from None
     except OSError as error:
@@ -230,23 +234,23 @@ def _make_folder(folder: Path) -> list[Path]:
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError:
-    what = "free some space" if error.errno == errno.ENOSPC else "check the place"
+    remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
     return ResourceError(
-        f"'{path}' cannot be written: {error.strerror}", hint=f"{what}, or name another with --output"
+        f"'{path}' cannot be written: {error.strerror}", hint=f"{remedy}, or name another with --output"
     )
 
 
 def reserve(descriptor: int, n_bytes: int) -> None:
-    """Claim the whole size at once, so that a full disk shows before the work; where the file system can."""
+    """Reserve the whole size of a file, if the file system can, so that a full disk is noticed before the work."""
     error = _fallocate(descriptor, n_bytes)
     if error not in (0, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
         raise OSError(error, os.strerror(error))
 
 
 def _fallocate(descriptor: int, n_bytes: int) -> int:
-    """Ask Linux for blocks; return the error's number, or 0.
+    """Reserve blocks with Linux's `fallocate`; return the error's number, or 0.
 
-    Where a file system has no such thing, NFS 3 for one, posix_fallocate would write a byte into every block.
+    Not with `posix_fallocate`: on file systems that cannot reserve, such as NFS 3, it writes a byte into every block.
     """
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "fallocate"):
@@ -265,10 +269,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def copy_into(descriptor: int, source: Path) -> None:
-    """Write what a small file holds, such as a configuration, to an open one.
+    """Copy a small file, such as a configuration, into an open one.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the source cannot be read.
     """
     try:
         content = read_bytes(source)

@@ -1,20 +1,20 @@
-"""Text that strangers wrote, such as a tensor's name, made fit to be shown: cut, and without control characters."""
+"""Make text from files, such as a tensor's name, safe to print: shorten it and escape control characters."""
 
 import re
 
-_SHOWN = 200  # characters of one thing, such as a name
-_LINE = 5_000  # characters of a whole line: a path can have 4,096
-# What moves the cursor, colours, rings, turns the direction of writing or is no character at all.
+_SHOWN = 200  # the most characters of one thing, such as a name
+_LINE = 5_000  # the most characters of a whole line: a path can have 4,096
+# Characters that move the cursor, change colours, ring the bell or reverse the writing direction, and lone surrogates.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def shown(found: object, limit: int = _SHOWN) -> str:
-    """Return what a message says of something that a stranger wrote: its text, the middle left out where it is long.
+def shown(value: object, limit: int = _SHOWN) -> str:
+    """Return the text of a value from a file, for a message; a long text is shortened in the middle.
 
     Args:
         limit: the most characters that are kept.
     """
-    text = str(found)
+    text = str(value)
     if len(text) <= limit:
         return text
     tail = limit // 4
@@ -22,8 +22,8 @@ def shown(found: object, limit: int = _SHOWN) -> str:
 
 
 def printable(line: str) -> str:
-    """Return a line as it may go to a terminal: what is no visible character is written as `\\x1b`, and it is cut."""
-    return _UNFIT.sub(lambda found: _escape(found[0]), shown(line, _LINE))
+    """Return a line that is safe to print on a terminal: shortened, and with escapes such as `\\x1b` as text."""
+    return _UNFIT.sub(lambda match: _escape(match[0]), shown(line, _LINE))
 
 
 def _escape(character: str) -> str:

@@ -1,4 +1,4 @@
-"""What a long piece of work says while it runs; who listens decides whether and how to show it."""
+"""The events that a long piece of work reports while it runs; the listener decides whether and how to show them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Started:
-    """A task begins: `total` units of work, None when unknown."""
+    """A task begins; `total` is its number of units of work, None if that is not known."""
 
     task: str
     total: int | None
@@ -15,7 +15,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Advanced:
-    """`done` units of the running task are done; `figures` are the latest readings, such as the loss."""
+    """`done` units of the running task are done; `figures` are the latest values, such as the loss."""
 
     done: int
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -24,12 +24,12 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Finished:
-    """The running task ended well."""
+    """The running task has ended without an error."""
 
 
 @dataclass(frozen=True)
 class Noted:
-    """Something that the user should know, in one line."""
+    """A message to the user, in one line."""
 
     text: str
     warning: bool = False
@@ -40,4 +40,4 @@ Progress = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """Listen to nothing."""
+    """Ignore an event: the listener that shows nothing."""

@@ -1,4 +1,4 @@
-"""Files that are read as files: a FIFO would be waited for and a device read for ever, so both are refused."""
+"""Read regular files only: opening a FIFO could wait, and reading a device could go on, for ever."""
 
 import errno
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """Open a regular file; made to be the `opener` of `open`.
+    """Open a regular file; to be used as the `opener` of `open`.
 
     Returns:
         its descriptor.
     Raises:
         OSError: there is no such file, or it is a folder, FIFO, device or socket.
     """
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)  # or opening a FIFO waits for its writer
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)  # so that a FIFO is not waited for
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return descriptor
@@ -26,26 +26,26 @@ def regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what a regular file holds.
+    """Return the bytes of a regular file.
 
     Raises:
-        OSError: as for `regular`, or it cannot be read.
+        OSError: as `regular` does, or the file cannot be read.
     """
     with open(path, "rb", opener=regular) as file:
         return file.read()
 
 
 def read_text(path: Path) -> str:
-    """Return what a regular file in UTF-8 holds.
+    """Return the text of a regular file in UTF-8.
 
     Raises:
-        OSError: as for `regular`, or it cannot be read.
-        UnicodeDecodeError: it is no UTF-8.
+        OSError: as `regular` does, or the file cannot be read.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     with open(path, encoding="utf-8", opener=regular) as file:
         return file.read()
 
 
 def find_irregular(paths: Iterable[Path]) -> Path | None:
-    """Return the first of what is there that is neither a regular file nor a folder, links followed."""
+    """Return the first path to something other than a regular file or a folder, if any; links are followed."""
     return next((path for path in paths if path.exists() and not path.is_file() and not path.is_dir()), None)

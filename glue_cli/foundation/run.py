@@ -1,4 +1,4 @@
-"""What every command is given beside its plan. Needs no torch."""
+"""What every command is given in addition to its plan. Needs no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,13 @@ from glue_cli.foundation.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Run:
-    """What every command shares.
+    """The settings that all commands share.
 
     Attributes:
         device: auto, cpu, cuda or cuda:I.
-        cache: a folder for what is slow to find out again; None keeps nothing.
-        history: a file that gets a JSON line a step or epoch.
-        threads_given: whether the user has set torch's number of threads, which timing then leaves as it is.
+        cache: a folder that keeps what is slow to compute again; None keeps nothing.
+        history: a file that gets one JSON line per step or epoch.
+        threads_given: whether the user has set torch's number of threads; timing then tries no other number.
     """
 
     device: str = "auto"

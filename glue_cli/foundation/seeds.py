@@ -1,4 +1,4 @@
-"""Independent random streams from one seed, so that no draw depends on what was drawn before it elsewhere."""
+"""Independent random streams from one seed, so that no draw depends on draws made for another purpose."""
 
 import hashlib
 

@@ -1,28 +1,28 @@
-"""The state of work that can stop and go on: one flat mapping of names to tensors, numbers, strings and None.
+"""The state of work that can be interrupted and continued: a flat mapping of names to tensors, numbers, strings, None.
 
-A state is cheap to take: its tensors may be those at work. Whoever keeps one copies them, or writes them to a file,
-before the work goes on. Needs no torch.
+Taking a state copies nothing: its tensors may be the ones in use. Code that keeps a state has to copy them, or write
+them to a file, before the work continues. Needs no torch.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 State = dict[str, Any]
-# Called between two steps with a function that returns the state there. An exception that it raises ends the work.
+# Called between two steps with a function that returns the current state. If it raises an exception, the work ends.
 Checkpoint = Callable[[Callable[[], State]], None]
 
 
 def no_checkpoint(state: Callable[[], State]) -> None:
-    """Keep no state."""
+    """Keep no state: the `Checkpoint` of work that is not to be continued."""
 
 
 def prefixed(prefix: str, state: State) -> State:
-    """Return the state of a part under the names that it has in the state of the whole, `prefix.name`."""
+    """Return the state of a part with the names `prefix.name`, under which the state of the whole holds it."""
     return {f"{prefix}.{name}": value for name, value in state.items()}
 
 
 def part_of(state: State, prefix: str) -> State:
-    """Return the state of a part, which `prefixed` has put into the state of the whole."""
+    """Return the state of a part from the state of the whole; the inverse of `prefixed`."""
     return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}.")}
 
 
@@ -32,7 +32,7 @@ def list_state(prefix: str, items: list[State]) -> State:
 
 
 def list_of(state: State, prefix: str) -> list[State]:
-    """Return the states of a list's items, which `list_state` has put into the state of the whole."""
+    """Return the states of a list's items from the state of the whole; the inverse of `list_state`."""
     items: dict[int, State] = {}
     for name, value in part_of(state, prefix).items():
         number, _, rest = name.partition(".")

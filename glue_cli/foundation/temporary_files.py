@@ -1,4 +1,4 @@
-"""Temporary files of which one can tell whether their writer still lives: it holds a lock, which ends with it."""
+"""Temporary files that are locked while the process that writes them lives, so that abandoned ones can be removed."""
 
 import fcntl
 import os
@@ -12,12 +12,12 @@ _PATTERN = ".glue-*.tmp"
 
 @contextmanager
 def locked_file(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Make an empty file in `folder`, locked as long as the block lasts; it is removed unless it has gone by then.
+    """Make an empty file in `folder` that is locked while the block runs, and removed after it if it still exists.
 
     Yields:
-        its path, and a descriptor for reading and writing, which the block has to close.
+        the file's path, and a descriptor for reading and writing, which the block has to close.
     Raises:
-        OSError: it cannot be made.
+        OSError: the file cannot be made.
     """
     path, descriptor = _create(folder)
     lock = os.dup(descriptor)  # a lock ends when all descriptors of its file are closed
@@ -42,18 +42,18 @@ def _create(folder: Path) -> tuple[Path, int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            is_taken = True  # for abandoned, by another run, in the moment before it was locked
+            is_taken = True  # another run took it for abandoned, in the moment before it was locked
         except OSError:
-            pass  # a file system without locks, where nobody removes anything either
+            pass  # a file system without locks; there, no run removes anything
         if not is_taken and _is_at(path, descriptor):
             return path, descriptor
         os.close(descriptor)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files in a folder whose writers were killed; those of a living one stay."""
+    """Remove the temporary files in a folder whose processes were killed; those of running processes stay."""
     for path in folder.glob(_PATTERN):
-        with suppress(OSError):  # its writer lives, or has just finished, or there are no locks here
+        with suppress(OSError):  # its process is running or has just finished, or the file system has no locks
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Work shared out over Python threads, each with a torch that keeps to itself."""
+"""Distribute work over Python threads, with torch computing on a single thread in each of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-# Parts for each thread: enough that none waits long for the others at the end.
+# How many parts each thread gets: enough that no thread waits long for the others at the end.
 _PARTS = 8
 
 Item = TypeVar("Item")
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def restored_threads() -> Iterator[None]:
-    """Give torch back, in the end, the number of threads that it has now, whatever is set meanwhile."""
+    """Set torch's number of threads back, after the block, to what it is now."""
     before = torch.get_num_threads()
     try:
         yield
@@ -28,8 +28,9 @@ def restored_threads() -> Iterator[None]:
 def single_threaded(n_threads: int) -> Iterator[ThreadPoolExecutor]:
     """Open a pool of Python threads, and let torch compute on one thread in each of them and in the block.
 
-    Torch's own threads would cut a piece of work anew, and where it is cut, bits change. It has to be told in each
-    thread: MKL does not pass the number on, and two threads with two of MKL's each took 1.25 times as long.
+    Torch's own threads would split each piece of work again, and the bits of a sum depend on where it is split. The
+    number has to be set in every thread, since MKL does not pass it on: two threads with two MKL threads each took
+    1.25 times as long.
     """
     with restored_threads():
         torch.set_num_threads(1)
@@ -38,7 +39,7 @@ def single_threaded(n_threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def share_out(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Do the same work on every item, on as many threads as torch has; return the results in the items' order."""
+    """Do the same work on every item, on as many threads as torch uses; return the results in the items' order."""
 
     def do_part(start: int) -> list[Result]:
         return [work(item) for item in items[start : start + size]]

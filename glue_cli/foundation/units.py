@@ -1,17 +1,17 @@
-"""Figures as people read them. Needs no torch."""
+"""Numbers and names as text for people. Needs no torch."""
 
 import re
 from pathlib import PurePath
 
 
 def counted(n: int, noun: str) -> str:
-    """Return a number of things, such as 1 step or 2,000 minibatches."""
+    """Return a number of things as text, such as 1 step or 2,000 minibatches."""
     ending = "es" if noun.endswith(("ch", "ss")) else "s"
     return f"{n:,} {noun}{'' if n == 1 else ending}"
 
 
 def size(n_bytes: float) -> str:
-    """Return a number of bytes such as 1.2 GB."""
+    """Return a number of bytes as text, such as 1.2 GB."""
     if round(n_bytes) < 1000:
         return f"{n_bytes:.0f} B"
     for unit in ("kB", "MB", "GB"):
@@ -22,7 +22,7 @@ def size(n_bytes: float) -> str:
 
 
 def name_of(checkpoint: str) -> str:
-    """Return a checkpoint's name without suffixes; of a folder's `model.safetensors`, the folder's."""
-    path = PurePath(checkpoint.encode(errors="replace").decode())  # a file's name may be no text
+    """Return a checkpoint's name without suffixes; for a `model.safetensors`, the name of its folder."""
+    path = PurePath(checkpoint.encode(errors="replace").decode())  # a file's name may not be valid text
     name = re.sub(r"\.safetensors(\.index\.json)?$", "", path.name)
     return path.parent.name if name == "model" and path.parent.name else name

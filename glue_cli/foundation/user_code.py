@@ -1,4 +1,4 @@
-"""The user's own functions, which the spec names as `python:MODULE:FUNCTION`: the one door for foreign code."""
+"""The user's own functions, which the spec names as `python:MODULE:FUNCTION`; only this module runs foreign code."""
 
 import difflib
 import hashlib
@@ -19,12 +19,12 @@ PREFIX = "python:"
 
 
 def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any]:
-    """Import a function of the user's.
+    """Import a function that the user has written.
 
     Args:
-        location: `MODULE:FUNCTION`, what follows `python:`. A module in `folder` wins over an installed one; its file
-            is executed once, however often it is asked for.
-        folder: the spec's own; while a module is imported, it finds its neighbours there.
+        location: `MODULE:FUNCTION`, the text after `python:`. A module in `folder` has precedence over an installed
+            one; its file is executed only once.
+        folder: the folder of the spec; while a module is imported, it can import other modules from there.
         key: the key of the spec that names the function, for the messages.
     Raises:
         SpecError: there is no such module or function, or the module cannot be imported.
@@ -36,12 +36,12 @@ def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any
             hint=f"the function 'build' of 'my_code.py' is {PREFIX}my_code:build",
         )
     module = _import(name, folder.resolve(), key)
-    found = getattr(module, function, None)
-    if callable(found):
-        return found  # type: ignore[no-any-return]
+    value = getattr(module, function, None)
+    if callable(value):
+        return value  # type: ignore[no-any-return]
     where = f"'{getattr(module, '__file__', None) or name}'"
-    if found is not None:
-        raise SpecError(f"{key}: '{function}' in {where} is a {type(found).__name__}, wanted a function")
+    if value is not None:
+        raise SpecError(f"{key}: '{function}' in {where} is a {type(value).__name__}, wanted a function")
     known = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
     near = difflib.get_close_matches(function, known, n=1)
     raise SpecError(
@@ -51,12 +51,12 @@ def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any
 
 
 def call_function(function: Callable[..., Any], *args: Any, name: str, hint: str) -> Any:
-    """Return what a function of the user's returns.
+    """Call a function that the user has written, and return its result.
 
     Args:
         name: what the function is, for the message.
     Raises:
-        SpecError: it fails; the message has the line of its own file, however deep in a library that was.
+        SpecError: it fails; the message names the line in the user's file, even if the error comes from a library.
     """
     try:
         return function(*args)
@@ -75,23 +75,23 @@ def call_function(function: Callable[..., Any], *args: Any, name: str, hint: str
 def _import(name: str, folder: Path, key: str) -> ModuleType:
     top, dot, rest = name.partition(".")
     path = next((path for path in (folder / top / "__init__.py", folder / f"{top}.py") if path.is_file()), None)
-    # A name of its own: two folders may each have a `model.py`, and a file may be called as a library is.
+    # Imported under a unique name: two folders may both have a `model.py`, and a file may have a library's name.
     alias = f"_glue_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{top}" if path else top
     with _importable(folder):
         try:
             if path and alias not in sys.modules:
                 _execute(path, alias)
             return importlib.import_module(f"{alias}{dot}{rest}")
-        except (Exception, SystemExit) as error:  # a module may raise anything when it is executed
+        except (Exception, SystemExit) as error:  # executing a module may raise any error
             if isinstance(error, ModuleNotFoundError) and f"{alias}{dot}{rest}.".startswith(f"{error.name}."):
                 raise SpecError(
                     f"{key}: there is no module '{name}' in '{folder}', and none is installed",
-                    hint=f"put '{name.replace('.', '/')}.py' beside the spec, or mend {key}",
+                    hint=f"put '{name.replace('.', '/')}.py' beside the spec, or correct {key}",
                 ) from None
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
             own = [f"{frame.filename}:{frame.lineno}: " for frame in frames if frame.filename != __file__]
             reason = f"{own[-1] if own else ''}{type(error).__name__}: {error}"
-            raise SpecError(f"{key}: importing '{name}' fails: {reason}", hint="mend the module") from error
+            raise SpecError(f"{key}: importing '{name}' fails: {reason}", hint="correct the module") from error
 
 
 def _execute(path: Path, alias: str) -> None:
@@ -114,5 +114,5 @@ def _importable(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # the module may have tidied sys.path itself
+        with suppress(ValueError):  # the module may have changed sys.path itself
             sys.path.remove(str(folder))

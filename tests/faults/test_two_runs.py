@@ -39,7 +39,7 @@ def overtaken(monkeypatch):
 def test_the_second_blend_finds_its_output_taken(experts, overtaken, capsys, flags):
     before = set(Path().iterdir())
     assert main(["mix", "--alpha", "0.5,0.5", *experts, *flags]) == 2
-    assert "was written by another run meanwhile" in capsys.readouterr().err
+    assert "another run has written the output" in capsys.readouterr().err
     assert overtaken[0].read_bytes() == b"of the other run"
     assert set(Path().iterdir()) - before == {Path(overtaken[0].name)}
 

@@ -147,7 +147,7 @@ def _transposed(
         if len(votes) > 1:
             unclear.append(module)
     if unclear:
-        message = "it cannot be told which of these square weights are transposed (fan_in_fan_out)"
+        message = "it is not clear which of these square weights are transposed (fan_in_fan_out)"
         raise CheckpointError(message, items=sorted(unclear), hint="mix these adapters without merging them")
     return frozenset(module for module, is_transposed in known.items() if is_transposed)
 

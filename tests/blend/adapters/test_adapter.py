@@ -145,7 +145,9 @@ def test_tensors_that_are_no_plain_factors_are_refused(save_adapter, name):
 
 def test_factors_that_do_not_fit(save_adapter):
     a, b = FACTORS
-    with pytest.raises(CheckpointError, match=r"'base_model.model.net.q.lora_A.weight' is there without the other factor"):
+    with pytest.raises(
+        CheckpointError, match=r"'base_model.model.net.q.lora_A.weight' is there without the other factor"
+    ):
         read_adapter(save_adapter("half", {a: torch.zeros(2, 4)}))
     wrong = [
         (torch.zeros(3, 4), torch.zeros(3, 3)),
@@ -202,7 +204,7 @@ def test_adapters_of_different_bases(save_adapter):
 
 def test_a_head_that_only_some_have(save_adapter):
     error = refused(save_adapter("a", {**FACTORS, "head.weight": torch.zeros(2)}), save_adapter("b"))
-    assert "differ in the tensors" in error.message and "'head.weight' is missing" in error.items[0]
+    assert "differ in their tensors" in error.message and "'head.weight' is missing" in error.items[0]
     error = refused(
         save_adapter("c", {**FACTORS, "head.weight": torch.zeros(2)}),
         save_adapter("d", {**FACTORS, "head.weight": torch.zeros(3)}),
