@@ -21,15 +21,21 @@ AVERAGES = frozenset(
 CONVENTIONAL = frozenset(
     ("state_dict", "model_state_dict", "model", "net", "network", "network_weights", "params", "module", "weights")
 )
+# As the first part of a tensor's name, a teacher is as often a part of one model.
+_PREFIXES = AVERAGES - {"teacher"}
+WHOLE = "all"  # in place of a set's name, where sets are told by the tensors' names: the file as it is
 _ALIKE = 0.9  # the share of an average's tensors that the weights beside it have as well, by name and shape
+_OR_ALONE = "or save the one that is meant alone"
+_OR_WHOLE = f"or, if they are parts of one model, --weights {WHOLE}"
 
 
-def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None) -> str:
+def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, otherwise: str = _OR_ALONE) -> str:
     """Return which set of weights is meant: the one asked for, the only one, or the one that by convention is.
 
     Args:
         path: the file, for messages.
         sizes: how many tensors each set has, by its name; not empty.
+        otherwise: what else than a choice would mend it, as the end of a hint.
     Raises:
         UsageError: the one asked for is not there.
         CheckpointError: there are several, and no convention decides.
@@ -50,17 +56,19 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None) -> st
     raise CheckpointError(
         f"'{path}' holds several sets of weights",
         items=listed,
-        hint=f"choose one with --weights, such as --weights {example}; or save the one that is meant alone",
+        hint=f"choose one with --weights, such as --weights {example}; {otherwise}",
     )
 
 
 def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
     """Return one set of a checkpoint's weights, where it holds an average beside them: `ema.w` beside `model.w`.
 
+    Args:
+        wanted: which set is meant; `WHOLE` for a model that has both as its parts; None is refused.
     Raises:
         UsageError, CheckpointError: as `choose_set`.
     """
-    prefixes = {name.partition(".")[0] for name in checkpoint.entries} & AVERAGES
+    prefixes = {name.partition(".")[0] for name in checkpoint.entries} & _PREFIXES
     if not prefixes:
         return checkpoint
     sets = _sets_by_prefix(checkpoint.entries)
@@ -68,12 +76,14 @@ def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
         (name, other)
         for name in sorted(prefixes)
         for other, entries in sets.items()
-        if other not in AVERAGES and _share_alike(sets[name], entries) >= _ALIKE
+        if other not in _PREFIXES and _share_alike(sets[name], entries) >= _ALIKE
     ]
     if not alike:
         return checkpoint
     names = dict.fromkeys(name for pair in alike for name in reversed(pair))
-    chosen = choose_set(checkpoint.path, {name: len(sets[name]) for name in names}, wanted)
+    if wanted == WHOLE:
+        return replace(checkpoint, weights=WHOLE)
+    chosen = choose_set(checkpoint.path, {name: len(sets[name]) for name in names}, wanted, _OR_WHOLE)
     entries = {name: entry._replace(name=name) for name, entry in sets[chosen].items()}
     return replace(checkpoint, entries=entries, weights=chosen)
 

@@ -88,6 +88,8 @@ def test_sets_of_a_safetensors_file_are_told_by_their_prefix(tmp_path):
     assert caught.value.items == ("model: 2 tensors", "ema: 2 tensors")
     found = read_checkpoint(path, "ema")
     assert found.entries.keys() == {"w", "b"} and found.weights == "ema" and value_of(found) == 2
+    assert "--weights all" in caught.value.hint
+    assert read_checkpoint(path, "all").entries.keys() == {*tensors, "step"}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,7 @@ def test_sets_of_a_safetensors_file_are_told_by_their_prefix(tmp_path):
         {"ema.w": torch.ones(2), "model.w": torch.ones(3)},  # other shapes
         {"model.w": torch.ones(2), "module.w": torch.ones(2)},  # neither is an average
         {"ema": torch.ones(2), "model": torch.ones(2)},
+        {"teacher.w": torch.ones(2), "student.w": torch.ones(2)},  # parts of one module, as in distillation
     ],
 )
 def test_parts_of_one_network_are_no_sets(tmp_path, tensors):
