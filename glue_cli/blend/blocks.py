@@ -44,12 +44,14 @@ class Block:
         dtype: the output's, or `COPIED`.
         sources: the experts that take part.
         targets: where the elements go, part after part.
+        is_kept: whether they are one expert's own by the recipe, which may be a constant with infinities.
     """
 
     dtype: str
     n_elements: int
     sources: tuple[Source, ...]
     targets: tuple[Target, ...]
+    is_kept: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -108,13 +110,14 @@ class Plan:
 
         These count from the first of the tensors that are neighbours in every expert.
         """
-        stretch, step = _Stretch(COPIED, ()), chunk
+        stretch, step = _Stretch(COPIED, (), is_kept=False), chunk
         for entry in self.streamed:
             dtype, sources = _treated_as(entry), self._sources(entry)
-            if not stretch.goes_on_at(dtype, sources):
+            is_kept = entry.name in self.recipe.copied_from
+            if not stretch.goes_on_at(dtype, sources, is_kept=is_kept):
                 if stretch.n_elements:
                     yield stretch.take(stretch.n_elements)
-                stretch = _Stretch(dtype, sources)
+                stretch = _Stretch(dtype, sources, is_kept=is_kept)
                 step = max(1, slot_bytes // stretch.element_bytes // chunk) * chunk
             stretch.add(entry)
             while stretch.n_elements >= step:
@@ -209,8 +212,8 @@ def _treated_as(entry: TensorEntry) -> str:
 class _Stretch:
     """Tensors that are neighbours in every expert and treated alike, as far as no block has taken them yet."""
 
-    def __init__(self, dtype: str, sources: tuple[Source, ...]) -> None:
-        self._dtype, self._sources = dtype, sources
+    def __init__(self, dtype: str, sources: tuple[Source, ...], *, is_kept: bool) -> None:
+        self._dtype, self._sources, self._is_kept = dtype, sources, is_kept
         self._targets: deque[Target] = deque()
         self.n_elements = 0
 
@@ -219,9 +222,9 @@ class _Stretch:
         """Bytes of buffer that one element needs."""
         return DTYPE_BYTES[self._dtype] + sum(DTYPE_BYTES[source.dtype] for source in self._sources)
 
-    def goes_on_at(self, dtype: str, sources: tuple[Source, ...]) -> bool:
+    def goes_on_at(self, dtype: str, sources: tuple[Source, ...], *, is_kept: bool) -> bool:
         """Tell whether a tensor is treated like the stretch and lies behind it in each of the same experts."""
-        if dtype != self._dtype or len(sources) != len(self._sources):
+        if (dtype, is_kept) != (self._dtype, self._is_kept) or len(sources) != len(self._sources):
             return False
         return all(
             (expert, kind, file, offset + self.n_elements * DTYPE_BYTES[kind], weight) == source
@@ -241,7 +244,8 @@ class _Stretch:
 
     def take(self, n_elements: int) -> Block:
         """Return the first elements as a block, and go on behind them."""
-        block = Block(self._dtype, n_elements, self._sources, tuple(self._take_targets(n_elements)))
+        targets = tuple(self._take_targets(n_elements))
+        block = Block(self._dtype, n_elements, self._sources, targets, self._is_kept)
         self._sources = tuple(s._replace(offset=s.offset + n_elements * DTYPE_BYTES[s.dtype]) for s in self._sources)
         self.n_elements -= n_elements
         return block

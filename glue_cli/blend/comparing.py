@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from glue_cli.blend.classes import compare_classes
 from glue_cli.blend.compatibility import check_compatible, check_copied
 from glue_cli.blend.configurations import check_configurations
+from glue_cli.blend.constants import find_constants
+from glue_cli.blend.differences import settle_differences
 from glue_cli.blend.factors import check_no_factors
-from glue_cli.blend.recipe import Recipe
+from glue_cli.blend.quantised import check_unquantised
+from glue_cli.blend.recipe import Recipe, with_copies
 from glue_cli.blend.tokens import TokenPlan, align_tokens
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.spelling import align_names
@@ -19,12 +22,14 @@ class Comparison:
     """What the comparison of experts that can be blended found.
 
     Attributes:
-        recipe: as given, with the tensors that are aligned by token as tensors to be made.
+        experts: with all tensors of the first, where those that lack one have it under another name.
+        recipe: as given; tensors that are aligned by token are made, constants and buffers that differ are copied.
         tokens: how the rows of the embeddings are aligned; None where they lie alike.
         classes: the names of the blend's outputs; none where nobody says them, or the head is made anew.
         notes: sentences that the user is to see.
     """
 
+    experts: tuple[Checkpoint, ...]
     recipe: Recipe
     tokens: TokenPlan | None
     classes: tuple[str, ...]
@@ -75,7 +80,10 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
         CheckpointError: they cannot be blended, with what differs.
     """
     check_no_factors(experts, apart=recipe.apart)
-    notes = check_configurations(experts)
+    check_unquantised(experts, apart=recipe.apart)
+    settled = settle_differences(experts, apart=recipe.apart)
+    experts, recipe = settled.experts, with_copies(recipe, settled.copied)
+    notes = [*settled.notes, *check_configurations(experts)]
     tokens, given = align_tokens(experts, recipe, dtype_given=dtype_given), recipe
     if tokens:
         shapes = {name: tokens.shape_of(name, experts) for name in tokens.names}
@@ -83,5 +91,6 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
         notes.append(tokens.note(experts))
     check_compatible(experts, dtype_given=dtype_given, apart=recipe.apart)
     check_copied(experts, apart=recipe.apart)
+    recipe = with_copies(recipe, find_constants(experts, apart=recipe.apart))
     classes = compare_classes(experts, given)
-    return Comparison(recipe, tokens, classes.names, (*notes, *classes.notes))
+    return Comparison(settled.experts, recipe, tokens, classes.names, (*notes, *classes.notes))

@@ -1,15 +1,20 @@
 """What differs between experts that are to be blended. Needs no torch."""
 
-import os
+import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
 from typing import Literal
 
+from glue_cli.checkpoints.files import same_bytes
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
 from glue_cli.foundation.errors import CheckpointError
-from glue_cli.foundation.regular_files import regular
 
-_READ_BYTES = 1 << 20
+_FEW = 0.2  # the share of all tensors in which experts of one architecture may differ
+_MOST_PATTERNS = 5  # in a hint
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,14 @@ def find_differences(experts: Sequence[Checkpoint]) -> list[Difference]:
 def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: Collection[str] = ()) -> None:
     """Check that the experts can be blended; float dtypes may differ when the user says what to blend to.
 
+    BatchNorm's counters may be missing, since torch before 0.4.1 had none.
+
     Args:
         apart: tensors in which they may differ, since they are not blended.
     Raises:
-        CheckpointError: with every tensor that differs, or is of a floating-point dtype that glue cannot blend.
+        CheckpointError: with every tensor that differs, and the options that would mend it where there are any.
     """
-    first = experts[0].entries
-    odd = [entry for entry in first.values() if entry.dtype.startswith(("F8", "C")) and entry.name not in apart]
-    if odd:
-        items = [f"{experts[0].path}: '{entry.name}' is {entry.dtype}" for entry in odd]
-        hint = "convert the experts to float32, float16 or bfloat16"
-        raise CheckpointError("glue cannot blend tensors of these dtypes", items=items, hint=hint)
-    found = [difference for difference in find_differences(experts) if difference.name not in apart]
+    found = [d for d in find_differences(experts) if d.name not in apart and not _is_missing_counter(d, experts)]
     if dtype_given:
         found = [d for d in found if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]
     if not found:
@@ -65,15 +66,69 @@ def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart:
     elif all(d.kind == "shape" and _differ_in_classes(d.name, experts) for d in found):
         message = "the experts differ in these tensors"
         hint = "if they are a head, say what becomes of it: --head PATTERN --head-policy align, from:EXPERT or reset"
+    elif _are_few(found, experts):
+        message = "the experts differ in these tensors"
+        names = dict.fromkeys(d.name for d in found)
+        hint = f"to have them in the blend as in {experts[0].path}, or not at all: {exclusion(list(names), experts)}"
     else:
         message, hint = "the experts are not of one architecture", "blend checkpoints of one architecture only"
     raise CheckpointError(message, items=[difference.text for difference in found], hint=hint)
+
+
+def _is_missing_counter(difference: Difference, experts: Sequence[Checkpoint]) -> bool:
+    if difference.kind not in ("missing", "unexpected"):
+        return False
+    return all(is_counter(e) for expert in experts if (e := expert.entries.get(difference.name)))
 
 
 def _differ_in_classes(name: str, experts: Sequence[Checkpoint]) -> bool:
     """Tell whether a tensor has one shape but for its first dimension, as that of a head for other classes."""
     shapes = [expert.entries[name].shape for expert in experts]
     return len({shape[1:] for shape in shapes}) == 1 and all(shapes)
+
+
+def _differ_in_one_size(name: str, experts: Sequence[Checkpoint]) -> bool:
+    """Tell whether a tensor's shapes differ in one dimension, as those of positions or input channels do."""
+    shapes = [e.shape for expert in experts if (e := expert.entries.get(name))]
+    if len({len(shape) for shape in shapes}) > 1:
+        return False
+    return sum(len(set(sizes)) > 1 for sizes in zip(*shapes, strict=True)) == 1
+
+
+def _are_few(found: Sequence[Difference], experts: Sequence[Checkpoint]) -> bool:
+    """Tell whether experts of one architecture differ in a few tensors: not in layers, nor in more than one size."""
+    if any(d.kind == "shape" and not _differ_in_one_size(d.name, experts) for d in found):
+        return False
+    names, everywhere = {d.name for d in found}, set(experts[0].entries)
+    known = set(everywhere)
+    for expert in experts[1:]:
+        everywhere &= expert.entries.keys()
+        known |= expert.entries.keys()
+    if len(names) > max(1, _FEW * len(known)):
+        return False
+    layers = {_NUMBER.sub("#", name) for name in everywhere}
+    return not any("#" in (layer := _NUMBER.sub("#", name)) and layer in layers for name in known - everywhere)
+
+
+def exclusion(names: Sequence[str], experts: Sequence[Checkpoint]) -> str:
+    """Return the options that take tensors out of the blend, and have them as the first expert does."""
+    others = {name for expert in experts for name in expert.entries} - set(names)
+    patterns = _patterns(names, others)
+    if len(patterns) > _MOST_PATTERNS:
+        patterns = ["PATTERN"]
+    options = [f"--exclude {shlex.quote(pattern)}" for pattern in patterns]
+    return " ".join((*options, f"--copy-from {shlex.quote(str(experts[0].path))}"))
+
+
+def _patterns(names: Sequence[str], others: Collection[str]) -> list[str]:
+    """Return patterns that match these names and no others: their common last part, or each name."""
+    found: dict[str, None] = {}
+    for name in names:
+        pattern = f"*.{name.rpartition('.')[2]}"
+        alike = sum(fnmatchcase(other, pattern) for other in names)
+        is_theirs = alike > 1 and not any(fnmatchcase(other, pattern) for other in others)
+        found[pattern if is_theirs and fnmatchcase(name, pattern) else escape(name)] = None
+    return list(found)
 
 
 def check_copied(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:
@@ -90,25 +145,13 @@ def check_copied(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) 
         if entry.dtype in FLOAT_DTYPES or is_counter(entry) or entry.name in apart:
             continue
         for other in others:
-            if not _same_bytes(first, other, entry.name):
+            if not same_bytes(first, entry, other, other.entries[entry.name]):
+                kind = "holds complex numbers" if entry.dtype.startswith("C") else "is not floating point"
+                options = exclusion([entry.name], experts)
                 raise CheckpointError(
-                    f"'{entry.name}' is not floating point and differs between {first.path} and {other.path}",
-                    hint="only equal tensors of whole numbers can be kept",
+                    f"'{entry.name}' {kind} and differs between {first.path} and {other.path}",
+                    hint=f"such tensors are copied and not blended; to take that of {first.path}: {options}",
                 )
-
-
-def _same_bytes(left: Checkpoint, right: Checkpoint, name: str) -> bool:
-    a, b = left.entries[name], right.entries[name]
-    with (
-        open(left.files[a.file], "rb", opener=regular) as left_file,
-        open(right.files[b.file], "rb", opener=regular) as right_file,
-    ):
-        for start in range(0, a.n_bytes, _READ_BYTES):
-            n_bytes = min(_READ_BYTES, a.n_bytes - start)
-            here = os.pread(left_file.fileno(), n_bytes, a.offset + start)
-            if here != os.pread(right_file.fileno(), n_bytes, b.offset + start):
-                return False
-    return True
 
 
 def _float_everywhere(name: str, experts: Sequence[Checkpoint]) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from glue_cli.blend.tied import heads_are_copies
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.foundation.errors import CheckpointError
@@ -33,6 +34,7 @@ _IGNORED = (
 # What is said, and does no harm: longer texts than an expert was trained for, another place for padding.
 _NOTED = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "pad_token_id")
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # other names, same function
+_TIED = "tie_word_embeddings"  # of no effect where every head in a file is a copy of the embedding
 _LISTED = 3
 _LONGEST = 60  # characters of a value in a message
 
@@ -76,6 +78,7 @@ def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
     items, notes = [], [f"{path} is no configuration that can be read, and is not compared" for path in odd]
     for path, config in others:
         found = compare_configurations(config, wanted)
+        found = [d for d in found if not (d.key.endswith(_TIED) and heads_are_copies(experts))]
         grave = [d for d in found if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
         items += [f"{path}: {d.key} is {_text(d.value)}, in {first} it is {_text(d.other)}" for d in grave]
         if light := [d for d in found if d not in grave]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glue_cli.blend.constants import not_finite
 from glue_cli.blend.recipe import Recipe
 from glue_cli.checkpoints.files import check_unchanged, open_files
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.checkpoints.tensors import read_tensor
-from glue_cli.foundation.errors import CheckpointError
 
 
 def blend_tensors(
@@ -34,11 +34,12 @@ def blend_tensors(
             if dtype not in FLOAT_DTYPES:
                 yield name, readers[recipe.copied_from.get(name, 0)].read(name)
                 continue
+            is_kept = name in recipe.copied_from
             weights = recipe.coefficients(name, alphas)
             (first, weight), *others = [
                 (reader, weight) for reader, weight in zip(readers, weights, strict=True) if weight != 0
             ]
-            total = first.read(name).float() * weight
+            total = first.read(name, is_kept=is_kept).float() * weight
             for reader, weight in others:
                 total.add_(reader.read(name).float(), alpha=weight)
             yield name, total
@@ -53,10 +54,11 @@ class _Reader:
     expert: Checkpoint
     descriptors: Sequence[int]
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, *, is_kept: bool = False) -> Tensor:
+        """Read a tensor; one that is kept as it is may be a constant with infinities."""
         tensor = read_tensor(self.expert, self.descriptors, name)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            wrong = tensor[~torch.isfinite(tensor)][0].item()
-            message = f"{self.expert.path}: '{name}' has {wrong}"
-            raise CheckpointError(message, hint="leave this expert out, or mend it")
+        if tensor.is_floating_point():
+            wrong = tensor[torch.isnan(tensor) if is_kept else ~torch.isfinite(tensor)]
+            if len(wrong):
+                raise not_finite(self.expert, name, wrong[0].item())
         return tensor

@@ -1,8 +1,10 @@
 """How each tensor of a blend comes about: which coefficients it gets, or whose it is. Needs no torch."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, Described
 from glue_cli.checkpoints.hub import is_called
@@ -55,6 +57,13 @@ class Recipe:
                 own = dtype if dtype and source.dtype in FLOAT_DTYPES else source.dtype
                 described.append((name, own, self.made.get(name, source.shape)))
         return described
+
+
+def with_copies(recipe: Recipe, copied: Mapping[str, int]) -> Recipe:
+    """Return a recipe that takes more tensors as an expert has them; those that it names already stay as they are."""
+    if not copied:
+        return recipe
+    return replace(recipe, copied_from={**copied, **recipe.copied_from})
 
 
 PLAIN = Recipe()  # every tensor is blended, with one and the same alpha
@@ -110,8 +119,10 @@ def find_expert(experts: Sequence[Checkpoint], wanted: str, option: str) -> int:
     Raises:
         UsageError: none is, or several are.
     """
-    names = [{str(e.path), e.path.name, e.path.stem, str(e.glue.get("name", e.path.stem))} for e in experts]
-    found = [k for k, known in enumerate(names) if wanted in known or is_called(experts[k].path, wanted)]
+    names = [{e.path.name, e.path.stem, str(e.glue.get("name", e.path.stem))} for e in experts]
+    found = [k for k, known in enumerate(names) if wanted in known or _is_path(wanted, experts[k].path)]
+    if not found:
+        found = [k for k, expert in enumerate(experts) if _is_same_file(expert.path, wanted)]
     if not found and wanted.isdecimal() and int(wanted) < len(experts):
         found = [int(wanted)]
     if len(found) != 1:
@@ -119,3 +130,15 @@ def find_expert(experts: Sequence[Checkpoint], wanted: str, option: str) -> int:
         listed = ", ".join(f"{k}: {expert.name}" for k, expert in enumerate(experts))
         raise UsageError(f"{option} {wanted}: {what} of that name", hint=f"name one of {listed}")
     return found[0]
+
+
+def _is_path(wanted: str, path: Path) -> bool:
+    """Tell whether a text is a path however it is written, ./b.safetensors or b/; or the name of a path on the Hub."""
+    return is_called(path, wanted) or bool(wanted) and os.path.normpath(wanted) == os.path.normpath(path)
+
+
+def _is_same_file(path: Path, wanted: str) -> bool:
+    try:
+        return os.path.samefile(path, wanted)
+    except (OSError, ValueError):
+        return False

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from glue_cli.blend.blocks import COPIED, MEMORY_BYTES, Block, Plan, plan_blend, survey
 from glue_cli.blend.compatibility import check_copied
+from glue_cli.blend.constants import not_finite
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.files import check_unchanged, open_files, read_into
@@ -253,18 +254,18 @@ class _Blending:
             chunk = out[start : start + CHUNK].copy_(total)
             # a sum is finite when all are, and cheaper to ask for; the exact test follows where it is not
             if not torch.isfinite(chunk.sum(dtype=wide)) and not torch.isfinite(chunk).all():
-                self._blame(block, start, parts, chunk)
+                self._check_finite(block, start, parts, chunk)
 
-    def _blame(self, block: Block, start: int, parts: Sequence[Tensor], chunk: Tensor) -> None:
+    def _check_finite(self, block: Block, start: int, parts: Sequence[Tensor], chunk: Tensor) -> None:
+        """Name the first number that is none, or too large; infinities of what an expert alone has are let through."""
         for source, part in zip(block.sources, parts, strict=True):
-            wrong = (~torch.isfinite(part)).nonzero()
+            wrong = (torch.isnan(part) if block.is_kept else ~torch.isfinite(part)).nonzero()
             if len(wrong):
                 name = self._plan.name_at(*block.position_of(start + int(wrong[0])))
-                expert = self._readers[source.expert].expert
-                message = f"{expert.path}: '{name}' has {part[int(wrong[0])].item()}"
-                raise CheckpointError(message, hint="leave this expert out, or mend it")
-        name = self._plan.name_at(*block.position_of(start + int((~torch.isfinite(chunk)).nonzero()[0])))
-        raise _too_large(name, block.dtype)
+                raise not_finite(self._readers[source.expert].expert, name, part[int(wrong[0])].item())
+        wrong = (~torch.isfinite(chunk) & torch.isfinite(parts[0])).nonzero()
+        if len(wrong):
+            raise _too_large(self._plan.name_at(*block.position_of(start + int(wrong[0]))), block.dtype)
 
 
 def _too_large(name: str, dtype: str) -> CheckpointError:
@@ -304,13 +305,11 @@ def _largest_counter(counter: TensorEntry, readers: Sequence[_Reader], weights: 
 
     A mean would be a count of nothing; with a one-hot alpha the largest is the expert's own.
     """
-    largest = None
+    found: list[tuple[bool, int]] = []
     for reader, weight in zip(readers, weights, strict=True):
-        entry = reader.expert.entries[counter.name]
-        value = bytearray(8)
-        reader.read(entry.file, entry.offset, memoryview(value))
-        number = int.from_bytes(value, "little", signed=True)
-        if weight != 0 and (largest is None or number > largest):
-            largest = number
-    assert largest is not None
+        if entry := reader.expert.entries.get(counter.name):
+            value = bytearray(8)
+            reader.read(entry.file, entry.offset, memoryview(value))
+            found.append((weight != 0, int.from_bytes(value, "little", signed=True)))
+    _, largest = max(found)  # of the others where nobody that takes part has counted
     return largest.to_bytes(8, "little", signed=True)

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from glue_cli.checkpoints.header import Checkpoint, stamp_of
+from glue_cli.checkpoints.header import Checkpoint, TensorEntry, stamp_of
 from glue_cli.foundation.errors import CheckpointError, ResourceError
 from glue_cli.foundation.regular_files import regular
+
+_READ_BYTES = 1 << 20
 
 
 @contextmanager
@@ -71,3 +73,29 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> N
         if n_read == 0:
             raise CheckpointError(f"'{path}' became shorter while it was read")
         filled += n_read
+
+
+def read_blocks(checkpoint: Checkpoint, entry: TensorEntry) -> Iterator[bytes]:
+    """Yield the bytes of one tensor, a block at a time.
+
+    Raises:
+        CheckpointError: its file cannot be read, or changed since its header was read.
+    """
+    with open_file(checkpoint, entry.file) as descriptor:
+        for start in range(0, entry.n_bytes, _READ_BYTES):
+            block = bytearray(min(_READ_BYTES, entry.n_bytes - start))
+            read_into(descriptor, memoryview(block), entry.offset + start, checkpoint.files[entry.file])
+            yield bytes(block)
+
+
+def same_bytes(left: Checkpoint, entry: TensorEntry, right: Checkpoint, other: TensorEntry) -> bool:
+    """Tell whether two tensors have one dtype, one shape and the same bytes.
+
+    Raises:
+        CheckpointError: as `read_blocks`.
+    Cost: reads as far as they are equal.
+    """
+    if (entry.dtype, entry.shape) != (other.dtype, other.shape):
+        return False
+    pairs = zip(read_blocks(left, entry), read_blocks(right, other), strict=True)
+    return all(here == there for here, there in pairs)

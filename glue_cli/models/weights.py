@@ -10,6 +10,7 @@ from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
+from glue_cli.foundation.batchnorm_names import is_statistic
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.progress import Noted, Progress, silent
 from glue_cli.foundation.seeds import derive_seed
@@ -134,10 +135,18 @@ def _load(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> None:
     """Fill the model's tensors with a checkpoint's.
 
     Raises:
-        CheckpointError: one is not finite.
+        CheckpointError: one is not finite; a constant among the buffers, such as a mask, may have infinities.
     """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    constants = {
+        part
+        for name, source in naming.sources.items()
+        if name not in parameters and not is_statistic(name)
+        for part in source.names
+    }
     tensors = read_tensors(checkpoint, dict.fromkeys(n for source in naming.sources.values() for n in source.names))
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        wrong = torch.isnan(tensor) if name in constants else ~torch.isfinite(tensor)
+        if wrong.any():
             raise CheckpointError(f"{checkpoint.path}: '{name}' has NaN or infinity", hint="train it again")
     model.load_state_dict(naming.in_memory(tensors), strict=False)

@@ -182,7 +182,7 @@ def _plan_checkpoints(
     experts, renamed = name_alike(experts)
     planned, head = plan_recipe(experts, rules, groups)
     compared = compare(experts, planned, dtype_given=writing.dtype is not None)
-    recipe, tokens = compared.recipe, compared.tokens
+    experts, recipe, tokens = compared.experts, compared.recipe, compared.tokens
     destination = plan_destination(
         outputs.result,
         recipe.describe(experts, OUTPUT_DTYPES[writing.dtype] if writing.dtype else None),

@@ -80,7 +80,7 @@ def test_equal_names_are_left_as_they_are(save):
     "other",
     [
         {"module.0.weight": torch.ones(2, 3), "module.2.weight": torch.ones(2), "module.head": torch.ones(2)},
-        {f"{side}.{name}": tensor.clone() for side in ("student", "teacher") for name, tensor in STATE.items()},
+        {f"{side}.{name}": tensor.clone() for side in ("online", "target") for name, tensor in STATE.items()},
         {"a": torch.ones(1)},
     ],
 )

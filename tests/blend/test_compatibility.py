@@ -1,7 +1,10 @@
+import shlex
+
 import pytest
 import torch
 
-from glue_cli.blend.compatibility import check_compatible, find_differences
+from glue_cli.blend.compatibility import check_compatible, check_copied, find_differences
+from glue_cli.blend.rules import TensorRules, plan_recipe
 from glue_cli.foundation.errors import CheckpointError
 
 FIRST = {"w": torch.zeros(2, 3), "b": torch.zeros(3), "ids": torch.arange(3)}
@@ -55,9 +58,57 @@ def test_a_dtype_that_differs_in_one_expert_and_is_missing_in_another(save):
     assert found[::2] == ["'ids' is missing", "'w' is missing"] and found[1].startswith("'w' is F16")
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64])
-def test_dtypes_that_cannot_be_blended_are_named(save, dtype):
-    experts = [save(name, {"w": torch.zeros(2), "odd": torch.zeros(2).to(dtype)}) for name in "ab"]
-    with pytest.raises(CheckpointError, match="cannot blend") as caught:
-        check_compatible(experts, dtype_given=True)
-    assert "'odd' is" in caught.value.items[0] and len(caught.value.items) == 1
+LAYERS = {f"layers.{n}.{part}": torch.zeros(2) for n in range(4) for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        ({"criterion.weight": torch.ones(3)}, "--exclude criterion.weight --copy-from"),
+        ({"acc.correct": torch.tensor(3), "acc.total": torch.tensor(4)}, "--exclude acc.correct --exclude acc.total"),
+        ({f"metrics.{n}.total": torch.tensor(3.0) for n in (1, 2)}, "--exclude '*.total' --copy-from"),
+        ({"odd[0]": torch.ones(3)}, "--exclude 'odd[[]0]' --copy-from"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_few_tensors_are_refused_with_the_options_that_mend_it(save, more, options, place):
+    """After Lightning#4361 and #4666, whose metrics keep states, and open-metric-learning#430."""
+    experts = [save(name, {**LAYERS, **(more if k == place else {})}) for k, name in enumerate("ab")]
+    with pytest.raises(CheckpointError, match="the experts differ in these tensors") as caught:
+        check_compatible(experts, dtype_given=False)
+    assert options in caught.value.hint and len(caught.value.items) == len(more)
+    excluded = tuple(shlex.split(caught.value.hint.partition(": ")[2]))
+    patterns = tuple(excluded[n + 1] for n, word in enumerate(excluded) if word == "--exclude")
+    recipe, _ = plan_recipe(experts, TensorRules(exclude=patterns, copy_from=excluded[-1]), {})
+    assert set(recipe.copied_from) == set(more)
+    check_compatible(experts, dtype_given=False, apart=recipe.apart)
+    assert {name for name, *_ in recipe.describe(experts)} == experts[0].entries.keys()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {f"layers.{n}.{part}": torch.zeros(2) for n in range(5) for part in ("weight", "bias")},  # a layer more
+        {name: tensor for name, tensor in LAYERS.items() if name != "layers.3.bias"},
+        {f"x{n}": torch.zeros(2) for n in range(8)},
+        {**LAYERS, "layers.0.weight": torch.zeros(1, 1, 3)},
+        {**LAYERS, **{f"extra{n}": torch.zeros(2) for n in range(3)}},
+    ],
+)
+def test_another_architecture_is_called_so(save, other):
+    with pytest.raises(CheckpointError, match="not of one architecture"):
+        check_compatible([save("a", LAYERS), save("b", other)], dtype_given=False)
+
+
+def test_positions_for_images_of_another_size(save):
+    experts = [save(str(n), {**LAYERS, "pos_embed": torch.zeros(1, n, 4)}) for n in (5, 10)]
+    with pytest.raises(CheckpointError, match="differ in these tensors") as caught:
+        check_compatible(experts, dtype_given=False)
+    assert "--exclude pos_embed --copy-from" in caught.value.hint
+
+
+def test_tensors_that_are_copied_and_differ(save):
+    experts = [save(name, {"w": torch.ones(2), "ids": torch.tensor([k])}) for k, name in enumerate("ab")]
+    with pytest.raises(CheckpointError, match="'ids' is not floating point and differs") as caught:
+        check_copied(experts)
+    assert "--exclude ids --copy-from" in caught.value.hint

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -112,6 +114,25 @@ def test_an_expert_that_is_not_there(named, wanted):
     with pytest.raises(UsageError, match=f"--head {wanted}: no expert of that name") as caught:
         find_expert(experts, wanted, "--head")
     assert "0: " in caught.value.hint and "three.safetensors" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "wanted", ["./two.safetensors", "sub/../two.safetensors", "{}/two.safetensors", ".//two.safetensors"]
+)
+def test_an_expert_may_be_named_as_it_was_typed(named, tmp_path, monkeypatch, wanted):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        named(name, "cats")
+        (tmp_path / f"folder-{name}").mkdir()
+        write_checkpoint(tmp_path / f"folder-{name}" / "model.safetensors", {"w": torch.zeros(1)}, {})
+    experts = [
+        read_checkpoint(Path(path)) for path in ("one.safetensors", "./two.safetensors", "folder-one/", "folder-two")
+    ]
+    assert find_expert(experts, wanted.format(tmp_path), "--copy-from") == 1
+    for k, typed in ((2, "folder-one/"), (2, "./folder-one"), (3, "folder-two/"), (3, f"{tmp_path}/folder-two")):
+        assert find_expert(experts, typed, "--copy-from") == k
+    (tmp_path / "link").symlink_to("folder-two")
+    assert find_expert(experts, "link", "--copy-from") == 3
 
 
 def test_several_experts_of_one_name(named):

@@ -36,7 +36,7 @@ def refused(glue, snapshot):
 
 BAD_EXPERTS = {
     "missing": ("the experts are not of one architecture", f"'{WEIGHT}' is missing"),
-    "extra": ("the experts are not of one architecture", "'more' is not in"),
+    "extra": ("the experts differ in these tensors", "'more' is not in", "--exclude more --copy-from"),
     "shape": ("the experts are not of one architecture", f"'{WEIGHT}' is [4, 3, 3]"),
     "dtype": ("the experts differ in dtype", f"'{WEIGHT}' is F16", "--dtype"),
     "truncated": ("cut short", "copy or download"),
@@ -47,7 +47,7 @@ BAD_EXPERTS = {
     "json list": ("not a safetensors file",),
     "trailing": ("bytes behind its last tensor",),
     "overlap": ("overlaps",),
-    "float8": ("F8_E4M3",),
+    "float8": ("is quantised", "F8_E4M3"),
 }
 
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from glue_cli.blend.constants import not_finite
 from glue_cli.blend.recipe import Recipe
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.naming import Naming, Source
@@ -58,8 +59,7 @@ def check_finite(expert: Checkpoint, name: str, tensor: Tensor) -> None:
         CheckpointError: it has.
     """
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        wrong = tensor[~torch.isfinite(tensor)][0].item()
-        raise CheckpointError(f"{expert.path}: '{name}' has {wrong}", hint="leave this expert out, or mend it")
+        raise not_finite(expert, name, tensor[~torch.isfinite(tensor)][0].item())
 
 
 def rename_experts(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming | None) -> RenamedExperts:

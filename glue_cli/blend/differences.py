@@ -1,0 +1,86 @@
+"""Differences between experts that have one right way, settled before the rest is refused. Needs no torch.
+
+The blend has the tensors of the first expert: what it lacks is left out, what others lack is taken from it.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from glue_cli.blend.buffers import is_extra_state, is_known_buffer
+from glue_cli.blend.tied import find_tied_copies
+from glue_cli.checkpoints.files import same_bytes
+from glue_cli.checkpoints.header import Checkpoint, TensorEntry, is_counter
+
+_LISTED = 3  # names in a note
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Experts whose differences are settled as far as there is one right way.
+
+    Attributes:
+        experts: where a tensor is another one's copy in the first expert, all have it.
+        copied: tensors that are taken as the first expert has them, or left out as it has none; each with its number.
+        notes: sentences that the user is to see.
+    """
+
+    experts: tuple[Checkpoint, ...]
+    copied: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def settle_differences(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> Settled:
+    """Settle the differences in buffers, counters and copies of tied tensors.
+
+    Args:
+        apart: tensors that are not blended.
+    Cost: reads tensors that only some experts have, where these are not told by name.
+    """
+    lacking = [name for name in _in_some_only(experts) if name not in apart]
+    counters = [name for name in lacking if all(map(is_counter, _entries(experts, name)))]
+    buffers = [n for n in lacking if n not in counters and all(map(is_known_buffer, _entries(experts, n)))]
+    unclear = [name for name in lacking if name not in buffers and name not in counters]
+    unequal = [name for name in experts[0].entries if name not in apart and _is_unequal_buffer(name, experts)]
+    tied = find_tied_copies(experts, unclear) if unclear else None
+    copies = tied.of if tied else {}
+    notes = []
+    where = f"as in {experts[0].path}"
+    if no_weights := [*buffers, *counters, *unequal]:
+        notes.append(f"the experts differ in tensors that are no weights, {_named(no_weights)}: they are {where}")
+    if copies:
+        notes.append(f"only some experts have {_named(copies)}, copies of {_named(set(copies.values()))}: {where}")
+    left_out = [name for name in copies if name not in experts[0].entries]
+    copied = dict.fromkeys((*buffers, *unequal, *left_out), 0)
+    return Settled(tied.experts if tied else tuple(experts), copied, tuple(notes))
+
+
+def _in_some_only(experts: Sequence[Checkpoint]) -> list[str]:
+    """Return the tensors that at least one expert lacks."""
+    first, *others = experts
+    found: dict[str, None] = {}
+    for expert in others:
+        if expert.entries is not first.entries:
+            found |= dict.fromkeys(name for name in first.entries if name not in expert.entries)
+            found |= dict.fromkeys(name for name in expert.entries if name not in first.entries)
+    return list(found)
+
+
+def _entries(experts: Iterable[Checkpoint], name: str) -> list[TensorEntry]:
+    return [expert.entries[name] for expert in experts if name in expert.entries]
+
+
+def _is_unequal_buffer(name: str, experts: Sequence[Checkpoint]) -> bool:
+    """Tell whether all experts have a buffer in unequal dtypes, or an extra state with unequal bytes."""
+    first, *others = experts
+    entry = first.entries[name]
+    if not is_known_buffer(entry) or any(name not in expert.entries for expert in others):
+        return False
+    if is_extra_state(name):
+        return not all(same_bytes(first, entry, expert, expert.entries[name]) for expert in others)
+    found = [expert.entries[name] for expert in others]
+    return any(e.dtype != entry.dtype for e in found) and all(e.shape == entry.shape for e in found)
+
+
+def _named(names: Collection[str]) -> str:
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(f"'{name}'" for name in list(names)[:_LISTED]) + more

@@ -1,0 +1,67 @@
+"""Quantised experts, told before a weight is read: their numbers are codes, and the mean of codes means nothing.
+
+Needs no torch.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+
+from glue_cli.checkpoints.header import Checkpoint, TensorEntry
+from glue_cli.checkpoints.json_files import read_object
+from glue_cli.foundation.errors import CheckpointError
+
+_CODES = ("I8", "U8", "I32")  # what the codes of 8, 4 and fewer bits are kept in
+# Tensors that only quantised layers have, by the last parts of their names: scales, zeros and the codes themselves.
+_PARTS = re.compile(
+    r"(?:^|\.)(?:SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+"  # bitsandbytes
+    r"|qweight|qzeros|g_idx"  # GPTQ, AWQ
+    r"|weight_(?:scale|scale_inv|packed|shape|zero_point)|input_scale"  # compressed-tensors, fp8 of several tools
+    r"|\w+_blocks|_packed_params(?:\._packed_params)?)$"  # MXFP4; torch.ao
+)
+_WEIGHT = re.compile(r"(?:^|[._])(?:w|weight|kernel)$")
+
+
+def check_unquantised(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:
+    """Check that no expert has quantised tensors among those that are blended.
+
+    Args:
+        apart: tensors that are not blended.
+    Raises:
+        CheckpointError: one has, with these tensors.
+    """
+    for expert in experts:
+        found = [entry for entry in _quantised_tensors(expert) if entry.name not in apart]
+        if found:
+            raise CheckpointError(
+                f"'{expert.path}' is quantised{_method_of(expert)}, and quantised numbers have no mean",
+                items=[f"'{entry.name}' is {entry.dtype} {list(entry.shape)}" for entry in found],
+                hint="load it in its library, dequantise it (transformers: model.dequantize()), save it in float16"
+                " or bfloat16, and blend that; or blend the checkpoint that it was made from",
+            )
+
+
+def _quantised_tensors(expert: Checkpoint) -> Iterator[TensorEntry]:
+    """Yield codes; and what belongs to codes, in an expert that has any."""
+    codes = [entry for entry in expert.entries.values() if _is_code(entry)]
+    if codes:
+        yield from codes
+        known = {entry.name for entry in codes}
+        yield from (e for e in expert.entries.values() if _PARTS.search(e.name) and e.name not in known)
+
+
+def _is_code(entry: TensorEntry) -> bool:
+    if entry.dtype.startswith("F8"):
+        return True
+    return (
+        entry.dtype in _CODES
+        and len(entry.shape) > 0
+        and bool(_WEIGHT.search(entry.name) or _PARTS.search(entry.name))
+    )
+
+
+def _method_of(expert: Checkpoint) -> str:
+    """Return how a model's configuration says that it is quantised, in parentheses; nothing where it does not say."""
+    config = read_object(expert.model_folder / "config.json") if expert.model_folder else {}
+    said = config.get("quantization_config")
+    method = said.get("quant_method") if isinstance(said, dict) else None
+    return f" ({method})" if isinstance(method, str) else ""

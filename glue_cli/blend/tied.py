@@ -1,0 +1,88 @@
+"""Copies of a tensor under a second name, as a language model's head that is its embedding. Needs no torch.
+
+Some tools write such a tensor once and some twice, so that of equal experts only some may have the copy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from glue_cli.blend.recipe import matches
+from glue_cli.checkpoints.files import read_blocks, same_bytes
+from glue_cli.checkpoints.header import Checkpoint, TensorEntry
+
+# How the heads and embeddings of language models are called.
+_HEADS = ("*lm_head.weight", "*lm_head.decoder.weight", "*embed_out.weight", "*predictions.decoder.weight")
+_EMBEDDINGS = ("*embed_tokens.weight", "*word_embeddings.weight", "*wte.weight", "*embed_in.weight", "*shared.weight")
+_LEAST_ELEMENTS = 2  # single numbers are equal by chance
+
+
+@dataclass(frozen=True)
+class TiedCopies:
+    """Tensors that only some experts have, and that are copies of another one there.
+
+    Attributes:
+        experts: with the copy where the first expert has one.
+        of: the tensor that each copy is of, by the copy's name.
+    """
+
+    experts: tuple[Checkpoint, ...]
+    of: dict[str, str]
+
+
+def find_tied_copies(experts: Sequence[Checkpoint], names: Sequence[str]) -> TiedCopies:
+    """Find which of the tensors that only some experts have are copies of a tensor that all have.
+
+    Args:
+        names: tensors that at least one expert lacks.
+    Cost: reads these tensors and those of the same shape, as far as they are equal.
+    """
+    found = {name: original for name in names if (original := _original_of(name, experts))}
+    first, *others = experts
+    completed = []
+    for expert in others:
+        own = expert.entries
+        copies = {
+            name: own[original]._replace(name=name)
+            for name, original in found.items()
+            if name in first.entries and name not in own
+        }
+        completed.append(replace(expert, entries={**own, **copies}) if copies else expert)
+    return TiedCopies((first, *completed), found)
+
+
+def _original_of(name: str, experts: Sequence[Checkpoint]) -> str | None:
+    """Return the tensor of all experts that one is a copy of, wherever it is; None where it is not, or may be none."""
+    having = [expert for expert in experts if name in expert.entries]
+    copy = having[0].entries[name]
+    if copy.n_elements < _LEAST_ELEMENTS or _is_constant(having[0], copy):
+        return None
+    for other in having[0].entries.values():
+        if other.name != name and (other.dtype, other.shape) == (copy.dtype, copy.shape):
+            everywhere = all(other.name in expert.entries for expert in experts)
+            if everywhere and all(_is_copy(name, other.name, expert) for expert in having):
+                return other.name
+    return None
+
+
+def heads_are_copies(experts: Sequence[Checkpoint]) -> bool:
+    """Tell whether language models' heads are among the experts' tensors, each a copy of an embedding beside it."""
+    heads = [(expert, name) for expert in experts for name in expert.entries if matches(name, _HEADS)]
+    return bool(heads) and all(
+        any(_is_copy(head, name, expert) for name in expert.entries if matches(name, _EMBEDDINGS))
+        for expert, head in heads
+    )
+
+
+def _is_copy(name: str, other: str, expert: Checkpoint) -> bool:
+    return same_bytes(expert, expert.entries[name], expert, expert.entries[other])
+
+
+def _is_constant(expert: Checkpoint, entry: TensorEntry) -> bool:
+    """Tell whether a tensor has one number everywhere, as untrained biases and norms do, which are no copies."""
+    width = entry.n_bytes // entry.n_elements
+    first = b""
+    for block in read_blocks(expert, entry):
+        first = first or block[:width]
+        if block != first * (len(block) // width):
+            return False
+    return True
