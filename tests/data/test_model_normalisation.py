@@ -27,6 +27,7 @@ def say(folder, name="preprocessor_config.json", **content):
 HALF = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
+@pytest.mark.usefixtures("torchvision")
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -42,11 +43,7 @@ HALF = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "i
 )
 def test_images_become_what_the_image_processor_makes_of_them(tmp_path, name, settings):
     transformers = pytest.importorskip("transformers")
-    try:
-        kind = getattr(transformers, name)
-    except ModuleNotFoundError:
-        pytest.skip("transformers' image processors need a torchvision that suits torch")
-    processor = kind(do_resize=False, do_center_crop=False, **settings)
+    processor = getattr(transformers, name)(do_resize=False, do_center_crop=False, **settings)
     processor.save_pretrained(tmp_path)
     pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted = processor(list(pixels), return_tensors="pt")["pixel_values"]
@@ -80,11 +77,9 @@ def test_the_steps_of_an_image_processor_one_by_one(tmp_path, do_rescale, do_nor
     )
 
 
+@pytest.mark.usefixtures("torchvision")
 def test_timm_s_configuration(tmp_path):
-    try:
-        import timm
-    except (ImportError, RuntimeError):
-        pytest.skip("timm needs a torchvision that suits torch")
+    timm = pytest.importorskip("timm")
     from timm.models._hub import save_config_for_hf
 
     model = timm.create_model("resnet10t", pretrained_cfg_overlay={"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)})
