@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 
@@ -123,3 +124,26 @@ def test_a_model_of_transformers_on_the_hub(here, glue, hub_cache, tmp_path):
     assert not any(path.is_symlink() for path in Path("tuned").iterdir())
     answer = glue("mix", "--alpha", "0.5,0.5", "hf:o/vit", "tuned", "-o", "blend", "--json", "-q", code=0)
     assert [expert["path"] for expert in answer.json["experts"]] == [f"hf:o/vit@{A}", "tuned"]
+
+
+def test_adapters_and_their_base_on_the_hub(here, glue, hub_cache, tmp_path):
+    base = {"layer.weight": torch.ones(3, 4)}
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base/model.safetensors", {"format": "pt"})
+    (tmp_path / "base/config.json").write_text('{"model_type": "mine"}')
+    hub_cache("o/base", tmp_path / "base", A)
+    wanted = base["layer.weight"].clone()
+    for number, commit in enumerate((B, C)):
+        folder = tmp_path / f"adapter-{number}"
+        folder.mkdir()
+        a, b = torch.full((2, 4), number + 1.0), torch.full((3, 2), 0.5)
+        names = ("base_model.model.layer.lora_A.weight", "base_model.model.layer.lora_B.weight")
+        save_file(dict(zip(names, (a, b), strict=True)), folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["layer"]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        hub_cache(f"o/adapter-{number}", folder, commit)
+        wanted += 0.5 * b @ a
+    adapters = ["hf:o/adapter-0", "hf:o/adapter-1@main"]
+    answer = glue("mix", "--alpha", "0.5,0.5", *adapters, "--base", "hf:o/base", "-o", "merged", "--json", code=0)
+    assert [expert["path"] for expert in answer.json["experts"]] == [f"hf:o/adapter-0@{B}", f"hf:o/adapter-1@{C}"]
+    assert load_file("merged/model.safetensors")["layer.weight"].equal(wanted)
