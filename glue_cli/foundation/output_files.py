@@ -166,7 +166,7 @@ def _claim(output: Path) -> None:
 
 
 def _taken(output: Path) -> _TakenError:
-    message = f"the output '{output}' was written by another run meanwhile"
+    message = f"another run has written the output '{output}' in the meantime"
     return _TakenError(message, hint="name another with --output, or give --force")
 
 

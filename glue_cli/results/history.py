@@ -76,7 +76,7 @@ def _open(path: Path, mode: Literal["w", "x"]) -> TextIO:
     try:
         return open(path, mode, encoding="utf-8", buffering=1)
     except FileExistsError:
-        message = f"the history '{path}' was written by another run meanwhile"
+        message = f"another run has written the history '{path}' in the meantime"
         raise UsageError(message, hint="name another --history, or give --force") from None
     except OSError as error:
         raise _cannot_write(path, error) from None

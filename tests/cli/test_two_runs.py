@@ -41,7 +41,7 @@ def test_the_second_finds_its_output_taken(here, glue, experts, meanwhile, comma
     arguments = [word for part in RUNS[command] for word in (experts if part == "EXPERTS" else [part])]
     meanwhile(here / "out.safetensors")
     answer = glue(*arguments, "-o", "out.safetensors", "-q")
-    answer.refused(2, "'out.safetensors' was written by another run meanwhile", "--force")
+    answer.refused(2, "another run has written the output 'out.safetensors'", "--force")
     assert (here / "out.safetensors").read_bytes() == b"of the other run"
     assert not list(here.glob(".glue-*"))
     assert glue(*arguments, "-o", "out.safetensors", "-q", "--force").code == 0
@@ -53,7 +53,7 @@ def test_the_second_finds_its_history_taken(here, glue, experts, meanwhile, comm
     arguments = [word for part in RUNS[command] for word in (experts if part == "EXPERTS" else [part])]
     meanwhile(here / "h.jsonl")
     answer = glue(*arguments, "-o", "out.safetensors", "--history", "h.jsonl", "-q")
-    answer.refused(2, "history 'h.jsonl' was written by another run meanwhile", "--force")
+    answer.refused(2, "another run has written the history 'h.jsonl'", "--force")
     assert (here / "h.jsonl").read_bytes() == b"of the other run" and not (here / "out.safetensors").exists()
 
 
@@ -93,5 +93,5 @@ def test_the_second_of_two_reports_leaves_the_first_alone(tmp_path, glue, monkey
         real(folder, contents, **settings)
 
     monkeypatch.setattr(report_work, "_write", late)
-    glue("report", "f.json", "-q").refused(2, "report.html' was written by another run meanwhile")
+    glue("report", "f.json", "-q").refused(2, "another run has written the output")
     assert Path("report/report.html").read_bytes() == b"of the other run"

@@ -226,7 +226,7 @@ def test_two_runs_do_not_write_into_one_folder_at_once(tmp_path):
                     raise AssertionError("not reached")
         with writing(folder / "model.safetensors", replace=False) as descriptor:
             os.write(descriptor, b"first")
-    with pytest.raises(UsageError, match="model' was written by another run meanwhile"):
+    with pytest.raises(UsageError, match="another run has written the output"):
         with writing_alone(folder, replace=False):
             raise AssertionError("not reached")
     with writing_alone(folder):
@@ -257,5 +257,5 @@ def test_where_there_are_no_locks_the_files_are_looked_at(tmp_path, monkeypatch)
     monkeypatch.setattr(fcntl, "flock", refuse)
     with writing_alone(tmp_path, replace=False), writing(tmp_path / "out", replace=False):
         pass
-    with pytest.raises(UsageError, match="was written by another run"), writing_alone(tmp_path, replace=False):
+    with pytest.raises(UsageError, match="another run has written"), writing_alone(tmp_path, replace=False):
         raise AssertionError("not reached")

@@ -97,7 +97,7 @@ def test_truncated_file_is_named(tmp_path, n_bytes):
 
 def test_other_file_is_named(tmp_path):
     (tmp_path / "train.safetensors").write_bytes(b"PK\x03\x04" * 100)
-    with pytest.raises(DataError, match="train.safetensors' is not a safetensors file"):
+    with pytest.raises(DataError, match="train.safetensors' is cut short, or was not saved by torch.save"):
         read_dataset(DATA, "train", root=tmp_path)
 
 

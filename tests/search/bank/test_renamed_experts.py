@@ -33,7 +33,7 @@ def experts(save):
 def blend(bank, alpha=ALPHA):
     row = torch.empty(1, bank.n_columns)
     bank.blend(alpha.expand(1, bank.n_groups, 2), row)
-    return {name: place.view(row[0]).clone() for name, place in bank.places.items()}
+    return {name: place.view(row[0]).clone() for name, place in bank.spans.items()}
 
 
 def tensors_of(expert):
@@ -67,7 +67,7 @@ def test_rules_have_the_names_on_disk(experts):
     recipe = Recipe(("a", "b"), group_of={"old": 1, **dict.fromkeys(PARTS, 1)}, copied_from={"kept": 1}, made={})
     saved = experts()
     bank = load_bank(saved, device=CPU, recipe=recipe, naming=Naming(MERGED, ()))
-    assert bank.places.keys() == {"new", "stack", "left", "right"}
+    assert bank.spans.keys() == {"new", "stack", "left", "right"}
     alpha = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
     found, one, other = blend(bank, alpha), *map(tensors_of, saved)
     assert torch.equal(found["left"], one["both"][:2]) and torch.equal(found["new"], other["old"])
@@ -110,7 +110,7 @@ def test_parts_that_do_not_go_together(experts):
 def test_what_is_made_of_several_is_not_read_from_a_disk(experts, monkeypatch):
     saved, said = experts(), []
     options = {"device": CPU, "n_blends": 1, "progress": said.append}
-    with pytest.raises(UsageError, match="the model makes 3 tensors of others") as caught:
+    with pytest.raises(UsageError, match="the model makes 3 tensors from several tensors in the files") as caught:
         choose_bank("disk", saved, PLAIN, **options, naming=Naming(MERGED, ()))
     assert caught.value.items == ("stack", "left", "right") and caught.value.hint == "--bank host"
     assert choose_bank("disk", saved, PLAIN, **options, naming=Naming(RENAMED, ())) == "disk"
