@@ -1,1 +1,1 @@
-"""What the commands write and read again: results, histories, where they come from."""
+"""The records that the commands write and read: results, histories, and the settings that they come from."""

@@ -1,4 +1,4 @@
-"""What a blend's metadata say of how it was made, as far as it takes to make it again."""
+"""The part of a blend's metadata that is needed to make the same blend again."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
 
 
-_SUM_TOLERANCE = 1e-6  # as for --alpha
+_SUM_TOLERANCE = 1e-6  # the same as for --alpha
 
 
 class _Section(BaseModel):
@@ -16,9 +16,9 @@ class _Section(BaseModel):
 
 
 class Rules(_Section):
-    """What was said about tensors, as `glue_cli.blend.rules.TensorRules` has it; experts by their numbers.
+    """The user's rules for tensors, as in `glue_cli.blend.rules.TensorRules`, but with the experts' numbers.
 
-    Whether BatchNorm's statistics were averaged or taken anew is not said here: `refreshed` tells it.
+    They do not say whether BatchNorm's statistics were averaged or recomputed: `RecordedRecipe.refreshed` does.
     """
 
     include: list[str] = []
@@ -31,11 +31,11 @@ class Rules(_Section):
 
 
 class Refreshed(_Section):
-    """On what BatchNorm's statistics were taken anew, and how.
+    """The data and settings with which BatchNorm's statistics were recomputed.
 
     Attributes:
         data: the sha256 of the target's training examples.
-        arch, args: the model that ran; without the folders that its arguments name.
+        arch, args: the model that was run; the arguments without folders.
     """
 
     data: Sha256
@@ -47,11 +47,12 @@ class Refreshed(_Section):
 
 
 class RecordedRecipe(_Section):
-    """How the tensors of a blend came about, as its metadata have it.
+    """How a blend's tensors were made, as its metadata record it.
 
     Attributes:
-        groups: patterns of tensors that have an alpha of their own, by the group's name.
+        groups: for each group of tensors with its own alpha, the patterns of their names.
         base: the sha256 of the model that adapters were merged into.
+        refreshed: None if BatchNorm's statistics were not recomputed.
     """
 
     rules: Rules = Rules()
@@ -73,10 +74,11 @@ class BlendExpert(BaseModel):
 
 
 class BlendMetadata(BaseModel):
-    """A blend's metadata; what is not needed to make it again is passed over.
+    """A blend's metadata, without what is not needed to make it again.
 
     Attributes:
-        alpha: [K], the mean over groups; groups: each group's alpha [K], where there are several.
+        alpha: [K], the mean over the groups.
+        groups: each group's own alpha [K], if there are several groups.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -90,9 +92,9 @@ class BlendMetadata(BaseModel):
     @model_validator(mode="after")
     def _of_one_length(self) -> "BlendMetadata":
         if any(len(alpha) != len(self.experts) for alpha in self.alphas):
-            raise ValueError("coefficients and experts differ in number")
+            raise ValueError("the number of coefficients is not the number of experts")
         if any(min(alpha) < 0 or abs(sum(alpha) - 1) > _SUM_TOLERANCE for alpha in self.alphas):
-            raise ValueError("coefficients are 0 or more and sum to 1")
+            raise ValueError("coefficients have to be 0 or more and sum to 1")
         return self
 
     @property

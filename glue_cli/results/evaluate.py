@@ -1,4 +1,4 @@
-"""`glue.evaluate/1`: what `glue evaluate` writes, the terminal shows, and a report reads."""
+"""`glue.evaluate/1`: the result that `glue evaluate` writes, the terminal shows and a report reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,13 +26,14 @@ class EvaluatedCheckpoint(WithFigures):
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What was demanded of a checkpoint, and how it came out.
+    """A demand on a checkpoint's figure, and whether the checkpoint met it.
 
     Attributes:
-        demand: `under`, `over` or `compare`, as the option `--fail-under`, `--fail-over` or `--compare` has it.
-        value: the checkpoint's figure; bar: what it was held against, the baseline's own figure with `compare`.
-        standard_error: of the difference between the two, paired by example; None for a bar, or a single example.
-        text: what is demanded and found, for people.
+        demand: `under`, `over` or `compare`, for the option `--fail-under`, `--fail-over` or `--compare`.
+        value: the checkpoint's figure.
+        bar: the limit for it; with `compare`, the baseline's figure.
+        standard_error: with `compare`, that of the difference, paired by example; None otherwise, and for one example.
+        text: the demand and the figure, for people.
     """
 
     checkpoint: str
@@ -51,7 +52,8 @@ class EvaluateResult:
 
     Attributes:
         baseline: the checkpoint that the others are compared with.
-        gates: all that was demanded; missed: a line for each of them that a checkpoint missed.
+        gates: all demands.
+        missed: one line for each demand that a checkpoint missed.
     """
 
     schema: str = field(default="glue.evaluate/1", init=False)

@@ -1,4 +1,4 @@
-"""`glue.finetune/1`: what `glue finetune` writes, the terminal shows, and a report reads."""
+"""`glue.finetune/1`: the result that `glue finetune` writes, the terminal shows and a report reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from glue_cli.results.record import WithFigures, spread, where_known
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch(WithFigures):
-    """An epoch with its figures of merit by name, such as `test_accuracy`; epoch 0 is the start itself."""
+    """An epoch with its figures by name, such as `test_accuracy`; epoch 0 is the model before finetuning."""
 
     epoch: int
     train_loss: float | None = None
@@ -21,7 +21,7 @@ class Epoch(WithFigures):
 
 
 def epoch_of(line: Mapping[str, Any]) -> Epoch:
-    """Return a line of a training's history, whose figures stand beside the epoch and its loss."""
+    """Return the record for a line of a training's history, in which figures are keys beside `epoch`."""
     figures = {name: value for name, value in line.items() if name not in ("epoch", "train_loss")}
     return Epoch(epoch=line["epoch"], train_loss=line["train_loss"], figures=figures)
 

@@ -1,4 +1,4 @@
-"""A run's history: a JSON line a step or epoch, each saying what it is, on disk as soon as it is known."""
+"""A run's history: one JSON line per step or epoch, written to disk at once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +17,9 @@ class Step:
     """A line of a search's history.
 
     Attributes:
-        loss: what is minimised, on the step's minibatch; val_loss: on the validation data, where that was due.
-        forwards, backwards: passes so far.
+        loss: the minimised figure on the step's minibatch.
+        val_loss: the same figure on the validation data, at the steps that validate.
+        forwards, backwards: the number of passes so far.
     """
 
     step: int
@@ -36,7 +37,7 @@ class Step:
 
     @property
     def budget(self) -> int:
-        """All passes so far in forwards: a backward takes about as long as two."""
+        """All passes so far, counted in forward passes: a backward pass takes about as long as two."""
         return self.forwards + 2 * self.backwards
 
 
@@ -64,7 +65,7 @@ def writing_history(path: Path | None, *, replace: bool, **always: Any) -> Itera
     try:
         yield write
     finally:
-        with suppress(OSError):  # of a line that could not be written
+        with suppress(OSError):  # closing fails again after a line that could not be written
             file.close()
 
 

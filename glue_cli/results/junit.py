@@ -1,4 +1,4 @@
-"""How gates came out as JUnit's XML, which CI systems show as tests."""
+"""The outcome of gates as JUnit XML, which CI systems show as tests."""
 
 from xml.etree import ElementTree
 
@@ -7,7 +7,7 @@ from glue_cli.results.evaluate import EvaluateResult
 
 
 def junit_text(result: EvaluateResult) -> bytes:
-    """Return a test suite with a test for each gate, or for each checkpoint where nothing was demanded."""
+    """Return a test suite with one test per gate, or one per checkpoint if there are no gates."""
     gates = result.gates or []
     n_tests = len(gates) or len(result.results)
     suite = ElementTree.Element(
@@ -20,11 +20,11 @@ def junit_text(result: EvaluateResult) -> bytes:
         if gate.missed:
             ElementTree.SubElement(test, "failure", message=printable(gate.text))
     if not gates:
-        for found in result.results:
-            ElementTree.SubElement(suite, "testcase", classname=printable(found.checkpoint), name="evaluated")
+        for evaluated in result.results:
+            ElementTree.SubElement(suite, "testcase", classname=printable(evaluated.checkpoint), name="evaluated")
     lines = [
-        f"{found.checkpoint}: {', '.join(f'{name} {value}' for name, value in found.figures.items())}"
-        for found in (*result.results, *([result.baseline] if result.baseline else []))
+        f"{evaluated.checkpoint}: {', '.join(f'{name} {value}' for name, value in evaluated.figures.items())}"
+        for evaluated in (*result.results, *([result.baseline] if result.baseline else []))
     ]
     ElementTree.SubElement(suite, "system-out").text = "\n".join(map(printable, lines))
     ElementTree.indent(suite)

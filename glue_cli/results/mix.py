@@ -1,4 +1,4 @@
-"""`glue.mix/1`: what `glue mix` writes, the terminal shows, and a report reads."""
+"""`glue.mix/1`: the result that `glue mix` writes, the terminal shows and a report reads."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from glue_cli.results.record import WithFigures, empty_where_unknown, spread, where_known
 from glue_cli.spec.goal import Goal, goal_named
 
-# What a search calls the blends that it looks at.
+# The names of the blends that a search compares.
 END, UNIFORM, BY_LOSS, RUNNER_UP = "end", "uniform", "by loss", "runner-up"
 
 
 def name_of_expert(k: int) -> str:
-    """Return what a search calls expert k alone."""
+    """Return the name, in a search, of expert k alone."""
     return f"expert {k}"
 
 
 def name_towards_expert(k: int) -> str:
-    """Return what a search calls the blend half-way from the uniform one to expert k."""
+    """Return the name, in a search, of the blend half-way between the uniform blend and expert k."""
     return f"towards {name_of_expert(k)}"
 
 
@@ -37,7 +37,7 @@ class BlendedExpert:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Losses on the target's validation data: of the blend, and of the uniform blend."""
+    """Losses on the target's validation data, of the blend and of the uniform blend."""
 
     val: float | None = None
     val_uniform: float | None = None
@@ -45,7 +45,7 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What was searched for in place of the loss, and its figures, of which more is better."""
+    """The objective of a search, if it is not the loss, and its validation figures; higher ones are better."""
 
     name: str
     val: float | None = None
@@ -54,7 +54,7 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """Passes over minibatches, the examples in them, and how long they took."""
+    """The numbers of passes over minibatches and of examples in them, and the time that they took."""
 
     forwards: int = 0
     validation_forwards: int = 0
@@ -64,20 +64,20 @@ class Passes:
 
     @property
     def budget(self) -> int:
-        """All passes in forwards: a backward takes about as long as two."""
+        """All passes, counted in forward passes: a backward pass takes about as long as two."""
         return self.forwards + 2 * self.backwards
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixCost(Passes):
-    """What a mix has spent; `peak_bytes` of the GPU, or without one of the whole process."""
+    """The cost of a mix; `peak_bytes` is the GPU's peak memory, or without a GPU the whole process's."""
 
     peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageLosses:
-    """What was minimised before and after a stage, on the same data; None where that is not known."""
+    """The minimised figure before and after a stage, on the same data; None if it is not known."""
 
     loss_before: float | None
     loss_after: float | None
@@ -94,7 +94,7 @@ class Stage(WithFigures):
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """A plain blend beside the end of a search: its loss, and by how much that is more than the end's."""
+    """A simple blend that the end of a search is compared with: its loss, and its loss minus the end's."""
 
     name: str
     loss: float | None
@@ -104,7 +104,7 @@ class Rival:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """How the end of a search compares with plain blends on the same held-out terms."""
+    """The comparison of the end of a search with simple blends, on the same held-out terms of the loss."""
 
     terms: int
     end_loss: float | None
@@ -112,17 +112,18 @@ class Guard:
 
     @property
     def has_compared(self) -> bool:
-        """Whether it could tell blends apart: a single term has no standard error."""
+        """Whether blends could be compared: a single term has no standard error."""
         return bool(self.rivals) and self.terms > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagedSearch:
-    """How a staged search came by its alpha.
+    """How a staged search found its alpha.
 
     Attributes:
-        start: the name of the blend that it went down from; starts: the losses of all, by name.
-        returned: the name of the blend that the guard chose, `END` for what was searched.
+        start: the name of the blend from which it descended.
+        starts: the losses of all blends that it could have started from, by name.
+        returned: the name of the blend that the guard chose; `END` is the end of the search.
     """
 
     start: str
@@ -134,7 +135,7 @@ class StagedSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class GreedySearch:
-    """The experts of a greedy soup by number, in the order in which they were taken, and the loss after each."""
+    """The numbers of a greedy soup's experts in the order in which they were added, and the loss after each."""
 
     ingredients: list[int]
     losses: list[float]
@@ -142,7 +143,7 @@ class GreedySearch:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """The loss of a blend without one expert, and by how much that is more than the whole blend's."""
+    """The loss of a blend without one expert, and that loss minus the whole blend's."""
 
     loss: float | None
     difference: float | None
@@ -154,13 +155,16 @@ class MixResult:
     """`glue.mix/1`.
 
     Attributes:
-        alpha: the mean over the groups; groups: each group's own, where there are several.
-        loss: validation losses of a search; None where there was none, or it had another objective.
-        cost: of everything; afterwards: how much of that came after alpha was chosen, to explain and to refresh.
-        steps: those of the search, and stopped: what ended it.
-        left_out: an explanation, an entry an expert.
-        before_refresh: what the search saw of its goal, before BatchNorm's statistics were taken anew.
-        like: the blend that this one is again.
+        alpha: the coefficients, the mean over the groups if there are several.
+        groups: each group's own coefficients, if there are several groups.
+        loss: validation losses of a search; None if there was no search, or it had another objective.
+        cost: the cost of everything.
+        afterwards: the part of the cost after alpha was chosen, for explaining it and refreshing BatchNorm.
+        steps: the number of steps of the search.
+        stopped: why the search ended.
+        left_out: one entry per expert, if an explanation was asked for.
+        before_refresh: the goal's figures during the search, before BatchNorm's statistics were recomputed.
+        like: the blend that this one repeats.
     """
 
     schema: str = field(default="glue.mix/1", init=False)
@@ -196,23 +200,23 @@ class MixResult:
 
     @property
     def goal(self) -> Goal:
-        """What a search was for."""
+        """The goal of the search; the loss, if no other objective was given."""
         return goal_named(self.objective.name if self.objective else "loss")
 
     @property
     def figures(self) -> Losses | Objective:
-        """What people read of a search's goal: of the blend, and of the uniform one."""
+        """The goal's figures for people, of the blend and of the uniform blend."""
         return self.objective or self.loss or Losses()
 
     @property
     def uniform_mean(self) -> float | None:
-        """The mean of the goal's terms that a search minimises, of the uniform blend; None where it is not told."""
+        """The mean of the minimised terms for the uniform blend; None if the result does not have it."""
         figure = self.figures.val_uniform
-        return None if figure is None else self.goal.figure(figure)  # which is its own inverse
+        return None if figure is None else self.goal.figure(figure)  # `figure` is its own inverse
 
     @property
     def cost_of_choice(self) -> MixCost:
-        """What the choice of alpha alone took."""
+        """The cost of choosing alpha, without the cost of anything after that."""
         after = self.afterwards or Passes()
         wall_s = self.cost.wall_s
         return MixCost(

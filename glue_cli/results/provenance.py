@@ -1,4 +1,4 @@
-"""What every result says about where it comes from, so that a reader can run it again."""
+"""The part of every result that says how it was made, so that a reader can repeat it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Results as records: how a record's fields become the keys of a JSON object, and a JSON object a record again."""
+"""Results as records: write a record as a JSON object, and read a JSON object as a record."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields, is_dataclass
@@ -13,32 +13,32 @@ _Record = TypeVar("_Record")
 
 
 def where_known() -> Any:
-    """Return the field of a key that is only there where its value is known."""
+    """Return a field whose key is left out of the JSON object if its value is None."""
     return field(default=None, metadata={_ABSENT: True})
 
 
 def empty_where_unknown() -> Any:
-    """Return the field of a key whose object is empty where its value is not known."""
+    """Return a field that becomes an empty JSON object if its value is None."""
     return field(default=None, metadata={_EMPTY: True})
 
 
 def spread(default_factory: Callable[[], Any]) -> Any:
-    """Return a field in whose place stand the keys of its value, such as figures by their names."""
+    """Return a field whose value is a mapping or record and whose keys are written beside the other fields'."""
     return field(default_factory=default_factory, metadata={_SPREAD: True})
 
 
 def as_object(record: Any) -> dict[str, Any]:
-    """Return a record as a JSON object, its keys in the order of the fields."""
-    found: dict[str, Any] = {}
+    """Return a record as a JSON object, with keys in the order of the fields."""
+    keys: dict[str, Any] = {}
     for f in fields(record):
         value = getattr(record, f.name)
         if f.metadata.get(_SPREAD):
-            found |= _plain(value) or {}
+            keys |= _plain(value) or {}
         elif value is None and f.metadata.get(_EMPTY):
-            found[f.name] = {}
+            keys[f.name] = {}
         elif value is not None or not f.metadata.get(_ABSENT):
-            found[f.name] = _plain(value)
-    return found
+            keys[f.name] = _plain(value)
+    return keys
 
 
 def _plain(value: Any) -> Any:
@@ -49,19 +49,22 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def read_record(kind: type[_Record], found: object) -> _Record:
-    """Return a JSON object as a record; keys that the record does not have are passed over.
+def read_record(kind: type[_Record], json_object: object) -> _Record:
+    """Return a JSON object as a record; keys that the record does not have are ignored.
 
     Raises:
-        pydantic.ValidationError: it lacks a key, or a value is of another type.
+        pydantic.ValidationError: a key is missing, or a value has the wrong type.
     """
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind).validate_python(found)
+    return TypeAdapter(kind).validate_python(json_object)
 
 
 class WithFigures:
-    """What a record is that has a `spread` field: read from an object, this holds the numbers under all other keys."""
+    """The base class of records with a `spread` field of figures.
+
+    When such a record is read, the field collects the numbers under all keys that are not fields themselves.
+    """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
@@ -70,11 +73,11 @@ class WithFigures:
         return core_schema.no_info_before_validator_function(cls._gather, handler(source))
 
     @classmethod
-    def _gather(cls, found: Any) -> Any:
-        if not isinstance(found, Mapping):
-            return found
+    def _gather(cls, json_object: Any) -> Any:
+        if not isinstance(json_object, Mapping):
+            return json_object
         own = {f.name: bool(f.metadata.get(_SPREAD)) for f in fields(cls)}  # type: ignore[arg-type]
         (name,) = [name for name, is_spread in own.items() if is_spread]
-        figures = {k: v for k, v in found.items() if k not in own and (v is None or type(v) in (int, float))}
-        known = {k: v for k, v in found.items() if k in own and k != name}
+        figures = {k: v for k, v in json_object.items() if k not in own and (v is None or type(v) in (int, float))}
+        known = {k: v for k, v in json_object.items() if k in own and k != name}
         return {**known, name: figures} if figures else known

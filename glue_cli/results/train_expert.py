@@ -1,4 +1,4 @@
-"""`glue.train-expert/1`: what `glue train-expert` writes, the terminal shows, and a report reads."""
+"""`glue.train-expert/1`: the result that `glue train-expert` writes, the terminal shows and a report reads."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +11,8 @@ class TrainExpertResult:
     """`glue.train-expert/1`.
 
     Attributes:
-        loss: the mean over the last epoch.
-        class_counts: the examples of each class, where there are classes.
+        loss: the mean training loss over the last epoch.
+        class_counts: the number of examples of each class; None if the data has no classes.
     """
 
     schema: str = field(default="glue.train-expert/1", init=False)
