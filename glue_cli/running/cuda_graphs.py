@@ -1,4 +1,4 @@
-"""Forward passes of small nets on a GPU, replayed as CUDA graphs: their kernels take less time than launching them.
+"""Forward passes on a GPU, replayed as CUDA graphs: for small nets, launching kernels takes longer than running them.
 
 Source: torch's notes on CUDA semantics, "CUDA Graphs".
 """
@@ -15,20 +15,22 @@ from torch import Tensor, nn
 
 from glue_cli.running.forward import Inputs, outputs_of
 
-# A pass is captured when it comes for the second time: then the libraries are set up, and it is likely to come again.
+# A pass is captured the second time it runs: by then the libraries are set up, and it is likely to run again.
 _CAPTURED_AT = 2
-# A replay may differ from the pass that it repeats by so much, relative to the norm of its outputs.
+# The most that a replay's outputs may differ from those of the pass, relative to their norm.
 _TOLERANCE = 1e-2
 
-# Runs and captures a pass; what it returns runs it again, into the same outputs.
+# A function that runs and captures a pass. It returns a function that runs the pass again, and the outputs, which each
+# run overwrites.
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
 class GraphedForwards:
-    """`outputs_of` for models whose tensors keep their places, whatever values they get: passes that recur are graphs.
+    """`outputs_of` that replays recurring passes as CUDA graphs.
 
-    A pass is a model and the shapes of its inputs. One that is to have gradients is run as ever. Once a pass cannot be
-    captured, or comes out otherwise when it is replayed, none is captured any more.
+    The tensors of the models have to stay at the same addresses; their values may change. A pass is identified by the
+    model and the shapes of its inputs. Passes with gradients are never captured. As soon as one pass cannot be
+    captured, or its replay gives other outputs, no further pass is captured.
     """
 
     def __init__(self, capture: Capture) -> None:
@@ -36,25 +38,25 @@ class GraphedForwards:
         self._passes: WeakKeyDictionary[nn.Module, defaultdict[object, _Pass]] = WeakKeyDictionary()
 
     def __call__(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """Return the model's outputs [N, ...], which are the caller's own; raises what `outputs_of` does."""
+        """Return the model's outputs [N, ...], which later passes do not overwrite; raises what `outputs_of` does."""
         if torch.is_grad_enabled():
             return outputs_of(model, inputs)
-        known = self._passes.setdefault(model, defaultdict(_Pass))[_shapes(inputs)]
-        if known.graph is not None:
-            return known.graph(inputs)
+        this = self._passes.setdefault(model, defaultdict(_Pass))[_shapes(inputs)]
+        if this.graph is not None:
+            return this.graph(inputs)
         outputs = outputs_of(model, inputs)
-        known.n_times += 1
-        if known.n_times == _CAPTURED_AT and self._is_capturable:
-            known.graph = self._graph(model, inputs, outputs)
-            self._is_capturable = known.graph is not None
+        this.n_times += 1
+        if this.n_times == _CAPTURED_AT and self._is_capturable:
+            this.graph = self._graph(model, inputs, outputs)
+            self._is_capturable = this.graph is not None
         return outputs
 
     def _graph(self, model: nn.Module, inputs: Inputs, outputs: Tensor) -> "_Graph | None":
-        """Return a graph that gives these outputs for these inputs, if there is one."""
+        """Capture the pass as a graph; return None if that fails or the graph gives other outputs for these inputs."""
         held = {name: x.clone() for name, x in inputs.items()} if isinstance(inputs, Mapping) else inputs.clone()
         try:
             graph = _Graph(held, *self._capture(lambda: outputs_of(model, held)))
-        except RuntimeError:  # CUDA's word for whatever it cannot capture
+        except RuntimeError:  # raised by CUDA for whatever it cannot capture
             return None
         difference = (graph(inputs).double() - outputs.double()).norm()
         return graph if difference <= _TOLERANCE * outputs.double().norm() else None
@@ -68,7 +70,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured pass, from the inputs held to its outputs; it keeps no model alive."""
+    """A captured pass, which reads `held` and writes `outputs`; it holds no reference to the model."""
 
     held: Inputs
     replay: Callable[[], None]
@@ -82,7 +84,7 @@ class _Graph:
 
 
 class CudaCapture:
-    """Captures passes on one GPU, in memory that all of them share."""
+    """Captures passes on one GPU; all graphs share their memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
@@ -92,17 +94,17 @@ class CudaCapture:
         """Capture a pass; see `Capture`.
 
         Raises:
-            RuntimeError: the pass waits for the GPU, or does something else that no graph can hold.
+            RuntimeError: the pass waits for the GPU, or does something else that cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
-        with torch.cuda.device(self._device), torch.cuda.stream(current):  # to which a capture that fails must return
+        with torch.cuda.device(self._device), torch.cuda.stream(current):  # restored if the capture fails
             self._stream.wait_stream(current)
             try:
                 with torch.cuda.stream(self._stream), _refusing_to_wait():
                     forward()
             finally:
-                current.wait_stream(self._stream)  # which may still read inputs that the caller lets go
+                current.wait_stream(self._stream)  # it may still be reading inputs that the caller frees
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 outputs = forward()
         return graph.replay, outputs
@@ -110,11 +112,11 @@ class CudaCapture:
 
 @contextmanager
 def _refusing_to_wait() -> Iterator[None]:
-    """Raise where a pass would wait for the GPU: found in a capture, that would leave torch's allocator astray."""
+    """Raise an error if the pass would wait for the GPU; during a capture, that would corrupt torch's allocator."""
     before = torch.cuda.get_sync_debug_mode()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Synchronization debug mode")  # which torch calls a prototype
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")  # torch warns: a prototype
             torch.cuda.set_sync_debug_mode("error")
         yield
     finally:

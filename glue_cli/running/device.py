@@ -1,4 +1,4 @@
-"""Where and in which precision a model computes."""
+"""The device and the precision that a model computes with."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,26 +20,26 @@ class Compute:
     channels_last: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Run matrix products and convolutions in bfloat16 where that is the precision; parameters stay float32."""
+        """Return a context that runs matrix products and convolutions in the precision; parameters stay float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What results and checkpoints say of it: on one machine, it decides with the seed which bytes come out."""
+        """What results and checkpoints record; on one machine, it and the seed determine every byte of the output."""
         return {"precision": self.precision, "threads": torch.get_num_threads()}
 
     def to_device(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device, in the memory format."""
+        """Move a model to the device and convert it to the memory format."""
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called `auto`, `cpu`, `cuda` or `cuda:I`; auto is the first GPU, else the CPU. Sets nothing.
+    """Return the device called `auto`, `cpu`, `cuda` or `cuda:I`; auto is the first GPU, or the CPU without one.
 
     Raises:
-        ResourceError: that GPU is not there.
+        ResourceError: there is no such GPU.
     """
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -53,19 +53,19 @@ def find_device(name: str) -> torch.device:
 
 
 def make_repeatable(device: torch.device) -> None:
-    """Set torch's global flags so that equal runs on a GPU give equal bytes, as far as that can be asked for.
+    """Set torch's global flags so that equal runs on a GPU give equal bytes, as far as torch can guarantee that.
 
-    A command calls this once, before its model runs; on a CPU there is nothing to set.
+    A command calls this once, before its model runs; on a CPU nothing has to be set.
     """
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
-        # TF32's 10 bits would drown the loss differences for whose sake float32 is chosen.
+        # float32 is chosen to resolve small differences of the loss, which TF32's 10 bits would hide.
         torch.backends.cudnn.allow_tf32 = False
 
 
 def likes_channels_last(model: nn.Module) -> bool:
-    """Tell whether a model convolves, for which channels_last is the faster memory format on CPUs and GPUs.
+    """Tell whether channels_last is the faster memory format for a model: if it has two convolutions or more.
 
-    A single convolution is a transformer's patch embedding: there, the format costs more than it gives.
+    A single convolution is a transformer's patch embedding, for which the conversion costs more time than it saves.
     """
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1

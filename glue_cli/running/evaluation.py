@@ -1,4 +1,4 @@
-"""Figures of a model on examples: loss, accuracy, perplexity, and metrics asked for."""
+"""Figures of a model on a data set: loss, accuracy, perplexity, and the metrics that were asked for."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from glue_cli.running.metrics import MakeMetric, value_of
 
 
 class Evaluation:
-    """Sums over batches, and the figures that follow from them.
+    """Adds up batches, and computes the figures from the sums.
 
     Args:
-        metrics: figures beyond the loss, accuracy and perplexity, by name; see `running.metrics`.
-        keeps_examples: whether what each example contributes is kept, for `by_example`.
+        metrics: further figures by name; see `running.metrics`.
+        keeps_examples: whether to keep each example's contribution, for `by_example`.
     """
 
     def __init__(
@@ -26,11 +26,11 @@ class Evaluation:
         self._loss, self._make_metrics = loss, metrics or {}
         self._kept: dict[str, list[ExampleSums]] | None = {} if keeps_examples else None
         self._mean_loss = Mean()
-        self._by_class: Tensor | None = None  # [2, n_classes]: how many examples there are, how many are right
+        self._by_class: Tensor | None = None  # [2, n_classes]: the numbers of examples and of right ones
         self._metrics: dict[str, Any] = {}
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add one batch; outputs and targets as `example_losses` takes them."""
+        """Add one batch; outputs and targets as for `example_losses`."""
         losses = example_losses(self._loss, outputs, targets)
         self._mean_loss.add(losses)
         if self._kept is not None:
@@ -53,7 +53,7 @@ class Evaluation:
             self._metrics[name].update(outputs, targets)
 
     def figures(self) -> dict[str, float]:
-        """Return the mean loss; accuracy, perplexity or mse, whichever fits; and the metrics asked for."""
+        """Return the mean loss; accuracy, perplexity or mse, depending on the task; and the metrics asked for."""
         loss = self._mean_loss.value.item()
         figures = {"loss": loss}
         if self._loss == "mse":
@@ -66,13 +66,13 @@ class Evaluation:
         return figures | {name: value_of(metric) for name, metric in self._metrics.items()}
 
     def by_example(self) -> dict[str, Tensor]:
-        """Return what each example contributes to the loss and the accuracy, float64 [N], in the order of the batches.
+        """Return each example's contribution to the loss and the accuracy, float64 [N], in the order of the batches.
 
-        The mean over the examples is the figure itself.
+        The mean of the contributions is the figure.
         """
         return {name: ExampleSums.join(parts).shares for name, parts in (self._kept or {}).items()}
 
     def class_accuracies(self) -> list[float | None]:
-        """Return the accuracy of each class of labels, [n_classes], None for one without examples; else nothing."""
+        """Return the accuracy of each class, [n_classes], None for one without examples; empty without labels."""
         counts = self._by_class.T.tolist() if self._by_class is not None else []
         return [n_correct / n_examples if n_examples else None for n_examples, n_correct in counts]

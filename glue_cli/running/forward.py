@@ -1,4 +1,4 @@
-"""Forward passes through models of any library: what goes in, and which of what comes out is meant."""
+"""Forward passes through models of any library: their inputs, and which of their outputs glue uses."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ Batch = tuple[Inputs, Tensor]  # inputs and targets [N, ...], on the device
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Return a model's outputs, [N, ...]: the tensor that it returns, or what it returns under `logits`.
+    """Return a model's outputs, [N, ...]: the tensor that it returns, or the `logits` in what it returns.
 
     Raises:
-        SpecError: it returns something else.
+        SpecError: the model returns neither.
     """
     returned = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     outputs = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", returned)

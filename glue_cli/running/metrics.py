@@ -1,4 +1,4 @@
-"""Figures of merit beyond loss and accuracy, by name; torchmetrics computes them, imported when one is asked for."""
+"""Metrics beyond loss and accuracy, by name; torchmetrics, which computes them, is imported only when needed."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.imports import import_with_torchvision
 
-MakeMetric = Callable[..., Any]  # a metric's class; those of labels take num_classes
+MakeMetric = Callable[..., Any]  # a metric's class; for labels, it takes num_classes
 
-# Loss -> name -> class. Those of labels are means over the classes, each with the same weight.
+# Loss -> name -> class. Metrics of labels are means over the classes, all with the same weight.
 METRICS: dict[str, dict[str, str]] = {
     "cross_entropy": {
         "f1": "classification:MulticlassF1Score",
@@ -19,13 +19,13 @@ METRICS: dict[str, dict[str, str]] = {
     },
     "mse": {"mae": "regression:MeanAbsoluteError", "r2": "regression:R2Score"},
 }
-# The figures of which more is better, and those of which less is.
+# The figures for which higher is better, and those for which lower is better.
 BARS = {"cross_entropy": ("accuracy", *METRICS["cross_entropy"]), "mse": ("r2",)}
 CEILINGS = {"cross_entropy": ("loss", "perplexity"), "mse": ("loss", "mse", "mae")}
 
 
 def load_metrics(loss: str, names: Sequence[str]) -> dict[str, MakeMetric]:
-    """Return the classes of the metrics called `names`, which are names of `METRICS[loss]`.
+    """Return the classes of the metrics `names`, which are keys of `METRICS[loss]`.
 
     Raises:
         UsageError: torchmetrics is not installed, or cannot be imported.
@@ -35,7 +35,7 @@ def load_metrics(loss: str, names: Sequence[str]) -> dict[str, MakeMetric]:
         module, _, metric = METRICS[loss][name].partition(":")
         try:
             made[name] = getattr(import_with_torchvision(f"torchmetrics.{module}"), metric)
-        except Exception as error:  # it imports torchvision, which fails beside a torch that is not its own
+        except Exception as error:  # it imports torchvision, which fails if it was built for another torch
             why, hint = f"cannot be imported: {error}", "install the torchvision for this torch, or none"
             if isinstance(error, ModuleNotFoundError) and error.name == "torchmetrics":
                 why, hint = "is not installed", "pip install 'glue-cli[metrics]'"
@@ -44,7 +44,7 @@ def load_metrics(loss: str, names: Sequence[str]) -> dict[str, MakeMetric]:
 
 
 def usual_metrics(loss: str) -> dict[str, MakeMetric]:
-    """Return the metrics that an evaluation has unasked: for mse all, where torchmetrics is to be had; else none."""
+    """Return the metrics that an evaluation computes by default: for mse all, if torchmetrics is there; else none."""
     try:
         return load_metrics(loss, [*METRICS[loss]] if loss == "mse" else [])
     except UsageError:
@@ -52,7 +52,7 @@ def usual_metrics(loss: str) -> dict[str, MakeMetric]:
 
 
 def value_of(metric: Any) -> float:
-    """Return a metric's value; NaN where it has none, as R2 of a single example."""
+    """Return a metric's value; NaN if it has none, such as R2 of a single example."""
     try:
         return float(metric.compute())
     except ValueError:

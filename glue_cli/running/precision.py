@@ -1,4 +1,4 @@
-"""The precision and the number of threads of forward passes and training, chosen by timing and remembered."""
+"""Choose the precision and the number of threads of forward passes and training by timing, and keep the choice."""
 
 import hashlib
 import json
@@ -25,20 +25,20 @@ def choose_way(
     cache: Path | None,
     progress: Progress,
 ) -> Way:
-    """Return how to compute; `auto` times a few steps on this machine, in both precisions.
+    """Choose the precision and the number of threads; `auto` times a few steps on this machine in both precisions.
 
-    On a CPU it times them on all of torch's threads and on one: oneDNN's gradients of weights wait for each other in
-    loops of their own, so that beside other work two threads can take many times as long as one. A precision that is
-    given is not timed, and has all threads.
+    On a CPU, the steps are timed with all of torch's threads and with one. In oneDNN's weight gradients the threads
+    wait for each other in busy loops, so that beside other programs two threads can take many times as long as one.
+    A precision that the user gives is not timed, and uses all threads.
 
-    A choice whose timings are steady, as `Timings.is_steady` has it, is kept in `cache`, so that whatever continues
-    or repeats the run on this machine makes the same one. Of several runs that time at once, the first to write it
-    down decides for all.
+    A choice from steady timings (`Timings.is_steady`) is kept in `cache`, so that a run that continues or repeats this
+    one on the same machine makes the same choice. If several runs time at once, the first one to write its choice
+    decides for all.
 
     Args:
-        make_step: returns what does a step of the work in a given precision, on throwaway copies.
-        work: what the timing depends on, such as model and batch size.
-        threads_given: whether the user has set the number of threads, so that no other is tried.
+        make_step: returns a function that does one step of the work in a given precision, on throwaway copies.
+        work: what the timing depends on, such as the model and the batch size.
+        threads_given: whether the user has set the number of threads; no other number is tried then.
         cache: a folder; None keeps nothing.
     """
     n_threads = torch.get_num_threads()
@@ -57,11 +57,14 @@ def choose_way(
     if file and timings.is_steady:
         kept = _keep(file, key, chosen, ways)
         if kept is None:
-            remark = f"; it is not kept, since '{file}' cannot be written"
+            remark = f"; the choice is not kept, since '{file}' cannot be written"
         elif kept != chosen:
-            chosen, remark = kept, "; another run that began at the same time chose so"
+            chosen, remark = kept, "; this is the choice of another run that began at the same time"
     elif file:
-        remark = f"; it is not kept, since the timings scatter beside other work: --precision {chosen.precision} is"
+        remark = (
+            "; the choice is not kept, since other programs disturb the timings: "
+            f"--precision {chosen.precision} fixes it"
+        )
     progress(Noted(f"precision {chosen}: a step takes {timings}{remark}"))
     return chosen
 
@@ -75,7 +78,7 @@ def _cpu_name() -> str:
 
 
 def _read(file: Path, key: str, ways: Sequence[Way]) -> Way | None:
-    """Return the choice that is kept; None where there is none, or the file says something else."""
+    """Return the choice in a file; None if there is no file, or it holds something else."""
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
         way = Way(kept["precision"], kept["threads"])
@@ -85,14 +88,17 @@ def _read(file: Path, key: str, ways: Sequence[Way]) -> Way | None:
 
 
 def _keep(file: Path, key: str, chosen: Way, ways: Sequence[Way]) -> Way | None:
-    """Keep a choice, unless another run has kept one; return what is kept, None where nothing can be written."""
+    """Write a choice to a file, unless another run has done so; return the file's choice, None if it has none.
+
+    It has none where nothing can be written.
+    """
     text = json.dumps({"work": key, "precision": chosen.precision, "threads": chosen.n_threads}, indent=1).encode()
     try:
         if write_once(file, text):
             return chosen
         if kept := _read(file, key, ways):
             return kept
-        with writing(file) as descriptor:  # in place of a damaged one
+        with writing(file) as descriptor:  # replaces a damaged file
             write_all(descriptor, text, 0)
         return chosen
     except ResourceError:

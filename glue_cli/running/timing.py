@@ -1,4 +1,4 @@
-"""Which way of computing is the faster one, timed so that other work on the machine does not decide it."""
+"""Find the fastest way to compute, timed so that other programs on the machine do not decide it."""
 
 import statistics
 import time
@@ -13,19 +13,20 @@ from glue_cli.foundation.threads import restored_threads
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
-# A way that comes later in the list has to save a tenth of the time or more: bfloat16 has to earn its digits.
+# A later way in the list is chosen only if it takes at most this share of the time: bfloat16 has to save enough time
+# to make up for its lost digits.
 _WORTHWHILE = 0.9
-# Rounds go on until they have taken so many seconds, in these bounds.
+# Rounds are repeated until they have taken so many seconds, but at least and at most so many times.
 _SECONDS, _FEWEST, _MOST = 2.0, 3, 9
-# Timings are steady where so many of the rounds, each by itself, choose what all together choose, ...
+# Timings are steady if at least this share of the single rounds leads to the same choice as all rounds together, ...
 _AGREEING = 0.75
-# ... and where this thread was running for so much of its time: ResNet-20's on two cores ran for 0.98 to 1.00 of it
-# with nothing beside it, on one thread or two, and for 0.10 to 0.38 beside a dozen programs.
+# ... and if this thread had a core for at least this share of the time. For ResNet-20 on two cores it was 0.98 to 1.00
+# with no other program running, on one thread or two, and 0.10 to 0.38 with a dozen programs running.
 _RUNNING = 0.8
 
 
 class Way(NamedTuple):
-    """How to compute: in which precision, and on how many of torch's threads."""
+    """A way to compute: the precision, and the number of torch's threads."""
 
     precision: Precision
     n_threads: int
@@ -36,11 +37,11 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Timings:
-    """What steps took.
+    """How long steps took.
 
     Attributes:
-        rounds: for each round, the seconds of one step in each way; the same ways in each round.
-        running: for each way, the share of its seconds for which this thread had a core, or waited for a GPU.
+        rounds: for each round, the seconds of one step in each way; all rounds have the same ways.
+        running: for each way, the share of the time in which this thread had a core, or waited for a GPU.
     """
 
     rounds: Sequence[Mapping[Way, float]]
@@ -48,12 +49,12 @@ class Timings:
 
     @property
     def best(self) -> Way:
-        """The fastest way; one that comes later in a round only where it is faster by a tenth."""
+        """The fastest way; a later one in the list only if it saves a tenth of the time."""
         return _best(self.rounds)
 
     @property
     def is_steady(self) -> bool:
-        """Whether another run, at another time, would choose the same: the rounds agree, and nothing else ran."""
+        """Whether a run at another time would choose the same: the rounds agree, and no other program interfered."""
         agreeing = sum(_best([times]) == self.best for times in self.rounds)
         return agreeing >= _AGREEING * len(self.rounds) and min(self.running.values()) >= _RUNNING
 
@@ -63,18 +64,19 @@ class Timings:
 
 
 def time_ways(step: Callable[[Precision], object], ways: Sequence[Way], device: torch.device) -> Timings:
-    """Time a step in several ways, one after another and round after round.
+    """Time one step in every way, and repeat this for several rounds.
 
-    A change in what else runs then meets all ways alike, where a way after another would meet one of them alone.
+    If other programs start or stop meanwhile, that affects all ways alike; timing each way's steps together would let
+    it affect a single one. torch's number of threads is restored at the end.
 
     Args:
         step: does the work once, in a given precision.
-        ways: the one to prefer first. torch's number of threads is as before in the end.
+        ways: the preferred one first.
     """
     rounds: list[dict[Way, float]] = []
     running: dict[Way, list[float]] = {way: [] for way in ways}
     with restored_threads():
-        for way in ways:  # what is made once: kernels, buffers, threads
+        for way in ways:  # a first step, not counted, which sets up kernels, buffers and threads
             _time_step(step, way, device)
         began = time.perf_counter()
         while len(rounds) < _FEWEST or (len(rounds) < _MOST and time.perf_counter() - began < _SECONDS):
@@ -87,7 +89,7 @@ def time_ways(step: Callable[[Precision], object], ways: Sequence[Way], device: 
 
 
 def _time_step(step: Callable[[Precision], object], way: Way, device: torch.device) -> tuple[float, float]:
-    """Return the seconds of a step, and for which share of them this thread was running."""
+    """Return the seconds of a step, and the share of them in which this thread was running."""
     torch.set_num_threads(way.n_threads)
     began, ran = time.perf_counter(), time.thread_time()
     step(way.precision)

@@ -105,7 +105,7 @@ def test_of_runs_that_begin_together_the_first_decides(monkeypatch, tmp_path):
     first = Stopwatch(monkeypatch, fp32=1.0, bf16=0.5)
     late = Stopwatch(monkeypatch, fp32=0.5, bf16=1.0, meanwhile=lambda: first.choose(cache=tmp_path))
     assert late.choose(cache=tmp_path) == ("bf16", 1)
-    assert late.said[0].endswith("another run that began at the same time chose so")
+    assert late.said[0].endswith("this is the choice of another run that began at the same time")
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -165,7 +165,7 @@ def test_a_cache_that_cannot_be_written_is_harmless_and_said(monkeypatch, tmp_pa
     (tmp_path / "file").touch()
     watch = Stopwatch(monkeypatch, fp32=1.0, bf16=0.5)
     assert watch.choose(cache=tmp_path / "file") == ("bf16", 1)
-    assert "it is not kept" in watch.said[0] and "cannot be written" in watch.said[0]
+    assert "the choice is not kept" in watch.said[0] and "cannot be written" in watch.said[0]
     Stopwatch(monkeypatch, fp32=1.0, bf16=0.5).choose(cache=tmp_path / "taken")
     (file,) = (tmp_path / "taken").iterdir()
     file.unlink()
