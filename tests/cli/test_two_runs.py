@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glue_cli.plans.outputs import Outputs
-from glue_cli.report import work as report_work
+from glue_cli.report import write_report as report_work
 
 RUNS = {
     "mix": ["mix", "--alpha", "1,0,0", "EXPERTS"],
