@@ -78,12 +78,11 @@ def expert_tensors(adapted: AdaptedBase, expert: int, naming: Naming) -> Iterato
     Args:
         naming: which tensors of `adapted.merged` become which of the model's.
     Returns:
-        pairs of the model's names and tensors, the same names in the same order for every expert; float32, float64
-        or integers.
+        pairs of the model's names and tensors, in the order of the names on disk; float32, float64 or integers.
     """
     one_hot = [float(k == expert) for k in range(len(adapted.adapters))]
     changed = {*adapted.changed}
-    for name, source in naming.distinct():
+    for name, source in sorted(naming.distinct(), key=lambda pair: pair[1].names):
         if not changed.isdisjoint(source.names):
             yield name, source.take({part: mixed_tensor(adapted, one_hot, part) for part in source.names})
 

@@ -185,7 +185,7 @@ def test_whole_tensors_may_be_copied_or_grouped(mixtrals, text_spec, blend, run,
 
 
 def test_tensors_that_are_put_together_are_not_read_from_a_disk(mixtrals, text_spec, blend):
-    with pytest.raises(UsageError, match="--bank disk: the model makes 2 tensors of others") as caught:
+    with pytest.raises(UsageError, match="--bank disk: the model makes 2 tensors from several") as caught:
         blend(mixtrals, text_spec(), "spsa", bank="disk")
     assert caught.value.hint == "--bank host"
 
