@@ -68,7 +68,9 @@ def vits(save):
 def vit_spec(make_spec, tmp_path):
     def vit_spec(**mixing):
         model = {"arch": "transformers:ViTForImageClassification", "args": {"path": "0"}}
-        return make_spec(model=model, mix={**STEPS, **mixing}, finetune={"epochs": 1, "batch_size": 20, "lr": 0.01})
+        return make_spec(
+            model=model, mix={**STEPS, **mixing}, finetune={"epochs": 1, "batch_size": 20, "lr": 0.01, "keep": "last"}
+        )
 
     return vit_spec
 
@@ -90,7 +92,7 @@ def text_spec(tmp_path, mixtrals):
             "model": {"arch": "transformers:MixtralForCausalLM", "args": {"path": "0"}},
             "data": {"format": "jsonl", "root": "texts", "target": {"train": 30, "val": 12}},
             "mix": {**STEPS, "batch_size": 12, **mixing},
-            "finetune": {"epochs": 1, "batch_size": 10, "lr": 0.01},
+            "finetune": {"epochs": 1, "batch_size": 10, "lr": 0.01, "keep": "last"},
             "precision": "fp32",
         }
         return Spec.model_validate(sections).located_in(tmp_path)
@@ -252,7 +254,7 @@ def test_experts_in_several_spellings(make_spec, cnns, blend, run, events, tmp_p
 
 def test_a_model_that_is_finetuned_keeps_its_prefix(make_spec, cnns, run, tmp_path):
     (start,) = cnns("model._orig_mod.{}")
-    spec = make_spec(finetune={"epochs": 1, "batch_size": 20, "lr": 0.01})
+    spec = make_spec(finetune={"epochs": 1, "batch_size": 20, "lr": 0.01, "keep": "last"})
     output = tmp_path / "tuned.safetensors"
     result = finetune(plan_finetune(spec, start, Outputs(output), track_test=False), run)
     assert load_file(output).keys() == load_file(start).keys()
