@@ -5,21 +5,18 @@ from typing import Literal
 
 from glue_cli.checkpoints.header import TORCH_SUFFIXES
 from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.pointers import pointer_to
 from glue_cli.foundation.regular_files import regular
 
 Kind = Literal["safetensors", "torch"]
 
 _HEAD_BYTES = 512
 _SAFETENSORS = b"{"  # behind the header's length, of 8 bytes
-_TORCH = (b"PK\x03\x04", b"\x80\x02")  # a zip archive; a pickle, as torch.save wrote before 1.6
+_TORCH = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # a zip archive; a pickle
 _CONVERT = "load it with {}, and save its weights as safetensors"
 # What other files begin with: what they are, and what to do.
 _OTHERS = {
-    b"version https://git-lfs.github.com/spec/": (
-        "a pointer of git-lfs, and not the file",
-        "fetch the file itself: git lfs pull",
-    ),
-    b"GGUF": ("a GGUF file, whose weights are quantised", "name the model that it was made from"),
+    b"GGUF": ("a GGUF file, as llama.cpp reads", "name the model that it was converted from"),
     b"\x89HDF\r\n\x1a\n": (
         "an HDF5 file, as Keras and TensorFlow write",
         _CONVERT.format("the library that wrote it"),
@@ -48,6 +45,9 @@ def kind_of(path: Path) -> Kind:
         return "safetensors"
     if head.startswith(_TORCH):
         return "torch"
+    if pointer := pointer_to(head):
+        what, command = pointer
+        raise CheckpointError(f"'{path}' is {what}, and not the file", hint=f"fetch the file itself: {command}")
     for beginning, (what, hint) in _OTHERS.items():
         if head.startswith(beginning):
             raise CheckpointError(f"'{path}' is {what}", hint=hint)

@@ -58,6 +58,11 @@ def load_model(spec: Spec, checkpoint: Checkpoint) -> nn.Module:
     return model
 
 
+def constant_buffers(model: nn.Module) -> frozenset[str]:
+    """Return the names of a model's buffers that training leaves alone; masks among them may hold infinities."""
+    return frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if not is_statistic(name))
+
+
 def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> Naming:
     """Check that a checkpoint has the tensors that the spec's model has, from its header alone; return which they are.
 
@@ -137,13 +142,8 @@ def _load(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> None:
     Raises:
         CheckpointError: one is not finite; a constant among the buffers, such as a mask, may have infinities.
     """
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    constants = {
-        part
-        for name, source in naming.sources.items()
-        if name not in parameters and not is_statistic(name)
-        for part in source.names
-    }
+    buffers = constant_buffers(model)
+    constants = {part for name, source in naming.sources.items() if name in buffers for part in source.names}
     tensors = read_tensors(checkpoint, dict.fromkeys(n for source in naming.sources.values() for n in source.names))
     for name, tensor in tensors.items():
         wrong = torch.isnan(tensor) if name in constants else ~torch.isfinite(tensor)

@@ -13,6 +13,7 @@ from glue_cli.foundation.errors import NumericalError, SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.models.weights import constant_buffers
 from glue_cli.results.history import Write
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Inputs, outputs_of
@@ -213,6 +214,7 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
 
 def _check_weights(model: nn.Module, task: str) -> None:
     """Check the weights after the last step, which no loss has seen."""
+    constants = constant_buffers(model)
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if name not in constants and not torch.isfinite(tensor).all():
             raise NumericalError(f"'{name}' is not finite at the end of '{task}'", hint="lower the lr")

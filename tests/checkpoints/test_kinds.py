@@ -49,8 +49,9 @@ def test_the_name_does_not_count(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("content", "what", "hint"),
     [
-        (POINTER, "a pointer of git-lfs", "git lfs pull"),
-        (b"GGUF\3\0\0\0" + bytes(40), "a GGUF file", "made from"),
+        (POINTER, "a git-lfs pointer", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s4380--ab.safetensors\n", "a git-annex pointer", "git annex get"),
+        (b"GGUF\3\0\0\0" + bytes(40), "a GGUF file", "converted from"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file", "the library that wrote it"),
         (gzip.compress(SAFE), "compressed with gzip", "gunzip"),
         (tar_of(SAFE), "a tar archive", "tar xf"),
@@ -58,7 +59,7 @@ def test_the_name_does_not_count(tmp_path, name, content):
         (b"\n<!DOCTYPE html>\n<title>Sign in</title>", "a web page", "a login"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page", "a login"),
     ],
-    ids=["pointer", "gguf", "hdf5", "gzip", "tar", "numpy", "page", "error"],
+    ids=["pointer", "annex", "gguf", "hdf5", "gzip", "tar", "numpy", "page", "error"],
 )
 def test_what_is_no_file_of_weights_is_called_by_its_name(tmp_path, name, content, what, hint):
     path = tmp_path / name
@@ -84,7 +85,7 @@ def test_shards_are_told_too(tmp_path):
     index.write_text('{"weight_map": {"w": "one.bin", "b": "one.bin"}}')
     assert torch.equal(read_tensors(read_checkpoint(index))["w"], TENSORS["w"])
     index.write_text('{"weight_map": {"w": "one.bin", "b": "two.bin"}}')
-    with pytest.raises(CheckpointError, match="two.bin' is a pointer of git-lfs"):
+    with pytest.raises(CheckpointError, match="two.bin' is a git-lfs pointer"):
         read_checkpoint(index)
 
 
