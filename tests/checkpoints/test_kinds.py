@@ -1,6 +1,6 @@
 """Files told by their first bytes, whatever they are called.
 
-After intel/distiller#200, microsoft/OmniParser#34, and reports of downloads that are web pages or still packed.
+After IntelLabs/distiller#200, microsoft/OmniParser#34, and reports of downloads that are web pages or still packed.
 """
 
 import gzip
