@@ -17,6 +17,7 @@ PREFIX = "hf:"
 _WRITTEN = re.compile(r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FOLDER = "models--"  # how a model's folder in the cache begins
+_TIMEOUT_S = 10.0
 _FORM = "wanted hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
 _MODULES = ("huggingface_hub", "huggingface_hub.errors", "huggingface_hub.constants")
 # Weights of other libraries, and copies of the weights for other programs, which nobody reads here.
@@ -67,12 +68,16 @@ def fetch(path: Path) -> Path:
         return path
     hub = _import_hub(wanted)
     try:
-        names = hub.library.HfApi().list_repo_files(wanted.name, revision=wanted.revision)
+        # Without the retries of a listing, which make one wait 23 s for what is cached where there is no network.
+        info = hub.library.HfApi().model_info(wanted.name, revision=wanted.revision, timeout=_TIMEOUT_S)
     except Exception as error:  # the Hub's refusals, and what each of many layers says without a network
         return _find_cached(hub, wanted, error)
     try:
         folder = hub.library.snapshot_download(
-            wanted.name, revision=wanted.revision, cache_dir=hub.cache, ignore_patterns=_left_out(names)
+            wanted.name,
+            revision=wanted.revision,
+            cache_dir=hub.cache,
+            ignore_patterns=_left_out([file.rfilename for file in info.siblings]),
         )
     except Exception as error:
         message = f"'{wanted}' cannot be fetched: {shown(error)}"

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,10 +108,10 @@ class Api:
 
     answer: list[str] | Exception = []
 
-    def list_repo_files(self, name, revision):
+    def model_info(self, name, revision, timeout):
         if isinstance(self.answer, Exception):
             raise self.answer
-        return self.answer
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.answer])
 
 
 @pytest.fixture
