@@ -73,7 +73,9 @@ def folders(tmp_path, monkeypatch):
 def test_no_folder_is_made_of_the_files_of_two_runs(folders, glue, meanwhile, shards, file):
     """Shards of one run beside the whole weights of another: `from_pretrained` would take either."""
     meanwhile(Path("out", file).absolute())
-    glue("mix", "--alpha", "1,0", *folders, "-o", "out", *shards, "-q").refused(2, "'out' was written by another run")
+    glue("mix", "--alpha", "1,0", *folders, "-o", "out", *shards, "-q").refused(
+        2, "another run has written the output 'out'"
+    )
     assert os.listdir("out") == [file] and Path("out", file).read_bytes() == b"of the other run"
     glue("mix", "--alpha", "1,0", *folders, "-o", "out", *shards, "-q", "--force", code=0)
     loaded = [load_file(path) for path in Path("out").glob("model*.safetensors")]

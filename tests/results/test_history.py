@@ -34,7 +34,7 @@ def test_of_two_runs_with_one_history_the_second_finds_it_taken(tmp_path):
     path = tmp_path / "h.jsonl"
     with writing_history(path, replace=False) as write:
         write({"step": 1})
-    with pytest.raises(UsageError, match="history '.*h.jsonl' was written by another run") as caught:
+    with pytest.raises(UsageError, match="another run has written the history '.*h.jsonl'") as caught:
         with writing_history(path, replace=False):
             raise AssertionError("not reached")
     assert "--force" in caught.value.hint and json.loads(path.read_text())["step"] == 1
