@@ -1,4 +1,4 @@
-"""The architectures: those that glue builds itself, other libraries', the user's; the one door is `build_model`.
+"""Model architectures: glue's own, those of other libraries, and the user's; `build_model` builds all of them.
 
 Importing this module imports neither torch nor any architecture or library.
 """
@@ -16,7 +16,7 @@ from glue_cli.foundation.memory import is_out_of_memory
 if TYPE_CHECKING:
     from torch import nn
 
-# name in `model.arch` -> module:function; the function's parameters are `model.args`
+# the name in `model.arch` -> module:function; `model.args` are the function's arguments
 ARCHITECTURES: dict[str, str] = {
     "cnn": "glue_cli.models.cnn:cnn",
     "resnet20": "glue_cli.models.resnet:resnet20",
@@ -24,8 +24,8 @@ ARCHITECTURES: dict[str, str] = {
     "vit": "glue_cli.models.vit:vit",
 }
 LIBRARIES: dict[str, tuple[str, str]] = {
-    # what stands before the colon in `model.arch` -> what stands behind it, and the
-    # module:function that takes that, `model.args` and the spec's folder, and returns what builds the model
+    # the part of `model.arch` before the colon -> what the part after it names, and a module:function that takes
+    # the part after it, `model.args` and the spec's folder, and returns a function that builds the model
     "torchvision": ("NAME", "glue_cli.models.libraries.torchvision_models:find_torchvision"),
     "timm": ("NAME", "glue_cli.models.libraries.timm_models:find_timm"),
     "transformers": ("CLASS", "glue_cli.models.libraries.transformers_models:find_transformers"),
@@ -39,10 +39,10 @@ def architecture_forms() -> list[str]:
 
 
 def check_architecture(arch: str) -> None:
-    """Check that `arch` is built in, or names a library and something in it; builds and imports nothing.
+    """Check that `arch` is one of glue's own, or has the form LIBRARY:NAME; builds and imports nothing.
 
     Raises:
-        SpecError: it is not; the hint has the nearest name, if one is near, and all names.
+        SpecError: it is neither; the hint has a similar name, if there is one, and all names.
     """
     library, colon, name = arch.partition(":")
     if arch in ARCHITECTURES or (library in LIBRARIES and name):
@@ -62,13 +62,13 @@ def build_model(arch: str, args: Mapping[str, Any], *, seed: int, folder: Path =
 
     Args:
         arch: a name of `ARCHITECTURES`, or one in a library of `LIBRARIES`.
-        args: the architecture's arguments, as in the spec's `model.args`; what is missing has its default.
-        seed: decides the initial weights, which are a pure function of (arch, args, seed): the global random state
-            is neither read nor moved, CUDA's included.
-        folder: the spec's own, where the user's modules and model folders are looked up from.
+        args: the architecture's arguments, as in the spec's `model.args`; missing ones have their defaults.
+        seed: determines the initial weights, together with `arch` and `args`; the global random state, CUDA's
+            included, is neither read nor changed.
+        folder: the folder of the spec, from which the user's modules and model folders are looked up.
     Raises:
-        SpecError: no such architecture, or its arguments are wrong; every fault of the arguments is listed.
-            A library is missing or does not fit; the user's function fails or returns no module.
+        SpecError: there is no such architecture, or its arguments are wrong; every fault is listed. A library is
+            missing or cannot be imported. The user's function fails or returns no module.
         ResourceError: the weights do not fit into memory.
     """
     check_architecture(arch)
@@ -77,7 +77,7 @@ def build_model(arch: str, args: Mapping[str, Any], *, seed: int, folder: Path =
     import torch
     from torch import nn
 
-    # Not torch.manual_seed: it would seed CUDA's generators as well, which fork_rng(devices=[]) does not give back.
+    # Not torch.manual_seed: it would also seed CUDA's generators, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         try:
@@ -99,7 +99,7 @@ def build_model(arch: str, args: Mapping[str, Any], *, seed: int, folder: Path =
 
 
 def _find(arch: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
-    """Return what builds an architecture that is known."""
+    """Return a function that builds an architecture that `check_architecture` accepts."""
     if arch in ARCHITECTURES:
         from glue_cli.models.arguments import check_arguments
 
@@ -112,5 +112,5 @@ def _find(arch: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]
 
 def _load(location: str) -> Callable[..., Any]:
     module, _, function = location.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), function)
-    return found
+    loaded: Callable[..., Any] = getattr(import_module(module), function)
+    return loaded

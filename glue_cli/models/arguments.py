@@ -1,4 +1,4 @@
-"""Checks `model.args` against the signature of the architecture's function, whose annotations carry the ranges."""
+"""Check `model.args` against the signature of the architecture's function, whose annotations give the valid ranges."""
 
 import difflib
 import inspect
@@ -9,23 +9,23 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from glue_cli.foundation.errors import SpecError
 
-# The upper bounds are far above any sensible model: past them torch overflows rather than running out of memory.
+# The upper bounds are far above any sensible model; beyond them torch overflows instead of running out of memory.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Multiplier = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
-_STRICT = ConfigDict(strict=True)  # "10" is no number, nor is True
+_STRICT = ConfigDict(strict=True)  # neither "10" nor True is a number
 
 
 def check_arguments(arch: str, architecture: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with their types right (1 for a float becomes 1.0), in the order given.
+    """Return the arguments converted to the right types (1 for a float becomes 1.0), in the given order.
 
     Args:
         arch: the architecture's name, for the message.
-        architecture: a function all of whose parameters are annotated and have a default.
+        architecture: a function whose parameters all have an annotation and a default.
         args: argument name -> value, as read from the spec.
     Raises:
-        SpecError: a name or a value is wrong; every fault is listed, and the hint has what the architecture accepts.
+        SpecError: a name or a value is wrong; every fault is listed, and the hint says what the architecture accepts.
     """
     parameters = inspect.signature(architecture).parameters
     checked: dict[str, Any] = {}

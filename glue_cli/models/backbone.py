@@ -1,4 +1,4 @@
-"""What of a model is its backbone, which a pretrained start has to have, and what is its head, which it may lack."""
+"""Tell a model's backbone, whose weights a pretrained start must have, from its head, whose weights may be missing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from glue_cli.models.libraries.transformers_names import is_of_transformers
 
 
 def backbone_of(model: nn.Module) -> Callable[[str], bool]:
-    """Return what tells whether a tensor of this name belongs to the model's backbone.
+    """Return a function that tells whether a tensor, by its name, belongs to the model's backbone.
 
-    In transformers the backbone is what lies under `base_model_prefix`, in timm all but the `classifier` of the
-    model's `pretrained_cfg`; in other models all but the last linear layer.
+    For transformers, the backbone is everything under `base_model_prefix`; for timm, everything except the
+    `classifier` in the model's `pretrained_cfg`; for other models, everything except the last linear layer.
     """
     own: Any = model
     if is_of_transformers(model):
@@ -24,7 +24,7 @@ def backbone_of(model: nn.Module) -> Callable[[str], bool]:
 
 
 def _classifiers(model: Any) -> list[str]:
-    """Return what timm calls a model's head; nothing where it is not one of timm's."""
+    """Return the names of the head's modules in a timm model; nothing for other models."""
     config = getattr(model, "pretrained_cfg", None)
     named = config.get("classifier") if isinstance(config, dict) else None
     return [named] if isinstance(named, str) else [str(name) for name in named or ()]

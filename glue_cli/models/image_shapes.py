@@ -1,4 +1,4 @@
-"""Checks, at the head of every forward, that a batch is what the model was built for."""
+"""Check the shape of a batch of images at the beginning of every forward pass."""
 
 from torch import Tensor
 
@@ -6,12 +6,12 @@ from glue_cli.foundation.errors import DataError
 
 
 def check_images(images: Tensor, in_channels: int, image_size: int | None = None) -> None:
-    """Check a batch's shape; reads no values.
+    """Check the shape of a batch without reading its values.
 
     Args:
-        images: wanted [N, in_channels, H, W], with H = W = image_size where that is given.
+        images: has to be [N, in_channels, H, W], with H = W = image_size if that is given.
     Raises:
-        DataError: the shape is another; the hint names the argument that sets it.
+        DataError: the batch has another shape; the hint names the argument to set.
     """
     fits = images.ndim == 4 and images.shape[1] == in_channels
     if fits and (image_size is None or tuple(images.shape[2:]) == (image_size, image_size)):

@@ -1,4 +1,4 @@
-"""Which of a checkpoint's tensors are which of a model's, and what does not fit; from the header alone."""
+"""Match a checkpoint's tensors with a model's, and list what does not fit; only the header is read."""
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
@@ -18,20 +18,20 @@ from glue_cli.models.libraries.transformers_names import (
     names_on_disk,
 )
 
-_NEAR = 0.3  # two names are near when they share so much of the longer one at its beginning and end
-_COMPARED = 200  # names on either side: their pairs take half a second, and nobody reads so many
+_NEAR = 0.3  # two names are similar if their common beginning and end make up this share of the longer name
+_COMPARED = 200  # the most names compared on either side: all pairs take half a second, and nobody reads more
 
 
 def match_names(model: nn.Module, checkpoint: Checkpoint) -> Naming:
     """Find a model's tensors in a checkpoint.
 
-    Of a model of transformers, what the library itself loads; of any other, the tensors with the model's own names.
-    Where that leaves some out, the checkpoint's names are read in other spellings as well: without the prefixes of
-    wrappers, and with the names of parametrisations that the model has. A tied tensor, which the model has under
-    several names, as a language model's embedding and head, is there when one of its names is.
+    For a model of transformers, these are the tensors that the library itself loads; for any other model, those with
+    the model's names. If some are missing then, the checkpoint's names are also tried in other spellings: without the
+    prefixes of wrappers, and with the names of the model's parametrisations. A tied tensor, which the model has under
+    several names (such as a language model's embedding and head), is found if the checkpoint has one of these names.
 
     Raises:
-        SpecError: the installed transformers is one that glue does not know.
+        SpecError: glue does not support the installed version of transformers.
     """
     names = model.state_dict()
     naming = _with_tied(model, _name_tensors(model, checkpoint.entries))
@@ -42,38 +42,42 @@ def match_names(model: nn.Module, checkpoint: Checkpoint) -> Naming:
     if len(written) < len(checkpoint.entries):
         return naming
     respelled = _with_tied(model, _name_tensors(model, written)).respelled(written)
-    return max(naming, respelled, key=lambda found: len(found.sources))  # the first where they have as many
+    return max(naming, respelled, key=lambda either: len(either.sources))  # the first if both have equally many
 
 
 def _name_tensors(model: nn.Module, names: Iterable[str]) -> Naming:
     if is_of_transformers(model):
         return name_tensors(model, names)
     wanted = model.state_dict()
-    found = {name: name in wanted for name in names}
-    sources = {name: Source((name,)) for name in wanted if found.get(name)}
-    return Naming(sources, tuple(name for name, is_wanted in found.items() if not is_wanted))
+    present = dict.fromkeys(names)
+    sources = {name: Source((name,)) for name in wanted if name in present}
+    return Naming(sources, tuple(name for name in present if name not in wanted))
 
 
 def _names_on_disk(model: nn.Module) -> Collection[str]:
-    """Return what a checkpoint of a model would call its tensors."""
+    """Return the names that a model's tensors have in a checkpoint."""
     tensors = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
     return names_on_disk(model, tensors) if is_of_transformers(model) else tensors
 
 
 def _with_tied(model: nn.Module, naming: Naming) -> Naming:
-    """Add the names that are tied to a name which is there, in the model's order."""
-    tensors = model.state_dict(keep_vars=True)  # in which tied names have the same object
-    found = {id(tensors[name]): source for name, source in naming.sources.items()}
-    sources = {n: naming.sources.get(n, found[id(tensor)]) for n, tensor in tensors.items() if id(tensor) in found}
+    """Add all names that are tied to a name with a source, in the model's order."""
+    tensors = model.state_dict(keep_vars=True)  # tied names have the same tensor object
+    by_tensor = {id(tensors[name]): source for name, source in naming.sources.items()}
+    sources = {
+        name: naming.sources.get(name, by_tensor[id(tensor)])
+        for name, tensor in tensors.items()
+        if id(tensor) in by_tensor
+    }
     return Naming(sources, naming.unused)
 
 
 def tensors_on_disk(model: nn.Module, tensors: Mapping[str, Tensor], start: Checkpoint | None) -> dict[str, Tensor]:
-    """Return a model's tensors by the names that they get in a file.
+    """Return a model's tensors with the names under which they are written to a file.
 
     Args:
-        tensors: by the model's names.
-        start: the checkpoint that the model was loaded from, whose names they keep; None where it has none.
+        tensors: with the model's names.
+        start: the checkpoint that the model was loaded from, whose names are kept; None if there is none.
     """
     if is_of_transformers(model):
         return names_on_disk(model, tensors, start.entries if start else None)
@@ -84,7 +88,7 @@ def tensors_on_disk(model: nn.Module, tensors: Mapping[str, Tensor], start: Chec
 
 
 def tensor_fits(tensor: Tensor, entry: TensorEntry | None) -> bool:
-    """Tell whether a tensor of the model can take its values from a checkpoint's; None is one that cannot be made."""
+    """Tell whether a tensor of the model can be loaded from this entry of a checkpoint; None never fits."""
     return entry is not None and entry.shape == tuple(tensor.shape) and entry.dtype in _dtypes_for(tensor)
 
 
@@ -108,7 +112,7 @@ def list_differences(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -
     for name, source in naming.distinct():
         entry = source.entry(checkpoint)
         if entry is None:
-            lines.append(f"'{name}' cannot be made of '{source.names[0]}' and {len(source.names) - 1} more")
+            lines.append(f"'{name}' cannot be made from '{source.names[0]}' and {len(source.names) - 1} more")
         elif not tensor_fits(wanted[name], entry):
             lines.append(_misfit(wanted[name], entry, name if source.make else entry.name))
     lines += [f"'{name}' is missing; the checkpoint has '{other}'" for name, other in near.items()]
@@ -127,12 +131,12 @@ def _dtypes_for(tensor: Tensor) -> tuple[str, ...]:
 
 
 def _nearest(missing: Mapping[str, Tensor], unused: Mapping[str, TensorEntry]) -> dict[str, str]:
-    """Pair missing names with unused ones that are near, each once; the nearest pairs first."""
+    """Pair each missing name with a similar unused one, if there is one; the most similar pairs are made first."""
     pairs = [
-        (likeness, name, other)
+        (similarity, name, other)
         for name, tensor in islice(missing.items(), _COMPARED)
         for other, entry in islice(unused.items(), _COMPARED)
-        if (likeness := _likeness(name, tensor, entry)) >= _NEAR
+        if (similarity := _similarity(name, tensor, entry)) >= _NEAR
     ]
     near: dict[str, str] = {}
     taken: set[str] = set()
@@ -143,13 +147,13 @@ def _nearest(missing: Mapping[str, Tensor], unused: Mapping[str, TensorEntry]) -
     return near
 
 
-def _likeness(name: str, tensor: Tensor, entry: TensorEntry) -> float:
-    """Return how much of the longer name two tensors share at its ends; 0 when their shapes rule them out.
+def _similarity(name: str, tensor: Tensor, entry: TensorEntry) -> float:
+    """Return the share of the longer name that the common beginning and end make up; 0 if the shapes do not fit.
 
-    The first dimension may differ, as that of a head for other classes.
+    The first dimension may differ, like that of a head for another number of classes.
     """
     if entry.shape[1:] != tuple(tensor.shape[1:]):
         return 0.0
     shared = len(commonprefix([name, entry.name])) + len(commonprefix([name[::-1], entry.name[::-1]]))
     is_same_shape = entry.shape == tuple(tensor.shape)
-    return shared / max(len(name), len(entry.name)) + 0.01 * is_same_shape  # which decides between equally near names
+    return shared / max(len(name), len(entry.name)) + 0.01 * is_same_shape  # decides between equally similar names

@@ -1,4 +1,4 @@
-"""MobileNetV2, with torchvision's tensor names, so that its checkpoints load into it and ours into torchvision's."""
+"""MobileNetV2 with torchvision's tensor names, so that checkpoints of each load into the other."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from glue_cli.models.arguments import Count, Fraction, Multiplier
 from glue_cli.models.image_shapes import check_images
 
-# Table 2 of the paper: a row a stage, (expansion t, channels c, blocks n, stride s of the first block).
+# Table 2 of the paper, one row per stage: (expansion t, channels c, blocks n, stride s of the first block).
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -59,7 +59,7 @@ class MobileNetV2(nn.Module):
                 stride = first_stride if block == 0 else 1
                 layers.append(InvertedResidual(n_in, n_out, stride=stride, expansion=expansion))
                 n_in = n_out
-        n_last = _round_channels(_N_LAST * max(1.0, width_mult))  # section 4: a narrow net keeps its last layer
+        n_last = _round_channels(_N_LAST * max(1.0, width_mult))  # section 4: never narrower than at 1.0
         layers.append(_conv_bn_relu6(n_in, n_last, kernel_size=1))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_last, num_classes))

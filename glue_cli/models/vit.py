@@ -8,7 +8,7 @@ from glue_cli.foundation.errors import SpecError
 from glue_cli.models.arguments import Count
 from glue_cli.models.image_shapes import check_images
 
-_NORM_EPS = 1e-6  # of the paper's own code; torch has 1e-5
+_NORM_EPS = 1e-6  # as in the paper's code; torch's default is 1e-5
 
 
 class Attention(nn.Module):
@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: attention, then a GELU MLP, each added to the stream of tokens."""
+    """A pre-norm block: attention, then a GELU MLP, each added to the stream of tokens."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
         x = self.patches(images).flatten(2).transpose(1, 2)  # [N, T - 1, width]
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.positions  # eq. (1), [N, T, width]
         x = self.blocks(x)
-        logits: Tensor = self.head(self.norm(x[:, 0]))  # eq. (4): each token is normed by itself
+        logits: Tensor = self.head(self.norm(x[:, 0]))  # eq. (4): the norm acts on each token separately
         return logits
 
 
@@ -111,12 +111,12 @@ def vit(
         patch: height and width of a patch, pixels.
         depth: number of blocks.
         width: length of a token; a multiple of `heads`.
-        heads: attention heads a block.
-        mlp_ratio: hidden units of a block's MLP, in units of `width`.
+        heads: attention heads per block.
+        mlp_ratio: hidden units of a block's MLP, as a multiple of `width`.
         in_channels: 1 for grey images, 3 for colour.
     Raises:
-        SpecError: `image_size` is not a multiple of `patch`, or `width` not one of `heads`.
-    Cost: 232 million multiply-adds an image by default, attention apart.
+        SpecError: `image_size` is not a multiple of `patch`, or `width` is not a multiple of `heads`.
+    Cost: 232 million multiply-adds per image by default, not counting attention.
     Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", eq. (1) to (4).
     """
     faults = [

@@ -1,4 +1,4 @@
-"""Models and their weights: built from the spec, filled from checkpoints."""
+"""Build the spec's model and load weights from checkpoints into it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -64,10 +64,10 @@ def constant_buffers(model: nn.Module) -> frozenset[str]:
 
 
 def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> Naming:
-    """Check that a checkpoint has the tensors that the spec's model has, from its header alone; return which they are.
+    """Check from its header that a checkpoint has the tensors of the spec's model; return which tensor is which.
 
     Raises:
-        CheckpointError: with every difference.
+        CheckpointError: it does not have them; every difference is listed.
     """
     naming = match_names(model, checkpoint)
     items = list_differences(model, checkpoint, naming)
@@ -75,7 +75,7 @@ def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> Na
         raise CheckpointError(
             f"'{checkpoint.path}' does not fit the spec's model '{spec.model.arch}'",
             items=items,
-            hint="set model.arch and model.args to what the checkpoint was trained as",
+            hint="set model.arch and model.args to the model that the checkpoint was trained with",
         )
     return naming
 
@@ -104,7 +104,7 @@ def _start_from(
             f"'{checkpoint.path}' lacks {n_fresh:,} of the {n_weights:,} weights of the backbone of the spec's model"
             f" '{spec.model.arch}', more than {_MOST_FRESH:.0%}",
             items=list_differences(model, checkpoint, naming),
-            hint="name another checkpoint in experts.init, or set model.arch and model.args to what it was trained as",
+            hint="name another checkpoint in experts.init, or set model.arch and model.args to its model",
         )
     _load(model, checkpoint, Naming(fitting, naming.unused))
     head.sort(tensors)
@@ -128,7 +128,7 @@ def _of_more_layers(unused: Iterable[str], sources: Iterable[Source]) -> list[st
 
 
 def _count(tensors: Iterable[Tensor]) -> int:
-    """Return how many floating-point elements there are, those of tied tensors once."""
+    """Return the number of floating-point elements; those of tied tensors count once."""
     return sum({id(tensor): tensor.numel() for tensor in tensors if tensor.is_floating_point()}.values())
 
 
@@ -137,7 +137,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _load(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> None:
-    """Fill the model's tensors with a checkpoint's.
+    """Load a checkpoint's tensors into the model.
 
     Raises:
         CheckpointError: one is not finite; a constant among the buffers, such as a mask, may have infinities.

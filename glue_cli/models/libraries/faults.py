@@ -1,4 +1,4 @@
-"""What the adapters to other libraries share: imports, calls and their faults, as errors that say what to do next."""
+"""Import other libraries and call them, and turn their faults into errors that say what to do next."""
 
 import difflib
 import importlib
@@ -10,26 +10,29 @@ from typing import Any
 from glue_cli.foundation.errors import GlueError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
 
-EXTRAS = {"torchvision": "vision", "timm": "timm", "transformers": "hf"}  # library -> the extra that brings it
+EXTRAS = {"torchvision": "vision", "timm": "timm", "transformers": "hf"}  # library -> the extra that installs it
 
 
 def import_library(library: str, arch: str) -> ModuleType:
     """Import one of the libraries of `EXTRAS`.
 
     Raises:
-        SpecError: it or what it needs is not installed, or does not fit the rest; the hint says how to mend that.
+        SpecError: the library, or one that it needs, is missing or incompatible; the hint says what to install.
     """
     try:
         return importlib.import_module(library)
-    except Exception as error:  # a library that does not fit its neighbours may raise anything
+    except Exception as error:  # importing a library beside an incompatible one may raise any error
         raise import_error(library, arch, error) from error
 
 
 def import_error(library: str, arch: str, error: Exception) -> SpecError:
-    """Return the error about a failed import, which some libraries make late, with the way to mend it."""
+    """Return the error for a failed import, with a hint what to install.
+
+    Some libraries import others only when they are used, so that this is needed after their import too.
+    """
     causes = list(_causes(error))
     if any("operator torchvision::" in str(cause) for cause in causes):
-        return _misfit_of_torchvision(arch)
+        return _incompatible_torchvision(arch)
     missing = [cause.name for cause in causes if isinstance(cause, ModuleNotFoundError) and cause.name]
     extra = f"'glue-cli[{EXTRAS[library]}]'"
     if missing:
@@ -42,7 +45,7 @@ def import_error(library: str, arch: str, error: Exception) -> SpecError:
 
 
 def refuse_downloads(arch: str, args: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return the arguments without `names`, by which a library would fetch weights.
+    """Return the arguments without `names`, which would make a library download weights.
 
     Raises:
         SpecError: one of them is set.
@@ -50,14 +53,14 @@ def refuse_downloads(arch: str, args: Mapping[str, Any], names: Collection[str])
     for name in names:
         if args.get(name):
             raise SpecError(
-                f"model.args.{name}: '{arch}' starts from fresh weights, glue downloads none",
+                f"model.args.{name}: '{arch}' starts from fresh weights; glue downloads none",
                 hint="name a checkpoint on disk in experts.init",
             )
     return {name: value for name, value in args.items() if name not in names}
 
 
 def unknown_name(arch: str, library: str, name: str, known: Collection[str]) -> SpecError:
-    """Return the error about a name that a library does not have, with the nearest that it has."""
+    """Return the error for a name that a library does not have, with similar names that it has."""
     near = difflib.get_close_matches(name, known, n=3)
     guess = "did you mean " + " or ".join(f"'{other}'" for other in near) + "?"
     return SpecError(
@@ -67,10 +70,10 @@ def unknown_name(arch: str, library: str, name: str, known: Collection[str]) -> 
 
 
 def call_library(arch: str, function: Callable[..., Any], args: Mapping[str, Any], accepted: Collection[str]) -> Any:
-    """Return what a library's function builds.
+    """Call a library's function and return what it builds.
 
     Args:
-        accepted: names of arguments, for the hint.
+        accepted: the names of the arguments that it takes, for the hint.
     Raises:
         SpecError: the arguments are wrong.
     """
@@ -91,7 +94,7 @@ def call_library(arch: str, function: Callable[..., Any], args: Mapping[str, Any
 
 
 def accepted_names(builder: Callable[..., Any]) -> list[str]:
-    """Return the names of a builder's arguments, and of those that it passes on to the class that it returns."""
+    """Return the names of a builder's arguments and of the arguments of the class that it returns."""
     signature = inspect.signature(builder)
     parameters = list(signature.parameters.values())
     if isinstance(signature.return_annotation, type):
@@ -101,26 +104,26 @@ def accepted_names(builder: Callable[..., Any]) -> list[str]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error's kind and the first line of what it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0].rstrip('.')}" if said else type(error).__name__
+    """Return an error's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what led to it, the first cause last."""
+    """Yield an error and the errors that caused it, the first cause last."""
     current: BaseException | None = error
     while current:
         yield current
         current = current.__cause__ or current.__context__
 
 
-def _misfit_of_torchvision(arch: str) -> SpecError:
+def _incompatible_torchvision(arch: str) -> SpecError:
     import torch
 
-    build = torch.__version__.partition("+")[2]  # such as cpu or cu130; none in PyPI's own builds
+    build = torch.__version__.partition("+")[2]  # such as cpu or cu130; empty in PyPI's builds
     index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
     return SpecError(
-        f"model.arch '{arch}' imports torchvision, and the one installed was built for another torch than"
+        f"model.arch '{arch}' imports torchvision, and the installed one was built for another torch than"
         f" {torch.__version__}",
         hint=f"pip install --force-reinstall --no-deps torchvision{index}",
     )

@@ -1,4 +1,4 @@
-"""Models of the user's own: a function that the spec names, which returns an `nn.Module`."""
+"""The user's own models: a function that the spec names returns an `nn.Module`."""
 
 import difflib
 import inspect
@@ -12,12 +12,12 @@ from glue_cli.foundation.user_code import call_function, load_function
 
 
 def find_python(location: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
-    """Return what calls `python:MODULE:FUNCTION` with `args` by name.
+    """Return a function that calls `python:MODULE:FUNCTION` with `args` as keyword arguments.
 
     Args:
-        folder: where the module is looked for first.
+        folder: the folder in which the module is looked up first.
     Raises:
-        SpecError: there is no such function, or it does not take the arguments; every fault of them is listed.
+        SpecError: there is no such function, or it does not take these arguments; every fault is listed.
     """
     function = load_function(location, folder, key="model.arch")
     _check_arguments(location, function, args)
@@ -25,7 +25,7 @@ def find_python(location: str, args: Mapping[str, Any], folder: Path) -> Callabl
         call_function,
         partial(function, **args),
         name=f"model.arch 'python:{location}'",
-        hint="mend the function or model.args",
+        hint="correct the function or model.args",
     )
 
 

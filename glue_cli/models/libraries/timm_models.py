@@ -1,4 +1,4 @@
-"""The models of timm, by their names in `timm.list_models()`, a tag behind a dot allowed."""
+"""The models of timm, by their names in `timm.list_models()`; a tag after a dot is allowed."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +17,7 @@ _WEIGHTS = ("pretrained", "checkpoint_path")
 
 
 def find_timm(name: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
-    """Return what builds `timm:NAME` with fresh weights.
+    """Return a function that builds `timm:NAME` with fresh weights.
 
     Args:
         args: arguments of `timm.create_model`, such as `num_classes` and `img_size`.
@@ -26,7 +26,7 @@ def find_timm(name: str, args: Mapping[str, Any], folder: Path) -> Callable[[], 
     """
     arch = f"timm:{name}"
     timm = import_library("timm", arch)
-    if ":" in name or not timm.is_model(name):  # hf-hub:REPO would be fetched
+    if ":" in name or not timm.is_model(name):  # hf-hub:REPO would be downloaded
         raise unknown_name(arch, "timm", name, timm.list_models())
     accepted = [other for other in accepted_names(timm.model_entrypoint(name)) if other not in _WEIGHTS]
     create = partial(timm.create_model, name, pretrained=False)

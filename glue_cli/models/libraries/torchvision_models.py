@@ -17,12 +17,12 @@ _WEIGHTS = ("weights", "weights_backbone")
 
 
 def find_torchvision(name: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
-    """Return what builds `torchvision:NAME` with fresh weights.
+    """Return a function that builds `torchvision:NAME` with fresh weights.
 
     Args:
         args: the model's own arguments, such as `num_classes`.
     Raises:
-        SpecError: torchvision does not fit the installed torch or is missing, or it has no such model.
+        SpecError: torchvision is missing or was built for another torch, or it has no such model.
     """
     arch = f"torchvision:{name}"
     models = import_library("torchvision", arch).models
@@ -30,7 +30,7 @@ def find_torchvision(name: str, args: Mapping[str, Any], folder: Path) -> Callab
         raise unknown_name(arch, "torchvision", name, models.list_models())
     builder = models.get_model_builder(name)
     names = accepted_names(builder)
-    # a segmentation model would fetch its backbone's weights unless told not to
+    # a segmentation model downloads its backbone's weights unless they are set to None
     fresh = {name: None for name in _WEIGHTS if name in names}
     own = {**refuse_downloads(arch, args, _WEIGHTS), **fresh}
     return partial(call_library, arch, builder, own, [name for name in names if name not in _WEIGHTS])

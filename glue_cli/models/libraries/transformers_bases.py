@@ -1,4 +1,4 @@
-"""What transformers calls the tensors of a base model in memory, by which names its adapters go."""
+"""The names that transformers gives a base model's tensors in memory; its adapters use these names."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from glue_cli.foundation.regular_files import read_text
 from glue_cli.models.libraries.transformers_models import find_transformers
 from glue_cli.models.libraries.transformers_names import name_tensors
 
-# The classes that PEFT's examples adapt for its task types.
+# PEFT's task types -> the model classes that PEFT's examples adapt for them.
 _OF_TASK = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -25,14 +25,15 @@ _OF_TASK = {
 
 
 def names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a base's names on disk by those in memory, of the tensors that transformers takes as they are.
+    """Map the names of a base's tensors in memory to those on disk.
 
-    The model is built without memory for its weights.
+    Tensors that transformers makes from several tensors on disk are left out. The model is built without memory for
+    its weights.
 
     Args:
-        adapter_config: an adapter's `adapter_config.json`, which says the class of the model that was adapted.
+        adapter_config: an adapter's `adapter_config.json`, which names the class of the adapted model.
     Returns:
-        nothing where the base is in no folder with a configuration that transformers knows, or it is not installed.
+        an empty mapping if transformers is not installed, or the base's folder has no configuration that it knows.
     """
     folder = base.model_folder
     if folder is None or (name := _class_of(folder / "config.json", adapter_config)) is None:
@@ -47,7 +48,7 @@ def names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> dict
 
 
 def _class_of(config: Path, adapter_config: Mapping[str, Any]) -> str | None:
-    """Return the class of the adapted model: as the adapter says it, or its task, or the base's own configuration."""
+    """Return the adapted model's class, from the adapter's configuration or task type, or from the base's config."""
     mapping = adapter_config.get("auto_mapping")
     if isinstance(mapping, dict) and isinstance(name := mapping.get("base_model_class"), str):
         return name

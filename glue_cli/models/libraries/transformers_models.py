@@ -1,4 +1,4 @@
-"""The models of transformers, built from a local folder's `config.json`; nothing is fetched, no foreign code runs."""
+"""The models of transformers, built from a local folder's `config.json`; no downloads, and no code from the folder."""
 
 import difflib
 import os
@@ -15,14 +15,15 @@ from glue_cli.models.libraries.faults import call_library, import_error, reason_
 
 
 def find_transformers(name: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
-    """Return what builds `transformers:CLASS` with fresh weights, float32.
+    """Return a function that builds `transformers:CLASS` with fresh weights, float32.
 
     Args:
         name: an `AutoModel...` class, or a model's own class.
-        args: `path`, the folder with `config.json`; the others override values of the config, such as `num_labels`.
-        folder: where `path` is looked up from.
+        args: `path`, the folder with `config.json`; all others override values of the config, such as `num_labels`.
+        folder: the folder from which `path` is looked up.
     Raises:
-        SpecError: transformers is missing, or it has no such class; the folder, its config or the overrides are wrong.
+        SpecError: transformers is missing, or has no such class; the folder, its config or the other arguments are
+            wrong.
     """
     arch = f"transformers:{name}"
     transformers = _import_transformers(arch)
@@ -47,10 +48,10 @@ def find_transformers(name: str, args: Mapping[str, Any], folder: Path) -> Calla
 def _import_transformers(arch: str) -> ModuleType:
     try:
         transformers = import_beside_torchvision("transformers")
-    except Exception as error:  # a library that does not fit its neighbours may raise anything
+    except Exception as error:  # importing a library beside an incompatible one may raise any error
         raise import_error("transformers", arch, error) from error
     hub: Any = import_module("huggingface_hub.constants")
-    hub.HF_HUB_OFFLINE = True  # whatever a config names stays unfetched
+    hub.HF_HUB_OFFLINE = True  # nothing that a config names is downloaded
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
@@ -59,9 +60,9 @@ def _import_transformers(arch: str) -> ModuleType:
 def _read_config(transformers: ModuleType, arch: str, args: Mapping[str, Any], folder: Path) -> Any:
     written = args.get("path")
     if not isinstance(written, str):
-        found = "missing" if written is None else f"found {written!r}"
+        actual = "missing" if written is None else f"found {written!r}"
         raise SpecError(
-            f"model.args.path: {found}, wanted the folder with the config.json of '{arch}'",
+            f"model.args.path: {actual}, wanted the folder with the config.json of '{arch}'",
             hint="name a Hugging Face model folder on disk",
         )
     path = folder / os.path.expanduser(written)
@@ -75,9 +76,9 @@ def _read_config(transformers: ModuleType, arch: str, args: Mapping[str, Any], f
     except Exception as error:
         reason = reason_of(error.__cause__ or error)
         raise SpecError(f"'{path / 'config.json'}' is no config that transformers knows: {reason}") from error
-    config._attn_implementation = None  # a config may name a kernel on the Hub, which is foreign code
+    config._attn_implementation = None  # a config may name a kernel on the Hub, which would be downloaded and run
     if hasattr(config, "use_cache"):
-        config.use_cache = False  # serves generation only; else every forward holds all keys and values
+        config.use_cache = False  # only generation needs it; otherwise every forward pass keeps all keys and values
     faults = [fault for name, value in args.items() if name != "path" and (fault := _override(config, name, value))]
     if faults:
         raise SpecError(

@@ -1,9 +1,9 @@
-"""What transformers calls a model's tensors on disk and in memory, by the library's own conversion.
+"""The names that transformers gives a model's tensors on disk and in memory, from the library's own conversion.
 
-Since version 5 the two differ: what ViT has on disk as `vit.encoder.layer.0.attention.attention.query` is
-`vit.layers.0.attention.q_proj` in memory, and the matrices of Mixtral's experts lie there in one tensor. The library
-follows this in `from_pretrained` and `save_pretrained`, which build a model or write a folder; glue asks the
-functions beneath them for the names alone.
+Since version 5 the two differ: ViT's `vit.encoder.layer.0.attention.attention.query` on disk is
+`vit.layers.0.attention.q_proj` in memory, and the matrices of Mixtral's experts are a single tensor in memory. The
+library converts in `from_pretrained` and `save_pretrained`, which also build a model or write a folder; glue calls the
+functions inside them, which only convert.
 """
 
 import re
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.foundation.errors import SpecError
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer or an expert, a part of a name for itself
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # the number of a layer or an expert: a whole part of a name
 
 
 def is_of_transformers(model: nn.Module) -> bool:
-    """Tell whether a model is one of transformers, of which nothing is imported to find out."""
+    """Tell whether a model is one of transformers, without importing transformers."""
     models = sys.modules.get("transformers.modeling_utils")
     return models is not None and isinstance(model, models.PreTrainedModel)
 
@@ -32,7 +32,7 @@ def name_tensors(model: nn.Module, names: Iterable[str]) -> Naming:
     """Find a model's tensors among a checkpoint's names, as `from_pretrained` does.
 
     Raises:
-        SpecError: the installed transformers works in another way than this module knows.
+        SpecError: this module does not support the installed version of transformers.
     """
     return _follow(model, names)[0]
 
@@ -40,20 +40,20 @@ def name_tensors(model: nn.Module, names: Iterable[str]) -> Naming:
 def names_on_disk(
     model: nn.Module, tensors: Mapping[str, Tensor], start: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """Return a model's tensors named and cut as `save_pretrained` does.
+    """Return a model's tensors with the names and shapes that `save_pretrained` writes.
 
     Args:
-        tensors: by the model's names.
-        start: the names in the checkpoint that the model was loaded from, which decide between several that the
-            library knows; None for a model that was made anew.
+        tensors: with the model's names.
+        start: the names in the checkpoint that the model was loaded from; where the library knows several spellings,
+            they decide which is written. None for a new model.
     Raises:
-        SpecError: as `name_tensors`.
+        SpecError: as `name_tensors` does.
     """
     own: Any = model
     kept: Collection[str] = ()
     if start is not None:
         naming, used = _follow(model, start)
-        kept, own._weight_conversions = naming.sources, used  # as from_pretrained leaves them for save_pretrained
+        kept, own._weight_conversions = naming.sources, used  # from_pretrained leaves them there for save_pretrained
     left_out = {*own.all_tied_weights_keys} - {*kept} | {*(own._keys_to_ignore_on_save or ())}
     library = _library()
     written = {name: tensor for name, tensor in tensors.items() if name not in left_out}
@@ -62,7 +62,7 @@ def names_on_disk(
 
 @dataclass(frozen=True)
 class _Library:
-    """What is asked of transformers, none of it public."""
+    """The functions and classes of transformers that this module uses; none of them is public."""
 
     conversions: Callable[..., Sequence[Any]]
     renaming: type[Any]
@@ -97,12 +97,12 @@ def _library() -> _Library:
 def _unknown_version() -> SpecError:
     version = getattr(sys.modules.get("transformers"), "__version__", "?")
     return SpecError(
-        f"glue cannot follow how transformers {version} names tensors", hint="pip install 'transformers>=5,<=5.24'"
+        f"glue does not know how transformers {version} names tensors", hint="pip install 'transformers>=5,<=5.24'"
     )
 
 
 def _follow(model: Any, names: Iterable[str]) -> tuple[Naming, list[Any]]:
-    """Return the naming, and those of the library's conversions that it took."""
+    """Return the naming, and the conversions of the library that it uses."""
     library = _library()
     try:
         conversions = library.conversions(model)
@@ -111,10 +111,10 @@ def _follow(model: Any, names: Iterable[str]) -> tuple[Naming, list[Any]]:
         wanted = model.state_dict()
         sources: dict[str, Source] = {}
         unused: list[str] = []
-        groups: dict[str, list[tuple[str, str]]] = {}  # what is put together: the parts' names and patterns
+        groups: dict[str, list[tuple[str, str]]] = {}  # a tensor made of parts -> the parts' names and patterns
         for name in sorted(names, key=library.order):
             new, pattern = library.rename(name, renamings, converters, model.base_model_prefix, wanted)
-            if new not in wanted and name in wanted:  # a file with the names in memory
+            if new not in wanted and name in wanted:  # the file has the names in memory
                 new, pattern = name, None
             if new not in wanted or new in sources:
                 unused.append(name)
@@ -137,9 +137,9 @@ def _follow(model: Any, names: Iterable[str]) -> tuple[Naming, list[Any]]:
 
 
 def _is_whole(parts: Sequence[tuple[str, str]]) -> bool:
-    """Tell whether every pattern has the same numbers of layers and experts.
+    """Tell whether every pattern matches the same layers and experts.
 
-    Where one expert lacks a matrix and another expert another one, the library would pair matrices of two experts.
+    If two experts each lack a different matrix, the library would wrongly combine matrices of the two.
     """
     numbers: dict[str, list[list[str]]] = {}
     for name, pattern in parts:
@@ -151,10 +151,10 @@ def _is_whole(parts: Sequence[tuple[str, str]]) -> bool:
 def _put_together(
     model: Any, converter: Any, first: str, parts: Sequence[tuple[str, str]], wanted: Collection[str]
 ) -> dict[str, Source]:
-    """Return the sources of the tensors that a converter makes of parts, one or several, by the model's names.
+    """Return the sources of the one or more tensors that a converter makes from parts, by the model's names.
 
     Args:
-        first: the first of these names.
+        first: the model's name of the first of these tensors.
     """
     head, *others = converter.target_patterns
     targets = [first, *(first.replace(head, other) for other in others)]
@@ -166,7 +166,7 @@ def _put_together(
 def _convert(
     model: Any, converter: Any, first: str, parts: Sequence[tuple[str, str]], target: str, tensors: Sequence[Tensor]
 ) -> Tensor:
-    own = deepcopy(converter)  # which collects the tensors
+    own = deepcopy(converter)  # adding tensors changes it
     for (name, pattern), part in zip(parts, tensors, strict=True):
         own.add_tensor(first, name, pattern, part)
     made = own.convert(first, model=model, config=model.config)[target]
@@ -181,7 +181,7 @@ def may_be_missing(model: nn.Module, name: str) -> bool:
 
 
 def _ignored(model: Any) -> list[str]:
-    """Return patterns of what the library passes over in a checkpoint without a word."""
+    """Return patterns of the tensors in a checkpoint that the library ignores silently."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ())]
     buffers = [name for name, _ in model.named_buffers()]
     for buffer, pattern in (

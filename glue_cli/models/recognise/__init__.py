@@ -1,1 +1,1 @@
-"""Which architecture a checkpoint is of: from what it says of itself, or from its tensors."""
+"""Find out a checkpoint's architecture from its metadata, the configuration beside it, or its tensors."""

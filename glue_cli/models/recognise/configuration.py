@@ -1,4 +1,4 @@
-"""The architecture that a checkpoint's metadata, or the configuration beside it, names. Needs no torch."""
+"""The architecture that a checkpoint's metadata or the configuration beside it name. Needs no torch."""
 
 import os
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from glue_cli.models.recognise.recognised import Recognised, channels, whole
 
 
 def by_metadata(expert: Checkpoint, folder: Path) -> Recognised | None:
-    """Return the model that glue trained a checkpoint as; None where glue did not write it.
+    """Return the architecture that glue recorded in a checkpoint; None if glue did not write it.
 
     Args:
-        folder: the new spec's; what the model names must be found from there.
+        folder: the folder of the new spec, from which files that the architecture names have to be found.
     """
     model = expert.glue.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("arch"), str):
         return None
     args = model.get("args") if isinstance(model.get("args"), dict) else {}
     assert isinstance(args, dict)
-    found = Recognised(
+    return Recognised(
         model["arch"],
         args,
         "as the experts say of themselves",
@@ -30,7 +30,6 @@ def by_metadata(expert: Checkpoint, folder: Path) -> Recognised | None:
         n_outputs=whole(args.get("num_classes")) or whole(args.get("num_labels")),
         image_size=whole(args.get("image_size")) or whole(args.get("img_size")),
     )
-    return found
 
 
 def _missing_files(arch: str, args: Mapping[str, Any], folder: Path) -> list[str]:
@@ -45,10 +44,10 @@ def _missing_files(arch: str, args: Mapping[str, Any], folder: Path) -> list[str
 
 
 def by_configuration(expert: Checkpoint, folder: Path) -> Recognised | None:
-    """Return the model that the `config.json` beside a checkpoint names, transformers' or timm's; None without one.
+    """Return the architecture of transformers or timm that the `config.json` beside a checkpoint names, if any.
 
     Args:
-        folder: the new spec's, from which the model's folder is named.
+        folder: the folder of the new spec, to which the path of the model's folder is relative.
     """
     beside = expert.folder or expert.path.parent
     config = read_object(beside / "config.json")
@@ -93,5 +92,5 @@ def _of_timm(config: Mapping[str, Any]) -> Recognised:
 
 
 def named_from(path: Path, folder: Path) -> str:
-    """Return how a spec in `folder` names a path that was given from the current folder."""
+    """Return a path, given relative to the current folder, as it has to be written in a spec in `folder`."""
     return str(path) if path.is_absolute() else os.path.relpath(path, folder)

@@ -1,4 +1,4 @@
-"""Which architecture the experts are of."""
+"""Find out the architecture of the experts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,19 +11,19 @@ from glue_cli.models.recognise.tensor_shapes import by_tensors
 
 
 def recognise(experts: Sequence[Checkpoint], folder: Path) -> Recognised | None:
-    """Return the architecture of the first expert; None where nothing tells it.
+    """Return the architecture of the first expert; None if it cannot be told.
 
-    What the expert says of itself goes before the configuration beside it, and that before its tensors.
+    It is taken from the expert's metadata, else from the configuration beside it, else from its tensors.
 
     Args:
-        folder: where the new spec will be.
+        folder: the folder in which the new spec will be.
     """
     first = experts[0]
-    found = by_metadata(first, folder) or by_configuration(first, folder) or by_tensors(first)
-    if found is None:
+    recognised = by_metadata(first, folder) or by_configuration(first, folder) or by_tensors(first)
+    if recognised is None:
         return None
-    said = [expert.glue.get("model") for expert in experts]
-    if any(model != said[0] for model in said):
-        doubt = f"model: the experts say different things of their models; this is what '{first.path}' says"
-        return replace(found, doubts=(*found.doubts, doubt))
-    return found
+    recorded = [expert.glue.get("model") for expert in experts]
+    if any(model != recorded[0] for model in recorded):
+        doubt = f"model: the experts record different models; this is the model of '{first.path}'"
+        return replace(recognised, doubts=(*recognised.doubts, doubt))
+    return recognised

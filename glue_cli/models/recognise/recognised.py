@@ -1,4 +1,4 @@
-"""What was found of a checkpoint's architecture. Needs no torch."""
+"""The record of a recognised architecture. Needs no torch."""
 
 import math
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recognised:
-    """An architecture, as the spec's `model` says it, and how its images are prepared.
+    """An architecture, as the spec's `model` has it, and how its images are prepared.
 
     Attributes:
         arch, args: `model.arch` and `model.args`.
-        source: how it was found, for people.
-        doubts: what nothing told and the user has to check, a line each.
-        n_outputs: the classes of its head; None where that is not known.
-        image_size: height and width of its images, pixels; None where it takes any, or none.
-        mean, std: a number a channel, in units of white = 1; None where nothing says them.
+        source: how it was recognised, for people.
+        doubts: what could not be recognised and the user has to check, one line each.
+        n_outputs: the number of the head's classes; None if it is not known.
+        image_size: height and width of its images, pixels; None if it takes any size, or no images.
+        mean, std: the normalisation of images, one number per channel, white = 1; None if it is not known.
     """
 
     arch: str
@@ -30,12 +30,12 @@ class Recognised:
 
 
 def whole(value: Any) -> int | None:
-    """Return a whole number above zero as it is, and None for anything else."""
+    """Return the value if it is a whole number above zero, else None."""
     return value if type(value) is int and value > 0 else None
 
 
 def channels(value: Any) -> tuple[float, ...] | None:
-    """Return a list of finite numbers, one a channel, and None for anything else."""
+    """Return the value as floats if it is a list of finite numbers, one per channel, else None."""
     if not isinstance(value, list | tuple) or not value:
         return None
     is_numbers = all(isinstance(number, int | float) and math.isfinite(number) for number in value)

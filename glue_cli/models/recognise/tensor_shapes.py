@@ -1,4 +1,4 @@
-"""The architecture that a checkpoint's tensors have: one of glue's own, or one of torchvision's."""
+"""Recognise an architecture, glue's own or torchvision's, by the names and shapes of a checkpoint's tensors."""
 
 import math
 import re
@@ -15,15 +15,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 Arguments = dict[str, Any]
 
 _HEAD = re.compile(r"(?:fc|head|heads\.head|classifier(?:\.\d+)?)\.weight")
-_NO_PARAMETER = ("running_mean", "running_var", "num_batches_tracked")
+_NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 _STEM = "model.args.stem_stride: the tensors do not tell it; 2, the default, is torchvision's, 1 is for small images"
-_HEADS = "model.args.heads: the tensors do not tell how many; 3 is the default"
+_HEADS = "model.args.heads: the tensors do not tell the number; 3 is the default"
 
 
 def by_tensors(expert: Checkpoint) -> Recognised | None:
-    """Return the architecture whose tensors have the names and shapes of a checkpoint's; None where none has.
+    """Return the architecture whose tensors have the names and shapes of a checkpoint's, if there is one.
 
-    Cost: builds the few models that come into question.
+    Cost: builds the few models that are possible.
     """
     shapes = {name: entry.shape for name, entry in expert.entries.items()}
     for arch, args, doubts in (*_own_candidates(shapes), *_torchvision_candidates(shapes)):
@@ -42,7 +42,7 @@ def by_tensors(expert: Checkpoint) -> Recognised | None:
 def _has_shapes(arch: str, args: Arguments, shapes: Shapes) -> bool:
     try:
         model = build_model(arch, args, seed=0)
-    except GlueError:  # arguments that come of shapes which are not its own
+    except GlueError:  # the checkpoint is of another architecture, so that the arguments make no sense
         return False
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes
 
@@ -71,7 +71,7 @@ def _resnet20(shapes: Shapes) -> Iterator[Arguments]:
 def _mobilenet_v2(shapes: Shapes) -> Iterator[Arguments]:
     stem, in_channels, *_ = shapes["features.0.0.weight"]
     n_classes, n_last = shapes["classifier.1.weight"]
-    for width in dict.fromkeys((stem / 32, n_last / 1280)):  # both are rounded, the wider layer less
+    for width in dict.fromkeys((stem / 32, n_last / 1280)):  # both widths are rounded, the larger one relatively less
         yield {"num_classes": n_classes, "in_channels": in_channels, "width_mult": width}
 
 
@@ -100,20 +100,20 @@ _OWN: dict[str, tuple[Callable[[Shapes], Iterator[Arguments]], tuple[str, ...]]]
 
 
 def _torchvision_candidates(shapes: Shapes) -> Iterator[tuple[str, Arguments, tuple[str, ...]]]:
-    """Yield torchvision's classifiers with as many parameters as the checkpoint has, heads apart.
+    """Yield torchvision's classifiers with as many parameters as the checkpoint, not counting the head.
 
-    torchvision says how many each model has, so that none needs to be built for that.
+    torchvision lists the number of parameters of each model, so that no model has to be built for this.
     """
     heads = [name for name in shapes if _HEAD.fullmatch(name)]
     if not heads:
         return
     try:
         models = import_library("torchvision", "torchvision:NAME").models
-    except GlueError:  # it is not there
+    except GlueError:  # torchvision is not installed
         return
     head = max(heads)
     n_classes, n_features = shapes[head][0], math.prod(shapes[head][1:])
-    n_parameters = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_NO_PARAMETER))
+    n_parameters = sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(_NOT_PARAMETERS))
     size, n_positions = _image_size(shapes)
     for name in models.list_models(module=models):
         weights = models.get_model_weights(name).DEFAULT.meta
@@ -128,7 +128,7 @@ def _torchvision_candidates(shapes: Shapes) -> Iterator[tuple[str, Arguments, tu
 
 
 def _image_size(shapes: Shapes) -> tuple[int | None, int]:
-    """Return the image size that a vision transformer of torchvision was made for, and its number of positions."""
+    """Return the image size of a vision transformer of torchvision, and its number of positions; else None and 0."""
     if "encoder.pos_embedding" not in shapes or "conv_proj.weight" not in shapes:
         return None, 0
     n_positions = shapes["encoder.pos_embedding"][1]

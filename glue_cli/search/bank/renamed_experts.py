@@ -98,7 +98,7 @@ def _rename(expert: Checkpoint, sources: Mapping[str, Source]) -> Checkpoint:
         entry = source.entry(expert)
         if entry is None:
             raise CheckpointError(
-                f"{expert.path}: '{name}' cannot be made of '{source.names[0]}' and {len(source.names) - 1} more",
+                f"{expert.path}: '{name}' cannot be made from '{source.names[0]}' and {len(source.names) - 1} more",
                 hint="copy or download it again",
             )
         entries[name] = entry._replace(name=name)

@@ -82,7 +82,7 @@ def test_a_torchvision_for_another_torch_is_reported_with_the_way_to_mend_it(arc
     with pytest.raises(SpecError) as caught:
         build_model(arch, {}, seed=0)
     assert caught.value.message == (
-        f"model.arch '{arch}' imports torchvision, and the one installed was built for another torch than 2.13.0+cpu"
+        f"model.arch '{arch}' imports torchvision, and the installed one was built for another torch than 2.13.0+cpu"
     )
     assert caught.value.hint == (
         "pip install --force-reinstall --no-deps torchvision --index-url https://download.pytorch.org/whl/cpu"

@@ -179,7 +179,7 @@ def test_a_library_that_transformers_imports_late_and_in_vain(build, monkeypatch
         )
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", fail)
-    with pytest.raises(SpecError, match="imports torchvision, and the one installed was built for another torch"):
+    with pytest.raises(SpecError, match="imports torchvision, and the installed one was built for another torch"):
         build("AutoModelForCausalLM", "gpt2")
 
 
