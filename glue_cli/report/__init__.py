@@ -1,1 +1,1 @@
-"""A report on what the commands wrote: one HTML page, Markdown, JSON, and the figures as files."""
+"""A report on the commands' results and histories: one HTML page, Markdown, JSON, and the figures as files."""

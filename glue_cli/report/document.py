@@ -1,4 +1,4 @@
-"""A report as a sequence of blocks, whatever it is written in later."""
+"""A report as a sequence of blocks, independent of the format in which it is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text: columns up to `n_left` are words, the others numbers; those in `code` are to be copied."""
+    """A table of text cells.
+
+    Attributes:
+        n_left: how many of the first columns are words, aligned to the left; the others are numbers.
+        code: the numbers of the columns whose cells are set as code, because readers copy them.
+    """
 
     caption: str
     columns: Sequence[str]
@@ -17,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, in the files `name`.svg and `name`.png; `alt` is the text for those who cannot see it."""
+    """A figure, in the files `name`.svg and `name`.png; `alt` describes it for readers who cannot see it."""
 
     name: str
     alt: str

@@ -1,4 +1,4 @@
-"""A row's figures as SVG and PNG, if matplotlib is there."""
+"""Draw a row's figures as SVG and PNG, if matplotlib is installed."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -29,8 +29,8 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "legend.frameon": False,
     "legend.handlelength": 3.0,
-    "text.parse_math": False,  # a dollar in a file's name is no formula
-    "svg.hashsalt": "glue",  # the same figure, the same bytes
+    "text.parse_math": False,  # a dollar sign in a file's name does not begin a formula
+    "svg.hashsalt": "glue",  # equal figures get equal bytes
 }
 _DPI = 200
 
@@ -46,7 +46,7 @@ def has_matplotlib() -> bool:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Draw with matplotlib's own defaults and ours, whatever the user has configured; give theirs back."""
+    """Draw with matplotlib's defaults and glue's style; the user's configuration is restored after the block."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -56,13 +56,13 @@ def _style() -> Iterator[None]:
 
 
 def draw(row: RowSummary, repetitions: Sequence[Repetition]) -> list[Picture]:
-    """Draw the figures for which there is something to show; needs matplotlib."""
+    """Draw the figures that have something to show; needs matplotlib."""
     drawn = []
     with _style():
         for name, plot in _PLOTS.items():
-            found = plot(row, repetitions)
-            if found is not None:
-                figure, alt, caption = found
+            plotted = plot(row, repetitions)
+            if plotted is not None:
+                figure, alt, caption = plotted
                 svg, png = io.StringIO(), io.BytesIO()
                 figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
                 figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
@@ -71,5 +71,5 @@ def draw(row: RowSummary, repetitions: Sequence[Repetition]) -> list[Picture]:
 
 
 def file_name(row: str) -> str:
-    """Return a row's name as part of a file's."""
+    """Return a row's name in a form that can be part of a file's name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in row).strip(".") or "row"

@@ -1,7 +1,7 @@
-"""What each figure shows, drawn with matplotlib's object interface: no window, and no state that is shared.
+"""The plots of a report, drawn with matplotlib's object interface, which opens no window and shares no state.
 
-A plot is a function of a row's summary and its repetitions. It returns the figure, a text for those who cannot see it,
-and a caption; None where there is nothing to show.
+A plot is a function of a row's summary and its repetitions. It returns the figure, a description for readers who
+cannot see it, and a caption; None if there is nothing to show.
 """
 
 from collections.abc import Sequence
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 Plot = tuple["Figure", str, str] | None
 
-# What figure 1 of the paper shows, and, beside other methods, what these are to be seen against.
+# The methods in figure 1 of the paper, and those that are drawn beside other methods for comparison.
 _PAPERS, _REFERENCES = ("data-size", "proxy", "fullgrad", "spsa", "scratch"), ("fullgrad", "spsa")
 _MAX_LINES = 6
 _MAX_EXPERTS = 14
 _EXPERT_COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK)
 _EXPERT_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 _MIB = 2**20
-# Whatever has an accuracy was trained by cross-entropy, the rest by squared error.
+# The unit of the loss, by the figure that is compared: a model with an accuracy was trained with cross-entropy.
 _LOSS_UNITS = {"accuracy": "cross-entropy, nats", "r2": "squared error"}
 _FEW_POINTS = 3
-_LOSS = "loss"  # the objective of methods without a search, whose loss is compared
+_LOSS = "loss"  # the objective under which methods without a search are drawn
 
 
 def accuracy(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
-    """The paper's figure 1; methods that the paper does not have are in it where there are few."""
+    """Figure 1 of the paper; it also has methods that are not in the paper, if there are few methods in all."""
     return _against_epoch(row, _split(row)[0])
 
 
 def variants(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
-    """The same for the methods that did not fit into it."""
+    """The same figure for the methods that did not fit into the first one."""
     return _against_epoch(row, _split(row)[1])
 
 
@@ -72,8 +72,8 @@ def _against_epoch(row: RowSummary, methods: Sequence[MethodSummary]) -> Plot:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.legend(loc="outside right center")
     names = ", ".join(method.style.name for method in methods)
-    caption = f"{_capital(row.merit.name)} against finetuning epoch; epoch 0 is the prior. {_spread_said(row)}"
-    return figure, f"{_capital(row.merit.name)} over the finetuning epochs, a line a start: {names}.", caption
+    caption = f"{_capital(row.merit.name)} against finetuning epoch; epoch 0 is the prior. {_describe_spread(row)}"
+    return figure, f"{_capital(row.merit.name)} over the finetuning epochs, one line per start: {names}.", caption
 
 
 def alpha(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
@@ -101,11 +101,11 @@ def alpha(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
     figure.supylabel("coefficient alpha", fontsize=9)
     figure.legend(handles=_expert_handles(drawn, shown, repetitions), loc="outside right center")
     caption = (
-        "The coefficients over the steps of each search, a line an expert; every seed has experts of its own. "
-        "Dotted: the alpha that is kept."
+        "The coefficients over the steps of each search, one line per expert; every seed has its own experts. "
+        "The dotted line marks the alpha that is kept."
     )
     names = ", ".join(method.style.name for method in shown)
-    return figure, f"Coefficients over the mixing steps, a panel for each method and seed: {names}.", caption
+    return figure, f"Coefficients over the mixing steps, one panel per method and seed: {names}.", caption
 
 
 def _coefficients(
@@ -125,7 +125,10 @@ def _searched(repetition: Repetition, method: MethodSummary) -> list[Step]:
 
 
 def _most_weighty(shown: Sequence[MethodSummary], repetitions: Sequence[Repetition]) -> dict[int, tuple[str, Any]]:
-    """Return colour and dash of the experts that are told apart: all, or those with the largest coefficients."""
+    """Return the colour and dash of the experts that are drawn in colour: all, or those with the largest coefficients.
+
+    The others are drawn in grey.
+    """
     largest: dict[int, float] = {}
     for search in (_searched(repetition, method) for method in shown for repetition in repetitions):
         for k, a in enumerate(search[-1].alpha if search else ()):
@@ -148,7 +151,7 @@ def _expert_handles(
         if (m := repetition.trials[method.label].mix)
     ]
     names = {tuple(name_of(expert.path) for expert in mix.experts) for mix in mixes}
-    named = names.pop() if len(names) == 1 else ()  # other seeds' experts may have other names
+    named = names.pop() if len(names) == 1 else ()  # with other seeds, experts may have other names
     handles = [
         Line2D([], [], color=color, linestyle=dash, label=named[k] if k < len(named) else f"expert {k}")
         for k, (color, dash) in drawn.items()
@@ -173,29 +176,30 @@ def loss(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
     for method in methods:
         axes = panels[method.objective or _LOSS]
         _curve(axes, method.style, method.search, 7 if len(method.search) <= _FEW_POINTS else None)
-        if method.objective is None:  # its loss, for as long as the searches go on
+        if method.objective is None:  # a level line, as long as the longest search
             axes.plot(
                 [method.search[0].x, end], [method.search[0].y.mean] * 2, color=method.style.color, linewidth=0.7
             )
     for objective, axes in panels.items():
         axes.set_ylabel(_minimised(objective, row))
     panels[objectives[-1]].set_xlabel(
-        "budget spent (minibatch forwards, validation included; a backward counts as two)"
+        "budget spent (minibatch forwards, validation included; a backward counts as two forwards)"
     )
     figure.legend(loc="outside right center")
     what = " and ".join(_minimised(objective, row) for objective in objectives)
-    level = "A thin level line: a method without a search. " if any(m.objective is None for m in methods) else ""
+    level = "Thin level lines are methods without a search. " if any(m.objective is None for m in methods) else ""
     caption = (
         f"{_capital(what)} of the blend against the budget spent on the choice of alpha. "
-        "Markers: validations, and the uniform blend where a search starts without one; lines just join them. "
-        f"{level}A search that has ended keeps its last loss. {_spread_said(row)}"
+        "Markers are validations, and the uniform blend if a search starts without validating it; "
+        "the lines only connect them. "
+        f"{level}A search that has ended keeps its last loss. {_describe_spread(row)}"
     )
     names = ", ".join(method.style.name for method in methods)
-    return figure, f"A line for each method, over the budget in minibatch forwards: {names}.", caption
+    return figure, f"One line per method, over the budget in minibatch forwards: {names}.", caption
 
 
 def _minimised(objective: str, row: RowSummary) -> str:
-    """Name what a search minimises on the validation split: the loss, or an objective turned round."""
+    """Name what a search minimises on the validation split: the loss, or an objective with its sign changed."""
     goal = goal_named(objective)
     if goal.is_smooth:
         return f"validation loss ({_LOSS_UNITS[row.merit.figure]})" if row.merit else "validation loss"
@@ -215,8 +219,8 @@ def cost(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
         "peak_bytes": ("peak memory\n(MiB)", _MIB),
     }
     for axes, (key, (title, unit)) in zip(panels, panel_of.items(), strict=True):
-        found = [method.cost.get(key) for method in methods]
-        values = [stat.mean / unit if stat else 0.0 for stat in found]
+        stats = [method.cost.get(key) for method in methods]
+        values = [stat.mean / unit if stat else 0.0 for stat in stats]
         bars = axes.barh(range(len(methods)), values, color=[method.style.color for method in methods], height=0.65)
         axes.bar_label(bars, [f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in values], padding=2)
         axes.set_xlim(0, 1.35 * max(*values, 1e-9))
@@ -227,8 +231,8 @@ def cost(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
         axes.spines["bottom"].set_visible(False)
     panels[0].invert_yaxis()
     caption = (
-        "What each method's choice of alpha took, mean over the seeds; writing the blend included, explaining it and "
-        "refreshing BatchNorm not."
+        "The cost of each method's choice of alpha, mean over the seeds. It includes writing the blend, but not "
+        "explaining it or refreshing BatchNorm."
     )
     return figure, "Bars of budget, examples, wall time and peak memory by method, as in the table below.", caption
 
@@ -269,6 +273,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _spread_said(row: RowSummary) -> str:
+def _describe_spread(row: RowSummary) -> str:
     n = len(row.seeds)
-    return "1 seed." if n == 1 else f"Lines: means over a method's seeds, {n} at most; bands: one standard deviation."
+    if n == 1:
+        return "1 seed."
+    return f"Lines are means over a method's seeds, at most {n}; bands are one standard deviation."

@@ -1,4 +1,4 @@
-"""Write a document as one HTML page or as Markdown; whatever comes from files is escaped."""
+"""Write a document as one HTML page or as Markdown; all text from files is escaped."""
 
 import html
 import re
@@ -66,7 +66,7 @@ code { font-size: .85em; overflow-wrap: anywhere; }
 
 
 def as_html(document: Document) -> str:
-    """Return the document as one page that loads nothing: figures inline, no script."""
+    """Return the document as one page that loads nothing: its figures are inline, and it has no script."""
     parts = [f"<h1>{html.escape(document.title)}</h1>", *_html_paragraphs(document.paragraphs)]
     for section in document.sections:
         parts += _html_section(section, 2)
@@ -110,7 +110,7 @@ def _html_picture(picture: Picture) -> str:
 
 
 def _inline(picture: Picture) -> str:
-    """Return the drawing to stand in a page: its ids its own among other drawings, its text for who cannot see it."""
+    """Return a figure's SVG for use inside a page: with ids that no other figure has, and with its description."""
     svg = picture.svg[picture.svg.index("<svg") :].strip()
     prefix = html.escape(picture.name)
     svg = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{prefix}-", svg)
@@ -118,7 +118,7 @@ def _inline(picture: Picture) -> str:
 
 
 def as_markdown(document: Document) -> str:
-    """Return the document as Markdown, its figures beside it as PNG."""
+    """Return the document as Markdown that links to its figures' PNG files."""
     parts = [f"# {_md(document.title)}", *map(_md, document.paragraphs)]
     for section in document.sections:
         parts += _md_section(section, 2)
@@ -152,5 +152,5 @@ def _md_cell(table: Table, column: int, text: str) -> str:
 
 
 def _md(text: str) -> str:
-    """Escape what Markdown or the HTML in it would take for markup."""
+    """Escape characters that Markdown, or HTML inside it, would read as markup."""
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""What a reader needs to run it again: the settings of every step, and the experts' hashes."""
+"""What a reader needs to repeat an experiment: the settings of every command, and the experts' hashes."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,22 +12,22 @@ from glue_cli.results.train_expert import TrainExpertResult
 
 
 def list_settings(repetitions: Sequence[Repetition]) -> list[tuple[str, str, str]]:
-    """Return (key, value, where it holds) of every setting that the results tell."""
+    """Return (key, value, where it applies) for every setting in the results; it applies to the experts or methods."""
     names = {label: style.name for label, style in styles_by_label(repetitions).items()}
-    where: dict[str, dict[str, list[str]]] = {}
+    by_key: dict[str, dict[str, list[str]]] = {}
     for repetition in repetitions:
-        for place, key, value in _told(repetition, names):
-            places = where.setdefault(key, {}).setdefault(value, [])
-            if place not in places:
-                places.append(place)
+        for subject, key, value in _settings_of(repetition, names):
+            subjects = by_key.setdefault(key, {}).setdefault(value, [])
+            if subject not in subjects:
+                subjects.append(subject)
     return [
-        (key, value, "all" if len(values) == 1 and len(places) > 1 else ", ".join(places))
-        for key, values in sorted(where.items())
-        for value, places in values.items()
+        (key, value, "all" if len(values) == 1 and len(subjects) > 1 else ", ".join(subjects))
+        for key, values in sorted(by_key.items())
+        for value, subjects in values.items()
     ]
 
 
-def _told(repetition: Repetition, names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def _settings_of(repetition: Repetition, names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     for trained in repetition.trained.values():
         yield from _flat("experts", "train", trained)
     for label, name in names.items():
@@ -39,16 +39,16 @@ def _told(repetition: Repetition, names: Mapping[str, str]) -> Iterator[tuple[st
 
 
 def _flat(
-    place: str, command: str, result: TrainExpertResult | MixResult | FinetuneResult
+    subject: str, command: str, result: TrainExpertResult | MixResult | FinetuneResult
 ) -> Iterator[tuple[str, str, str]]:
-    told = {"model": result.model or {}, "data": result.data or {}, **result.settings}
-    for key, of_all in (("precision", result.precision), ("threads", result.threads)):
-        if value := told.pop(key, None) or of_all:
-            told[f"{command}.{key}"] = value
+    settings = {"model": result.model or {}, "data": result.data or {}, **result.settings}
+    for key, of_result in (("precision", result.precision), ("threads", result.threads)):
+        if value := settings.pop(key, None) or of_result:
+            settings[f"{command}.{key}"] = value
     if result.glue:
-        told["glue version"] = result.glue
-    for key, value in _leaves("", told):
-        yield place, key, value
+        settings["glue version"] = result.glue
+    for key, value in _leaves("", settings):
+        yield subject, key, value
 
 
 def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -60,12 +60,12 @@ def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def list_experts(repetitions: Sequence[Repetition]) -> list[tuple[str, str, str, str]]:
-    """Return (seed, name, training examples, sha256) of every expert that was blended."""
-    found: dict[tuple[str, str, str, str], None] = {}
+    """Return (seed, name, training examples, sha256) of every expert that was blended, each once."""
+    experts: dict[tuple[str, str, str, str], None] = {}
     for repetition in repetitions:
         for trial in repetition.trials.values():
             for expert in trial.mix.experts if trial.mix else ():
                 seed = "-" if repetition.seed is None else str(repetition.seed)
                 examples = "-" if expert.examples is None else f"{expert.examples:,}"
-                found[seed, name_of(expert.path), examples, expert.sha256 or "-"] = None
-    return list(found)
+                experts[seed, name_of(expert.path), examples, expert.sha256 or "-"] = None
+    return list(experts)

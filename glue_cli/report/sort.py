@@ -1,4 +1,4 @@
-"""Sort what was read: rows (experiments) of repetitions (seeds) of trials (methods, and training from scratch)."""
+"""Sort the sources into rows (experiments), repetitions (seeds) and trials (methods, or training from scratch)."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.units import name_of
-from glue_cli.report.sources import Source, why
+from glue_cli.report.sources import Source, reason_of
 from glue_cli.report.styles import Style, styles_of
 from glue_cli.results.evaluate import EvaluatedCheckpoint, EvaluateResult
 from glue_cli.results.finetune import FinetuneResult
@@ -21,7 +21,7 @@ from glue_cli.results.train_expert import TrainExpertResult
 from glue_cli.spec.goal import Goal, goal_named
 
 SCRATCH = "scratch"
-# `glue mix` writes to this name where no other is asked for, so it says nothing about the method.
+# The name that `glue mix` writes to by default, which says nothing about the method.
 _UNNAMED = "prior"
 
 _Record = TypeVar("_Record")
@@ -45,28 +45,29 @@ class Trial:
 
     @property
     def goal(self) -> Goal | None:
-        """What its search was for: the loss, unless it tells another objective; None where there was no search."""
+        """The goal of its search: the loss, unless it has another objective; None if there was no search."""
         if self.mix is None:
             return goal_named("loss") if self.search else None
         return self.mix.goal if self.search or self.mix.steps is not None else None
 
     @property
     def is_default_search(self) -> bool:
-        """Tell whether alpha was found by the search of the default preset, with an optimizer of its own choice."""
+        """Whether alpha comes from the default preset's search, which chooses the optimizer itself."""
         settings = self.mix.settings.get("mix", {}) if self.mix else {}
         return settings.get("search") == "staged" and settings.get("optimizer") == "auto"
 
     @property
     def begins_validated(self) -> bool:
-        """Tell whether the search validated the uniform blend first, at step 0, as a plain one does."""
+        """Whether the search validated the uniform blend first, at step 0, as a plain search does."""
         return bool(self.search) and self.search[0].step == 0 and self.search[0].val_loss is not None
 
     @property
     def kept_step(self) -> int | None:
-        """The step whose alpha the search keeps: of a plain one, that with the lowest validation loss.
+        """The step whose alpha the search keeps.
 
-        The others keep that of their last line. A staged one ends with the alpha that its guard returns, which has
-        no loss of a minibatch; None before that.
+        A plain search keeps the alpha with the lowest validation loss, any other search that of its last step. The
+        last step of a staged search has the alpha that the guard returned and no minibatch loss; before that step is
+        written, this is None.
         """
         if self.begins_validated:
             return min((s.val_loss, s.step) for s in self.search if s.val_loss is not None)[1]
@@ -79,8 +80,9 @@ class Repetition:
     """One seed of a row.
 
     Attributes:
-        trials: by label.
-        experts: the figures of each expert by split, by its name; trained: what is known of its training.
+        trials: the trials, by label.
+        experts: each expert's figures, by its name and then by split.
+        trained: the results of the experts' training, by the expert's name.
     """
 
     row: str
@@ -94,7 +96,7 @@ class Repetition:
 
 
 def styles_by_label(repetitions: Sequence[Repetition]) -> dict[str, Style]:
-    """Return the style of every label of a row, in the order in which methods are listed."""
+    """Return the style of every label of a row, in the order in which the report lists them."""
     labels = {label for repetition in repetitions for label in repetition.trials}
     trials = {
         label: [repetition.trials[label] for repetition in repetitions if label in repetition.trials]
@@ -105,22 +107,22 @@ def styles_by_label(repetitions: Sequence[Repetition]) -> dict[str, Style]:
 
 
 def sort_sources(sources: Sequence[Source]) -> dict[str, list[Repetition]]:
-    """Return the repetitions of each row, by seed.
+    """Return the repetitions of each row, ordered by seed.
 
     Raises:
-        DataError: a result lacks what it should hold, or there are two of one method with one seed.
+        DataError: a result is incomplete, or there are two different ones for the same method and seed.
     """
-    found: dict[tuple[str, int | None], list[Source]] = {}
+    by_repetition: dict[tuple[str, int | None], list[Source]] = {}
     for source in sources:
-        found.setdefault((source.row, source.seed), []).append(source)
+        by_repetition.setdefault((source.row, source.seed), []).append(source)
     rows: dict[str, list[Repetition]] = {}
-    for row, seed in sorted(found, key=lambda key: (key[0], -1 if key[1] is None else key[1])):
-        rows.setdefault(row, []).append(_Sorter(Repetition(row, seed), found[row, seed]).sort())
+    for row, seed in sorted(by_repetition, key=lambda key: (key[0], -1 if key[1] is None else key[1])):
+        rows.setdefault(row, []).append(_Sorter(Repetition(row, seed), by_repetition[row, seed]).sort())
     return rows
 
 
 class _Sorter:
-    """Puts each of a repetition's sources where it belongs, the blends first, since the others go by their names."""
+    """Assigns a repetition's sources to its trials; blends come first, because the others refer to their names."""
 
     def __init__(self, repetition: Repetition, sources: Sequence[Source]) -> None:
         self._repetition, self._sources = repetition, sources
@@ -165,7 +167,7 @@ class _Sorter:
         folder = PurePath(evaluation.checkpoint).parent.name
         if name in self._experts or name.startswith("expert") or folder == "experts":
             self._repetition.experts.setdefault(name, {})[evaluation.split] = evaluation
-        elif not name.endswith("finetuned"):  # its figures are in its own history
+        elif not name.endswith("finetuned"):  # a finetuned model's figures are in its history
             self._repetition.trial(self._label(evaluation.checkpoint)).evaluated[evaluation.split] = evaluation
 
     def _add_history(self, source: Source) -> None:
@@ -174,21 +176,25 @@ class _Sorter:
             label = self._label_of_search(source, str(first.get("method")))
             steps = [_validated(Step, source, line) for line in source.objects]
             if any(len(step.alpha) != len(steps[0].alpha) for step in steps):
-                raise _damaged(source, "alpha is not of one length")
+                raise _damaged(source, "alpha does not have the same length in all lines")
             if self._is_new("search", label, source, steps[-1]):
                 self._repetition.trial(label).search = steps
         elif first.get("command") == "finetune":
             label = self._label(str(first.get("start")))
-            if self._repetition.trial(label).finetune is None:  # the command has not ended, or its result was not kept
-                whole = {"start": str(first.get("start")), "history": source.objects}
-                self._repetition.trial(label).finetune = _validated(FinetuneResult, source, whole)
+            trial = self._repetition.trial(label)
+            if trial.finetune is None:  # the command is still running, or its result was not kept
+                result = {"start": str(first.get("start")), "history": source.objects}
+                trial.finetune = _validated(FinetuneResult, source, result)
 
     def _label(self, checkpoint: str, method: str | None = None) -> str:
         name = name_of(checkpoint)
         return self._label_of_blend.get(name) or (method if method and name == _UNNAMED else name)
 
     def _label_of_search(self, source: Source, method: str) -> str:
-        """Return the label of a search: that of its output, of the result beside it, or of the only such blend."""
+        """Return the label of a search: that of its output, of the result with the same file name, or its method's.
+
+        If just one blend was made by the method, the search is taken to be that blend's.
+        """
         output = source.objects[0].get("output")
         if output is not None:
             return self._label(str(output), method)
@@ -201,10 +207,10 @@ class _Sorter:
         return alike[0]
 
     def _is_new(self, what: str, label: str, source: Source, result: object) -> bool:
-        """Tell whether this is the first of its kind; the same once more is no fault.
+        """Tell whether this is the first result of a kind for a label; an identical second one is ignored.
 
         Raises:
-            DataError: it is another.
+            DataError: there already is a different one.
         """
         other, before = self._put.setdefault((what, label), (source, result))
         if before != result:
@@ -225,11 +231,11 @@ def _parsed(kind: type[_Record], source: Source) -> _Record:
     return _validated(kind, source, source.objects[0])
 
 
-def _validated(kind: type[_Record], source: Source, found: object) -> _Record:
+def _validated(kind: type[_Record], source: Source, json_object: object) -> _Record:
     try:
-        return read_record(kind, found)
+        return read_record(kind, json_object)
     except ValidationError as error:
-        raise _damaged(source, why(error)) from None
+        raise _damaged(source, reason_of(error)) from None
 
 
 def _damaged(source: Source, what: str) -> DataError:

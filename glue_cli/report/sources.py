@@ -1,4 +1,4 @@
-"""Find the histories and results among the given files: each says by its `schema` what it is."""
+"""Find the histories and results among the given files; their `schema` tells which they are."""
 
 import json
 import math
@@ -13,22 +13,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.regular_files import read_text
+from glue_cli.foundation.units import counted
 
 RESULTS = ("glue.train-expert/1", "glue.mix/1", "glue.finetune/1", "glue.evaluate/1")
 HISTORY = "glue.history/1"
 REPORT = "glue.report/1"
 
-# Of a longer search this many steps are kept, beside those with a validation loss: more than a figure can show.
+# How many steps of a longer search are kept, in addition to those with a validation loss: more than a figure can show.
 _MAX_STEPS = 200
 _SEED_FOLDER = re.compile(r"(?:(?P<row>.+)[-_.])?seed[-_.]?(?P<seed>\d+)")
 
 
 class Source(BaseModel):
-    """A result (one object) or a history (an object a line).
+    """A result (one object) or a history (one object per line).
 
     Attributes:
-        path: where it was read, for errors.
-        row, seed: the experiment and the seed that it belongs to, by its folder.
+        path: the file that it was read from, for errors.
+        row, seed: the experiment and the seed that it belongs to, as its folder tells.
         name: the file's name.
     """
 
@@ -46,10 +47,10 @@ class Source(BaseModel):
 
 
 def read_sources(paths: Sequence[Path], progress: Progress) -> list[Source]:
-    """Read every history, result and earlier report among the files; pass over the others, and say how many.
+    """Read every history, result and earlier report among the files; ignore the others, and report their number.
 
     Raises:
-        DataError: files are damaged, or none holds anything of use.
+        DataError: files are damaged, or there is no history or result among them.
     """
     sources: list[Source] = []
     damaged, empty = [], []
@@ -60,34 +61,32 @@ def read_sources(paths: Sequence[Path], progress: Progress) -> list[Source]:
             continue
         try:
             text = read_text(path)
-            if not text.strip():  # so is the history of a method without steps
+            if not text.strip():  # the history of a method without steps is empty too
                 empty += [str(path)] * (path.suffix == ".json")
                 continue
-            found = _read_history(path, text) if path.suffix == ".jsonl" else _read_result(path, text)
+            read = _read_history(path, text) if path.suffix == ".jsonl" else _read_result(path, text)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            damaged.append(f"{path}: {why(error)}")
+            damaged.append(f"{path}: {reason_of(error)}")
             continue
-        sources += found
-        n_others += not found
+        sources += read
+        n_others += not read
     if damaged:
         raise DataError("these files are damaged", items=damaged, hint="write them again, or leave them out")
     if empty:
         which = ", ".join(empty)
-        progress(
-            Noted(f"these files are empty, as while their command runs or after it failed: {which}", warning=True)
-        )
+        progress(Noted(f"these files are empty; their commands are running or have failed: {which}", warning=True))
     if not sources:
         raise DataError(
             "none of the files is a history or a result of glue",
             hint="write some with --history FILE.jsonl and --json >FILE.json, then glue report FILE...",
         )
     if n_others:
-        progress(Noted(f"passed over {n_others} files that are no history and no result"))
+        progress(Noted(f"ignored {counted(n_others, 'file')} without a history or result"))
     return _with_seeds(sources)
 
 
-def why(error: Exception) -> str:
-    """Say in a few words what is wrong with a file."""
+def reason_of(error: Exception) -> str:
+    """Return in a few words what is wrong with a file."""
     if isinstance(error, OSError):
         return str(error.strerror)
     if isinstance(error, json.JSONDecodeError):
@@ -96,19 +95,19 @@ def why(error: Exception) -> str:
         return f"no text at byte {error.start}"
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        if first["type"] == "value_error":  # a record's own
+        if first["type"] == "value_error":  # raised by a record itself
             return str(first["ctx"]["error"])
         return f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     return f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _read_result(path: Path, text: str) -> list[Source]:
-    found = json.loads(text)
-    schema = found.get("schema") if isinstance(found, dict) else None
+    value = json.loads(text)
+    schema = value.get("schema") if isinstance(value, dict) else None
     if schema == REPORT:
-        return [Source(path=f"{path}, {kept['name']}", **kept) for kept in found["sources"]]
-    row, seed = _place(path)
-    return [Source(path=str(path), row=row, seed=seed, name=path.name, objects=[found])] if schema in RESULTS else []
+        return [Source(path=f"{path}, {source['name']}", **source) for source in value["sources"]]
+    row, seed = _row_and_seed(path)
+    return [Source(path=str(path), row=row, seed=seed, name=path.name, objects=[value])] if schema in RESULTS else []
 
 
 def _read_history(path: Path, text: str) -> list[Source]:
@@ -119,18 +118,18 @@ def _read_history(path: Path, text: str) -> list[Source]:
             objects.append(json.loads(line))
         except ValueError:
             if number == len(lines) and not text.endswith("\n"):
-                break  # the command is still writing it, or was stopped as it did
+                break  # the command is writing this line, or was stopped while it did
             raise ValueError(f"no JSON at line {number}") from None
         if not isinstance(objects[-1], dict):
             raise ValueError(f"no object at line {number}")
     if not objects or objects[0].get("schema") != HISTORY:
         return []
-    row, seed = _place(path)
+    row, seed = _row_and_seed(path)
     return [Source(path=str(path), row=row, seed=seed, name=path.name, objects=_thinned(objects))]
 
 
 def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines that a figure needs."""
+    """Return the lines that a figure needs: at most about `_MAX_STEPS`, the validations, and the last one."""
     stride = math.ceil(lines[-1].get("step", 0) / _MAX_STEPS)
     if stride <= 1:
         return lines
@@ -141,31 +140,32 @@ def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _place(path: Path) -> tuple[str, int | None]:
-    """Return the row and the seed that a file's folder stands for: `ROW/seed-0`, `ROW-seed-0`, or just `ROW`."""
+def _row_and_seed(path: Path) -> tuple[str, int | None]:
+    """Return the row and the seed that a file's folder names: `ROW/seed-0`, `ROW-seed-0`, or just `ROW`."""
     folder = Path(os.path.abspath(path)).parent
-    found = _SEED_FOLDER.fullmatch(folder.name)
-    return (found["row"] or folder.parent.name, int(found["seed"])) if found else (folder.name, None)
+    match = _SEED_FOLDER.fullmatch(folder.name)
+    return (match["row"] or folder.parent.name, int(match["seed"])) if match else (folder.name, None)
 
 
 def _with_seeds(sources: list[Source]) -> list[Source]:
-    """Give a source whose folder names no seed the one that it tells, or the only one of its row.
+    """Give each source whose folder names no seed the only seed of its row, or else the seed that it records.
 
-    A blend that took no search tells a seed that changed nothing, and may be the default: its row's goes before it.
+    The row's seed has precedence because a blend without a search records a seed that had no effect, and that may be
+    the default. For the same reason such blends do not count when the seeds of a row are collected.
     """
     seeds_of: dict[str, set[int]] = {}
     for source in sources:
-        seed = source.seed if source.seed is not None else _told_seed(source)
+        seed = source.seed if source.seed is not None else _recorded_seed(source)
         if seed is not None and (source.schema_name != "glue.mix/1" or "steps" in source.objects[0]):
             seeds_of.setdefault(source.row, set()).add(seed)
 
     def find(source: Source) -> int | None:
         seeds = seeds_of.get(source.row, set())
-        return next(iter(seeds)) if len(seeds) == 1 else _told_seed(source)
+        return next(iter(seeds)) if len(seeds) == 1 else _recorded_seed(source)
 
     return [s if s.seed is not None else s.model_copy(update={"seed": find(s)}) for s in sources]
 
 
-def _told_seed(source: Source) -> int | None:
+def _recorded_seed(source: Source) -> int | None:
     seed = source.objects[0].get("seed")
     return seed if type(seed) is int else None

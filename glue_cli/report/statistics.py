@@ -1,4 +1,4 @@
-"""Means and spreads over seeds, and what a curve of finetuning comes to."""
+"""Means and standard deviations over seeds, and a finetuning curve in a few numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Series = Mapping[int, float]  # a figure of merit by epoch; epoch 0 is the prior
 
 @dataclass(frozen=True)
 class Stat:
-    """The mean over n seeds, their sample standard deviation, and the mean's standard error; of one seed, neither."""
+    """The mean over n seeds, their standard deviation, and the standard error of the mean; the last two need n > 1."""
 
     mean: float
     sd: float | None
@@ -29,7 +29,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Measures:
-    """A curve in few numbers: at epoch 0, at the last epoch, the mean of the last `TAIL`, and of all but epoch 0."""
+    """A curve in a few numbers: epoch 0, the last epoch, the mean of the last `TAIL`, and of all except epoch 0."""
 
     prior: Stat | None
     last: Stat | None
@@ -39,7 +39,7 @@ class Measures:
 
 
 def stat(values: Iterable[float | None]) -> Stat | None:
-    """Return the statistics of the values that are there; None if there are none."""
+    """Return the statistics of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -48,7 +48,7 @@ def stat(values: Iterable[float | None]) -> Stat | None:
 
 
 def measure(series: Iterable[Series]) -> Measures:
-    """Return the measures of one method's curves, one a seed."""
+    """Return the measures of one method's curves, one curve per seed."""
     known = [s for s in series if s]
     finetuned = [[s[epoch] for epoch in sorted(s) if epoch > 0] for s in known]
     return Measures(

@@ -1,11 +1,11 @@
-"""How a method appears, the same in every table and figure: its name, its place in the order, its line."""
+"""A method's name, position and line style, the same in every table and figure."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-# Okabe and Ito's colours, told apart with any colour vision; without their yellow, which is too pale on white.
-# Variants of a method have its hue, darker or paler, which greyscale print keeps apart too.
+# Okabe and Ito's colours, which can be told apart with any colour vision, without their yellow, which is too pale on
+# white. Variants of a method are darker or paler, so that they differ in greyscale print too.
 BLACK, DARK_GREY, GREY = "#000000", "#4D4D4D", "#7F7F7F"
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 DARK_VERMILLION, PALE_VERMILLION = "#7A3300", "#F2A36B"
@@ -13,7 +13,7 @@ DARK_VERMILLION, PALE_VERMILLION = "#7A3300", "#F2A36B"
 
 @dataclass(frozen=True)
 class Style:
-    """A method's name for readers and its line in matplotlib's words; a `hollow` marker is white inside."""
+    """A method's name for readers, and its line style in matplotlib's terms; a `hollow` marker is white inside."""
 
     name: str
     color: str
@@ -35,23 +35,26 @@ _KNOWN = {
     "greedy": Style("greedy soup", GREY, ">", "--"),
     "scratch": Style("from scratch", BLACK, "x", ":"),
 }
-# `spsa` by the default preset, which takes Gauss-Newton's steps where it can.
+# The names of `spsa` as in the paper, and with the default preset, which takes Gauss-Newton steps where possible.
 _PAPERS_SEARCH, _DEFAULT_SEARCH = _KNOWN["spsa"].name, "GLUE, default search"
 _REFRESHED = "-refreshed"
 _MARKERS, _DASHES = ("*", "p", "h", "<", ">", "d"), (":", "-.", "--")
 
 
 def base_of(label: str) -> str:
-    """Return the known label that this one is or begins with, such as `spsa` for `spsa-n8`; else itself."""
+    """Return the known label that this label equals or begins with, such as `spsa` for `spsa-n8`; else the label."""
     bases = [known for known in _KNOWN if label == known or label.startswith(f"{known}-")]
     return max(bases, key=len, default=label)
 
 
 def styles_of(labels: Collection[str], default: Collection[str] = ()) -> dict[str, Style]:
-    """Return each label's style, in the order in which methods are listed; `default` are those by the default search.
+    """Return each label's style, in the order in which the report lists them.
 
-    A known one with `-refreshed` has its style, hollow and dashed; another has name and colour of the method that it
-    begins with, else grey, and a line of its own.
+    A known label followed by `-refreshed` gets the known style, hollow and dashed. Any other label gets the name and
+    colour of the known label that it begins with, or grey, and its own line style.
+
+    Args:
+        default: the labels whose alpha comes from the default preset's search.
     """
     order = {label: i for i, label in enumerate(_KNOWN)}
     lines = cycle(zip(_MARKERS, cycle(_DASHES), strict=False))

@@ -1,4 +1,4 @@
-"""What a row's repetitions amount to: means and spreads over the seeds, and differences between methods."""
+"""The summary of a row's repetitions: means and spreads over the seeds, and differences between methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ GLUE = "spsa"
 
 @dataclass(frozen=True)
 class Merit:
-    """The figure that methods are compared by; shown times `scale`, in `unit`, with `digits` after the point."""
+    """The figure by which methods are compared; it is shown times `scale`, in `unit`, with `digits` decimals."""
 
     split: str
     figure: str
@@ -41,12 +41,13 @@ class MethodSummary:
     """One method of a row, over the seeds.
 
     Attributes:
-        method: how alpha was chosen; the label where that is not known.
-        seeds: those whose figures of merit are known.
-        merit: its figure of merit; against: less that of each baseline, over the seeds that both have.
-        cost: what the choice of alpha took, by the keys of `cost` in `glue.mix/1`, and `budget`.
-        objective: what the search minimised, such as `loss` or `accuracy`; None without a search.
-        search: the validation loss by the budget spent, in forwards: 1 - accuracy where that is the objective.
+        method: how alpha was chosen; the label if that is not known.
+        seeds: the seeds with known figures of merit.
+        merit: its figure of merit.
+        against: by baseline, its figure of merit minus the baseline's, over the seeds that both have.
+        cost: the cost of choosing alpha, by the keys of `cost` in `glue.mix/1` and `budget`.
+        objective: the objective of the search, such as `loss` or `accuracy`; None without a search.
+        search: the validation loss against the budget spent, in forwards; 1 - accuracy if that is the objective.
     """
 
     label: str
@@ -65,7 +66,7 @@ class ExpertSummary:
     """One expert of a row, over the repetitions.
 
     Attributes:
-        merit: its figure of merit, a value a repetition; None where that is not known.
+        merit: its figure of merit, one value per repetition; None if it is not known.
     """
 
     name: str
@@ -77,9 +78,9 @@ class RowSummary:
     """One row of the experiment, over its repetitions.
 
     Attributes:
-        seeds: one a repetition; None where it is not known.
-        merit: None where no file has figures of merit.
-        notes: what a reader has to know to read the figures.
+        seeds: one per repetition; None if it is not known.
+        merit: the figure by which methods are compared; None if no file has one.
+        notes: what a reader has to know to understand the figures.
     """
 
     row: str
@@ -121,7 +122,7 @@ def summarise(row: str, repetitions: Sequence[Repetition]) -> RowSummary:
 
 
 def _find_merit(repetitions: Sequence[Repetition]) -> Merit | None:
-    """Return the first figure that all finetunings recorded, else that any did, else that the experts have."""
+    """Return the first merit that all finetunings have, else that one of them has, else that a checkpoint has."""
     finetunes = [
         trial.finetune for repetition in repetitions for trial in repetition.trials.values() if trial.finetune
     ]
@@ -129,19 +130,20 @@ def _find_merit(repetitions: Sequence[Repetition]) -> Merit | None:
         for merit in MERITS:
             if finetunes and enough(f.history[-1].figures.get(merit.key) is not None for f in finetunes):
                 return merit
-    evaluated = [found for repetition in repetitions for found in repetition.experts.values()]
+    evaluated = [by_split for repetition in repetitions for by_split in repetition.experts.values()]
     evaluated += [trial.evaluated for repetition in repetitions for trial in repetition.trials.values()]
-    known = (merit for merit in MERITS if any(_evaluated(found, merit) is not None for found in evaluated))
+    known = (merit for merit in MERITS if any(_evaluated(by_split, merit) is not None for by_split in evaluated))
     return next(known, None)
 
 
-def _evaluated(found: Mapping[str, EvaluatedCheckpoint], merit: Merit | None) -> float | None:
-    value = found[merit.split].figures.get(merit.figure) if merit and merit.split in found else None
+def _evaluated(by_split: Mapping[str, EvaluatedCheckpoint], merit: Merit | None) -> float | None:
+    """Return a checkpoint's figure of merit, scaled; None if it is not known."""
+    value = by_split[merit.split].figures.get(merit.figure) if merit and merit.split in by_split else None
     return merit.scale * value if merit and value is not None else None
 
 
 def _series_of(label: str, repetitions: Sequence[Repetition], merit: Merit | None) -> Mapping[int | None, Series]:
-    """Return a method's curve with each seed; just the prior where it was evaluated and not finetuned."""
+    """Return a method's curve for each seed; only the prior, if it was evaluated but not finetuned."""
     series: dict[int | None, dict[int, float]] = {}
     for repetition in repetitions:
         trial = repetition.trials.get(label)
@@ -157,7 +159,7 @@ def _series_of(label: str, repetitions: Sequence[Repetition], merit: Merit | Non
 
 
 def _difference(one: Mapping[int | None, Series], other: Mapping[int | None, Series]) -> Measures:
-    """Return the measures of one less the other: seed by seed, at the epochs that both have."""
+    """Return the measures of one minus the other, seed by seed, at the epochs that both have."""
     return measure(
         {epoch: value - other[seed][epoch] for epoch, value in series.items() if epoch in other[seed]}
         for seed, series in one.items()
@@ -174,29 +176,29 @@ def _cost(trials: Sequence[Trial]) -> dict[str, Stat]:
 
 
 def _search(trials: Sequence[Trial]) -> list[Point]:
-    """Return the validation loss by budget; a seed whose search has ended keeps its last one."""
+    """Return the mean validation loss by budget; a seed whose search has ended keeps its last loss."""
     curves = [sorted(_validated(trial).items()) for trial in trials]
     curves = [curve for curve in curves if curve]
     points = []
     for budget in sorted({budget for curve in curves for budget, _ in curve}):
         reached = [[loss for spent, loss in curve if spent <= budget] for curve in curves]
-        found = stat(losses[-1] for losses in reached if losses)
-        points += [Point(budget, found)] if found else []
+        loss = stat(losses[-1] for losses in reached if losses)
+        points += [Point(budget, loss)] if loss else []
     return points
 
 
 def _validated(trial: Trial) -> dict[int, float]:
-    """Return a trial's validation losses by budget: of its search, else the prior's own as finetuning found it.
+    """Return a trial's validation losses by budget: its search's, or else the prior's, which finetuning records.
 
-    A search that does not validate the uniform blend first compares with it at the end, on the same examples: it has
-    that loss before it spends anything.
+    A search that does not validate the uniform blend first compares with it at the end, on the same examples. The
+    uniform blend's loss then counts as the loss at budget 0.
     """
     if trial.search:
         uniform = trial.mix.uniform_mean if trial.mix and not trial.begins_validated else None
-        found = {step.budget: step.val_loss for step in trial.search if step.val_loss is not None}
-        return found if uniform is None else {0: uniform, **found}
+        losses = {step.budget: step.val_loss for step in trial.search if step.val_loss is not None}
+        return losses if uniform is None else {0: uniform, **losses}
     if trial.goal and not trial.goal.is_smooth:
-        return {}  # which finetuning does not record
+        return {}  # finetuning records the loss, not the objective
     first = trial.finetune.history[0] if trial.finetune else None
     loss = first.figures.get("val_loss") if first and first.epoch == 0 else None
     return {trial.mix.cost_of_choice.budget: loss} if trial.mix and loss is not None else {}

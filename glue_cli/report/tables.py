@@ -1,4 +1,4 @@
-"""A row's tables, in text."""
+"""The tables of a row."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -14,12 +14,12 @@ _MIB = 2**20
 
 
 def of_merit(row: RowSummary, merit: Merit) -> list[Table | None]:
-    """Return the tables of the figure of merit: experts, methods, and what GLUE leads by."""
+    """Return the tables of the figure of merit: of the experts, of the methods, and GLUE's lead over baselines."""
     return [_experts_alone(row, merit), _accuracies(row, merit), _comparisons(row, merit)]
 
 
 def _experts_alone(row: RowSummary, merit: Merit) -> Table | None:
-    """Return the figures of merit of each expert, and of all in short."""
+    """Return the figure of merit of each expert, and their mean and best."""
     by_seed = [
         [value for value in values if value is not None]
         for values in zip(*(e.merit for e in row.experts), strict=True)
@@ -33,7 +33,7 @@ def _experts_alone(row: RowSummary, merit: Merit) -> Table | None:
 
 
 def _accuracies(row: RowSummary, merit: Merit) -> Table | None:
-    """Return each method's figures of merit before and after finetuning, and what it leads the baselines by."""
+    """Return each method's figures of merit before and after finetuning, and its lead over the baselines."""
     methods = [method for method in row.methods if method.merit.curve]
     names = {method.label: method.style.name for method in methods}
     baselines = [label for label in BASELINES if label in names]
@@ -45,40 +45,39 @@ def _accuracies(row: RowSummary, merit: Merit) -> Table | None:
             lead = method.against.get(label)
             line.append(_spread(lead.epochs if lead else None, merit.digits, signed=True))
         rows.append(line)
-    columns = ["start", "seeds", *_measure_names(methods), *(f"mean of all, less {names[b]}" for b in baselines)]
+    columns = ["start", "seeds", *_measure_names(methods), *(f"mean of all, minus {names[b]}" for b in baselines)]
     return (
         Table(f"{_headed(merit)} before and after finetuning, {_over(row, 'named')}", columns, rows) if rows else None
     )
 
 
 def _comparisons(row: RowSummary, merit: Merit) -> Table | None:
-    """Return what GLUE leads each baseline by."""
+    """Return GLUE's lead over each baseline."""
     names = {method.label: method.style.name for method in row.methods}
     rows = []
     for method in (method for method in row.methods if method.method == GLUE):
         for label, lead in method.against.items():
             finetuned = [point.y.mean for point in lead.curve if point.x > 0]
             if finetuned:
-                line = [f"{method.style.name} less {names[label]}", str(lead.curve[-1].y.n)]
+                line = [f"{method.style.name} minus {names[label]}", str(lead.curve[-1].y.n)]
                 line += [_spread(value, merit.digits, signed=True) for value in _values(lead)]
                 line.append(" to ".join(_signed(end(finetuned), merit.digits) for end in (min, max)))
                 rows.append(line)
     columns = ["difference", "seeds", *_measure_names(row.methods), "least to most in one epoch"]
-    caption = f"What GLUE leads by, in points of {merit.name}, {_over(row, 'that both have')}"
+    caption = f"The lead of GLUE, in points of {merit.name}, {_over(row, 'that both have')}"
     return Table(caption, columns, rows) if rows else None
 
 
 def costs(row: RowSummary) -> Table | None:
-    """Return what the choice of alpha took."""
+    """Return the cost of choosing alpha."""
     methods = [method for method in row.methods if method.cost]
     keys = ("budget", "forwards", "validation_forwards", "backwards", "examples", "wall_s", "peak_bytes")
     columns = ["method", "budget", "forwards", "of them for validation", "backwards", "examples", "wall time, s"]
     columns.append("peak memory, MiB")
     rows = []
     for method in methods:
-        found = [method.cost.get(key) for key in keys]
-        whole = [f"{s.mean:,.0f}" if s else _NONE for s in found[:5]]
-        wall, peak = found[5], found[6]
+        *counts, wall, peak = [method.cost.get(key) for key in keys]
+        whole = [f"{count.mean:,.0f}" if count else _NONE for count in counts]
         rows.append(
             [
                 method.style.name,
@@ -89,7 +88,7 @@ def costs(row: RowSummary) -> Table | None:
         )
     caption = (
         "Cost of choosing alpha, mean over the seeds; the budget counts minibatch forwards, a backward as two. "
-        "Peak memory is the GPU's, or without one the whole process's"
+        "Peak memory is the GPU's, or without a GPU the whole process's"
     )
     return Table(caption, columns, rows) if rows else None
 
@@ -102,17 +101,17 @@ def alphas(repetitions: Sequence[Repetition], names: dict[str, str]) -> Table | 
         for repetition in repetitions
         if label in repetition.trials and repetition.trials[label].mix
     ]
-    found = [
+    chosen = [
         (names[label], seed_name(repetition.seed), mix.alpha)
         for repetition, label in blends
         if (mix := repetition.trials[label].mix)
     ]
-    n_experts = max((len(alpha) for _, _, alpha in found), default=0)
+    n_experts = max((len(alpha) for _, _, alpha in chosen), default=0)
     rows = [
-        [name, seed, *(f"{a:.3f}" for a in alpha), *[_NONE] * (n_experts - len(alpha))] for name, seed, alpha in found
+        [name, seed, *(f"{a:.3f}" for a in alpha), *[_NONE] * (n_experts - len(alpha))] for name, seed, alpha in chosen
     ]
     columns = ["method", "run", *(f"expert {k}" for k in range(n_experts))]
-    return Table("Alpha as chosen, by expert in the order given", columns, rows, n_left=2) if rows else None
+    return Table("The chosen alpha, with the experts in the given order", columns, rows, n_left=2) if rows else None
 
 
 def settings(repetitions: Sequence[Repetition]) -> Table | None:

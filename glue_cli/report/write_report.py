@@ -1,4 +1,4 @@
-"""Read what the commands wrote, sum it up, draw it, write it down."""
+"""Read the commands' results and histories, summarise them, draw the figures, and write the report."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,8 +21,8 @@ from glue_cli.report.summary import RowSummary, summarise
 _INSTALL = "pip install 'glue-cli[plot]'"
 _PAGES = ("report.html", "report.md", "report.json")
 _TERMS = (
-    "The prior is the blend before any finetuning. Figures of merit are averaged over the seeds; a difference is "
-    "taken seed by seed, and is negative where the first of the two is the worse one."
+    "The prior is the blend before any finetuning. Figures of merit are averaged over the seeds. A difference is "
+    "taken seed by seed; it is negative if the first method is worse than the second."
 )
 
 
@@ -31,8 +31,8 @@ class ReportPlan:
     """What `glue report` is asked to do.
 
     Attributes:
-        output: the folder that is written to.
-        title: None for the rows' names.
+        output: the folder that the report is written to.
+        title: the report's title; None for the names of the rows.
     """
 
     files: tuple[Path, ...]
@@ -42,16 +42,16 @@ class ReportPlan:
 
 
 def plan_report(files: Sequence[Path], output: Path, *, force: bool, title: str | None) -> ReportPlan:
-    """Check that the files are there and that the report can be written.
+    """Check that the files exist and that the report can be written.
 
     Raises:
-        UsageError: a file is not there; an output exists without `force`, or is an input.
-        ResourceError: nothing can be written there.
+        UsageError: a file does not exist; an output exists without `force`, or is an input.
+        ResourceError: the output folder cannot be written.
     """
     missing = [str(path) for path in files if not path.exists()]
     if missing:
-        raise UsageError("these files are not there", items=missing, hint="check the paths")
-    check_output_folder(output, [], force=True)  # what else it holds does not matter
+        raise UsageError("these files do not exist", items=missing, hint="check the paths")
+    check_output_folder(output, [], force=True)  # other files in the folder do not matter
     plan = ReportPlan(tuple(files), output, force, title)
     _check_outputs(plan, _PAGES)
     return plan
@@ -61,8 +61,8 @@ def report(plan: ReportPlan, progress: Progress) -> dict[str, Any]:
     """Write the report; return what `--json` prints: the summary without its sources.
 
     Raises:
-        UsageError: a figure exists, or is an input.
-        DataError: files are damaged or contradict each other, or none is of use.
+        UsageError: a figure's file exists, or is an input.
+        DataError: files are damaged or contradict each other, or none holds a history or result.
         ResourceError: the report cannot be written.
     """
     sources = read_sources(plan.files, progress)
@@ -102,7 +102,7 @@ def _check_outputs(plan: ReportPlan, names: Sequence[str]) -> None:
 
 
 def _write(folder: Path, contents: Mapping[str, bytes], *, replace: bool) -> None:
-    """Write all files, then give them their names, the last first: who finds the page finds all of it."""
+    """Write all files under temporary names, then rename them, the page last, so that it never lacks its figures."""
     with ExitStack() as stack:
         for name, data in contents.items():
             descriptor = stack.enter_context(writing(folder / name, replace=replace))
@@ -121,19 +121,19 @@ def _section(row: RowSummary, repetitions: Sequence[Repetition], pictures: Seque
             *(tables.of_merit(row, merit) if merit else []),
         ],
         "The choice of alpha": [drawn.get("alpha"), tables.alphas(repetitions, names), drawn.get("loss")],
-        "What it took": [drawn.get("cost"), tables.costs(row)],
-        "To run it again": [tables.settings(repetitions), tables.hashes(repetitions)],
+        "Cost": [drawn.get("cost"), tables.costs(row)],
+        "Settings and experts": [tables.settings(repetitions), tables.hashes(repetitions)],
     }
     sections = [
-        Section(title, blocks=found)
+        Section(title, blocks=present)
         for title, blocks in parts.items()
-        if (found := [block for block in blocks if block is not None])
+        if (present := [block for block in blocks if block is not None])
     ]
     return Section(row.row, row.notes, sections=sections)
 
 
 def _row_as_json(row: RowSummary) -> dict[str, Any]:
-    found = asdict(row)
-    for method in found["methods"]:
+    summary = asdict(row)
+    for method in summary["methods"]:
         method["name"] = method.pop("style")["name"]
-    return found
+    return summary

@@ -64,7 +64,7 @@ def test_for_people(glue, result):
 
 def test_quietly_and_what_was_passed_over(here, glue, result):
     answer = glue("report", result, "glue.yaml", "data", code=0)
-    assert "passed over 2 files" in answer.err
+    assert "ignored 2 files" in answer.err
     answer = glue("report", result, "glue.yaml", "-f", "-q", code=0)
     assert answer.err == "" and answer.out
 

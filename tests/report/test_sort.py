@@ -181,7 +181,7 @@ def test_alpha_of_another_length_is_damaged(runs, make):
         runs(x=make.mix("spsa", "spsa", alpha=[0.5, 0.5]))
     lines = make.search("spsa")
     lines[2]["alpha"] = [0.5, 0.5]
-    with pytest.raises(DataError, match="not of one length"):
+    with pytest.raises(DataError, match="does not have the same length"):
         runs(x=lines)
 
 

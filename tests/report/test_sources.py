@@ -20,7 +20,7 @@ def test_a_glob_of_a_runs_folder_is_enough(write, make, notes, tmp_path):
     write("seed-0/experts/expert-000.safetensors", "weights")
     sources = read_sources(sorted((tmp_path / "seed-0").glob("*")), notes)
     assert [source.name for source in sources] == ["spsa-mix.json", "spsa-mix.jsonl"]
-    assert notes.texts == ["passed over 6 files that are no history and no result"]
+    assert notes.texts == ["ignored 6 files without a history or result"]
 
 
 @pytest.mark.parametrize(

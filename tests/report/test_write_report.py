@@ -62,8 +62,8 @@ def test_the_tables_say_what_the_runs_found(write_runs, make_report, no_figures)
     rows = [line.split(" | ") for line in (folder / "report.md").read_text().splitlines() if line.startswith("| ")]
     cells = {row[0].removeprefix("| "): [cell.strip(" |") for cell in row[1:]] for row in rows}
     wanted = ["2", "+18.5 ± 2.1", "+5.0 ± 4.2", "+4.5 ± 2.1", "+4.5 ± 2.1", "+4.0 to +5.0"]
-    assert cells["GLUE (SPSA) less data size"] == wanted
-    assert cells["GLUE (SPSA) less full gradient"][2] == "−1.5 ± 2.1"  # it loses, and is shown like the others
+    assert cells["GLUE (SPSA) minus data size"] == wanted
+    assert cells["GLUE (SPSA) minus full gradient"][2] == "−1.5 ± 2.1"  # it loses, and is shown like the others
     assert cells["best"] == ["40.0", "40.0"]
     scratch = [row for row in rows if row[0] == "| from scratch"][0]
     assert scratch[1:4] == ["0", "10.0", "60.0"]  # one seed, no deviation
@@ -125,7 +125,7 @@ def test_many_methods_are_drawn_in_two_figures(write_runs, make_report):
     drawn = {row["label"] for row in result["rows"][0]["methods"]}
     assert drawn == set(labels)
     page = (folder / "report.html").read_text()
-    shown = re.findall(r'aria-label="Test accuracy over the finetuning epochs, a line a start: ([^"]+)\."', page)
+    shown = re.findall(r'aria-label="Test accuracy over the finetuning epochs, one line per start: ([^"]+)\."', page)
     assert shown == [
         "data size, proxy accuracy, full gradient, GLUE (SPSA), from scratch",
         "uniform, uniform, BatchNorm refreshed, full gradient, GLUE (SPSA), GLUE, 2 directions",
@@ -172,7 +172,7 @@ def test_the_dotted_line_is_where_the_kept_alpha_is(drawn, make):
         for axes in figure.axes
     }
     assert dotted == {"full gradient": [2], "GLUE (SPSA)": [7], "CMA-ES": []}  # the last has not ended
-    assert "Dotted: the alpha that is kept." in caption
+    assert "The dotted line marks the alpha that is kept." in caption
 
 
 def lines_of(axes):
@@ -190,7 +190,7 @@ def test_a_search_with_few_validations_is_no_method_without_a_search(drawn, make
     figure, caption = drawn(plots.loss, [*found, *without])
     (level,) = [line for line in figure.axes[0].lines if line.get_linewidth() == 0.7]
     assert list(level.get_xdata()) == [10, 45] and list(level.get_ydata()) == [2.0, 2.0]
-    assert "A thin level line: a method without a search." in caption
+    assert "Thin level lines are methods without a search." in caption
 
 
 def test_searches_for_different_objectives_have_axes_of_their_own(drawn, make):
@@ -214,7 +214,7 @@ def test_without_matplotlib_the_tables_are_written_and_the_way_to_install_it_is_
     assert result["files"] == ["report.html", "report.md", "report.json"]
     assert any("pip install 'glue-cli[plot]'" in text for text in notes.texts)
     assert "glue-cli[plot]" in (tmp_path / "r/report.html").read_text()
-    assert "GLUE (SPSA) less data size" in (tmp_path / "r/report.md").read_text()
+    assert "GLUE (SPSA) minus data size" in (tmp_path / "r/report.md").read_text()
 
 
 def test_drawing_leaves_no_trace_in_matplotlib(write, make, tmp_path):
