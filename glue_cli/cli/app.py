@@ -1,4 +1,4 @@
-"""The program: its commands, and the one place where an error becomes text and an exit code."""
+"""The program: its commands, and the conversion of errors to text and exit codes, which only happens here."""
 
 import atexit
 import io
@@ -65,22 +65,22 @@ def _root(
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
-        raise UsageError("no command given", hint="glue COMMAND --help says more")
+        raise UsageError("no command given", hint="glue COMMAND --help explains a command")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code, having printed the error where there is one."""
+    """Run one command, print its error if there is one, and return the exit code."""
     join_assignment(os.environ)
     try:
         result = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="glue", standalone_mode=False)
         sys.stdout.flush()
-        return _report_interrupt() if result == _INTERRUPTED else 0  # typer's own answer to Ctrl-C
+        return _report_interrupt() if result == _INTERRUPTED else 0  # typer's result after Ctrl-C
     except KeyboardInterrupt:
         return _report_interrupt()
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # the reader of the output has closed it
         return _leave_pipe()
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # typer's and rich's answer to the same
+        if isinstance(error.__context__, BrokenPipeError):  # raised by typer or rich for the same reason
             return _leave_pipe()
         raise
     except typer.TyperException as error:
@@ -101,50 +101,50 @@ def run() -> None:
     unwind_on_signals()
     _allow_many_files()
     _set_up_torch()
-    for name in ("stderr", "stdout"):  # closed by the caller: the next file that is opened would take its place
+    for name in ("stderr", "stdout"):  # if the caller closed it, the next opened file would get its descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text, and is printed all the same
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be valid text
     try:
         code = main()
     except SystemExit as error:  # a signal's
         code = error.code if isinstance(error.code, int) else 1
     if _is_profiled():
-        sys.exit(code)  # to a profiler that has its results to write
+        sys.exit(code)  # lets the profiler write its results
     _leave(code)
 
 
 def _is_profiled() -> bool:
-    monitoring = getattr(sys, "monitoring", None)  # Python 3.12 and newer; cProfile's there
+    monitoring = getattr(sys, "monitoring", None)  # used by cProfile in Python 3.12 and newer
     return sys.getprofile() is not None or bool(monitoring and monitoring.get_tool(monitoring.PROFILER_ID))
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit at once: Python would take itself and torch apart object by object, which takes 0.3 s and serves nobody."""
+    """Exit at once: Python would spend 0.3 s on freeing torch's objects one by one."""
     ignore_signals()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
+        with suppress(OSError, ValueError):  # closed, or its reader is gone
             stream.flush()
     os._exit(code)
 
 
 def _allow_many_files() -> None:
-    """Let the process open as many files as it may: a blend has all shards of all experts open."""
-    with suppress(ValueError, OSError):  # not so on every system
+    """Raise the limit of open files as far as allowed: a blend has all shards of all experts open."""
+    with suppress(ValueError, OSError):  # some systems do not allow it
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _set_up_torch() -> None:
-    """Say what torch has to know before it is imported."""
-    # Threads that spin long while they wait stand in each other's way as soon as anything else runs: beside another
-    # training on two cores, the digits' CNN took 8 s or more than 50, and 7 to 9 s with short spins. Alone, ResNet-20
-    # trains 6 % slower with them.
+    """Set what torch reads when it is imported."""
+    # OpenMP threads that wait in long busy loops slow each other down as soon as other programs run: beside another
+    # training on two cores, the digits' CNN took between 8 s and more than 50 s, but 7 to 9 s with short loops. With
+    # nothing else running, short loops make ResNet-20 train 6 % slower.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # which glue does not use
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # glue does not use NumPy
 
 
 def _leave_pipe() -> int:
@@ -153,7 +153,7 @@ def _leave_pipe() -> int:
 
 
 def _drop_output() -> None:
-    """Send what is still buffered for stdout nowhere, so that Python does not trip over it again as it exits."""
+    """Discard what is still buffered for stdout, so that writing it does not fail again when Python exits."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -171,12 +171,12 @@ def _report(error: GlueError) -> int:
 
 
 def _as_usage_error(error: typer.TyperException) -> GlueError:
-    from pydantic import ValidationError  # here, for the sake of --version and --help
+    from pydantic import ValidationError  # imported here to keep --version and --help fast
 
     message = error.format_message().rstrip(".").replace(". Did you mean", "; did you mean")
-    if isinstance(error.__cause__, ValidationError):  # of a value's type: "Input should be a valid integer, ..."
-        found = error.__cause__.errors()[0]["input"]
-        message = message.replace("Input should be", "wanted").partition(", unable to")[0] + f", found '{found}'"
+    if isinstance(error.__cause__, ValidationError):  # a value of the wrong type: "Input should be a valid integer"
+        value = error.__cause__.errors()[0]["input"]
+        message = message.replace("Input should be", "wanted").partition(", unable to")[0] + f", found '{value}'"
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "glue"
     what = "commands" if command == "glue" else "options"

@@ -1,22 +1,22 @@
-"""What a shell offers for the values of options, besides the options' names. Never imports torch."""
+"""Shell completion for the values of options. Never imports torch."""
 
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-_WORDS, _CURSOR = "COMP_WORDS", "COMP_CWORD"  # as bash's completion has them: the words so far, and which is meant
-_KEY = "_GLUE_COMPLETE_KEY"  # the key of `--set KEY=VALUE`, where bash has cut it off its value
+_WORDS, _CURSOR = "COMP_WORDS", "COMP_CWORD"  # set by bash: the words so far, and the number of the word to complete
+_KEY = "_GLUE_COMPLETE_KEY"  # the key of `--set KEY=VALUE`, if bash has split it off the value
 
 
 def one_of(names: Iterable[str]) -> Callable[[], list[str]]:
-    """Return what offers fixed names."""
-    found = list(names)
-    return lambda: found
+    """Return a completion that offers fixed names."""
+    offered = list(names)
+    return lambda: offered
 
 
 def policies(names: Iterable[str]) -> Callable[[], list[str]]:
-    """Return what offers policies; of one that names an expert, its beginning."""
+    """Return a completion that offers policies; for a policy that names an expert, the part before the name."""
     return one_of(name.removesuffix("EXPERT") for name in names)
 
 
@@ -39,7 +39,7 @@ def ceilings() -> list[str]:
 
 
 def _assignments(figures: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the figures of all losses, each once and with an equals sign behind."""
+    """Return the figures of all losses, each once and followed by an equals sign."""
     return [f"{name}=" for name in dict.fromkeys(name for known in figures.values() for name in known)]
 
 
@@ -56,7 +56,7 @@ def dtypes() -> list[str]:
 
 
 def settings(incomplete: str) -> list[str]:
-    """Return the keys of the spec, or behind the equals sign of one the values that it may have."""
+    """Return the keys of the spec, or after a key's equals sign the values that the key may have."""
     key, equals, _ = incomplete.partition("=")
     if cut_off := os.environ.get(_KEY):
         return _values_of(cut_off)
@@ -64,12 +64,12 @@ def settings(incomplete: str) -> list[str]:
 
 
 def join_assignment(environ: MutableMapping[str, str]) -> None:
-    """Undo what bash does to `--set KEY=VALUE`: its words end at an equals sign, and only the last is completed."""
+    """Join the word `KEY=VALUE` after `--set` again: bash splits words at equals signs and completes only the last."""
     if environ.get("_GLUE_COMPLETE") != "complete_bash":
         return
     try:
         words, cursor = shlex.split(environ[_WORDS]), int(environ[_CURSOR])
-    except (KeyError, ValueError):  # an open quote, too, is left to typer
+    except (KeyError, ValueError):  # typer handles this, and quotes that are not closed
         return
     words += [""] * (cursor + 1 - len(words))
     equals = cursor if words[cursor] == "=" else cursor - 1
@@ -81,7 +81,7 @@ def join_assignment(environ: MutableMapping[str, str]) -> None:
 
 
 def _keys(section: Any = None, before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted name and the type of every value of the spec, outside free-form arguments."""
+    """Yield the dotted name and the type of every value in the spec, except inside free-form arguments."""
     from pydantic import BaseModel
 
     from glue_cli.spec.schema import Spec
@@ -95,7 +95,7 @@ def _keys(section: Any = None, before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _values_of(key: str) -> list[str]:
-    """Return the values that a key of the spec may have, where these are names."""
+    """Return the values that a key of the spec may have, if they are names."""
     from glue_cli.data import FORMATS
     from glue_cli.models import ARCHITECTURES, LIBRARIES
     from glue_cli.spec.goal import GOALS

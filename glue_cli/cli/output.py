@@ -1,6 +1,6 @@
-"""What people see: tables on stdout; errors, hints and warnings on stderr.
+"""Output for people: tables on stdout; errors, hints and warnings on stderr.
 
-Names of files, tensors and classes are strangers' texts: all that is printed here is made printable first.
+Names of files, tensors and classes may contain control characters, so everything is made printable first.
 """
 
 import sys
@@ -22,10 +22,10 @@ _UNLIMITED = 10_000  # columns
 
 
 class _Stderr:
-    """stderr, whether anybody listens or not: a closed terminal or a full disk behind it stops no work."""
+    """stderr without its errors, so that a closed terminal or a full disk does not stop the work."""
 
     def __init__(self) -> None:
-        self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # without what a live view puts before it
+        self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # the original, if a live view wraps it
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
@@ -41,12 +41,12 @@ class _Stderr:
 
 
 def stderr_console() -> Console:
-    """Return the console for everything that is not the result; paths in it stay whole."""
+    """Return the console for everything that is not the result; it does not break long paths."""
     return Console(file=cast(IO[str], _Stderr()), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_error(error: GlueError) -> None:
-    """Print an error as one block: what and where, the items, the hint."""
+    """Print an error as one block: the message, the items, the hint."""
     console = stderr_console()
     console.print(Text("error: ", style="bold red"), Text(printable(error.message)), sep="")
     shown = error.items[: error.n_shown]
@@ -72,9 +72,9 @@ def print_lines(*lines: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on stdout: the first column to the left, the others to the right.
+    """Print a table on stdout, the first column aligned to the left, the others to the right.
 
-    On a terminal that is too narrow for it the rows are stacked, so that no figure and no name is cut.
+    On a terminal that is too narrow, each row is printed as several lines, so that no figure or name is cut.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -92,9 +92,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _stacked(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[Text]:
-    """Yield a table's rows one below the other: each as its first cell, with a line for each of the others.
+    """Yield the lines of a narrow table: for each row, its first cell, and then a line for each other cell.
 
-    Rows of two cells take a line each.
+    Rows of two cells take one line.
     """
     if len(columns) == 2:
         yield Text("  ".join(columns), style="bold")
@@ -108,7 +108,7 @@ def _stacked(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a figure with fixed digits, or few of a huge one; a dash where there is none."""
+    """Return a figure with `digits` decimals, or with `digits` significant digits from 1e6 on; "-" for None."""
     if value is None:
         return "-"
     return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.{digits}g}"
@@ -119,7 +119,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time such as 0.8 s, 42 s, 3:05 or 1:02:03."""
+    """Return a time as text, such as 0.8 s, 42 s, 3:05 or 1:02:03."""
     if round(seconds) < 60:
         return f"{seconds:.1f} s" if round(seconds, 1) < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live view on a terminal, a plain line now and then off it."""
+"""Progress on stderr: a live view on a terminal, an occasional plain line anywhere else."""
 
 import os
 import time
@@ -26,7 +26,7 @@ _LINE_AFTER_S = 2.0
 
 @contextmanager
 def listening(*, quiet: bool) -> Iterator[Progress]:
-    """Give a listener that shows progress as fits stderr, until the block ends."""
+    """Yield a listener that shows progress on stderr, in the way that suits it, until the block ends."""
     console = stderr_console()
     if quiet:
         yield _each_note_once(_warn)
@@ -55,13 +55,13 @@ def _each_note_once(listener: Progress) -> Progress:
 
 
 def _warn(event: Event) -> None:
-    """Show warnings alone."""
+    """Show warnings only."""
     if isinstance(event, Noted) and event.warning:
         print_warning(event.text)
 
 
 class _Task:
-    """A running task and its latest readings."""
+    """A running task and its latest figures."""
 
     def __init__(self, started: Started) -> None:
         self.started = started
@@ -100,13 +100,13 @@ class _Task:
         return ", ".join(f"{name} {value}" for name, value in shown)
 
     def summary(self) -> str:
-        """Return what is said when the task has ended."""
+        """Return the line that is shown when the task has ended."""
         parts = [self.counts(), f"in {duration(time.monotonic() - self._began)}", self.figures()]
         return f"{self.started.task}: " + ", ".join(part for part in parts if part)
 
 
 class _PlainLines:
-    """A line for every tenth of the work, but none within 2 s of another; one after 30 s without; one at the end."""
+    """Prints a line for every tenth of the work but at most every 2 s, at least every 30 s, and at the end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -141,9 +141,9 @@ class _PlainLines:
 
 
 class _LiveView:
-    """The running task's bar, rate and time left; while mixing, the loss and every expert's coefficient.
+    """Shows the running task's bar, rate and time left; while mixing, also the loss and the experts' coefficients.
 
-    Until the first task there is a spinner: importing torch alone takes seconds.
+    Until the first task begins it shows a spinner, because importing torch alone takes seconds.
     """
 
     def __init__(self, console: Console) -> None:
@@ -176,7 +176,7 @@ class _LiveView:
 
     def close(self, *, finished: bool = False) -> None:
         if self._live:
-            self._live.transient = finished or self._task is None  # the bar stays where a task broke off
+            self._live.transient = finished or self._task is None  # the bar of a failed task stays on the screen
             self._live.stop()
         self._live, self._task = None, None
 
@@ -208,7 +208,7 @@ def _alpha_bars(alpha: tuple[float, ...]) -> RenderableType:
 
 
 def _sparkline(values: list[float]) -> str:
-    """Return the values as a line of small bars, each the mean of its share of them."""
+    """Return the values as a line of small bars; each bar is the mean of a few consecutive values."""
     if len(values) < 2:
         return ""
     n = min(_N_SPARKS, len(values))

@@ -1,4 +1,4 @@
-"""What every command does before and after its work: read the spec, listen to progress, print the result."""
+"""What every command does before and after its work: read the spec, show progress, print the result."""
 
 import inspect
 import os
@@ -18,7 +18,7 @@ from glue_cli.cli.output import print_hint, print_table
 from glue_cli.cli.progress import listening
 from glue_cli.foundation.errors import UsageError
 
-if TYPE_CHECKING:  # the spec's schema alone takes as long to import as all the rest
+if TYPE_CHECKING:  # importing the spec's schema takes as long as importing everything else
     from glue_cli.foundation.run import Run
     from glue_cli.plans.outputs import Outputs
     from glue_cli.spec.schema import Spec
@@ -32,7 +32,7 @@ class Session:
     """The shared options of one call, as `options` declares them.
 
     Attributes:
-        typed: the names of the options that were typed; the others have the value of a variable, or their default.
+        typed: the names of the options on the command line; all others come from variables, or are defaults.
     """
 
     spec: options.SpecOption = None
@@ -56,7 +56,7 @@ class Session:
             raise UsageError(f"--seed {self.seed}: out of range", hint="give a whole number from 0 to 2^63 - 1")
 
     def outputs(self, result: Path | None) -> "Outputs":
-        """Return where this call writes."""
+        """Return the output files of this call."""
         from glue_cli.plans.outputs import Outputs
 
         return Outputs(result, self.history, self._spec_file, self.force)
@@ -66,10 +66,10 @@ class Session:
         return self.spec or Path("glue.yaml")
 
     def read_spec(self, *overrides: str) -> "Spec":
-        """Read the spec and lay the flags over it.
+        """Read the spec and override its values by the flags.
 
         Args:
-            overrides: those of a command's own flags, `KEY=VALUE`.
+            overrides: the values of the command's own flags, as `KEY=VALUE`.
         """
         from glue_cli.data import FORMATS
         from glue_cli.models import architecture_forms
@@ -77,17 +77,17 @@ class Session:
 
         flags = [*(self.set_ or ()), *overrides]
         if self.seed is not None:
-            flags.insert(len(flags) if "seed" in self.typed else 0, f"seed={self.seed}")  # a variable yields to --set
+            flags.insert(len(flags) if "seed" in self.typed else 0, f"seed={self.seed}")  # --set overrides a variable
         if self.precision is not None:
             flags.append(f"precision={self.precision}")
         return read_spec(self._spec_file, flags, known_names={"arch": architecture_forms(), "format": FORMATS})
 
     @contextmanager
     def running(self) -> Iterator["Run"]:
-        """Give the work its surroundings, and show its progress while it lasts."""
+        """Yield the settings for the work, and show its progress until the block ends."""
         from glue_cli.foundation.run import Run
 
-        with redirect_stdout(sys.stderr), listening(quiet=self.quiet) as progress:  # stdout is for the result alone
+        with redirect_stdout(sys.stderr), listening(quiet=self.quiet) as progress:  # only the result goes to stdout
             threads_given = bool(os.environ.get("OMP_NUM_THREADS"))
             yield Run(self.device, _cache_folder(), self.history, progress, threads_given)
 
@@ -95,7 +95,7 @@ class Session:
         """Print the result on stdout, as JSON or for people, and the next command to try on stderr.
 
         Args:
-            result: a record of `results`, or an object as JSON has it.
+            result: a record of `results`, or a JSON object.
         """
         if self.json:
             from glue_cli.foundation.json_text import as_json
@@ -108,7 +108,7 @@ class Session:
             print_hint(hint)
 
     def finish_dry_run(self, command: str, planned: dict[str, Any]) -> None:
-        """Print what would be done."""
+        """Print what the command would do."""
         plan = {"schema": "glue.plan/1", "command": command, **planned}
         rows = [
             (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
@@ -118,10 +118,10 @@ class Session:
 
 
 def with_session(*, without: Collection[str] = ()) -> Callable[[Command], Command]:
-    """Give a command the shared options: typer sees them behind its own, and it is called with a session of them.
+    """Add the shared options to a command: typer shows them after its own, and passes them as a `Session`.
 
     Args:
-        without: the names of those that it does not have.
+        without: the names of the shared options that the command does not have.
     """
 
     def decorate(command: Command) -> Command:
@@ -151,7 +151,7 @@ def with_session(*, without: Collection[str] = ()) -> Callable[[Command], Comman
 
 
 def check_name(option: str, name: str, known: Sequence[str]) -> None:
-    """Check an option's value against the names that it may have.
+    """Check that an option's value is one of the allowed names.
 
     Raises:
         UsageError: it is none of them.
@@ -164,4 +164,4 @@ def check_name(option: str, name: str, known: Sequence[str]) -> None:
 
 def _cache_folder() -> Path | None:
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder) / "glue" if os.path.isabs(folder) else None  # a user without a home keeps nothing
+    return Path(folder) / "glue" if os.path.isabs(folder) else None  # without a home folder, nothing is kept

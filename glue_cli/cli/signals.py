@@ -1,4 +1,4 @@
-"""Ctrl-C, and what batch systems and terminals send to be rid of a process: the work unwinds, and leaves nothing."""
+"""Handle Ctrl-C and the signals that end a process: the work stops cleanly, and leaves no temporary files."""
 
 import os
 import signal
@@ -10,23 +10,23 @@ _FATAL = (signal.SIGTERM, signal.SIGHUP)
 
 
 def unwind_on_signals() -> None:
-    """Let the signals that would end the process at once raise SystemExit, so that temporary files are removed."""
+    """Make the signals that would end the process at once raise SystemExit, so that temporary files are removed."""
     for number in _FATAL:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _terminate)
 
 
 def ignore_signals() -> None:
-    """Let nothing disturb the last steps out."""
+    """Ignore all of these signals while the process exits."""
     for number in (signal.SIGINT, *_FATAL):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def holding_signals() -> Iterator[None]:
-    """Hold the first signal back until the block ends: in the middle of its import, torch swallows or trips over it.
+    """Delay the first signal until the block ends; a signal while torch is imported would be lost or break the import.
 
-    A second one ends the process at once; nothing is written yet.
+    A second signal ends the process at once, which is safe because nothing has been written yet.
     """
     held: list[int] = []
 
