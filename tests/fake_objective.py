@@ -19,6 +19,7 @@ class Bowl:
     """
 
     is_smooth, follows_loss = True, False
+    kinds, n_folds, n_examples = ("averaged",), 1, 1
     n_validation_batches, batch_size = 1, 1
     seconds_a_forward, floor = 0.0, 0.0
 
@@ -49,14 +50,20 @@ class Bowl:
         self.charge(len(alphas))
         return self.loss(alphas) + self.noise_at(step)
 
-    def quadratic(self, alpha, coordinates, radius, step):
-        self.charge(len(coordinates) + 1)
-        ways = self.ways(alpha, coordinates)
-        loss = (self.loss(alpha) + self.noise_at(step)).item()
-        return Quadratic(loss, 2 * ways @ (alpha - self.target).flatten(), 2 * ways @ ways.T)
+    def with_statistics(self, statistics):
+        assert statistics in self.kinds
+        return self
 
-    def ways(self, alpha, coordinates):
+    def quadratic(self, alpha, coordinates, radius, step, *, is_tied=False):
+        self.charge(len(coordinates) + 1)
+        ways = self.ways(alpha, coordinates, is_tied)
+        loss = (self.loss(alpha) + self.noise_at(step)).item()
+        return Quadratic(loss, 2 * (ways @ (alpha - self.target).flatten())[None], 2 * (ways @ ways.T)[None])
+
+    def ways(self, alpha, coordinates, is_tied=False):
         """Return the directions towards experts, [n, G K]."""
+        if is_tied:
+            return (torch.eye(self.n_experts, dtype=torch.float64)[coordinates][:, None] - alpha).flatten(1)
         ways = torch.eye(alpha.numel(), dtype=torch.float64)[coordinates]
         for way, group in zip(ways.view(-1, *alpha.shape), coordinates // self.n_experts, strict=True):
             way[group] -= alpha[group]
@@ -79,3 +86,13 @@ class Bowl:
 
     def validation_loss(self, alpha, n_batches=None):
         return self.validation_terms(alpha, n_batches).mean().item()
+
+    def written_terms(self, alphas, statistics, n_batches=None):
+        return self.validation_terms(alphas, n_batches)
+
+    def n_written_forwards(self, statistics, n_batches=None):
+        return min(n_batches or self.n_validation_batches, self.n_validation_batches)
+
+    @property
+    def n_held_out_batches(self):
+        return self.n_validation_batches

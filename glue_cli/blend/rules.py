@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from glue_cli.blend.compatibility import find_differences
-from glue_cli.blend.recipe import Recipe, find_expert, find_matching, group_tensors, matches
+from glue_cli.blend.recipe import PLAIN, Recipe, find_expert, find_matching, group_tensors, matches
+from glue_cli.blend.submodules import find_blocks
 from glue_cli.checkpoints.classes import class_names_of, match_spellings
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.foundation.batchnorm_names import is_statistic
 from glue_cli.foundation.errors import CheckpointError, UsageError
 
 HEAD_POLICIES = ("blend", "from:EXPERT", "align", "reset")
-BATCHNORM_POLICIES = ("average", "refresh", "from:EXPERT")
+BATCHNORM_POLICIES = ("auto", "average", "refresh", "from:EXPERT")
+# Patterns of tensors that get an alpha of their own, by the group's name; or the blocks that the model consists of.
+Groups = Mapping[str, str | Sequence[str]] | Literal["blocks"]
 _FROM = "from:"
 
 
@@ -32,7 +36,7 @@ class TensorRules:
     head: str | None = None
     head_policy: str | None = None
     classes: tuple[str, ...] = ()
-    batchnorm: str = "average"
+    batchnorm: str = "auto"
 
 
 NO_RULES = TensorRules()
@@ -55,20 +59,18 @@ class HeadPlan:
     group: int
 
 
-def plan_recipe(
-    experts: Sequence[Checkpoint], rules: TensorRules, groups: Mapping[str, str | Sequence[str]]
-) -> tuple[Recipe, HeadPlan | None]:
+def plan_recipe(experts: Sequence[Checkpoint], rules: TensorRules, groups: Groups) -> tuple[Recipe, HeadPlan | None]:
     """Turn rules into a recipe for these experts, and the head to make, if one is.
 
     Args:
-        groups: patterns of tensors that get an alpha of their own, by the group's name.
+        groups: patterns of tensors that get an alpha of their own, by the group's name; or the blocks of the model.
     Raises:
         UsageError: the rules do not make sense together, or name what is not there.
         CheckpointError: heads differ and no policy is given, or the experts do not say their classes.
         SpecError: a group has no tensor.
     """
-    names, group_of = group_tensors(experts[0].entries, groups) if groups else (("all",), {})
     copied = _plan_copies(experts, rules)
+    names, group_of = _plan_groups(experts[0], groups, copied)
     if rules.batchnorm.startswith(_FROM):
         k = find_expert(experts, rules.batchnorm.removeprefix(_FROM), "--batchnorm from:")
         copied |= dict.fromkeys(filter(is_statistic, experts[0].entries), k)
@@ -83,6 +85,16 @@ def plan_recipe(
             made[name] = (len(head.classes), *experts[0].entries[name].shape[1:])
     copied = {name: k for name, k in copied.items() if name not in made}
     return Recipe(names, group_of, copied, made), head
+
+
+def _plan_groups(
+    expert: Checkpoint, groups: Groups, copied: Mapping[str, int]
+) -> tuple[tuple[str, ...], Mapping[str, int]]:
+    """Return the groups' names, and each tensor's group as a position there."""
+    if groups == "blocks":
+        names, group_of = find_blocks(name for name in expert.entries if name not in copied)
+        return (names, group_of) if len(names) > 1 else (PLAIN.groups, PLAIN.group_of)
+    return group_tensors(expert.entries, groups) if groups else (PLAIN.groups, PLAIN.group_of)
 
 
 def head_classes_of(experts: Sequence[Checkpoint], rules: TensorRules, head: HeadPlan | None) -> tuple[str, ...]:

@@ -120,10 +120,11 @@ def mix(
             "--batchnorm",
             metavar="POLICY",
             autocompletion=completion.policies(BATCHNORM_POLICIES),
-            help=f"BatchNorm's statistics, {', '.join(BATCHNORM_POLICIES)}: refresh asks the target's data.",
+            help=f"BatchNorm's statistics, {', '.join(BATCHNORM_POLICIES)}: refresh takes them from the target's "
+            "data, auto where that does better.",
             rich_help_panel=_TENSORS,
         ),
-    ] = "average",
+    ] = "auto",
     head: Annotated[
         str | None,
         typer.Option(

@@ -34,15 +34,17 @@ def _search(plan: "MixPlan", spec: "Spec") -> dict[str, Any]:
         return found | {"validations_at_most": 2 * len(plan.experts)}
     found = found or {"steps_at_most": spec.mix.steps}
     if plan.method == "spsa":
-        found["forwards_a_step"] = _spsa_step(plan, spec)
+        found |= _spsa_steps(plan, spec)
     return found
 
 
-def _spsa_step(plan: "MixPlan", spec: "Spec") -> int:
+def _spsa_steps(plan: "MixPlan", spec: "Spec") -> dict[str, int]:
     """Return the forwards of a step, of the later ones where there are two kinds.
 
-    Those of Gauss-Newton go towards all experts but one in every group; the others probe in pairs.
+    Those of Gauss-Newton go towards all experts but one, at last in every group; the others probe in pairs.
     """
-    if makes_gauss_newton_steps(plan.method, spec.mix, goal_named(spec.objective)):
-        return len(plan.tensors.recipe.groups) * (len(plan.experts) - 1) + 1
-    return 2 * spec.mix.n_directions
+    if not makes_gauss_newton_steps(plan.method, spec.mix, goal_named(spec.objective)):
+        return {"forwards_a_step": 2 * spec.mix.n_directions}
+    n_groups, n_directions = len(plan.tensors.recipe.groups), len(plan.experts) - 1
+    by_group = {"forwards_a_step_by_group": n_groups * n_directions + 1} if n_groups > 1 else {}
+    return {"forwards_a_step": n_directions + 1, **by_group}

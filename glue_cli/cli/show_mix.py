@@ -8,6 +8,7 @@ from glue_cli.foundation.units import counted, name_of, size
 from glue_cli.results.mix import (
     BY_LOSS,
     END,
+    ONE_ALPHA,
     RUNNER_UP,
     UNIFORM,
     GreedySearch,
@@ -20,15 +21,19 @@ from glue_cli.results.mix import (
     StagedSearch,
     name_of_expert,
     name_towards_expert,
+    name_with,
 )
 
 _STAGES = {
     "screen": "screening",
     "race": "race",
     "descend": "descent",
+    "groups": "by group",
     "guard": "guard",
+    "write": "as written",
     "explain": "explanation",
 }
+_REFRESHED = "BatchNorm refreshed"
 _ENDED = {
     "plateau": "at a plateau",
     "converged": "as it had converged",
@@ -129,9 +134,20 @@ def _guard_lines(result: MixResult, search: StagedSearch) -> list[str]:
         beside = f"; validation {result.goal.label} {_figure(result, guard.end_loss)}" if known else ""
         lines.append(_lack(result, guard) + beside)
     if search.returned != END:
-        alone = search.returned in map(name_of_expert, range(len(result.experts)))
+        alone = search.returned.partition(",")[0] in map(name_of_expert, range(len(result.experts)))
         lines.append(f"the guard returned {_returned(search.returned, _blends(result), is_expert=alone)} instead")
+    if guard.has_compared:
+        lines.append(_returned_line(result, guard))
     return lines
+
+
+def _returned_line(result: MixResult, guard: Guard) -> str:
+    """Return what is written, in a line: how many alphas, which statistics, and its loss with its standard error."""
+    alphas = f"{len(result.groups)} alphas, one a group of tensors" if result.groups else "one alpha for all tensors"
+    statistics = {"averaged": ", BatchNorm's statistics averaged", "refreshed": f", {_REFRESHED}"}
+    kind = statistics[result.statistics] if result.statistics else ""
+    error = f" ± {number(guard.standard_error)}" if guard.standard_error is not None else ""
+    return f"returned: {alphas}{kind}; held-out {result.goal.label} {_figure(result, guard.loss)}{error}"
 
 
 def _lack(result: MixResult, guard: Guard) -> str:
@@ -166,17 +182,29 @@ def _names(result: MixResult) -> list[str]:
 def _blends(result: MixResult) -> dict[str, str]:
     """Return what people call each blend that a search may name."""
     names = _names(result)
-    plain = {UNIFORM: "uniform blend", BY_LOSS: "softmax of the losses", RUNNER_UP: "runner-up of the race"}
+    plain = {
+        UNIFORM: "uniform blend",
+        BY_LOSS: "softmax of the losses",
+        RUNNER_UP: "runner-up of the race",
+        ONE_ALPHA: "blend with one alpha",
+    }
     towards = {name_towards_expert(k): f"half-way to {name}" for k, name in enumerate(names)}
-    return {**plain, **towards, **{name_of_expert(k): name for k, name in enumerate(names)}}
+    averaged = {**plain, **towards, **{name_of_expert(k): name for k, name in enumerate(names)}}
+    refreshed = {name_with(name, "refreshed"): f"{blend}, {_REFRESHED}" for name, blend in averaged.items()}
+    return {**averaged, **refreshed}
+
+
+def _is_plain(name: str) -> bool:
+    """Tell whether a blend is known by what it is, and takes an article."""
+    return name.partition(",")[0] in (UNIFORM, BY_LOSS, RUNNER_UP, ONE_ALPHA)
 
 
 def _started(start: str, blends: Mapping[str, str]) -> str:
-    return f"from the {blends[start]}" if start in (UNIFORM, BY_LOSS) else blends[start]
+    return f"from the {blends[start]}" if _is_plain(start) else blends[start]
 
 
 def _returned(name: str, blends: Mapping[str, str], *, is_expert: bool) -> str:
-    if name in (UNIFORM, BY_LOSS, RUNNER_UP):
+    if _is_plain(name):
         return f"the {blends[name]}"
     return blends[name] if is_expert else f"the start {blends[name]}"
 

@@ -68,10 +68,11 @@ class Simplex:
         return (x - excess.gather(-1, n_positive - 1)).clamp_min(0)
 
     def minimise(self, curvature: Tensor, linear: Tensor, start: Tensor) -> Tensor:
-        """Return the alpha [G, K] with the least x . curvature . x / 2 - linear . x, with x = alpha flattened.
+        """Return the alphas [..., G, K] with the least x . curvature . x / 2 - linear . x, with x = alpha flattened.
 
         Args:
-            curvature: [G K, G K], symmetric, with no negative eigenvalue, float64; linear: [G K]. All finite.
+            curvature: [..., G K, G K], symmetric, with no negative eigenvalue, float64; linear: [..., G K]. All
+                finite.
             start: [G, K], a point here.
         """
         return minimise_quadratic(curvature, linear, start, self.project)

@@ -5,8 +5,9 @@ from torch import Tensor
 from glue_cli.foundation.state import Checkpoint, State, no_checkpoint
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
+from glue_cli.methods.staged.search import search
 from glue_cli.methods.steps.descent import descend
-from glue_cli.methods.steps.logit_descent import Estimate
+from glue_cli.methods.steps.logit_descent import AveragedDescent, Estimate
 from glue_cli.methods.steps.questions import Answer, Gradient
 from glue_cli.methods.stepwise import Observe, unobserved
 from glue_cli.search.protocol import Objective
@@ -24,10 +25,22 @@ def fullgrad(
 ) -> Learned:
     """Learn alpha by descent along the gradient through the blended network, eq. (9) left.
 
-    The minibatches are those of spsa; nothing is drawn, so `seed` is not used.
+    The minibatches are those of spsa, and so are the starts, the race and the guard of a staged search; the seed says
+    which experts a small budget lets it start towards.
     """
-    rule = TrueGradient(Simplex.of(objective))
-    return descend(objective, rule, settings, observe=observe, checkpoint=checkpoint, state=state)
+    domain = Simplex.of(objective)
+    if settings.search == "plain":
+        rule = TrueGradient(domain)
+        return descend(objective, rule, settings, observe=observe, checkpoint=checkpoint, state=state)
+    return search(
+        objective,
+        settings,
+        lambda start: AveragedDescent(domain, start, TrueGradient(domain), settings),
+        seed=seed,
+        observe=observe,
+        checkpoint=checkpoint,
+        state=state,
+    )
 
 
 class TrueGradient:

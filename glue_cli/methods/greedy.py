@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.seeds import generator
-from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, check_finite
 from glue_cli.methods.stepwise import Observe, run, unobserved
@@ -28,7 +30,8 @@ def greedy(
 
     Validation data alone are used, for two validations an expert, the uniform blend's included. A budget says of how
     many batches, the same for all; with one too small for a batch each, only some experts are tried, drawn by `seed`,
-    and with one too small for two experts, the uniform blend is returned.
+    and with one too small for two experts, the uniform blend is returned. Of each kind of BatchNorm's statistics a
+    soup is made, for an equal share of a budget; the one with the least loss is returned.
 
     Args:
         observe: told of every expert tried: the loss with it, and the soup behind it with its own.
@@ -41,15 +44,61 @@ def greedy(
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
         return Learned(domain.uniform(), None, None, 0, "steps")
-    return run(domain, _Soup(objective, domain, settings, seed, observe), checkpoint, state)
+    return run(domain, _Soups(objective, domain, settings, seed, observe), checkpoint, state)
+
+
+class _Soups:
+    """The state of a search for a soup of each kind of statistics, one after the other."""
+
+    def __init__(self, objective: Objective, domain: Simplex, settings: MixSpec, seed: int, observe: Observe) -> None:
+        purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
+        self._soups = [
+            _Soup(objective, domain, purse, kind, seed=seed, observe=observe, number=number)
+            for number, kind in enumerate(objective.kinds)
+        ]
+        self._purse, self._n_done = purse, 0
+
+    def step(self) -> Learned | None:
+        self._n_done += self._soups[self._n_done].step()
+        if self._n_done < len(self._soups):
+            return None
+        learned = [soup.learned() for soup in self._soups]
+        known = [found for found in learned if found.val_loss is not None]
+        best = min(known, key=lambda found: found.val_loss or 0, default=learned[0])
+        return replace(best, val_loss_start=learned[0].val_loss_start)
+
+    def state(self) -> State:
+        soups = list_state("soups", [soup.state() for soup in self._soups])
+        return {"n_done": self._n_done, **soups, **prefixed("purse", self._purse.state())}
+
+    def restore(self, state: State) -> None:
+        self._n_done = state["n_done"]
+        for soup, own in zip(self._soups, list_of(state, "soups"), strict=True):
+            soup.restore(own)
+        self._purse.restore(part_of(state, "purse"))
 
 
 class _Soup:
-    """The state of a greedy soup. A step is a look at the budget, then one validation each."""
+    """The state of a greedy soup. A step is a look at the budget, then one validation each.
 
-    def __init__(self, objective: Objective, domain: Simplex, settings: MixSpec, seed: int, observe: Observe) -> None:
+    Args:
+        statistics: those of BatchNorm that all blends have.
+        number: of the kind of statistics, from 0; by it, what a budget allows grows.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        domain: Simplex,
+        purse: Purse,
+        statistics: Statistics,
+        *,
+        seed: int,
+        observe: Observe,
+        number: int,
+    ) -> None:
         self._objective, self._domain, self._seed, self._observe = objective, domain, seed, observe
-        self._purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
+        self._purse, self._statistics, self._number = purse, statistics, number
         self._drawn: list[int] = []  # the experts to be tried, in their order; none before the first step
         self._n_batches: int | None = None  # of a validation; None for all
         self._alone: list[float] = []  # the losses of the experts drawn
@@ -57,32 +106,42 @@ class _Soup:
         self._ingredients: list[int] = []
         self._losses: list[float] = []  # of the soup, after each ingredient
         self._last_loss = math.inf  # of the soup that was tried last
+        self._uniform_loss: float | None = None
 
-    def step(self) -> Learned | None:
+    def step(self) -> bool:
+        """Make a step; return whether it was the last one."""
         if not self._drawn:
-            return self._draw()
+            self._draw()
+            return not self._drawn
         if len(self._alone) < len(self._drawn):
             self._alone.append(self._loss_of([self._drawn[len(self._alone)]]))
-            return None
+            return False
         self._add()
-        return self._finish() if self._n_added == len(self._drawn) else None
+        is_done = self._n_added == len(self._drawn)
+        if is_done:
+            self._validate_uniform()
+        return is_done
 
-    def _draw(self) -> Learned | None:
-        """Draw the experts that the budget can pay for; without two of them, all is done."""
-        purse, uniform, n_experts = self._purse, self._domain.uniform(), self._domain.n_experts
-        if purse.is_limited:
-            self._objective.validation_terms(uniform, 1)
+    def _draw(self) -> None:
+        """Draw the experts that the budget can pay for; none where these are not two."""
+        purse, n_experts, share = self._purse, self._domain.n_experts, (self._number + 1) / len(self._objective.kinds)
+        cost = self._objective.n_written_forwards(self._statistics, 1)
+        if purse.is_limited and purse.forwards(share) >= cost:
+            self._try_uniform()
             purse.warmed_up()
-        if purse.is_timed and purse.forwards():
-            self._objective.validation_terms(uniform, 1)  # which shows how many forwards the time is
-        affordable = purse.forwards()
-        n_tried = int(min(n_experts, affordable / 2))
+        if purse.is_timed and purse.forwards(share):
+            self._try_uniform()  # which shows how many forwards the time is
+        affordable = purse.forwards(share)
+        n_tried = int(min(n_experts, affordable / 2 / cost))
         if n_tried < 2:
-            return Learned(uniform, None, None, 0, "budget")
-        self._n_batches = None if math.isinf(affordable) else max(1, int(affordable / (2 * n_experts)))
+            return
+        if not math.isinf(affordable):
+            self._n_batches = max(1, int(affordable / (2 * n_experts)) - (cost - 1))
         order = torch.randperm(n_experts, generator=generator(self._seed, "greedy"))
         self._drawn = sorted(order[:n_tried].tolist())
-        return None
+
+    def _try_uniform(self) -> None:
+        self._objective.written_terms(self._domain.uniform(), self._statistics, 1)
 
     def _add(self) -> None:
         """Try the next expert in the soup."""
@@ -97,18 +156,27 @@ class _Soup:
             self._losses.append(loss)
         self._last_loss = loss
         soup = self._domain.mean_of(self._ingredients)
-        self._observe(StepRecord(self._n_added, loss, soup, self._losses[-1]))
+        n_before = self._number * self._domain.n_experts
+        self._observe(StepRecord(n_before + self._n_added, loss, soup, self._losses[-1]))
 
-    def _finish(self) -> Learned:
-        n_experts = self._domain.n_experts
-        tried_last = {*self._ingredients, self._ranked()[-1]}
+    def _validate_uniform(self) -> None:
+        """Find the loss of the uniform blend, unless it was the soup that was tried last."""
+        n_experts, tried_last = self._domain.n_experts, {*self._ingredients, self._ranked()[-1]}
+        self._uniform_loss = self._last_loss if len(tried_last) == n_experts else self._loss_of(range(n_experts))
+
+    def learned(self) -> Learned:
+        """Return the soup; the uniform blend, of unknown loss, where the budget had no room for one."""
+        if not self._drawn:
+            return Learned(self._domain.uniform(), None, None, 0, "budget")
         return Learned(
             self._domain.mean_of(self._ingredients),
             self._losses[-1],
-            self._last_loss if len(tried_last) == n_experts else self._loss_of(range(n_experts)),
+            self._uniform_loss,
             self._n_added,
-            "steps" if self._n_added == n_experts else "budget",
+            "steps" if self._n_added == self._domain.n_experts else "budget",
             {"ingredients": self._ingredients, "losses": self._losses},
+            self._statistics,
+            is_as_written=self._n_batches is None and self._objective.n_folds == 1,
         )
 
     def _ranked(self) -> list[int]:
@@ -116,7 +184,8 @@ class _Soup:
         return [expert for _, expert in sorted(zip(self._alone, self._drawn, strict=True))]
 
     def _loss_of(self, experts: Iterable[int]) -> float:
-        loss = self._objective.validation_terms(self._domain.mean_of(experts), self._n_batches).mean().item()
+        alpha = self._domain.mean_of(experts)
+        loss = self._objective.written_terms(alpha, self._statistics, self._n_batches).mean().item()
         return loss if math.isfinite(loss) else math.inf
 
     def state(self) -> State:
@@ -128,12 +197,11 @@ class _Soup:
             "ingredients": torch.tensor(self._ingredients, dtype=torch.int64),
             "losses": torch.tensor(self._losses, dtype=torch.float64),
             "last_loss": torch.tensor(self._last_loss, dtype=torch.float64),  # in JSON it could not be infinite
-            **prefixed("purse", self._purse.state()),
+            "uniform_loss": self._uniform_loss,
         }
 
     def restore(self, state: State) -> None:
         self._drawn, self._ingredients = state["drawn"].tolist(), state["ingredients"].tolist()
         self._alone, self._losses = state["alone"].tolist(), state["losses"].tolist()
         self._n_batches, self._n_added = state["n_batches"], state["n_added"]
-        self._last_loss = state["last_loss"].item()
-        self._purse.restore(part_of(state, "purse"))
+        self._last_loss, self._uniform_loss = state["last_loss"].item(), state["uniform_loss"]

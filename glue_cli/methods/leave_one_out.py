@@ -4,30 +4,31 @@ from typing import Any
 
 from torch import Tensor
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.staged.guard import paired_difference
 from glue_cli.search.protocol import Objective
 
 
-def leave_one_out(objective: Objective, alpha: Tensor) -> list[dict[str, Any]]:
+def leave_one_out(objective: Objective, alpha: Tensor, statistics: Statistics = "averaged") -> list[dict[str, Any]]:
     """Return for each expert how much the validation loss rises when it is left out and the others fill its place.
 
     Args:
-        alpha: [G, K], a point of the domain.
+        alpha: [G, K], a point of the domain; statistics: those of BatchNorm that the blend is written with.
     Returns:
         `loss`, `difference` to that of the blend, paired example by example, and its `standard_error`, None where
         there is a single term; None all for an expert that has all of a group's weight.
     Cost: a validation for the blend, and one for each expert that takes part.
     """
     domain = Simplex(*alpha.shape)
-    whole = objective.validation_terms(alpha)
+    whole = objective.written_terms(alpha, statistics)
     found: list[dict[str, Any]] = []
     for k in range(alpha.shape[1]):
         rest = domain.without(alpha, k)
         if rest is None:
             found.append({"loss": None, "difference": None, "standard_error": None})
             continue
-        terms = objective.validation_terms(rest) if (alpha[:, k] > 0).any() else whole
+        terms = objective.written_terms(rest, statistics) if (alpha[:, k] > 0).any() else whole
         difference, error = paired_difference(terms, whole)
         found.append({"loss": terms.mean().item(), "difference": difference, "standard_error": error})
     return found

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.errors import NumericalError
 
 
@@ -24,10 +25,13 @@ class Learned:
     """A learned alpha [G, K], a simplex a group of tensors.
 
     Attributes:
-        val_loss: its validation loss; val_loss_start: that of the uniform blend.
+        val_loss: its validation loss; val_loss_start: that of the uniform blend. A staged search takes both on
+            held-out data.
         n_steps: steps made.
         stopped: "plateau", "steps", "budget" or "converged".
         account: how it was found, as it is written down.
+        statistics: those of BatchNorm that the blend is to be written with.
+        is_as_written: whether `val_loss` is that of the file, on all validation data.
     """
 
     alpha: Tensor
@@ -36,6 +40,8 @@ class Learned:
     n_steps: int
     stopped: str
     account: dict[str, Any] = field(default_factory=dict)
+    statistics: Statistics = "averaged"
+    is_as_written: bool = False
 
 
 def check_finite(loss: float, step: int, what: str) -> float:

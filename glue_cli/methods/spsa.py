@@ -29,7 +29,7 @@ def spsa(
     """Learn alpha with forward passes alone, eq. (9) right.
 
     A plain search is the paper's: n probe pairs a step, 2n forwards, from the uniform blend. A staged one takes the
-    steps that `kind_of_steps` says.
+    steps that `kind_of_steps` says; those of Gauss-Newton find one alpha for all groups first.
     """
     domain = Simplex.of(objective)
     if settings.search == "plain":
@@ -40,10 +40,22 @@ def spsa(
     def make_strategy(start: Tensor) -> Strategy:
         match kind:
             case "gauss-newton":
-                return GaussNewton(domain, start, seed=seed)
+                return GaussNewton(domain, start, seed=seed, is_tied=domain.n_groups > 1)
             case "surrogate-first":
                 return SurrogateFirst(domain, start, settings, seed)
             case "probes":
                 return AveragedDescent(domain, start, ProbePairs(domain, settings, seed), settings)
 
-    return search(objective, settings, make_strategy, seed=seed, observe=observe, checkpoint=checkpoint, state=state)
+    def make_groups(start: Tensor, anchor: Tensor) -> GaussNewton:
+        return GaussNewton(domain, start, seed=seed, anchor=anchor)
+
+    return search(
+        objective,
+        settings,
+        make_strategy,
+        make_groups=make_groups if kind == "gauss-newton" and domain.n_groups > 1 else None,
+        seed=seed,
+        observe=observe,
+        checkpoint=checkpoint,
+        state=state,
+    )

@@ -10,7 +10,7 @@ from glue_cli.blend.adapters.adapter import is_adapter
 from glue_cli.blend.classes import compare_classes_of_adapters
 from glue_cli.blend.coefficients import check_alpha
 from glue_cli.blend.comparing import compare, name_alike
-from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_recipe
+from glue_cli.blend.rules import NO_RULES, Groups, TensorRules, head_classes_of, plan_recipe
 from glue_cli.checkpoints.destination import Destination, plan_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.hub import fetch
@@ -19,7 +19,7 @@ from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.foundation.errors import SpecError, UsageError
 from glue_cli.foundation.output_files import check_room, refuse_input
 from glue_cli.plans.mix_adapters import plan_adapters
-from glue_cli.plans.mix_like import Groups, Like, record_of
+from glue_cli.plans.mix_like import Like, record_of
 from glue_cli.plans.mix_records import (
     AS_IT_COMES,
     NO_EXTRAS,
@@ -30,6 +30,7 @@ from glue_cli.plans.mix_records import (
     Tensors,
     Writing,
 )
+from glue_cli.plans.mix_statistics import plan_groups, plan_statistics
 from glue_cli.plans.mix_tokens import check_tokenizer_is_written, spec_with_rows
 from glue_cli.plans.outputs import Outputs
 
@@ -101,9 +102,8 @@ def plan_mix(
         from glue_cli.plans.hub import fetched
 
         spec = fetched(spec)
-    groups: Groups = spec.mix.groups if spec and coefficients.is_search else {}
+    groups: Groups = {}
     if like:
-        groups = like.said.recipe.groups
         assert outputs.result
         refuse_input(outputs.result, [like.blend.path, *like.blend.files])
         if (base is None) != (like.said.recipe.base is None):
@@ -112,7 +112,7 @@ def plan_mix(
     if any(is_adapter(path) for path in paths):
         if weights is not None:
             raise UsageError("--weights is for files of whole models, and an adapter has one set", hint="leave it out")
-        if rules != NO_RULES or groups:
+        if rules != NO_RULES or (spec and coefficients.is_search and spec.mix.named_groups):
             raise UsageError(
                 "adapters are mixed as they are: no rules for heads, tensors, groups or BatchNorm",
                 hint="merge each adapter into its base, and mix those",
@@ -123,10 +123,11 @@ def plan_mix(
     else:
         if base:
             raise UsageError("--base is for adapters, and the experts are whole checkpoints", hint="leave --base out")
+        groups = like.said.recipe.groups if like else plan_groups(coefficients, len(paths), spec)
         wanted = [expert.weights for expert in like.said.experts] if like else [weights] * len(paths)
         experts = read_experts(paths, wanted)
         check_any_has(experts, weights)
-        experts, tensors, destination = _plan_checkpoints(experts, outputs, rules, groups, writing, spec)
+        experts, tensors, destination = _plan_checkpoints(experts, outputs, rules, groups, coefficients, writing, spec)
         adapters = None
         if spec and tensors.tokens:
             spec = spec_with_rows(spec, tensors.tokens)
@@ -170,14 +171,11 @@ def _plan_checkpoints(
     outputs: Outputs,
     rules: TensorRules,
     groups: Groups,
+    coefficients: Coefficients,
     writing: Writing,
     spec: "Spec | None",
 ) -> tuple[tuple[Checkpoint, ...], Tensors, Destination]:
-    """Check whole checkpoints, and decide how their tensors are blended and where the blend goes.
-
-    Args:
-        groups: patterns of tensors that get an alpha of their own, by the group's name.
-    """
+    """Check whole checkpoints, and decide how their tensors are blended and where the blend goes."""
     assert outputs.result
     experts, renamed = name_alike(experts)
     planned, head = plan_recipe(experts, rules, groups)
@@ -199,7 +197,7 @@ def _plan_checkpoints(
         head,
         head_classes=own,
         classes=own or compared.classes,
-        refreshes=rules.batchnorm == "refresh",
+        statistics=plan_statistics(rules.batchnorm, experts, recipe, coefficients, spec),
         tokens=tokens,
         notes=(*renamed, *compared.notes),
     )

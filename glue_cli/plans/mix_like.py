@@ -1,13 +1,13 @@
 """The recipe that a blend carries in its metadata, and a plan's part of making the blend again from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
 from glue_cli.blend.recipe import find_expert
-from glue_cli.blend.rules import NO_RULES, TensorRules
+from glue_cli.blend.rules import NO_RULES, Groups, TensorRules
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, UsageError
@@ -16,7 +16,6 @@ from glue_cli.plans.mix_records import Writing
 if TYPE_CHECKING:  # pydantic takes longer to import than a small blend takes
     from glue_cli.results.blend import BlendMetadata, RecordedRecipe
 
-Groups = Mapping[str, str | list[str]]
 
 _FROM = "from:"
 
@@ -63,7 +62,7 @@ def record_of(experts: Sequence[Checkpoint], rules: TensorRules, groups: Groups,
             said[key] = f"{_FROM}{number}"
     found = {
         "rules": said,
-        "groups": dict(groups),
+        "groups": groups if isinstance(groups, str) else dict(groups),
         "dtype": writing.dtype,
         "max_shard_bytes": writing.max_shard_bytes,
     }

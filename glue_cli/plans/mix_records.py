@@ -1,6 +1,7 @@
 """What a plan of `glue mix` is made of: small records, each for the part of the work that needs it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from glue_cli.blend.adapters.adapted_base import AdaptedBase
 from glue_cli.blend.adapters.adapter import Adapter
@@ -8,6 +9,7 @@ from glue_cli.blend.blocks import MEMORY_BYTES
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.blend.rules import HeadPlan
 from glue_cli.blend.tokens import TokenPlan
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.methods import METHODS
 from glue_cli.search.bank.kinds import KINDS
 
@@ -91,7 +93,7 @@ class Tensors:
         head: the head that is made anew; None where there is none.
         head_classes: the classes of a head that is not blended; none where it is, or nobody says them.
         classes: the names of all outputs of the blend; none where nobody says them.
-        refreshes: whether BatchNorm's statistics are taken anew from the target's data.
+        statistics: BatchNorm's: those blended, those taken anew from the target's data, or what does better there.
         tokens: how embeddings are aligned whose rows are other tokens in some expert; None where there are none.
         notes: sentences on the experts that the user is to see.
     """
@@ -100,7 +102,7 @@ class Tensors:
     head: HeadPlan | None = None
     head_classes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    refreshes: bool = False
+    statistics: Statistics | Literal["auto"] = "averaged"
     tokens: TokenPlan | None = None
     notes: tuple[str, ...] = ()
 

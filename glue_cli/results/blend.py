@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
+Sample = Literal["train", "some of train", "some of train and val"]
 
 
 _SUM_TOLERANCE = 1e-6  # the same as for --alpha
@@ -36,12 +37,14 @@ class Refreshed(_Section):
     Attributes:
         data: the sha256 of the target's training examples.
         arch, args: the model that was run; the arguments without folders.
+        sample: which of the target's examples were used.
     """
 
     data: Sha256
     arch: str
     args: dict[str, Any]
     batch_size: Count
+    sample: Sample = "train"
     precision: Literal["fp32", "bf16"]
     threads: Count
 
@@ -50,13 +53,13 @@ class RecordedRecipe(_Section):
     """How a blend's tensors were made, as its metadata record it.
 
     Attributes:
-        groups: for each group of tensors with its own alpha, the patterns of their names.
+        groups: for each group of tensors with its own alpha, the patterns of their names; or the blocks of the model.
         base: the sha256 of the model that adapters were merged into.
         refreshed: None if BatchNorm's statistics were not recomputed.
     """
 
     rules: Rules = Rules()
-    groups: dict[str, str | list[str]] = {}
+    groups: dict[str, str | list[str]] | Literal["blocks"] = {}
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
     max_shard_bytes: Count | None = None
     base: Sha256 | None = None

@@ -7,7 +7,12 @@ from glue_cli.results.record import WithFigures, empty_where_unknown, spread, wh
 from glue_cli.spec.goal import Goal, goal_named
 
 # The names of the blends that a search compares.
-END, UNIFORM, BY_LOSS, RUNNER_UP = "end", "uniform", "by loss", "runner-up"
+END, UNIFORM, BY_LOSS, RUNNER_UP, ONE_ALPHA = "end", "uniform", "by loss", "runner-up", "one alpha"
+
+
+def name_with(name: str, statistics: str) -> str:
+    """Return the name of a blend with these statistics of BatchNorm; averaged ones are not mentioned."""
+    return name if statistics == "averaged" else f"{name}, {statistics}"
 
 
 def name_of_expert(k: int) -> str:
@@ -67,6 +72,16 @@ class Passes:
         """All passes, counted in forward passes: a backward pass takes about as long as two."""
         return self.forwards + 2 * self.backwards
 
+    def plus(self, other: "Passes") -> "Passes":
+        """Return two accounts as one."""
+        return Passes(
+            forwards=self.forwards + other.forwards,
+            validation_forwards=self.validation_forwards + other.validation_forwards,
+            backwards=self.backwards + other.backwards,
+            examples=self.examples + other.examples,
+            wall_s=(self.wall_s or 0) + (other.wall_s or 0),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixCost(Passes):
@@ -85,7 +100,7 @@ class StageLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(WithFigures):
-    """A stage of a search: screen, race, descend, guard or explain."""
+    """A stage of a search: screen, race, descend, groups, guard, write or explain."""
 
     stage: str
     forwards: int
@@ -104,11 +119,17 @@ class Rival:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """The comparison of the end of a search with simple blends, on the same held-out terms of the loss."""
+    """The comparison of the end of a search with simple blends, on the same held-out terms of the loss.
+
+    Attributes:
+        loss: that of the blend that was returned, with its standard_error.
+    """
 
     terms: int
     end_loss: float | None
     rivals: list[Rival]
+    loss: float | None = None
+    standard_error: float | None = None
 
     @property
     def has_compared(self) -> bool:
@@ -156,7 +177,8 @@ class MixResult:
 
     Attributes:
         alpha: the coefficients, the mean over the groups if there are several.
-        groups: each group's own coefficients, if there are several groups.
+        groups: each group's own coefficients, if there are several that differ or were asked for.
+        statistics: averaged, or refreshed on the target's data: BatchNorm's, if there was a choice between them.
         loss: validation losses of a search; None if there was no search, or it had another objective.
         cost: the cost of everything.
         afterwards: the part of the cost after alpha was chosen, for explaining it and refreshing BatchNorm.
@@ -177,6 +199,7 @@ class MixResult:
     cost: MixCost
     seed: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    statistics: str | None = where_known()
     glue: str | None = None
     model: dict[str, Any] | None = where_known()
     data: dict[str, Any] | None = where_known()

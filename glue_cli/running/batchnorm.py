@@ -50,6 +50,18 @@ def refresh_statistics(
     model.eval()
 
 
+def has_batchnorm(model: nn.Module) -> bool:
+    """Tell whether a model has a BatchNorm with running statistics."""
+    return any(True for _ in _batchnorms(model))
+
+
+def keep_own_counters(model: nn.Module) -> None:
+    """Give each BatchNorm a count of its batches for itself, where a copy of the model shares it with the original."""
+    for _, module in _batchnorms(model):
+        if module.num_batches_tracked is not None:
+            module.num_batches_tracked = module.num_batches_tracked.clone()
+
+
 def statistics_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the running statistics of a model, by their names in its state dict."""
     return {

@@ -1,12 +1,14 @@
 """The outputs of whole blends in memory: copies of the model, bound to the rows of one matrix."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.running.batchnorm import differentiate_statistics, use_batch_statistics
 from glue_cli.running.cuda_graphs import CudaCapture, GraphedForwards
@@ -72,13 +74,21 @@ class ResidentBlends:
         self._uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
         self._model, self._bank, self._compute = model.eval().requires_grad_(False), bank, compute
         self._seed, self._make_tensors = seed, make_tensors
-        if batchnorm.statistics == "batch":
-            use_batch_statistics(self._model)
         is_graphed = compute.device.type == "cuda" and bank.n_columns <= _GRAPHED_COLUMNS
         self._outputs_of = GraphedForwards(CudaCapture(compute.device)) if is_graphed else outputs_of
         self._rows = torch.empty(0, bank.n_columns, device=bank.device)
         self._copies: list[nn.Module] = []
         self._differentiable: tuple[nn.Module, Tensor, Tensor] | None = None
+
+    def with_statistics(self, statistics: Statistics) -> "ResidentBlends":
+        """As `Blends.with_statistics`; the experts are shared, the rows of blends are not."""
+        by_batch = replace(self.batchnorm, statistics="batch" if statistics == "refreshed" else "running")
+        if by_batch == self.batchnorm:
+            return self
+        other = copy.copy(self)
+        other.batchnorm, other._copies, other._differentiable = by_batch, [], None
+        other._rows = self._rows.new_empty(0, self._bank.n_columns)
+        return other
 
     def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`. Cost: m rows of d float32 in memory."""
@@ -87,11 +97,13 @@ class ResidentBlends:
             for copied in self._copies[: len(alphas)]:
                 yield self._outputs(copied, batch, step), batch[1]
 
-    def towards(self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int) -> Iterator[Tensor]:
+    def towards(
+        self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
+    ) -> Iterator[Tensor]:
         """As `Blends.towards`. Cost: of a small model one pass over the experts; of a large one a pass, and each
         expert alone, with two rows in memory.
         """
-        for model in self._on_the_way(alpha, coordinates, radius):
+        for model in self._on_the_way(alpha, coordinates, radius, is_tied):
             yield self._outputs(model, batch, step)
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
@@ -141,10 +153,13 @@ class ResidentBlends:
             self._rows = torch.empty(m, self._bank.n_columns, device=self._bank.device)
             made = self._make_tensors(self._uniform)
             self._copies = [bind(self._model, self._bank.spans, row, made.keys()) for row in self._rows]
+            if self.batchnorm.statistics == "batch":
+                for copied in self._copies:
+                    use_batch_statistics(copied)
 
-    def _on_the_way(self, alpha: Tensor, coordinates: Tensor, radius: float) -> Iterator[nn.Module]:
+    def _on_the_way(self, alpha: Tensor, coordinates: Tensor, radius: float, is_tied: bool) -> Iterator[nn.Module]:
         """Yield the blend for alpha [G, K], then it moved by `radius` towards single experts; each for a forward."""
-        ends = towards_experts(alpha, coordinates, radius)
+        ends = towards_experts(alpha, coordinates, radius, is_tied=is_tied)
         if 4 * self._bank.n_columns * (1 + len(ends)) <= _PASS_BYTES:
             self._load(torch.cat([alpha[None], ends]))
             yield from self._copies[: 1 + len(ends)]
@@ -153,13 +168,13 @@ class ResidentBlends:
         self._load(alpha[None])
         yield self._copies[0]
         for end, coordinate in zip(ends, coordinates.tolist(), strict=True):
-            self._move(end, coordinate, radius)
+            group, expert = (None, coordinate) if is_tied else divmod(coordinate, self.n_experts)
+            self._move(end, group, expert, radius)
             yield self._copies[1]
 
     @torch.no_grad()
-    def _move(self, end: Tensor, coordinate: int, radius: float) -> None:
+    def _move(self, end: Tensor, group: int | None, expert: int, radius: float) -> None:
         """Make the second copy the first one's blend moved to `end` [G, K], by `radius` towards a single expert."""
-        group, expert = divmod(coordinate, self.n_experts)
         self._bank.move(self._rows[0], group, expert, radius, self._rows[1])
         set_tensors(self._copies[1], self._make_tensors(end))
 
@@ -170,6 +185,8 @@ class ResidentBlends:
             gradient = torch.zeros_like(theta)
             made = self._make_tensors(self._uniform)
             model = bind(self._model, self._bank.spans, theta[0], made.keys())
+            if self.batchnorm.statistics == "batch":
+                use_batch_statistics(model)
             leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
             if self.batchnorm.statistics == "running" and self.batchnorm.is_differentiated:
                 differentiate_statistics(model)
@@ -182,9 +199,14 @@ class ResidentBlends:
         return self._differentiable
 
 
-def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float) -> Tensor:
-    """Return alpha [G, K] moved by `radius` towards the experts at `coordinates` [n], each alone: [n, G, K]."""
+def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float, *, is_tied: bool = False) -> Tensor:
+    """Return alpha [G, K] moved by `radius` towards the experts at `coordinates` [n], each alone: [n, G, K].
+
+    Where groups are tied, all of them move, and coordinates are experts.
+    """
     n_experts = alpha.shape[1]
+    if is_tied:
+        return alpha.lerp(torch.eye(n_experts, dtype=alpha.dtype)[coordinates][:, None], radius)
     ends = alpha.repeat(len(coordinates), 1, 1)
     places = torch.arange(len(coordinates)), coordinates // n_experts
     ends[places] *= 1 - radius

@@ -1,10 +1,11 @@
 """What a method asks of the function that it minimises, and what that asks of whoever yields the outputs of blends."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.running.forward import Batch
 from glue_cli.search.account import Cost
 from glue_cli.search.secants import Quadratic
@@ -35,13 +36,20 @@ class Blends(Protocol):
         """
         ...
 
-    def towards(self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int) -> Iterator[Tensor]:
+    def with_statistics(self, statistics: Statistics) -> Self:
+        """Return the same blends where BatchNorm uses other statistics: for refreshed ones, those of each batch."""
+        ...
+
+    def towards(
+        self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
+    ) -> Iterator[Tensor]:
         """Yield the outputs at alpha, then those on the way from there to single experts, each alone.
 
         Args:
             alpha: [G, K], on the simplex.
             coordinates: int64 [n], positions in alpha flattened: which group goes to which expert.
             radius: how far, in (0, 1].
+            is_tied: whether all groups go together; coordinates are then experts, below K.
         Cost: n + 1 forwards; no gradients.
         """
         ...
@@ -59,17 +67,29 @@ class Objective(Protocol):
 
     Attributes:
         is_smooth, follows_loss: as those of a `Goal`.
+        kinds: the kinds of BatchNorm's statistics that a blend may be written with, one at least; the first is that
+            of this objective itself.
+        n_examples: of the data that the minibatches are drawn from.
+        n_folds: of those examples, by which quadratics are kept apart.
     """
 
     n_groups: int
     n_experts: int
     is_smooth: bool
     follows_loss: bool
+    kinds: tuple[Statistics, ...]
+    n_examples: int
+    n_folds: int
     cost: Cost
+
+    def with_statistics(self, statistics: Statistics) -> "Objective":
+        """Return the same objective for blends of another kind; the account is shared."""
 
     def probe_losses(self, alphas: Tensor, step: int) -> Tensor: ...
 
-    def quadratic(self, alpha: Tensor, coordinates: Tensor, radius: float, step: int) -> Quadratic: ...
+    def quadratic(
+        self, alpha: Tensor, coordinates: Tensor, radius: float, step: int, *, is_tied: bool = False
+    ) -> Quadratic: ...
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]: ...
 
@@ -79,3 +99,17 @@ class Objective(Protocol):
     def validation_loss(self, alpha: Tensor, n_batches: int | None = None) -> float: ...
 
     def validation_terms(self, alpha: Tensor, n_batches: int | None = None) -> Tensor: ...
+
+    def written_terms(self, alphas: Tensor, statistics: Statistics, n_batches: int | None = None) -> Tensor:
+        """Return the held-out terms, [N], float64, of a blend as it would be written.
+
+        Args:
+            alphas: [G, K], or one without each fold, [F, G, K]: each fold is judged by that without it.
+            n_batches: of how many of the held-out batches, from the first on; None for all.
+        """
+
+    def n_written_forwards(self, statistics: Statistics, n_batches: int | None = None) -> int:
+        """Return how many forwards `written_terms` makes."""
+
+    @property
+    def n_held_out_batches(self) -> int: ...

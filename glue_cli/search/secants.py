@@ -22,12 +22,15 @@ class Quadratic:
 
     Attributes:
         loss: at the point; where a score is searched for, that in its place.
-        gradient: [n]; curvature: [n, n], symmetric, with no negative eigenvalue; both float64 on the CPU.
+        gradient: [F, n]; curvature: [F, n, n], symmetric, with no negative eigenvalue; both float64 on the CPU. They
+            are what each of F folds of the examples adds to those of the mean loss, which are their sums.
+        n_examples: how many examples the loss is a mean over.
     """
 
     loss: float
     gradient: Tensor
     curvature: Tensor
+    n_examples: int = 1
 
 
 class Secants:
@@ -61,13 +64,16 @@ class Secants:
         else:
             slope, root = self._of_labels(outputs) if self._targets.dim() == 1 else self._of_tokens(outputs)
         self._slopes.append(slope / self._radius)
-        self._roots.append(root.flatten() / self._radius)
+        self._roots.append(root / self._radius)
 
     def _of_squares(self, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the slope, and a root r of the curvatures, which are r_k . r_l, of the change from z to the ends."""
+        """Return the slope and a root r of the curvatures, which are r_k . r_l, of the change from z to the ends.
+
+        Both are row by row: their sums over the rows are those of the mean loss.
+        """
         z, ends = (outputs.float().view_as(self._targets) for outputs in (self._outputs, ends))
         change = ends - z
-        slope = 2 * ((z - self._targets) * change).mean(dtype=torch.float64)
+        slope = 2 * ((z - self._targets) * change).double() / change.numel()
         return slope, change * math.sqrt(2 / change.numel())
 
     def _of_labels(self, ends: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,19 +81,36 @@ class Secants:
         z, ends = self._outputs.float(), ends.float()
         change, probabilities = (ends - z).masked_fill_(ends == z, 0), z.softmax(-1)  # a masked class is -inf in both
         change -= (probabilities * change).sum(-1, keepdim=True)
-        slope = -change.gather(1, self._targets[:, None]).mean(dtype=torch.float64)
+        slope = -change.gather(1, self._targets[:, None]).double() / len(change)
         return slope, change * (probabilities / len(change)).sqrt()
 
     def _of_tokens(self, ends: Tensor) -> tuple[Tensor, Tensor]:
         """The same for logits [N, T, C]: the covariance is the mean product at the tokens drawn."""
         changes = [_centred(self._work, *block) for block in _blocks(self._outputs, ends, self._tokens)]
         at_target, at_drawn = torch.cat(changes)[self._targets.flatten() != IGNORED].tensor_split([1], 1)
-        return -at_target.mean(dtype=torch.float64), at_drawn / math.sqrt(at_drawn.numel())
+        return -at_target.double() / len(at_target), at_drawn / math.sqrt(at_drawn.numel())
 
-    def quadratic(self, loss: float) -> Quadratic:
-        """Return the loss, whose value at the point is given, to second order."""
-        roots = torch.stack(self._roots)
-        return Quadratic(loss, torch.stack(self._slopes).cpu(), (roots @ roots.T).double().cpu())
+    def quadratic(self, loss: float, folds: Tensor | None = None, n_folds: int = 1) -> Quadratic:
+        """Return the loss, whose value at the point is given, to second order, fold by fold.
+
+        Args:
+            folds: the fold of each example, int64 [N], below `n_folds`; None where there is one.
+        """
+        slopes, roots = torch.stack(self._slopes), torch.stack(self._roots)  # [n, rows, ...]
+        parts: list[Tensor | slice] = [slice(None)]
+        if folds is not None:
+            by_row = self._fold_by_row(folds)
+            parts = [(by_row == fold).nonzero()[:, 0].to(roots.device) for fold in range(n_folds)]
+        gradient = torch.stack([slopes[:, rows].flatten(1).sum(1) for rows in parts])
+        by_part = (roots[:, rows].flatten(1) for rows in parts)
+        curvature = torch.stack([part @ part.T for part in by_part])
+        return Quadratic(loss, gradient.cpu(), curvature.double().cpu(), len(self._targets))
+
+    def _fold_by_row(self, folds: Tensor) -> Tensor:
+        """Return the fold of each row of the slopes: of an example, or of a token that is predicted."""
+        if self._loss == "mse" or self._targets.dim() == 1:
+            return folds
+        return folds.repeat_interleave((self._targets != IGNORED).sum(1).cpu())
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -60,6 +60,7 @@ _PAPER: dict[str, Any] = {
     "steps": 1000,
     "validate_every": 50,
     "patience": 4,
+    "groups": {},
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
@@ -72,8 +73,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.1,
         "mu": 0.1,
         "steps": 300,
-        "validate_every": 10,
-        "patience": 3,
+        "validate_every": 5,
+        "patience": 2,
+        "groups": "auto",
     },
 }
 
@@ -219,7 +221,9 @@ class MixSpec(_Section):
     A plain search runs from the uniform blend for `steps`, or until the validation loss, taken every `validate_every`
     steps, has not improved `patience` times running; the alpha with the lowest validation loss is kept. A staged one
     chooses between starts, and guards the end. A `budget` takes the place of `steps`, and in a staged search that of
-    the plateau. Each of `groups`, patterns of tensor names, has an alpha of its own.
+    the plateau, and counts `validate_every` in steps of Gauss-Newton: steps that tell less are validated more seldom.
+    Each of `groups`, patterns of tensor names, has an alpha of its own; `auto` lets spsa find them, the blocks of the
+    model, where it takes Gauss-Newton's steps, and `none` is one alpha for all.
     """
 
     preset: Literal["default", "paper"] = "default"
@@ -241,7 +245,7 @@ class MixSpec(_Section):
     patience: Count
     bn_statistics: Literal["running", "batch"] = "running"
     bn_gradient: bool = True
-    groups: dict[str, str | list[str]] = {}
+    groups: Literal["auto", "none"] | dict[str, str | list[str]]
 
     @model_validator(mode="before")
     @classmethod
@@ -254,6 +258,11 @@ class MixSpec(_Section):
         if budget and budget.limit < {"forwards": 1, "examples": self.batch_size, "seconds": 0}[budget.unit]:
             raise ValueError(f"budget {self.budget} is less than a minibatch of {self.batch_size}")
         return self
+
+    @property
+    def named_groups(self) -> dict[str, str | list[str]]:
+        """The groups that are spelt out."""
+        return self.groups if isinstance(self.groups, dict) else {}
 
     @property
     def parsed_budget(self) -> Budget | None:

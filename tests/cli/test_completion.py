@@ -31,7 +31,7 @@ def offered(command, option, incomplete=""):
         ("mix", "--method", "s", ["spsa"]),
         ("mix", "--bank", "", ["auto", "device", "host", "disk"]),
         ("mix", "--dtype", "f", ["float64", "float32", "float16"]),
-        ("mix", "--batchnorm", "", ["average", "refresh", "from:"]),
+        ("mix", "--batchnorm", "", ["auto", "average", "refresh", "from:"]),
         ("mix", "--head-policy", "", ["blend", "from:", "align", "reset"]),
         ("evaluate", "--split", "", ["train", "val", "test"]),
         ("evaluate", "--metric", "", ["auroc", "f1", "mae", "precision", "r2", "recall"]),

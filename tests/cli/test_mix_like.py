@@ -43,7 +43,14 @@ def test_the_same_bytes_without_spec_or_data(here, glue, experts, flags):
 
 
 def test_each_group_gets_its_own_coefficients(here, glue, experts):
-    settings = ["--set", "mix.groups={low: 'features.*', high: ['head.*']}", "--budget", "30"]
+    settings = [
+        "--set",
+        "mix.groups={low: 'features.*', high: ['head.*']}",
+        "--set",
+        "mix.preset=paper",
+        "--budget",
+        "60",
+    ]
     found = glue("mix", "--method", "spsa", *experts, *settings, "-q", "--json", code=0).json
     assert found["groups"]["low"] != found["groups"]["high"]
     assert again(glue, experts).code == 0 and same_bytes(here)
@@ -79,14 +86,14 @@ def test_refreshed_statistics_need_the_spec_and_its_data(here, glue, experts):
 def test_other_data_or_another_model_are_refused(here, glue, experts):
     glue("mix", "--alpha", "0.2,0.3,0.5", "--batchnorm", "refresh", *experts, "-q", code=0)
     refused = again(glue, experts, "--set", "data.mean=[0.4]")  # other inputs to the model
-    refused.refused(3, "training examples are not those")
-    again(glue, experts, "--set", "data.target.train=100").refused(3, "training examples are not those")
+    refused.refused(3, "target's examples are not those")
+    again(glue, experts, "--set", "data.target.train=100").refused(3, "target's examples are not those")
     train = load_file("data/train.safetensors")
     train["images"][-1, 0, 0, 0] ^= 1
     for i in range(len(train["images"])):  # whichever of them are the target's
         train["images"][i, 0, 0, 0] ^= 1
     save_file(train, "data/train.safetensors")
-    again(glue, experts).refused(3, "training examples are not those")
+    again(glue, experts).refused(3, "target's examples are not those")
     again(glue, experts, "--set", "model.args.num_classes=9").refused(3, "model")
     assert not (here / "again.safetensors").exists()
 

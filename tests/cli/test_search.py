@@ -47,19 +47,22 @@ def test_methods_that_do_not_search_have_neither(here, glue, experts, method, op
 def test_stages_and_guard_are_accounted_for(here, glue, experts):
     result = glue("mix", "--method", "spsa", *experts, "--budget", "100", "--json", code=0).json
     search, cost = result["search"], result["cost"]
-    assert [stage["stage"] for stage in search["stages"]] == ["screen", "race", "descend", "guard"]
+    assert [stage["stage"] for stage in search["stages"]] == ["screen", "race", "descend", "guard", "write"]
     assert sum(stage["forwards"] for stage in search["stages"]) == cost["forwards"]
-    assert search["stages"][-1]["forwards"] == cost["validation_forwards"] <= 15
+    guard, write = (stage["forwards"] for stage in search["stages"][-2:])
+    assert 0 < guard <= 15 and write == result["afterwards"]["forwards"]
     assert search["start"] in search["starts"] and "uniform" in search["starts"]
     losses = {"end": search["guard"]["end_loss"]} | {r["name"]: r["loss"] for r in search["guard"]["rivals"]}
-    assert result["loss"] == {"val": losses[search["returned"]], "val_uniform": losses["uniform"]}
+    assert search["guard"]["loss"] == losses[search["returned"]]
+    (evaluated,) = glue("evaluate", "prior.safetensors", "--split", "val", "--json", code=0).json["results"]
+    assert result["loss"]["val"] == pytest.approx(evaluated["loss"], rel=1e-4)
 
 
 def test_an_explanation_says_what_each_expert_is_worth(here, glue, experts):
     answer = glue("mix", "--method", "spsa", *experts, "--budget", "60", "--explain", "--json", code=0)
     assert len(answer.json["left_out"]) == 3
     explained = answer.json["search"]["stages"][-1]
-    assert answer.json["afterwards"]["forwards"] == explained["forwards"] > 0 and explained["stage"] == "explain"
+    assert answer.json["afterwards"]["forwards"] >= explained["forwards"] > 0 and explained["stage"] == "explain"
     for alpha, left_out in zip(answer.json["alpha"], answer.json["left_out"], strict=True):
         assert left_out["difference"] != 0 if alpha > 0.05 else abs(left_out["difference"]) < 0.2
     shown = glue("mix", "--method", "spsa", *experts, "--budget", "60", "--explain", "-f", code=0).out
@@ -93,7 +96,7 @@ def test_fullgrad_needs_a_derivative(here, glue, experts):
     [
         (["spsa"], {"steps_at_most": 4, "forwards_a_step": 3}),
         (["spsa", "--budget", "90"], {"budget": "90", "forwards_a_step": 3}),
-        (["spsa", "--set", "mix.groups.head=head.*"], {"steps_at_most": 4, "forwards_a_step": 5}),
+        (["spsa", "--set", "mix.groups.head=head.*"], {"forwards_a_step": 3, "forwards_a_step_by_group": 5}),
         (["spsa", "--set", "mix.preset=paper", "--set", "mix.n_directions=3"], {"forwards_a_step": 6}),
         (["spsa", "--set", "mix.optimizer=adam"], {"forwards_a_step": 2}),
         (["spsa", "--set", "objective=accuracy"], {"forwards_a_step": 2}),
@@ -117,11 +120,12 @@ def test_a_step_costs_what_the_dry_run_said(here, glue, experts, optimizer):
     planned = glue(*call, "--dry-run", code=0).json["forwards_a_step"]
     glue(*call, "--history", "h.jsonl", code=0)
     spent = [json.loads(line)["forwards"] for line in (here / "h.jsonl").read_text().splitlines()]
-    assert spent[2] - spent[1] == planned  # between the first two steps
+    n_contenders = 1 if optimizer == "adam" else 2  # that race for the first steps
+    assert (spent[2] - spent[1]) in (planned, n_contenders * planned)  # between the first two steps
 
 
 @pytest.mark.parametrize(
-    ("objective", "forwards"), [("loss", 5), ("accuracy", 5), ("f1", 5), ("python:scoring:right", 2)]
+    ("objective", "forwards"), [("loss", 3), ("accuracy", 5), ("f1", 5), ("python:scoring:right", 2)]
 )
 def test_what_follows_the_loss_is_approached_by_it(here, glue, experts, objective, forwards):
     (here / "scoring.py").write_text("def right(outputs, targets):\n    return (outputs.argmax(1) == targets).sum()\n")
@@ -147,5 +151,6 @@ def test_settings_of_no_effect_are_named(here, glue, experts):
 def test_the_blend_records_what_its_search_took(here, glue, experts):
     result = glue("mix", "--method", "spsa", *experts, "--budget", "0.4s", "--json", code=0).json
     searched = result["settings"]["search"]
-    assert searched["forwards"] == result["cost"]["forwards"] > 0 and searched["stopped"] == "budget"
+    after = result["afterwards"]["forwards"]
+    assert searched["forwards"] == result["cost"]["forwards"] - after > 0 and searched["stopped"] == "budget"
     assert searched["returned"] == result["search"]["returned"] and searched["start"] == result["search"]["start"]

@@ -28,7 +28,7 @@ def test_the_first_step_follows_the_chain_rule(quadratic, target):
     beta = torch.zeros(objective.n_groups, 3, dtype=torch.float64, requires_grad=True)
     objective.loss(torch.softmax(beta, -1)).backward()
     records = []
-    settings = MixSpec.model_validate({"optimizer": "momentum", "lr": 0.7, "steps": 1})
+    settings = MixSpec.model_validate({"search": "plain", "optimizer": "momentum", "lr": 0.7, "steps": 1})
     fullgrad(objective, settings, seed=0, observe=records.append)
     torch.testing.assert_close(records[1].alpha, torch.softmax(-0.7 * beta.grad, -1), rtol=1e-12, atol=0)
 
@@ -45,9 +45,9 @@ def test_a_constant_in_the_slopes_changes_nothing(quadratic):
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12)
 
 
-def test_one_gradient_a_step_and_the_seed_is_not_used(quadratic):
+def test_one_gradient_a_step_of_a_plain_search_and_the_seed_is_not_used(quadratic):
     objective = quadratic([0.2, 0.3, 0.5])
-    settings = MixSpec.model_validate({"steps": 5})
+    settings = MixSpec.model_validate({"search": "plain", "steps": 5})
     learned = fullgrad(objective, settings, seed=0)
     assert objective.differentiated == [0, 1, 2, 3, 4] and objective.probed == []
     again = fullgrad(quadratic([0.2, 0.3, 0.5]), settings, seed=1)

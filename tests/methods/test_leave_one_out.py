@@ -12,7 +12,7 @@ class Terms:
     def __init__(self, losses):
         self.losses, self.asked = torch.tensor(losses, dtype=torch.float64), []
 
-    def validation_terms(self, alpha, n_batches=None):
+    def written_terms(self, alpha, statistics, n_batches=None):
         assert n_batches is None
         torch.testing.assert_close(alpha.sum(1), torch.ones(len(alpha), dtype=torch.float64))
         self.asked.append(alpha)

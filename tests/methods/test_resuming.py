@@ -1,5 +1,6 @@
 """Every search can stop between two steps, and another goes on in its place, in another process."""
 
+import copy
 from dataclasses import asdict
 
 import pytest
@@ -62,8 +63,21 @@ def make_objective(monkeypatch):
     class Score(Timed):
         is_smooth, follows_loss = False, True
 
-    def make(is_score=False):
-        made.append((Score if is_score else Timed)(TARGET, noise=0.1))
+    class Refreshed(Timed):
+        """One of both kinds of statistics, of which the refreshed ones are the better."""
+
+        kinds, floor = ("averaged", "refreshed"), 1.0
+
+        def with_statistics(self, statistics):
+            other = copy.copy(self)
+            other.floor = 0.5 if statistics == "refreshed" else 1.0
+            return other
+
+        def written_terms(self, alphas, statistics, n_batches=None):
+            return self.with_statistics(statistics).validation_terms(alphas, n_batches)
+
+    def make(is_score=False, has_kinds=False):
+        made.append((Score if is_score else Refreshed if has_kinds else Timed)(TARGET, noise=0.1))
         return made[-1]
 
     return make
@@ -122,6 +136,19 @@ def test_a_search_that_is_cut_at_every_step_comes_to_the_same_end(make_objective
         else:
             break
     assert outcome(learned, records, objective) == wanted and n_cuts >= 8
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("keys", [{"steps": 9, "validate_every": 2}, {"budget": "150"}])
+def test_a_search_among_kinds_of_statistics_goes_on_as_well(make_objective, method, keys):
+    states, objective = [], make_objective(has_kinds=True)
+    wanted = choose(
+        method, objective, keys, records=[], checkpoint=lambda state: states.append(through_files(state()))
+    )
+    for state in states:
+        learned = choose(method, make_objective(has_kinds=True), keys, records=[], state=state)
+        assert torch.equal(learned.alpha, wanted.alpha) and learned.account == wanted.account
+        assert learned.statistics == wanted.statistics == "refreshed"
 
 
 def test_states_need_not_be_taken(make_objective):

@@ -394,7 +394,8 @@ class InFloat64:
             for alpha in alphas:
                 yield wide_outputs(self._model, blended(self._experts, alpha), batch), batch[1]
 
-    def towards(self, alpha, coordinates, radius, batch, step):
+    def towards(self, alpha, coordinates, radius, batch, step, *, is_tied=False):
+        assert not is_tied
         ends = blended_module.towards_experts(alpha, coordinates, radius)
         return (outputs for outputs, _ in self.outputs(torch.cat([alpha[None], ends]), [batch], step))
 

@@ -27,6 +27,12 @@ from glue_cli.search import blended as blended_module
 from glue_cli.search.blended import towards_experts
 
 
+def quadratic(objective, *arguments):
+    """Return the loss to second order, of all examples together."""
+    found = objective.quadratic(*arguments)
+    return replace(found, gradient=found.gradient.sum(0), curvature=found.curvature.sum(0))
+
+
 def by_matrices(model, experts, alpha, coordinates, radius, batch, recipe=PLAIN, loss="cross_entropy"):
     """Return the gradient and the curvature along directions, as products of Jacobians by secants, in float64."""
     z = wide_outputs(model, blended(experts, alpha, recipe), batch)
@@ -51,7 +57,7 @@ def by_matrices(model, experts, alpha, coordinates, radius, batch, recipe=PLAIN,
 @pytest.mark.parametrize("radius", [0.1, 1.0])
 def test_second_order_is_that_of_the_outputs_at_the_ends(objective_of, make, loss, radius):
     objective, model, experts = objective_of(make, loss)
-    found = objective.quadratic(ALPHA, torch.arange(3), radius, 2)
+    found = quadratic(objective, ALPHA, torch.arange(3), radius, 2)
     gradient, curvature = by_matrices(model, experts, ALPHA, range(3), radius, batch_of(2, loss), loss=loss)
     assert found.loss == pytest.approx(objective.probe_losses(ALPHA[None], 2).item(), rel=1e-6)
     assert (found.gradient - gradient).norm() < 1e-3 * gradient.norm()
@@ -64,7 +70,7 @@ def test_slopes_near_the_blend_are_the_gradient(objective_of, make, n_groups):
     """That goes through the running statistics as well; the constant of both is the mean over alpha."""
     objective, _, _ = objective_of(make, recipe=in_turn(make, n_groups))
     alpha = ALPHA_OF_TWO[:n_groups]
-    found = objective.quadratic(alpha, torch.arange(alpha.numel()), 1e-3, 1)
+    found = quadratic(objective, alpha, torch.arange(alpha.numel()), 1e-3, 1)
     loss, by_alpha = objective.gradient(alpha, 1)
     assert found.loss == pytest.approx(loss, rel=1e-5)
     assert (found.gradient.view_as(alpha) - by_alpha).norm() < 0.02 * by_alpha.norm()
@@ -74,13 +80,13 @@ def test_some_directions_of_two_groups_in_any_order(objective_of):
     recipe = in_turn(conv_net, 2)
     objective, model, experts = objective_of(conv_net, recipe=recipe)
     coordinates = torch.tensor([4, 0, 5])
-    found = objective.quadratic(ALPHA_OF_TWO, coordinates, 0.2, 1)
+    found = quadratic(objective, ALPHA_OF_TWO, coordinates, 0.2, 1)
     gradient, curvature = by_matrices(
         model, experts, ALPHA_OF_TWO, coordinates.tolist(), 0.2, batch_of(1), recipe=recipe
     )
     assert (found.gradient - gradient).norm() < 1e-3 * gradient.norm()
     assert (found.curvature - curvature).norm() < 1e-3 * curvature.norm()
-    whole = objective.quadratic(ALPHA_OF_TWO, torch.arange(6), 0.2, 1)
+    whole = quadratic(objective, ALPHA_OF_TWO, torch.arange(6), 0.2, 1)
     torch.testing.assert_close(found.gradient, whole.gradient[coordinates], rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.curvature, whole.curvature[coordinates][:, coordinates], rtol=1e-3, atol=1e-5)
 
@@ -90,13 +96,13 @@ def test_of_a_large_model_each_expert_is_read_alone(objective_of, monkeypatch, n
     recipe, alpha = in_turn(conv_net, n_groups), ALPHA_OF_TWO[:n_groups]
     (objective, _, _), (objective_of_its_own, _, _) = (objective_of(conv_net, recipe=recipe) for _ in range(2))
     coordinates = torch.arange(1, alpha.numel())
-    wanted = objective_of_its_own.quadratic(alpha, coordinates, 0.1, 0)
+    wanted = quadratic(objective_of_its_own, alpha, coordinates, 0.1, 0)
     monkeypatch.setattr(blended_module, "_PASS_BYTES", 0)
     blend, passes = objective._blends._bank.blend, []
     monkeypatch.setattr(
         objective._blends._bank, "blend", lambda alphas, out: (passes.append(len(alphas)), blend(alphas, out))
     )
-    found = objective.quadratic(alpha, coordinates, 0.1, 0)
+    found = quadratic(objective, alpha, coordinates, 0.1, 0)
     assert passes == [1] and len(objective._blends._copies) == 2
     assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
     torch.testing.assert_close(found.gradient, wanted.gradient, rtol=1e-3, atol=1e-5)
@@ -106,7 +112,7 @@ def test_of_a_large_model_each_expert_is_read_alone(objective_of, monkeypatch, n
 def test_an_end_sees_the_draws_of_the_point(objective_of):
     objective, _, _ = objective_of(Noisy)
     alpha = torch.eye(3, dtype=torch.float64)[1:2]
-    found = objective.quadratic(alpha, torch.arange(3), 0.5, 1)  # towards the second expert nothing changes
+    found = quadratic(objective, alpha, torch.arange(3), 0.5, 1)  # towards the second expert nothing changes
     assert found.gradient[1].abs() < 1e-4 < found.gradient[[0, 2]].abs().min()
     assert found.curvature[1].abs().max() < 1e-4 < found.curvature.diagonal()[[0, 2]].min()
 
@@ -118,7 +124,7 @@ def test_the_curvature_of_tokens_is_drawn_by_step_and_seed(objective_of, monkeyp
         objective, _, _ = objective_of(Speaking, seed=seed)
         fixed = replace(objective._minibatches, at_step=lambda step: (inputs, tokens))
         monkeypatch.setattr(objective, "_minibatches", fixed)
-        first, again, other = (objective.quadratic(ALPHA, torch.arange(3), 0.1, step) for step in (0, 0, 1))
+        first, again, other = (quadratic(objective, ALPHA, torch.arange(3), 0.1, step) for step in (0, 0, 1))
         assert torch.equal(first.curvature, again.curvature)
         assert torch.equal(first.gradient, other.gradient)
         curvatures += [first.curvature, other.curvature]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,13 +31,19 @@ def problem(kind, scale=1.0):
     return "cross_entropy", z, experts, targets
 
 
+def whole(secants, loss):
+    """Return the loss to second order, of all examples together."""
+    found = secants.quadratic(loss)
+    return replace(found, gradient=found.gradient.sum(0), curvature=found.curvature.sum(0))
+
+
 def by_secants(kind, z, experts, targets, *, radius, seed=0):
     """Return the loss to second order; the outputs change linearly, whatever the radius."""
     loss = "mse" if "number" in kind else "cross_entropy"
     secants = Secants(loss, z, targets, radius=radius, draws=generator(seed))
     for expert in experts:
         secants.add(z + radius * (expert - z))
-    return secants.quadratic(1.25)
+    return whole(secants, 1.25)
 
 
 def by_derivatives(kind, z, experts, targets):
@@ -156,7 +163,7 @@ def test_tokens_take_a_part_of_the_memory_that_their_outputs_would_in_float32(sh
         secants = Secants("cross_entropy", z, targets, radius=0.1, draws=generator(0))
         for end in ends:
             secants.add(end)
-        secants.quadratic(0.0)
+        whole(secants, 0.0)
     assert 0.1 < made.most / (4 * z.numel()) < 0.3
 
 
@@ -169,7 +176,7 @@ def test_bfloat16_outputs_are_subtracted_in_float32(kind):
         secants = Secants(loss, outputs[0], targets, radius=0.1, draws=generator(0))
         for end in outputs[1:]:
             secants.add(end)
-        quadratics.append(secants.quadratic(0.0))
+        quadratics.append(whole(secants, 0.0))
     assert torch.equal(quadratics[0].gradient, quadratics[1].gradient)
     assert torch.equal(quadratics[0].curvature, quadratics[1].curvature)
 
@@ -190,7 +197,7 @@ def test_classes_that_a_model_masks_with_minus_infinity_do_not_count(kind):
         secants = Secants(loss, mask(z), targets, radius=0.1, draws=generator(0))
         for expert in experts:
             secants.add(mask(z + 0.1 * (expert - z)))
-        return secants.quadratic(1.25)
+        return whole(secants, 1.25)
 
     plain, masked = found(lambda outputs: outputs), found(lambda outputs: F.pad(outputs, (0, 2), value=-math.inf))
     torch.testing.assert_close(masked.gradient, plain.gradient, rtol=1e-5, atol=1e-6)
@@ -213,9 +220,43 @@ def test_no_curvature_is_negative(kind, log_scale, n, radius, seed):
     secants = Secants(loss, z, targets, radius=radius, draws=generator(seed))
     for end in ends:
         secants.add(end)
-    found = secants.quadratic(0.0)
+    found = whole(secants, 0.0)
     assert found.gradient.shape == (n,) and found.curvature.shape == (n, n)
     assert found.gradient.isfinite().all() and found.curvature.isfinite().all()
     values = torch.linalg.eigvalsh(found.curvature)
     assert values.min() >= -1e-5 * values.max()
     assert (found.curvature - found.curvature.T).abs().max() <= 1e-6 * values.max()
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_folds_add_up_to_the_whole(kind):
+    loss, z, experts, targets = problem(kind)
+    secants = Secants(loss, z, targets, radius=0.1, draws=generator(0))
+    for expert in experts:
+        secants.add(z + 0.1 * (expert - z))
+    folds = torch.arange(len(targets)) % 3
+    together, parts = secants.quadratic(1.0), secants.quadratic(1.0, folds, 3)
+    assert parts.gradient.shape == (3, K) and parts.curvature.shape == (3, K, K)
+    torch.testing.assert_close(parts.gradient.sum(0), together.gradient[0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(parts.curvature.sum(0), together.curvature[0], rtol=1e-5, atol=1e-7)
+    assert (torch.linalg.eigvalsh(parts.curvature) > -1e-6).all() and parts.n_examples == len(targets)
+
+
+@pytest.mark.parametrize("kind", ["labels", "numbers", "a number"])
+def test_a_fold_is_its_examples_alone(kind):
+    _, z, experts, targets = problem(kind)
+    folds = torch.tensor([0, 1, 1, 0, 2, 1, 0])
+    loss = "mse" if "number" in kind else "cross_entropy"
+
+    def quadratic(chosen, folds=None):
+        secants = Secants(loss, z[chosen], targets[chosen], radius=0.1, draws=generator(0))
+        for expert in experts:
+            secants.add((z + 0.1 * (expert - z))[chosen])
+        return secants.quadratic(1.0, folds, 3)
+
+    parts = quadratic(torch.arange(N), folds)
+    for fold in range(3):
+        chosen = (folds == fold).nonzero()[:, 0]
+        alone = quadratic(chosen)
+        torch.testing.assert_close(parts.gradient[fold], alone.gradient[0] * len(chosen) / N, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(parts.curvature[fold], alone.curvature[0] * len(chosen) / N, rtol=1e-5, atol=1e-7)

@@ -30,19 +30,21 @@ class Contender:
 
     def state(self) -> State:
         losses = torch.tensor(self.losses, dtype=torch.float64)
-        return {"start": self.start.name, "losses": losses, **prefixed("strategy", self.strategy.state())}
+        return {"start": self.start.label, "losses": losses, **prefixed("strategy", self.strategy.state())}
 
     @classmethod
     def of(cls, state: State, starts: list[Start], make_strategy: MakeStrategy) -> "Contender":
         """Return the contender that has left a state, from one of the starts."""
-        start = next(start for start in starts if start.name == state["start"])
+        start = next(start for start in starts if start.label == state["start"])
         strategy = make_strategy(start.alpha)
         strategy.restore(part_of(state, "strategy"))
         return cls(start, strategy, state["losses"].tolist())
 
 
 def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -> list[Contender]:
-    """Return as many contenders as can race with so many forwards, one at least: the best starts, the uniform blend.
+    """Return as many contenders as can race with so many forwards, one at least.
+
+    They are the best starts, and the uniform blend of each kind of statistics in the place of the worst of them.
 
     Args:
         starts: from the best down.
@@ -51,9 +53,13 @@ def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -
     affordable = n_forwards / (first.strategy.n_rounds * first.strategy.n_forwards)
     n_contenders = max(n for n in range(1, MOST + 1) if _race_length(n) <= affordable)
     entered = starts[:n_contenders]
-    uniform = next(start for start in starts if start.name == "uniform")
-    if n_contenders > 1 and uniform not in entered:
-        entered[-1] = uniform
+    if n_contenders > 1:
+        uniforms = [start for start in starts if start.name == "uniform"]
+        # That of the other kind comes last: with room for one alone it is the one.
+        for uniform in sorted(uniforms, key=lambda start: start.statistics != starts[0].statistics):
+            if uniform not in entered:
+                others = [i for i in range(1, n_contenders) if entered[i].name != "uniform"]
+                entered[others[-1] if others else -1] = uniform
     return [first, *(Contender(start, make_strategy(start.alpha)) for start in entered[1:])]
 
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.seeds import generator
 from glue_cli.foundation.state import State
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import check_finite
 from glue_cli.methods.steps.questions import Probes, probe
+from glue_cli.results.mix import name_with
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 
@@ -21,14 +23,24 @@ _TOWARDS_EXPERT = 0.5
 _N_FINALISTS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
-    """Where a search may start: alpha [G, K], the expert that it lies towards, if one, and its losses."""
+    """Where a search may start: alpha [G, K], BatchNorm's statistics, and its losses.
+
+    Attributes:
+        expert: the one that it lies towards; None where it is no single one.
+    """
 
     name: str
     alpha: Tensor
+    statistics: Statistics
     expert: int | None = None
     losses: list[float] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """What an account calls it."""
+        return name_with(self.name, self.statistics)
 
     @property
     def loss(self) -> float:
@@ -36,49 +48,71 @@ class Start:
 
     def state(self) -> State:
         losses = torch.tensor(self.losses, dtype=torch.float64)
-        return {"name": self.name, "alpha": self.alpha, "expert": self.expert, "losses": losses}
+        kind = {"statistics": self.statistics, "expert": self.expert}
+        return {"name": self.name, "alpha": self.alpha, **kind, "losses": losses}
 
     @classmethod
     def of(cls, state: State) -> "Start":
-        return cls(state["name"], state["alpha"], state["expert"], state["losses"].tolist())
+        return cls(state["name"], state["alpha"], state["statistics"], state["expert"], state["losses"].tolist())
 
 
 def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
+    """Compare the starts of every kind of statistics on the same minibatches.
+
+    Returns:
+        Those that were looked at twice, from the least loss up, and behind them the rest. A kind whose uniform blend
+        has no finite loss is left out, and one that a budget has no forward for.
+    Raises:
+        NumericalError: none is left.
+    """
+    found: list[Start] = []
+    for number, kind in enumerate(objective.kinds, 1):
+        share = SHARE * number / len(objective.kinds)
+        if not found or purse.forwards(share) >= 1:
+            found += _screen(objective.with_statistics(kind), kind, purse, seed, share)
+    finite = [start for start in found if math.isfinite(start.loss)]
+    if not finite:
+        check_finite(found[0].loss, 0, "loss")
+    return sorted(finite, key=lambda start: (-len(start.losses), start.loss))
+
+
+def _screen(objective: Objective, kind: Statistics, purse: Purse, seed: int, share: float) -> list[Start]:
     """Compare starts on one minibatch, and the uniform blend and the best of them on a second one.
 
     These are the uniform blend, the points half-way to each expert and softmax(-losses) of these; of more experts than
     the budget allows, some are drawn.
 
+    Args:
+        share: of a budget, until which forwards may be spent.
     Returns:
-        The starts from the least loss up, without those whose loss is not finite: the best, looked at twice, and
-        behind them the rest.
-    Raises:
-        NumericalError: the loss of the uniform blend is not finite.
+        The starts whose loss is finite; the uniform blend alone where its is not.
     """
     domain = Simplex.of(objective)
-    uniform = Start("uniform", domain.uniform())
+    uniform = Start("uniform", domain.uniform(), kind)
     starts = [uniform]
     _look(objective, starts, 0)
     purse.warmed_up()
-    if purse.forwards(SHARE) >= 1:
+    if purse.forwards(share) >= 1:
         _look(objective, starts, 1)
-    check_finite(uniform.loss, 0, "loss")
-    n_affordable = purse.forwards(SHARE) - 1 - _N_FINALISTS
+    if not math.isfinite(uniform.loss):
+        return starts
+    n_affordable = purse.forwards(share) - 1 - _N_FINALISTS
     if n_affordable < 2:
         return starts
     drawn = torch.randperm(domain.n_experts, generator=generator(seed, "screening")).tolist()
     for k in sorted(drawn[: int(min(n_affordable, domain.n_experts))]):
         alpha = uniform.alpha.lerp(domain.corner(k), _TOWARDS_EXPERT)
-        starts.append(Start(f"towards expert {k}", alpha, expert=k))
+        starts.append(Start(f"towards expert {k}", alpha, kind, expert=k))
     starts[1:] = _look(objective, starts[1:], 0)
     if len(starts) == domain.n_experts + 1:
         losses = torch.tensor([start.loss for start in starts[1:]], dtype=torch.float64)
-        starts += _look(objective, [Start("by loss", domain.from_logits(-losses).expand(domain.shape).clone())], 0)
+        by_loss = domain.from_logits(-losses).expand(domain.shape).clone()
+        starts += _look(objective, [Start("by loss", by_loss, kind)], 0)
     starts.sort(key=lambda start: start.losses[0])
     finalists, rest = starts[:_N_FINALISTS], starts[_N_FINALISTS:]
     looked_at = [start for start in finalists if start is uniform]
     looked_at += _look(objective, [start for start in finalists if start is not uniform], 1)
-    return sorted(looked_at, key=lambda start: start.loss) + rest
+    return looked_at + rest
 
 
 def _look(objective: Objective, starts: list[Start], step: int) -> list[Start]:

@@ -1,27 +1,33 @@
 """The default preset's search: screen starts, race the best of them, descend from the winner, guard the end.
 
-What descends is a strategy: Gauss-Newton, SPSA, or CMA-ES.
+What descends is a strategy: Gauss-Newton, SPSA, CMA-ES, or the true gradient. Where there are groups of tensors and a
+strategy for them, one alpha for all goes first, and an alpha a group from where that has ended.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, check_finite
-from glue_cli.methods.staged import guard
+from glue_cli.methods.staged import by_group, guard
+from glue_cli.methods.staged.by_group import ByGroup, MakeGroups
 from glue_cli.methods.staged.contenders import Contender, MakeStrategy, enter
+from glue_cli.methods.staged.guard import Candidate
 from glue_cli.methods.staged.screening import N_MINIBATCHES, Start, screen
 from glue_cli.methods.steps.plateau import Plateau
-from glue_cli.methods.steps.strategy import make_step
+from glue_cli.methods.steps.questions import Probes, probe
+from glue_cli.methods.steps.strategy import Shrinks, Strategy, make_step
 from glue_cli.methods.stepwise import Observe, run, unobserved
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
 _RACE_SHARE = 0.5  # the most that the race takes of a budget
+_ROUNDS = 3  # of Gauss-Newton, by which `validate_every` is meant
 
 
 def search(
@@ -29,6 +35,7 @@ def search(
     settings: MixSpec,
     make_strategy: MakeStrategy,
     *,
+    make_groups: MakeGroups | None = None,
     seed: int,
     observe: Observe = unobserved,
     checkpoint: Checkpoint = no_checkpoint,
@@ -38,6 +45,8 @@ def search(
 
     Args:
         make_strategy: a strategy from a start, alpha [G, K].
+        make_groups: the same for an alpha a group, where `make_strategy` moves all groups as one; None where there is
+            one group, or the strategy moves each from the beginning.
         observe: told of the uniform blend, of every step of the contender in the lead, and of what is returned.
         checkpoint: called after the screening, and after every step on a minibatch; state: where to go on from.
     Raises:
@@ -46,27 +55,36 @@ def search(
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
         return Learned(domain.uniform(), None, None, 0, "steps")
-    return run(domain, _StagedSearch(objective, settings, make_strategy, seed, observe), checkpoint, state)
+    return run(
+        domain, _StagedSearch(objective, settings, make_strategy, make_groups, seed, observe), checkpoint, state
+    )
 
 
 class _StagedSearch:
     """The state of a search: how far its stages are, what is left of the budget, and what each stage has spent.
 
-    Screening is one step, and so is the guard. A step of the race or the descent is one minibatch.
+    Screening is one step, and so is the guard. A step of the race, the descent or the groups is one minibatch.
     """
 
     def __init__(
-        self, objective: Objective, settings: MixSpec, make_strategy: MakeStrategy, seed: int, observe: Observe
+        self,
+        objective: Objective,
+        settings: MixSpec,
+        make_strategy: MakeStrategy,
+        make_groups: MakeGroups | None,
+        seed: int,
+        observe: Observe,
     ) -> None:
         self._objective, self._settings, self._seed = objective, settings, seed
-        self._make_strategy, self._observe = make_strategy, observe
+        self._make_strategy, self._make_groups, self._observe = make_strategy, make_groups, observe
         self._domain = Simplex.of(objective)
         self._purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
-        self._stage: Literal["screen", "race", "descend", "guard"] = "screen"
+        self._stage: Literal["screen", "race", "descend", "groups", "guard"] = "screen"
         self._spending: list[dict[str, Any]] = []  # of the stages that are done
         self._starts: list[Start] = []  # from the best down
         self._contenders: list[Contender] = []  # the first is in the lead; behind the race it is the winner
-        self._runner_up: Tensor | None = None  # the alpha that came second in the race
+        self._runner_up: Candidate | None = None  # what came second in the race
+        self._groups: ByGroup | None = None
         self._plateau = Plateau(settings.patience)
         self._n_steps, self._stopped = 0, ""
 
@@ -78,13 +96,17 @@ class _StagedSearch:
                 self._race()
             case "descend":
                 self._descend()
+            case "groups":
+                self._descend_by_group()
             case "guard":
                 return self._guard()
         return None
 
+    # ---- the stages
+
     def _screen(self) -> None:
         self._starts = screen(self._objective, self._purse, self._seed)
-        uniform = self._start_named("uniform")
+        uniform = next(start for start in self._starts if start.name == "uniform")
         self._observe(StepRecord(0, uniform.losses[0], uniform.alpha))
         self._note(uniform.losses[0], self._starts[0].losses[0])
         self._contenders = enter(self._starts, self._make_strategy, _RACE_SHARE * self._left())
@@ -99,13 +121,13 @@ class _StagedSearch:
         self._make_step()
         if len(contenders[0].losses) % contenders[0].strategy.n_rounds == 0:
             contenders.sort(key=lambda contender: contender.score)
-            self._runner_up = contenders[1].strategy.alpha
+            self._runner_up = self._estimate("runner-up", contenders[1])
             del contenders[(len(contenders) + 1) // 2 :]
 
     def _end_race(self) -> None:
         if len(self._contenders) > 1 and self._contenders[0].losses:  # the race was cut short
             self._contenders.sort(key=lambda contender: contender.score)
-            self._runner_up = self._contenders[1].strategy.alpha
+            self._runner_up = self._estimate("runner-up", self._contenders[1])
         del self._contenders[1:]
         self._note()
         self._stage = "descend"
@@ -113,47 +135,123 @@ class _StagedSearch:
     def _descend(self) -> None:
         """Go on until the budget's part is spent; without one, until the validation loss is level."""
         if self._can_step():
-            is_due = not self._purse.is_limited and (self._n_steps + 1) % self._settings.validate_every == 0
-            val_loss = self._make_step(validate=is_due)
+            val_loss = self._make_step(validate=self._validation_is_due())
             if val_loss is None or not self._plateau.reached(val_loss):
                 return
             self._stopped = "plateau"
+        self._note()
+        self._begin_groups()
+        self._stage = "groups" if self._groups else "guard"
+
+    def _begin_groups(self) -> None:
+        """Begin with an alpha a group, where there are several and the budget has room for them."""
+        if self._make_groups is None:
+            return
+        (winner,) = self._contenders
+        n_forwards = self._purse.worth(by_group.SHARE)
+        if self._purse.is_limited:
+            n_forwards = min(n_forwards, self._left() + self._kept_for_groups())
+        else:
+            spent = {stage["stage"]: stage["forwards"] for stage in self._spending}
+            n_forwards = by_group.share_of_descent(spent["race"] + spent["descend"])
+        one = self._estimate("one alpha", winner)
+        groups = ByGroup(self._make_groups, one, winner.start.alpha, n_forwards)
+        if not self._purse.is_limited or by_group.fits(groups.strategy, n_forwards):
+            self._groups = groups
+
+    def _descend_by_group(self) -> None:
+        groups, strategy = self._groups, self._groups.strategy if self._groups else None
+        assert groups and strategy
+        if not groups.is_done and self._left() >= strategy.least_forwards:
+            objective = self._objective.with_statistics(groups.one.statistics)
+            n_forwards = min(self._left(), groups.forwards_a_step if self._purse.is_limited else math.inf)
+            loss = make_step(strategy, objective, N_MINIBATCHES + self._n_steps, n_forwards)
+            check_finite(loss, self._n_steps, "loss")
+            groups.n_made += 1
+            self._n_steps += 1
+            self._observe(StepRecord(self._n_steps, loss, strategy.alpha))
+            return
         self._note()
         self._stage = "guard"
 
     def _guard(self) -> Learned:
         """Hold the end against plain blends, and return what stands."""
         (winner,) = self._contenders
-        end = winner.strategy.alpha
-        verdict = guard.guard(self._objective, self._purse, end, self._rivals())
+        end, rivals = self._end(), self._rivals()
+        verdict = guard.guard(self._objective, self._purse, end, rivals)
         if verdict.loss is not None:
             check_finite(verdict.loss, self._n_steps, "validation loss")
         self._note()
-        losses = {rival.name: rival.loss for rival in verdict.rivals}
+        losses = {rival.candidate.label: rival.loss for rival in verdict.rivals}
         descent = next(stage for stage in self._spending if stage["stage"] == "descend")
-        descent |= {"loss_before": losses.get(winner.start.name), "loss_after": verdict.end_loss}
+        descent |= {"loss_before": losses.get(winner.start.label), "loss_after": verdict.end_loss}
         account = {
-            "start": winner.start.name,
-            "starts": {start.name: start.loss for start in self._starts},
+            "start": winner.start.label,
+            "starts": {start.label: start.loss for start in self._starts},
             "stages": self._spending,
             **guard.account(verdict),
         }
-        self._observe(StepRecord(self._n_steps, None, verdict.alpha, verdict.loss))
-        is_uniform = torch.equal(end, self._domain.uniform())
-        val_uniform = verdict.end_loss if is_uniform else losses.get("uniform")
-        return Learned(verdict.alpha, verdict.loss, val_uniform, self._n_steps, self._stopped, account)
+        returned = verdict.returned
+        self._observe(StepRecord(self._n_steps, None, returned.alpha, verdict.loss))
+        uniform = Candidate("uniform", self._domain.uniform(), self._objective.kinds[0])
+        return Learned(
+            returned.alpha,
+            verdict.loss,
+            verdict.end_loss if end.is_like(uniform) else losses.get(uniform.label),
+            self._n_steps,
+            self._stopped,
+            account,
+            returned.statistics,
+            is_as_written=verdict.is_whole and self._objective.n_folds == 1,
+        )
 
-    def _rivals(self) -> dict[str, Tensor]:
-        """Return the uniform blend, the runner-up, the winner's start and the most promising expert."""
-        (winner,) = self._contenders
-        rivals = {"uniform": self._domain.uniform()}
-        if self._runner_up is not None:
-            rivals["runner-up"] = self._runner_up
-        rivals[winner.start.name] = winner.start.alpha
-        nearest = next((start.expert for start in self._starts if start.expert is not None), None)
-        if nearest is not None:
-            rivals[f"expert {nearest}"] = self._domain.corner(nearest)
-        return rivals
+    # ---- what is held against each other
+
+    def _end(self) -> Candidate:
+        if self._groups:
+            return self._groups.found(self._n_seen(self._groups.n_made))
+        return self._estimate("end", self._contenders[0])
+
+    def _rivals(self) -> list[Candidate]:
+        """Return the uniform blend and the most promising expert with each kind of statistics, and what was passed.
+
+        Those with the statistics of the end come first.
+        """
+        start = self._contenders[0].start
+        mine = start.statistics
+        rivals = []
+        for kind in sorted(self._objective.kinds, key=lambda kind: kind != mine):
+            rivals.append(Candidate("uniform", self._domain.uniform(), kind))
+            if (expert := self._promising_expert(kind)) is not None:
+                rivals.append(Candidate(f"expert {expert}", self._domain.corner(expert), kind))
+        if self._groups:
+            rivals.insert(1, self._groups.one)
+        if self._runner_up:
+            rivals.append(self._runner_up)
+        return [*rivals, Candidate(start.name, start.alpha, mine)]
+
+    def _promising_expert(self, kind: Statistics) -> int | None:
+        """Return the expert with the least loss on a minibatch; with a budget, by the start that lies towards it."""
+        if self._purse.is_limited:
+            looked_at = (s.expert for s in self._starts if s.expert is not None and s.statistics == kind)
+            return next(looked_at, None)
+        corners = torch.stack([self._domain.corner(k) for k in range(self._domain.n_experts)])
+        losses = probe(self._objective.with_statistics(kind), Probes(corners, n_at_once=2), 0)
+        return int(losses.nan_to_num(math.inf).argmin())
+
+    def _estimate(self, name: str, contender: Contender) -> Candidate:
+        """Return what a contender has found, as far as the examples that it saw bear it out."""
+        strategy, statistics = contender.strategy, contender.start.statistics
+        if isinstance(strategy, Shrinks):
+            found = strategy.shrunk(self._n_seen(len(contender.losses)))
+            return by_group.candidate_of(name, found, statistics)
+        return Candidate(name, strategy.alpha, statistics)
+
+    def _n_seen(self, n_steps: int) -> int:
+        """Return how many examples so many steps have seen."""
+        return max(1, min(self._objective.n_examples, n_steps * self._settings.batch_size))
+
+    # ---- steps
 
     def _can_step(self) -> bool:
         strategies = [contender.strategy for contender in self._contenders]
@@ -171,22 +269,38 @@ class _StagedSearch:
         """Make a step with each contender on one minibatch; tell of the first; return its validation loss if asked."""
         n_forwards = self._left() / len(self._contenders)
         for contender in self._contenders:
-            minibatch = N_MINIBATCHES + self._n_steps
-            loss = make_step(contender.strategy, self._objective, minibatch, n_forwards)
+            objective = self._objective.with_statistics(contender.start.statistics)
+            loss = make_step(contender.strategy, objective, N_MINIBATCHES + self._n_steps, n_forwards)
             contender.losses.append(check_finite(loss, self._n_steps, "loss"))
         self._n_steps += 1
         leader, val_loss = self._contenders[0], None
         alpha = leader.strategy.alpha
         if validate:
-            val_loss = check_finite(self._objective.validation_loss(alpha), self._n_steps, "validation loss")
+            objective = self._objective.with_statistics(leader.start.statistics)
+            val_loss = check_finite(objective.validation_loss(alpha), self._n_steps, "validation loss")
         self._observe(StepRecord(self._n_steps, leader.losses[-1], alpha, val_loss))
         return val_loss
 
-    def _start_named(self, name: str) -> Start:
-        return next(start for start in self._starts if start.name == name)
+    def _validation_is_due(self) -> bool:
+        """Tell whether the next step is to be followed by a validation: more seldom where a step tells less."""
+        strategy: Strategy = self._contenders[0].strategy
+        every = self._settings.validate_every * math.ceil(strategy.n_rounds / _ROUNDS)
+        return not self._purse.is_limited and (self._n_steps + 1) % every == 0
+
+    # ---- the budget
 
     def _left(self) -> float:
-        return max(0, self._purse.forwards() - guard.reserve(self._objective, self._purse))
+        """Return how many forwards the stage may still take, less what later ones are kept."""
+        kept = guard.reserve(self._objective, self._purse)
+        return max(0, self._purse.forwards() - kept - (0 if self._stage == "groups" else self._kept_for_groups()))
+
+    def _kept_for_groups(self) -> float:
+        """Return how many forwards of a budget are kept for an alpha a group, where there is room for it."""
+        if self._make_groups is None or not self._purse.is_limited:
+            return 0
+        n_forwards = self._purse.worth(by_group.SHARE)
+        uniform = self._domain.uniform()
+        return n_forwards if by_group.fits(self._make_groups(uniform, uniform), n_forwards) else 0
 
     def _note(self, before: float | None = None, after: float | None = None) -> None:
         """Note what the stage has spent, and the loss before and after it on the same data, where that is known."""
@@ -194,26 +308,35 @@ class _StagedSearch:
         forwards = self._objective.cost.forwards - spent
         self._spending.append({"stage": self._stage, "forwards": forwards, "loss_before": before, "loss_after": after})
 
+    # ---- the state
+
     def state(self) -> State:
+        second = self._runner_up
         return {
             "stage": self._stage,
             "n_steps": self._n_steps,
             "stopped": self._stopped,
-            "runner_up": self._runner_up,
+            "runner_up": second and second.alpha,
+            "runner_up_statistics": second and second.statistics,
+            "runner_up_without": second and second.without,
             **list_state("spending", self._spending),
             **list_state("starts", [start.state() for start in self._starts]),
             **list_state("contenders", [contender.state() for contender in self._contenders]),
+            **(prefixed("groups", self._groups.state()) if self._groups else {}),
             **prefixed("plateau", self._plateau.state()),
             **prefixed("purse", self._purse.state()),
         }
 
     def restore(self, state: State) -> None:
         self._stage, self._n_steps, self._stopped = state["stage"], state["n_steps"], state["stopped"]
-        self._runner_up = state["runner_up"]
+        second = state["runner_up_statistics"], state["runner_up_without"]
+        self._runner_up = None if state["runner_up"] is None else Candidate("runner-up", state["runner_up"], *second)
         self._spending = list_of(state, "spending")
         self._starts = [Start.of(start) for start in list_of(state, "starts")]
         self._contenders = [
             Contender.of(contender, self._starts, self._make_strategy) for contender in list_of(state, "contenders")
         ]
+        groups = part_of(state, "groups")
+        self._groups = ByGroup.of(groups, self._make_groups) if groups and self._make_groups else None
         self._plateau.restore(part_of(state, "plateau"))
         self._purse.restore(part_of(state, "purse"))

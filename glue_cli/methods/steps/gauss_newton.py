@@ -13,6 +13,7 @@ from glue_cli.foundation.seeds import generator
 from glue_cli.foundation.state import State, part_of, prefixed
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.steps.questions import Answer, ToSecondOrder
+from glue_cli.methods.steps.shrinkage import Shrunk, shrink
 from glue_cli.search.secants import Quadratic
 
 # How far towards each expert the outputs are taken, a share of the way. With 0.1 the secants of a deep net mislead: on
@@ -33,10 +34,12 @@ class GaussNewton:
 
     A point goes ahead by the last few; there the next is taken. The estimate is where the mean of many is least, the
     later with the more weight, as of recursive least squares: averaging makes up for the haste (Polyak and Juditsky
-    1992).
+    1992). Both are kept by fold of the examples, so that `shrunk` can say how far few of them are believed.
 
     Args:
         start: [G, K], a point of the domain.
+        is_tied: whether all groups move as one; they start alike.
+        anchor: what few examples are drawn to, [G, K]; the start by default.
     Attributes:
         alpha: the estimate so far, [G, K].
         n_forwards: of a whole step; with fewer, down to about half, it takes some of the experts at random.
@@ -46,23 +49,33 @@ class GaussNewton:
     n_rounds = 3
     has_converged = False  # the noise of the minibatches never ends
 
-    def __init__(self, domain: Simplex, start: Tensor, *, seed: int) -> None:
-        self.n_forwards = domain.n_directions + 1
+    def __init__(
+        self, domain: Simplex, start: Tensor, *, seed: int, is_tied: bool = False, anchor: Tensor | None = None
+    ) -> None:
+        self._n_groups, self._is_tied = domain.n_groups, is_tied
+        self._domain = Simplex(1, domain.n_experts) if is_tied else domain
+        start = start[: self._domain.n_groups]
+        self.n_forwards = self._domain.n_directions + 1
         self.least_forwards = self.n_forwards // 2 + 1
-        self._domain, self._seed = domain, seed
-        self._ahead, self._estimate = _Least(domain, start), _Least(domain, start)
+        self._seed, self._anchor = seed, start if anchor is None else anchor[: self._domain.n_groups]
+        self._ahead, self._estimate = _Least(self._domain, start), _Least(self._domain, start)
         self._n_steps = 0
-        self._asked: ToSecondOrder | None = None
+        self._coordinates = torch.empty(0, dtype=torch.int64)
 
     @property
     def alpha(self) -> Tensor:
-        return self._estimate.alpha
+        return self._of_all_groups(self._estimate.alpha)
+
+    def shrunk(self, n_examples: int) -> Shrunk:
+        """Return the estimate as far as the examples of the steps, at most `n_examples`, bear it out."""
+        found = self._estimate.shrunk(self._anchor, n_examples)
+        return Shrunk(self._of_all_groups(found.alpha), self._of_all_groups(found.without))
 
     def ask(self, step: int, n_forwards: float) -> ToSecondOrder:
         """Ask for the loss near the point ahead, towards as many experts as `n_forwards` allow."""
         alpha = self._ahead.alpha
-        self._asked = ToSecondOrder(alpha, self._draw(alpha, step, n_forwards), _RADIUS)
-        return self._asked
+        self._coordinates = self._draw(alpha, step, n_forwards)
+        return ToSecondOrder(self._of_all_groups(alpha), self._coordinates, _RADIUS, self._is_tied)
 
     def tell(self, answer: Answer) -> float:
         """Make the step.
@@ -70,16 +83,19 @@ class GaussNewton:
         Returns:
             The loss at the point ahead; where outputs on the way are not finite it is NaN, and no step is made.
         """
-        assert isinstance(answer, Quadratic) and self._asked
+        assert isinstance(answer, Quadratic) and len(self._coordinates)
         if not (answer.gradient.isfinite().all() and answer.curvature.isfinite().all()):
             return math.nan
-        alpha = self._asked.alpha
-        spread = self._domain.spread(alpha, self._asked.coordinates)
+        alpha = self._ahead.alpha
+        spread = self._domain.spread(alpha, self._coordinates)
         curvature = spread @ answer.curvature @ spread.T
-        linear = curvature @ alpha.flatten() - spread @ answer.gradient
+        linear = curvature @ alpha.flatten() - answer.gradient @ spread.T
         self._n_steps += 1
         self._ahead.add(curvature, linear, kept=_KEPT_AHEAD)
         self._estimate.add(curvature, linear, kept=1 - 1 / (1 + _MEMORY * self._n_steps))
+        if self._domain.n_groups > 1:  # many unknowns: the point ahead goes no farther than is borne out
+            n_ahead = answer.n_examples / (1 - _KEPT_AHEAD)
+            self._ahead.alpha = self._ahead.shrunk(self._anchor, n_ahead).alpha
         return answer.loss
 
     def state(self) -> State:
@@ -90,6 +106,10 @@ class GaussNewton:
         self._n_steps = state["n_steps"]
         self._ahead.restore(part_of(state, "ahead"))
         self._estimate.restore(part_of(state, "estimate"))
+
+    def _of_all_groups(self, alpha: Tensor) -> Tensor:
+        """Return alpha [..., 1 or G, K] with a row a group, [..., G, K]."""
+        return alpha.expand(*alpha.shape[:-2], self._n_groups, alpha.shape[-1])
 
     def _draw(self, alpha: Tensor, step: int, n_forwards: float) -> Tensor:
         """Return the experts whose directions are taken: all but each group's largest, or some of them."""
@@ -103,23 +123,35 @@ class _Least:
 
     def __init__(self, domain: Simplex, start: Tensor) -> None:
         self.alpha = start
-        self._domain = domain
-        self._curvature = torch.zeros(start.numel(), start.numel(), dtype=torch.float64)
-        self._linear = torch.zeros(start.numel(), dtype=torch.float64)
+        self._domain, self._weight = domain, 0.0  # that of all quadratics together
+        self._curvature = torch.zeros(1, start.numel(), start.numel(), dtype=torch.float64)  # by fold, as they come
+        self._linear = torch.zeros(1, start.numel(), dtype=torch.float64)
 
     def add(self, curvature: Tensor, linear: Tensor, *, kept: float) -> None:
-        """Add a quadratic, x . curvature . x / 2 - linear . x; of those before, the share `kept` counts on."""
+        """Add a quadratic, x . curvature . x / 2 - linear . x; of those before, the share `kept` counts on.
+
+        Args:
+            curvature: [F, G K, G K], linear: [F, G K]; the sums over the folds are meant.
+        """
+        self._weight = kept * self._weight + 1
         self._curvature = kept * self._curvature + curvature
         self._linear = kept * self._linear + linear
-        damping = _DAMPING * self._curvature.diagonal().mean()
+        whole = self._curvature.sum(0)
+        damping = _DAMPING * whole.diagonal().mean()
         self.alpha = self._domain.minimise(
-            self._curvature + damping * torch.eye(len(linear)),
-            self._linear + damping * self.alpha.flatten(),
-            self.alpha,
+            whole + damping * torch.eye(len(whole)), self._linear.sum(0) + damping * self.alpha.flatten(), self.alpha
         )
 
+    def shrunk(self, anchor: Tensor, n_examples: float) -> Shrunk:
+        """Return the estimate drawn to an anchor [G, K], of quadratics of so many examples."""
+        if not self._weight:
+            return Shrunk(self.alpha, self.alpha[None])
+        curvature, linear = self._curvature / self._weight, self._linear / self._weight
+        return shrink(self._domain, curvature, linear, anchor, self.alpha, n_examples)
+
     def state(self) -> State:
-        return {"alpha": self.alpha, "curvature": self._curvature, "linear": self._linear}
+        return {"alpha": self.alpha, "curvature": self._curvature, "linear": self._linear, "weight": self._weight}
 
     def restore(self, state: State) -> None:
-        self.alpha, self._curvature, self._linear = state["alpha"], state["curvature"], state["linear"]
+        self.alpha, self._weight = state["alpha"], state["weight"]
+        self._curvature, self._linear = state["curvature"], state["linear"]

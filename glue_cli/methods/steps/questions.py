@@ -31,11 +31,13 @@ class ToSecondOrder:
         alpha: [G, K].
         coordinates: the experts, as positions in alpha flattened, int64 [n].
         radius: how far towards each of them the outputs are taken, in (0, 1].
+        is_tied: whether all groups go together; coordinates are then experts, below K.
     """
 
     alpha: Tensor
     coordinates: Tensor
     radius: float
+    is_tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def answer(objective: Objective, question: Question, step: int) -> Answer:
     match question:
         case Probes(alphas, n_at_once):
             return torch.cat([objective.probe_losses(some, step) for some in torch.split(alphas, n_at_once)])
-        case ToSecondOrder(alpha, coordinates, radius):
-            return objective.quadratic(alpha, coordinates, radius, step)
+        case ToSecondOrder(alpha, coordinates, radius, is_tied):
+            return objective.quadratic(alpha, coordinates, radius, step, is_tied=is_tied)
         case Gradient(alpha):
             return objective.gradient(alpha, step)
     assert_never(question)

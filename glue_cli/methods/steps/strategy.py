@@ -1,11 +1,12 @@
 """A way down the target loss that asks for what it needs, and is told."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from glue_cli.foundation.state import State
 from glue_cli.methods.steps.questions import Answer, Question, answer
+from glue_cli.methods.steps.shrinkage import Shrunk
 from glue_cli.search.protocol import Objective
 
 
@@ -50,6 +51,14 @@ class Strategy(Protocol):
 
     def restore(self, state: State) -> None:
         """Take on the state of another strategy with the same settings and seed, to go on in its place."""
+
+
+@runtime_checkable
+class Shrinks(Protocol):
+    """A strategy that knows how far its examples bear its estimate out."""
+
+    def shrunk(self, n_examples: int) -> Shrunk:
+        """Return the estimate of as many examples as were seen."""
 
 
 def make_step(strategy: Strategy, objective: Objective, step: int, n_forwards: float) -> float:

@@ -98,19 +98,20 @@ class ExpertBank:
 
         self._each(blend_block, self._blocks)
 
-    def move(self, theta: Tensor, group: int, expert: int, radius: float, out: Tensor) -> None:
+    def move(self, theta: Tensor, group: int | None, expert: int, radius: float, out: Tensor) -> None:
         """Move a blend towards one expert: out = theta + radius (theta_k - theta) in one group's tensors.
 
         All other tensors are copied from theta.
 
         Args:
+            group: None moves the tensors of all groups.
             theta, out: [d], float32, on the bank's device; `out` is overwritten.
         Cost: one expert's tensors of the group are read.
         """
 
         def move_block(block: _Block) -> None:
             unmoved = theta[block.columns]
-            if block.group == group:
+            if group is None or block.group == group:
                 torch.lerp(
                     unmoved, block.rows.read_one(expert, block.start, block.stop), radius, out=out[block.columns]
                 )

@@ -1,52 +1,107 @@
 """Choose alpha by each expert's accuracy on the target's validation data."""
 
-import torch
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
+from glue_cli.data.loader import Batches
 from glue_cli.data.target import Target
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Started
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
+from glue_cli.running.batchnorm import has_batchnorm, refresh_statistics
+from glue_cli.running.device import Compute
+from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.search.account import Cost
+from glue_cli.spec.goal import goal_named
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.compute import evaluation_compute
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.choice import Choice
 from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.labels import share_out
 
 
 def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write) -> Choice:
-    """Evaluate every expert on the target's validation data, and let the method weigh the accuracies."""
+    """Evaluate every expert on the target's validation data, and let the method weigh the accuracies.
+
+    Where BatchNorm's statistics are a choice, this is done with both kinds, and the blend is the one of the two with
+    the lower loss there.
+    """
     val = target["val"]
     if val.dataset.labels is None:
         raise SpecError(
             f"--method {plan.method} needs accuracies, which these data do not have",
             hint="use --method spsa",
         )
-    accuracies: list[float] = []
-    n_forwards = 0
-    run.progress(Started("evaluate experts", len(plan.experts), "experts"))
-    for one_hot in torch.eye(len(plan.experts), dtype=torch.float64):
-        model = experts.model(spec, one_hot[None])
-        if not accuracies:
-            check_fits_data(model, val, spec.loss, spec.data.where)
-            compute = evaluation_compute(spec, model, val, run)
-            batches = val.on(compute)
-        figures = evaluate_model(compute.to_device(model), batches, loss=spec.loss, compute=compute)
-        accuracies.append(figures["accuracy"])
-        write({"expert": len(accuracies) - 1, **{f"val_{name}": value for name, value in figures.items()}})
-        n_forwards += batches.n_in_order
-        run.progress(Advanced(len(accuracies)))
+    judge = _Judge(plan, spec, target, experts, run)
+    kinds: list[Statistics] = ["averaged", "refreshed"] if judge.may_refresh else ["averaged"]
+    run.progress(Started("evaluate experts", len(kinds) * len(plan.experts), "experts"))
+    found = []
+    for number, kind in enumerate(kinds):
+        accuracies: list[float] = []
+        for one_hot in torch.eye(len(plan.experts), dtype=torch.float64):
+            figures = judge.evaluate(one_hot[None], kind).figures
+            accuracies.append(figures["accuracy"])
+            line = {"expert": len(accuracies) - 1, **{f"val_{name}": value for name, value in figures.items()}}
+            write(line | ({"statistics": kind} if len(kinds) > 1 else {}))
+            run.progress(Advanced(number * len(plan.experts) + len(accuracies)))
+        alpha = torch.tensor([METHODS[plan.method].load()(accuracies)], dtype=torch.float64)
+        found.append((alpha, accuracies, kind, judge.evaluate(alpha, kind) if len(kinds) > 1 else None))
     run.progress(Finished())
-    cost = Cost(forwards=n_forwards, validation_forwards=n_forwards, examples=len(accuracies) * len(val))
-    alpha = METHODS[plan.method].load()(accuracies)
+    alpha, accuracies, kind, blend = min(found, key=lambda one: one[3].figures["loss"] if one[3] else 0.0)
     return Choice(
-        torch.tensor([alpha], dtype=torch.float64),
-        settings=compute.recorded,
-        cost=cost,
+        alpha,
+        settings=judge.compute.recorded,
+        cost=judge.cost,
         val_accuracies=accuracies,
-        **compute.recorded,
+        **judge.compute.recorded,
+        statistics=kind if blend else None,
     )
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    model: nn.Module
+    figures: dict[str, float]
+
+
+class _Judge:
+    """Evaluates blends on the validation data, and keeps account of it."""
+
+    def __init__(self, plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run) -> None:
+        self._plan, self._spec, self._target, self._experts = plan, spec, target, experts
+        model = self._model(torch.eye(len(plan.experts), dtype=torch.float64)[:1])
+        check_fits_data(model, target["val"], spec.loss, spec.data.where)
+        self.compute: Compute = evaluation_compute(spec, model, target["val"], run)
+        self.cost = Cost()
+        self._val: Batches = target["val"].on(self.compute)
+        self.may_refresh = plan.tensors.statistics == "auto" and has_batchnorm(model)
+
+    def evaluate(self, alpha: Tensor, statistics: Statistics) -> _Evaluated:
+        """Return the blend for alpha [1, K] with such statistics, and its figures."""
+        model = self.compute.to_device(self._model(alpha)).eval()
+        if statistics == "refreshed":
+            goal, settings = goal_named("loss"), self._spec.mix
+            labels = share_out(self._target, goal, settings, self.compute, seed=self._plan.seed, may_fold=False)
+            refresh_statistics(model, labels.refreshing.again(), self._forward)
+        figures = evaluate_model(model, self._val, loss=self._spec.loss, compute=self.compute)
+        self.cost.forwards += self._val.n_in_order
+        self.cost.validation_forwards += self._val.n_in_order
+        self.cost.examples += len(self._val)
+        return _Evaluated(model, figures)
+
+    def _model(self, alpha: Tensor) -> nn.Module:
+        return self._experts.model(self._spec, alpha)
+
+    def _forward(self, model: nn.Module, batch: Batch) -> None:
+        self.cost.forwards += 1
+        self.cost.examples += len(batch[1])
+        with self.compute.autocast():
+            outputs_of(model, batch[0])

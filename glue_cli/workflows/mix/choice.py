@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.mix import (
     GreedySearch,
@@ -28,15 +29,18 @@ class Choice:
 
     Attributes:
         settings: what it takes to choose it again.
-        cost: of all of it; explained: how much of that came after alpha was chosen.
+        cost: of all of it; afterwards: how much of that came after alpha was chosen.
         loss, objective, steps, stopped, search, left_out, before_refresh: of a search, as in `MixResult`.
         val_accuracies: those of the experts, where the method goes by them.
+        statistics: BatchNorm's that were chosen; None where there was no choice.
+        made: tensors that the blend is to be written with, in place of blended ones; None where nobody made any.
+        refreshed_on: what BatchNorm's statistics among them were taken with, for `results.blend.Refreshed`.
     """
 
     alpha: Tensor
     settings: dict[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
-    explained: Passes | None = None
+    afterwards: Passes | None = None
     loss: Losses | None = None
     val_accuracies: list[float] | None = None
     steps: int | None = None
@@ -47,6 +51,9 @@ class Choice:
     search: StagedSearch | GreedySearch | None = None
     left_out: list[LeftOut] | None = None
     before_refresh: Losses | None = None
+    statistics: Statistics | None = None
+    made: dict[str, Tensor] | None = None
+    refreshed_on: dict[str, Any] = field(default_factory=dict)
 
     def refreshed(self, figure: float) -> "Choice":
         """Return the choice of a search after BatchNorm's statistics were taken anew.
@@ -62,14 +69,17 @@ class Choice:
 
 
 def by_expert(alpha: Tensor) -> list[float]:
-    """Return one coefficient an expert, [K]: the mean over the groups of alpha [G, K]."""
-    return alpha.mean(0).tolist()
+    """Return one coefficient an expert, [K]: the mean over the groups of alpha [G, K], exact where all are equal."""
+    return (alpha.mean(0) if (alpha != alpha[0]).any() else alpha[0]).tolist()
 
 
 def by_group(plan: MixPlan, alpha: Tensor) -> dict[str, list[float]] | None:
-    """Return each group's coefficients, where there are several groups."""
+    """Return each group's coefficients, where there are several groups, and they differ or were asked for."""
     groups = plan.tensors.recipe.groups
-    return dict(zip(groups, alpha.tolist(), strict=True)) if len(groups) > 1 else None
+    was_asked_for = plan.spec is not None and bool(plan.spec.mix.named_groups)
+    if len(groups) == 1 or not (was_asked_for or (alpha != alpha[0]).any()):
+        return None
+    return dict(zip(groups, alpha.tolist(), strict=True))
 
 
 def search_of(account: dict[str, Any]) -> StagedSearch | GreedySearch | None:
@@ -93,7 +103,13 @@ def search_of(account: dict[str, Any]) -> StagedSearch | GreedySearch | None:
         starts=account["starts"],
         stages=stages,
         returned=account["returned"],
-        guard=Guard(terms=guard["terms"], end_loss=guard["end_loss"], rivals=rivals),
+        guard=Guard(
+            terms=guard["terms"],
+            end_loss=guard["end_loss"],
+            rivals=rivals,
+            loss=guard["loss"],
+            standard_error=guard["standard_error"],
+        ),
     )
 
 

@@ -24,7 +24,9 @@ def choose_alpha(plan: MixPlan, target: "Target | None", experts: Experts, run: 
     """
     coefficients = plan.coefficients
     if plan.like:
-        return Choice(torch.tensor(plan.like.said.alphas, dtype=torch.float64))
+        alphas = torch.tensor(plan.like.said.alphas, dtype=torch.float64)
+        n_groups = len(plan.tensors.recipe.groups)  # of blocks, one alpha may be all that was recorded
+        return Choice(alphas.expand(n_groups, -1) if len(alphas) == 1 else alphas)
     if coefficients.alpha is not None:
         return _given(coefficients.alpha)
     method = METHODS[coefficients.method]

@@ -67,6 +67,12 @@ class Experts(ABC):
         """
         return self._naming.in_memory(self._make(alphas))
 
+    def dtypes(self) -> dict[str, str]:
+        """Return the dtypes that the blend's tensors have on disk, by the names of the model."""
+        entries = self.header.entries
+        parts = {name: source.names[0] for name, source in self._naming.sources.items()}
+        return {name: entries[part].dtype for name, part in parts.items() if part in entries}
+
     @abstractmethod
     def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
         """Return a bank of the tensors that are blended, for the model that `model` has made."""

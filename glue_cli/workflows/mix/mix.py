@@ -17,7 +17,7 @@ from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import writing_history
-from glue_cli.results.mix import BlendedExpert, MixCost, MixResult, Passes
+from glue_cli.results.mix import BlendedExpert, MixCost, MixResult
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.mix.choice import by_expert, by_group, passes_since
@@ -51,17 +51,19 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         run.history, replace=plan.destination.force, command="mix", method=plan.method, seed=plan.seed
     ) as write:
         chosen = choose_alpha(plan, target, experts, run, write)
-    made: dict[str, Tensor] = {}
-    refreshed: dict[str, Any] = {}
-    afterwards = chosen.explained
-    if plan.tensors.refreshes:
+    made: dict[str, Tensor] = chosen.made or {}
+    refreshed = chosen.refreshed_on
+    afterwards = chosen.afterwards
+    is_refreshed = "refreshed" in (plan.tensors.statistics, chosen.statistics)
+    if is_refreshed and chosen.made is None:
         from glue_cli.workflows.mix.refresh import refresh  # which brings models and data along
 
         assert plan.spec is not None and target is not None
         before, clock = replace(chosen.cost), time.perf_counter()
         made, chosen, refreshed = refresh(plan, plan.spec, target, experts, chosen, run)
-        afterwards = _sum(afterwards, passes_since(before, chosen.cost, clock))
-    settings = {**chosen.settings, "batchnorm": "refresh"} if plan.tensors.refreshes else chosen.settings
+        after = passes_since(before, chosen.cost, clock)
+        afterwards = afterwards.plus(after) if afterwards else after
+    settings = {**chosen.settings, "batchnorm": "refresh"} if is_refreshed else chosen.settings
     alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
     recorded_recipe = {**plan.record, **_base(plan), **({"refreshed": refreshed} if refreshed else {})}
     sizes = plan.coefficients.sizes or [expert.glue.get("examples") for expert in plan.experts]
@@ -105,6 +107,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         cost=MixCost(**asdict(chosen.cost), wall_s=wall_s, peak_bytes=_peak_bytes(run)),
         seed=plan.seed,
         settings=settings,
+        statistics=chosen.statistics,
         **origin_of(plan.spec),
         like=str(plan.like.blend.path) if plan.like else None,
         val_accuracies=chosen.val_accuracies,
@@ -118,13 +121,6 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         before_refresh=chosen.before_refresh,
         afterwards=afterwards,
     )
-
-
-def _sum(one: Passes | None, other: Passes) -> Passes:
-    """Return two accounts as one."""
-    if one is None:
-        return other
-    return Passes(**{name: value + getattr(other, name) for name, value in asdict(one).items()})
 
 
 def _target_of(plan: MixPlan, run: Run) -> "Target | None":

@@ -1,19 +1,17 @@
 """BatchNorm's statistics of a blend, taken anew on the target's data, and what the blend is worth with them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from glue_cli.data.identity import identity_of
-from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
-from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
+from glue_cli.results.blend import Sample
 from glue_cli.running.batchnorm import refresh_statistics, statistics_of
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
@@ -25,7 +23,9 @@ from glue_cli.workflows.compute import mixing_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.choice import Choice
 from glue_cli.workflows.mix.experts import Experts
-from glue_cli.workflows.mix.search import validation_size
+from glue_cli.workflows.mix.labels import refreshing_batches, sampled, validation_size
+from glue_cli.workflows.mix.refreshed_on import check_same, identity
+from glue_cli.workflows.mix.setting import written_blend
 
 Forward = Callable[[nn.Module, Batch], Tensor]
 
@@ -51,10 +51,16 @@ def refresh(
     train = target["train"]
     check_fits_data(model, train, spec.loss, spec.data.where)
     compute = mixing_compute(spec, model, train, run)
-    record = {**_identity(spec, train), **compute.recorded}
+    record = {**identity(spec, train), **compute.recorded}
     if plan.like and (recorded := plan.like.said.recipe.refreshed):
-        _check_same(record, recorded.model_dump())
+        check_same({**record, **identity(spec, sampled(target, recorded.sample))}, recorded.model_dump())
         torch.set_num_threads(recorded.threads)  # which decides the order in which sums are taken
+        if recorded.sample != "train":
+            return (
+                _repeat_search(plan, spec, target, experts, chosen, compute, model, recorded.sample, run),
+                chosen,
+                {},
+            )
     forward = _charging(chosen.cost, compute)
     model = compute.to_device(model).eval()
     batches = train.on(compute).epoch(spec.mix.batch_size, plan.seed, 0, AugmentSpec())
@@ -67,23 +73,30 @@ def refresh(
     return {name: tensor.cpu() for name, tensor in statistics_of(model).items()}, chosen, record
 
 
-def _identity(spec: Spec, train: Examples) -> dict[str, Any]:
-    """Return which model and which examples statistics are taken with; the same on another machine."""
-    args = {name: value for name, value in spec.model.args.items() if name != "path"}  # a place on somebody's disk
-    return {"arch": spec.model.arch, "args": args, "batch_size": spec.mix.batch_size, "data": identity_of(train)}
+def _repeat_search(
+    plan: MixPlan,
+    spec: Spec,
+    target: Target,
+    experts: Experts,
+    chosen: Choice,
+    compute: Compute,
+    model: nn.Module,
+    sample: Sample,
+    run: Run,
+) -> dict[str, Tensor]:
+    """Return the statistics that a search took of its blend in memory, taken in the same way again."""
 
+    def charge(targets: Tensor) -> None:
+        chosen.cost.forwards += 1
+        chosen.cost.examples += len(targets)
 
-def _check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    hint = "statistics come out the same only with the spec and the data of old"
-    for key in ("arch", "args"):
-        if found[key] != wanted[key]:
-            raise SpecError(f"model.{key} is {found[key]}, the blend was refreshed with {wanted[key]}", hint=hint)
-    if found["data"] != wanted["data"]:
-        raise DataError(
-            "the target's training examples are not those that the blend was refreshed on:"
-            f" their sha256 is {found['data']}, wanted {wanted['data']}",
-            hint=hint,
-        )
+    criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
+    model = compute.to_device(model).eval()
+    blend = written_blend(plan, experts, model, experts.bank(compute, n_blends=2, run=run), criterion)
+    blend.load(chosen.alpha)
+    batches = refreshing_batches(target, sample, spec.mix.batch_size, compute, plan.seed)
+    blend.refresh(batches.again(), charge)
+    return blend.statistics()
 
 
 def _charging(cost: Cost, compute: Compute) -> Forward:

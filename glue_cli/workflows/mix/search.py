@@ -17,15 +17,17 @@ from glue_cli.methods.result import Learned, StepRecord
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
 from glue_cli.results.mix import LeftOut, Losses, Objective, Stage, StagedSearch
-from glue_cli.search.blended import BatchNormMode, ResidentBlends
+from glue_cli.running.device import Compute
 from glue_cli.search.criterion import criterion_of
-from glue_cli.search.objective import BlendObjective, Minibatches
 from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
 from glue_cli.workflows.compute import mixing_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, search_of
 from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.labels import sampled
+from glue_cli.workflows.mix.refreshed_on import identity
+from glue_cli.workflows.mix.setting import Setting
 
 # What the steps of an optimizer depend on, and those of Gauss-Newton do not.
 _OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum", "mu")
@@ -42,26 +44,12 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
     for split in ("train", "val"):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     compute = mixing_compute(spec, model, target["train"], run)
-    train, val = target["train"].on(compute), target["val"].on(compute)
-    blends = ResidentBlends(
-        compute.to_device(model),
-        experts.bank(compute, n_blends=_count_blends(plan.method, settings), run=run),
-        compute,
-        seed=plan.seed,
-        batchnorm=BatchNormMode(settings.bn_statistics, settings.bn_gradient),
-        make_tensors=experts.make_tensors,
-    )
-    size = validation_size(goal, settings, len(val))
-    minibatches = Minibatches(
-        at_step=lambda step: train.at_step(step, settings.batch_size, plan.seed),
-        validation=lambda: val.in_random_order(size, plan.seed),
-        n_validation=val.n_in_random_order(size),
-    )
-    objective = BlendObjective(blends, criterion, minibatches, seed=plan.seed)
+    setting = Setting(plan, settings, target, experts, compute.to_device(model), criterion, compute, run)
+    objective = setting.objective
     budget, began = settings.parsed_budget, time.monotonic()
     total, unit = (math.ceil(budget.limit), budget.unit) if budget else (settings.steps, "steps")
     if plan.method == "greedy":
-        total, unit = n_experts, "steps"
+        total, unit = n_experts * len(objective.kinds), "steps"
     _warn_of_idle_settings(plan.method, settings, goal, run)
     run.progress(Started(f"mix by {plan.method}", total, unit))
     shown: dict[str, float] = {}
@@ -81,21 +69,27 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
         }
         run.progress(Advanced(min(total, spent[unit]), dict(shown), tuple(alpha)))
 
-    learned: Learned = METHODS[plan.method].load()(objective, settings, seed=plan.seed, observe=observe)
+    learned: Learned = METHODS[plan.method].load()(objective, setting.settings, seed=plan.seed, observe=observe)
     run.progress(Finished())
-    objective_found, losses = None, Losses(val=learned.val_loss, val_uniform=learned.val_loss_start)
+    before, clock = replace(objective.cost), time.perf_counter()
+    as_file = setting.found(learned)
+    afterwards = passes_since(before, objective.cost, clock)
+    objective_found, losses = None, Losses(val=as_file.val, val_uniform=as_file.val_uniform)
     if not goal.is_smooth:
         objective_found = Objective(
             name=goal.name, val=_figure(goal, losses.val), val_uniform=_figure(goal, losses.val_uniform)
         )
     found = search_of(learned.account)
-    searched = {"forwards": objective.cost.equivalents, "stopped": learned.stopped}
+    searched = {"forwards": before.equivalents, "stopped": learned.stopped}
     searched |= {key: learned.account[key] for key in ("start", "returned") if key in learned.account}
-    left_out, explained = None, None
+    if isinstance(found, StagedSearch) and afterwards.forwards:
+        found.stages.append(Stage(stage="write", forwards=afterwards.forwards))
+    left_out = None
     if plan.search.explains:
         before, clock = replace(objective.cost), time.perf_counter()
-        left_out = [LeftOut(**without) for without in leave_one_out(objective, learned.alpha)]
+        left_out = [LeftOut(**without) for without in leave_one_out(objective, learned.alpha, learned.statistics)]
         explained = passes_since(before, objective.cost, clock)
+        afterwards = afterwards.plus(explained)
         if isinstance(found, StagedSearch):
             found.stages.append(Stage(stage="explain", forwards=explained.forwards))
     return Choice(
@@ -108,7 +102,7 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
             **compute.recorded,
         },
         cost=objective.cost,
-        explained=explained,
+        afterwards=afterwards if afterwards.forwards else None,
         loss=losses if goal.is_smooth else None,
         steps=learned.n_steps,
         stopped=learned.stopped,
@@ -116,7 +110,16 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
         objective=objective_found,
         search=found,
         left_out=left_out,
+        statistics=learned.statistics if len(objective.kinds) > 1 else None,
+        made=as_file.made,
+        refreshed_on=_refreshed_on(spec, target, setting, compute) if as_file.made else {},
     )
+
+
+def _refreshed_on(spec: Spec, target: Target, setting: Setting, compute: Compute) -> dict[str, Any]:
+    """Return with what the statistics of a blend were taken, for `results.blend.Refreshed`."""
+    sample = setting.sample
+    return {**identity(spec, sampled(target, sample)), "sample": sample, **compute.recorded}
 
 
 def _figure(goal: Goal, mean: float | None) -> float | None:
@@ -128,11 +131,6 @@ def _groups_of(plan: MixPlan, alpha: Tensor) -> dict[str, Any]:
     return {"groups": groups} if groups else {}
 
 
-def validation_size(goal: Goal, settings: MixSpec, n_examples: int) -> int:
-    """Return how many examples a validation batch has; few enough for four, where a batch has one term in all."""
-    return settings.batch_size if goal.has_example_terms else min(settings.batch_size, -(-n_examples // 4))
-
-
 def _warn_of_idle_settings(method: str, settings: MixSpec, goal: Goal, run: Run) -> None:
     """Say which settings that differ from their preset have no part in this search."""
     preset = PRESETS[settings.preset]
@@ -141,8 +139,3 @@ def _warn_of_idle_settings(method: str, settings: MixSpec, goal: Goal, run: Run)
         if idle:
             text = f"{', '.join(idle)}: of no effect on Gauss-Newton's steps; with mix.optimizer: adam it has"
             run.progress(Noted(text, warning=True))
-
-
-def _count_blends(method: str, settings: MixSpec) -> int:
-    """Return how many float32 models a search holds: its blends, of spsa for each pair of probes, and one more."""
-    return 1 + METHODS[method].n_blends * (settings.n_directions if method == "spsa" else 1)

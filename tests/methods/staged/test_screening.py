@@ -18,10 +18,15 @@ class Levels:
         levels: of the experts, [K], on every minibatch; or a list of them by step.
     """
 
+    kinds = ("averaged",)
+
     def __init__(self, *levels, n_groups=1):
         self.levels = [torch.tensor(row, dtype=torch.float64) for row in levels]
         self.n_groups, self.n_experts = n_groups, len(levels[0])
         self.cost, self.calls = Cost(), []
+
+    def with_statistics(self, statistics):
+        return self
 
     def loss(self, alphas, step):
         return (alphas * self.levels[min(step, len(self.levels) - 1)]).sum((1, 2)) / self.n_groups

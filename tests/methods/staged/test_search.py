@@ -18,6 +18,7 @@ from glue_cli.search.secants import Quadratic as ToSecondOrder
 from glue_cli.spec.schema import MixSpec
 
 BATCH, N_VALIDATION_BATCHES = 64, 8
+MOST_BLENDS = 5  # that the guard keeps forwards for
 
 
 class Bowl(PlainBowl):
@@ -107,7 +108,7 @@ def test_most_of_a_budget_descends(n_experts, budget):
     learned, _, _ = run(objective, budget=str(budget))
     spent = spent_by_stage(learned)
     least = n_experts // 2 + 1
-    kept = min(guard.SHARE * budget, guard.MOST_BLENDS * N_VALIDATION_BATCHES)
+    kept = min(guard.SHARE * budget, MOST_BLENDS * N_VALIDATION_BATCHES)
     assert budget - kept - least < spent["screen"] + spent["race"] + spent["descend"] <= budget - kept
     assert spent["descend"] > 0.2 * budget
 
@@ -237,12 +238,14 @@ class TwoBasins(Bowl):
     def loss(self, alpha):
         return self.parts(alpha).amin(0)
 
-    def quadratic(self, alpha, coordinates, radius, step):
+    def quadratic(self, alpha, coordinates, radius, step, *, is_tied=False):
         self.charge(len(coordinates) + 1)
         ways = self.ways(alpha, coordinates)
         deep, shallow = self.parts(alpha)
         scale, bottom = (8, self.target) if deep < shallow else (2, torch.full_like(alpha, 1 / self.n_experts))
-        return ToSecondOrder(self.loss(alpha).item(), scale * ways @ (alpha - bottom)[0], scale * ways @ ways.T)
+        return ToSecondOrder(
+            self.loss(alpha).item(), scale * (ways @ (alpha - bottom)[0])[None], scale * (ways @ ways.T)[None]
+        )
 
 
 @pytest.mark.parametrize("budget", ["60", "100", None])
@@ -353,11 +356,11 @@ class Scored(Bowl):
         self.asked.append("probes")
         return super().probe_losses(alphas, step)
 
-    def quadratic(self, alpha, coordinates, radius, step):
+    def quadratic(self, alpha, coordinates, radius, step, *, is_tied=False):
         self.asked.append("quadratic")
         ways = self.ways(alpha, coordinates)
         value = super().quadratic(alpha, coordinates, radius, step).loss
-        return ToSecondOrder(value, 2 * ways @ (alpha - self.loss_target)[0], 2 * ways @ ways.T)
+        return ToSecondOrder(value, 2 * (ways @ (alpha - self.loss_target)[0])[None], 2 * (ways @ ways.T)[None])
 
 
 @pytest.mark.parametrize("keys", [{"budget": "300"}, {}])

@@ -33,7 +33,7 @@ class Linear:
         outputs = torch.einsum("k,knc->nc", alpha.flatten().float(), self.experts)
         return example_losses(self.loss, outputs, self.targets).mean().item()
 
-    def quadratic(self, alpha, coordinates, radius, step):
+    def quadratic(self, alpha, coordinates, radius, step, *, is_tied=False):
         self.cost.forwards += 1 + len(coordinates)
         self.asked.append(coordinates.tolist())
         chosen = torch.randperm(len(self.targets), generator=generator(step))[: self.batch_size]
@@ -169,10 +169,11 @@ def test_what_leads_to_the_largest_coefficient_follows_from_the_others(n_experts
     descent.step(0, math.inf)
     assert objective.asked == [[k for k in range(n_experts) if k != start.argmax()]]
     whole = objective.quadratic(start, torch.arange(n_experts), 0.03, 0)
-    damping = 0.03 * whole.curvature.diagonal().mean()
+    (curvature,), (gradient,) = whole.curvature, whole.gradient
+    damping = 0.03 * curvature.diagonal().mean()
     wanted = Simplex(1, n_experts).minimise(
-        whole.curvature + damping * torch.eye(n_experts),
-        (whole.curvature @ start[0] - whole.gradient) + damping * start[0],
+        curvature + damping * torch.eye(n_experts),
+        (curvature @ start[0] - gradient) + damping * start[0],
         start,
     )
     torch.testing.assert_close(descent.alpha, wanted, rtol=0, atol=1e-3)
@@ -182,8 +183,8 @@ def test_a_curvature_that_is_taken_for_too_large_does_not_hold_it_up(quadratic):
     """Gauss and Newton leave out what bends the outputs themselves; here they have the eightfold of what is there."""
 
     class Flat(quadratic):
-        def quadratic(self, *arguments):
-            found = super().quadratic(*arguments)
+        def quadratic(self, *arguments, **named):
+            found = super().quadratic(*arguments, **named)
             return replace(found, curvature=8 * found.curvature)
 
     objective = Flat([0.7, 0.2, 0.1])

@@ -1,0 +1,76 @@
+"""The blocks of a model by its tensors' names: members of repeated submodules, and what is before and behind them."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+_MEMBER = re.compile(r"(.*?)\.(\d+)\.(.*)")
+_ALIKE = 2  # tensors of one name that the members of a repeated submodule have
+# Few labels do not tell more blocks apart: of 12 of a ViT, neighbours go together.
+MOST_BLOCKS = 8
+
+
+def find_blocks(names: Iterable[str], most: int = MOST_BLOCKS) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Assign tensors to blocks, in the order of the model.
+
+    Args:
+        names: of the tensors, in their file's order, which is the model's or the alphabet's: `layers.0.conv.weight`.
+        most: of more blocks, neighbours are put together.
+    Returns:
+        The blocks' names, and each tensor's block as a position there.
+    """
+    names = list(names)
+    repeated = _repeated(names)
+    keys: list[str] = []
+    for name in names:
+        member = _member(name, repeated)
+        if member:
+            keys.append(member)
+        else:  # goes with the one before, unless that is a member
+            goes_on = bool(keys) and keys[-1].rpartition(".")[0] not in repeated
+            keys.append(keys[-1] if goes_on else name.rpartition(".")[0] or name)
+    order = _in_order_of_numbers(list(dict.fromkeys(keys)), repeated)
+    n_blocks = min(len(order), most)
+    block_of = {key: number * n_blocks // len(order) for number, key in enumerate(order)}
+    members: list[list[str]] = [[] for _ in range(n_blocks)]
+    for key, block in block_of.items():
+        members[block].append(key)
+    titles = tuple(found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}" for found in members)
+    return titles, {name: block_of[key] for name, key in zip(names, keys, strict=True)}
+
+
+def _in_order_of_numbers(keys: list[str], repeated: set[str]) -> list[str]:
+    """Return the blocks with the members of each submodule by their numbers: by the alphabet, 10 comes before 2."""
+    found = list(keys)
+    for module in repeated:
+        places = [i for i, key in enumerate(keys) if key.rpartition(".")[0] == module]
+        members = sorted((keys[i] for i in places), key=lambda key: int(key.rpartition(".")[2]))
+        for place, member in zip(places, members, strict=True):
+            found[place] = member
+    return found
+
+
+def _member(name: str, repeated: set[str]) -> str | None:
+    """Return the member of a repeated submodule that a tensor belongs to, `layers.0`; None for any other tensor."""
+    found = _MEMBER.fullmatch(name)
+    return f"{found[1]}.{found[2]}" if found and found[1] in repeated else None
+
+
+def _repeated(names: Iterable[str]) -> set[str]:
+    """Return the submodules whose numbered members are alike: some tensors have the same names in all of them.
+
+    In half of them is enough where the names have several parts, as `conv.0.weight`: such members are no single
+    layers, and the first and the last of them may be others, as in MobileNet's `features`.
+    """
+    members: dict[str, dict[str, set[str]]] = {}
+    for name in names:
+        if found := _MEMBER.fullmatch(name):
+            members.setdefault(found[1], {}).setdefault(found[2], set()).add(found[3])
+    return {module for module, inner in members.items() if len(inner) > 1 and _are_alike([*inner.values()])}
+
+
+def _are_alike(members: list[set[str]]) -> bool:
+    counts = Counter(name for member in members for name in member)
+    in_all = [name for name, count in counts.items() if count == len(members)]
+    in_half = [name for name, count in counts.items() if "." in name and count >= len(members) / 2 and count > 1]
+    return max(len(in_all), len(in_half)) >= _ALIKE
