@@ -41,14 +41,14 @@ def listening(*, quiet: bool) -> Iterator[Progress]:
 
 
 def _each_note_once(listener: Progress) -> Progress:
-    """Return a listener that hears every note once: what is true of a data set is so of all its splits."""
-    heard = set()
+    """Return a listener that passes equal notes on only once: a note on a data set comes again for every split."""
+    passed_on = set()
 
     def listen(event: Event) -> None:
         if isinstance(event, Noted):
-            if event in heard:
+            if event in passed_on:
                 return
-            heard.add(event)
+            passed_on.add(event)
         listener(event)
 
     return listen

@@ -158,7 +158,7 @@ def _give_name(temporary: Path, output: Path, *, replace: bool) -> None:
 
 
 def _claim(output: Path) -> None:
-    """Make an empty file where there is none, in one step; for file systems without links."""
+    """Create an empty output file, which fails if the file exists; for file systems without links."""
     try:
         os.close(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
     except FileExistsError:
@@ -172,15 +172,15 @@ def _taken(output: Path) -> _TakenError:
 
 @contextmanager
 def writing_alone(folder: Path, *, replace: bool = True) -> Iterator[None]:
-    """Keep other runs from writing into an output folder as long as the block lasts; it is made when missing.
+    """Make an output folder if it is missing, and keep other runs from writing into it while the block runs.
 
-    A folder with the weights of one run and the configuration of another would look whole.
+    Otherwise a folder could get the weights of one run and the configuration of another.
 
     Args:
-        replace: whether files that have come into being in it meanwhile may be replaced.
+        replace: whether files that have been created in it in the meantime may be replaced.
     Raises:
-        UsageError: another run writes into it, or has written what may not be replaced.
-        ResourceError: it cannot be made or opened.
+        UsageError: another run is writing into the folder, or has written files that may not be replaced.
+        ResourceError: the folder cannot be made or opened.
     """
     made = _make_folder(folder)
     try:
@@ -213,7 +213,7 @@ def _lock(folder: Path, descriptor: int) -> None:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove new folders that stayed empty, because the work failed; the innermost comes first."""
+    """Remove new folders that are empty because the work failed; the innermost folder comes first."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -30,7 +30,7 @@ def locked_file(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def is_temporary(path: Path) -> bool:
-    """Tell by its name whether a file is one that `locked_file` makes."""
+    """Tell by its name whether a file was made by `locked_file`."""
     return path.match(_PATTERN)
 
 

@@ -34,7 +34,7 @@ LIBRARIES: dict[str, tuple[str, str]] = {
 
 
 def architecture_forms() -> list[str]:
-    """Return what `model.arch` may be: names, and forms such as `timm:NAME`."""
+    """Return the values that `model.arch` may have: names, and forms such as `timm:NAME`."""
     return [*ARCHITECTURES, *(f"{library}:{form}" for library, (form, _) in LIBRARIES.items())]
 
 

@@ -1,4 +1,4 @@
-"""The head of a pretrained start for the classes of other data: its rows in their order, or fresh ones."""
+"""Fit the head of a pretrained start to the classes of the data: reorder its rows, or start with a fresh head."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from glue_cli.models.libraries.transformers_names import is_of_transformers
 
 @dataclass(frozen=True)
 class HeadStart:
-    """What becomes of a pretrained head.
+    """How training starts with a pretrained head.
 
     Attributes:
-        names: its tensors, by the model's names; none where it is taken as it is.
-        order: which of its rows each of the model's is; None where they are fresh.
-        note: what the user is to know of it.
+        names: the model's names of the head's tensors; empty if the head is used unchanged.
+        order: for each row of the new head, the row of the pretrained one; None if the new head is fresh.
+        note: a message about it for the user.
     """
 
     names: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class HeadStart:
 
     @torch.no_grad()
     def sort(self, tensors: Mapping[str, Tensor]) -> None:
-        """Bring the rows into their order, in place, once they are loaded."""
+        """Reorder the rows of the loaded tensors, in place."""
         if self.order is not None:
             for name in self.names:
                 tensors[name].copy_(tensors[name][list(self.order)])
@@ -41,40 +41,44 @@ class HeadStart:
 def plan_head_start(
     model: nn.Module, checkpoint: Checkpoint, loaded: Collection[str], wanted: Sequence[str] | None
 ) -> HeadStart:
-    """Say what becomes of a checkpoint's head where the data have the classes `wanted`.
+    """Decide how a checkpoint's head is used for data with the classes `wanted`.
 
-    Where the checkpoint knows all of them, row c becomes the one for class c, and the rows for other classes follow.
-    Else the whole head is fresh.
+    If the checkpoint has all of these classes, row c becomes the row of class c, followed by the rows of the other
+    classes. Otherwise the whole head is fresh.
 
     Args:
-        loaded: the model's tensors that come from the checkpoint.
-        wanted: names by number; None where only the numbers are known, which then count.
+        loaded: the names of the model's tensors that are loaded from the checkpoint.
+        wanted: the classes' names in the order of their numbers; None if the data have no names, in which case the
+            rows keep their order.
     """
     known = class_names_of(checkpoint)
     if not known or not wanted:
         return HeadStart()
-    places = [place for place in match_classes(wanted, known) if place is not None]
-    if places == list(range(len(wanted))):
+    rows = [row for row in match_classes(wanted, known) if row is not None]
+    if rows == list(range(len(wanted))):
         return HeadStart()
     names = _find_head(model, loaded, len(known))
-    if not names:  # another head, which the checkpoint's does not fit
+    if not names:  # the model's head has another shape, so that the checkpoint's is not loaded
         return HeadStart()
     what = f"{checkpoint.path} was trained for the classes {listed(known)}, and the data have {listed(wanted)}"
-    if len(places) < len(wanted):
+    if len(rows) < len(wanted):
         return HeadStart(names, None, f"{what}: the head ({names[0]}) is fresh")
-    order = (*places, *(row for row in range(len(known)) if row not in places))
+    order = (*rows, *(row for row in range(len(known)) if row not in rows))
     return HeadStart(names, order, f"{what}: the rows of the head ({names[0]}) are matched by name")
 
 
 def _find_head(model: nn.Module, loaded: Collection[str], n_outputs: int) -> tuple[str, ...]:
-    """Return what is loaded beyond the backbone and has so many rows; in transformers that of the last layer alone."""
+    """Return the loaded tensors with `n_outputs` rows that are not in the backbone.
+
+    For a model of transformers, only those of the last layer: its head may have a hidden layer before it.
+    """
     is_backbone = backbone_of(model)
-    found = [
+    names = [
         name
         for name, tensor in model.state_dict().items()
         if name in loaded and tensor.shape[:1] == (n_outputs,) and not is_backbone(name)
     ]
-    if found and is_of_transformers(model):  # whose heads may have a hidden layer of their own
-        last = found[-1].rpartition(".")[0]
-        found = [name for name in found if name.rpartition(".")[0] == last]
-    return tuple(found)
+    if names and is_of_transformers(model):
+        last = names[-1].rpartition(".")[0]
+        names = [name for name in names if name.rpartition(".")[0] == last]
+    return tuple(names)

@@ -67,7 +67,7 @@ class RecordedRecipe(_Section):
 
 
 class BlendExpert(BaseModel):
-    """An expert of a blend; `weights` is which of several sets of weights in its file was blended."""
+    """An expert of a blend; `weights` names the blended set of weights if its file has several."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 

@@ -12,7 +12,7 @@ class EvaluatedCheckpoint(WithFigures):
     """A checkpoint's figures on one split, by name, such as `loss` and `accuracy`.
 
     Attributes:
-        weights: which of several sets of weights in the file was evaluated.
+        weights: the name of the evaluated set of weights if the file has several.
         class_accuracy: the accuracy of each class, by its name.
     """
 

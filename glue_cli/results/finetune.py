@@ -28,7 +28,7 @@ def epoch_of(line: Mapping[str, Any]) -> Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class TriedLr:
-    """What a trial found of an lr: the validation loss behind its last epoch, or its best where that is kept."""
+    """An lr in a trial, and its validation loss: after the last epoch, or the best one if the best epoch is kept."""
 
     lr: float
     val_loss: float | None = None
@@ -36,7 +36,7 @@ class TriedLr:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSteps:
-    """The steps of all trainings of the trial together, and those of the finetuning itself."""
+    """The number of steps of all trainings in the trial together, and of the finetuning itself."""
 
     trial: int = 0
     training: int = 0
@@ -47,9 +47,12 @@ class FinetuneResult:
     """`glue.finetune/1`.
 
     Attributes:
-        start: the checkpoint that it started from, or "scratch"; method: how that was blended, where it says so.
-        lr: given, or the best of the trial; trial: what each lr came to.
-        folds: how many there were where they took the place of a validation split; the validation figures are theirs.
+        start: the checkpoint that finetuning started from, or "scratch".
+        method: the method that blended the start, if its metadata say so.
+        lr: the given lr, or the best one of the trial.
+        trial: the result of each lr in the trial.
+        folds: the number of folds, if folds were used instead of a validation split; the validation figures are then
+            those of the folds.
         kept: the epoch whose tensors were written.
     """
 

@@ -43,13 +43,13 @@ class Step:
 
 @contextmanager
 def writing_history(path: Path | None, *, replace: bool, **always: Any) -> Iterator[Write]:
-    """Give a function that writes one line; `always` is part of every line. Without a path, lines go nowhere.
+    """Yield a function that writes one line; `always` is part of every line. Without a path, nothing is written.
 
     Args:
-        replace: whether a file that is there already is replaced.
+        replace: whether to replace a file that exists.
     Raises:
-        UsageError: there is one, which may not be replaced.
-        ResourceError: the file cannot be written, now or later.
+        UsageError: the file exists and may not be replaced.
+        ResourceError: the file cannot be opened, or a line cannot be written.
     """
     if path is None:
         yield lambda line: None

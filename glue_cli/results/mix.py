@@ -27,11 +27,11 @@ def name_towards_expert(k: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BlendedExpert:
-    """An expert.
+    """An expert of a blend.
 
     Attributes:
-        examples: the number that it was trained on.
-        weights: which of several sets of weights in its file was blended.
+        examples: the number of examples that it was trained on.
+        weights: the name of the blended set of weights if its file has several.
     """
 
     path: str

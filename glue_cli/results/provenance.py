@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 
 def origin_of(spec: "Spec | None") -> dict[str, Any]:
-    """Return glue's version and the spec's model and data; without `data.root`, a path on somebody's machine.
+    """Return glue's version and the spec's model and data; not `data.root`, which is a path on one machine.
 
-    `data.model_says` is how the model wants images normalised; it counts where `data.mean` or `data.std` is null.
+    `data.model_says` is the normalisation of images that the model's files state; it is used for a `data.mean` or
+    `data.std` that is null.
     """
     if spec is None:
         return {"glue": __version__}

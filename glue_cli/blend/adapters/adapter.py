@@ -144,7 +144,7 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def _without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
-    """Take out of an adapter's names what torch.compile and the like put there, by which PEFT would not find them."""
+    """Remove from an adapter's names the parts that wrappers such as torch.compile add, which PEFT does not know."""
     named = {without_wrappers(name): entry for name, entry in checkpoint.entries.items()}
     if len(named) < len(checkpoint.entries):
         return checkpoint

@@ -175,7 +175,7 @@ def _convert(
 
 
 def may_be_missing(model: nn.Module, name: str) -> bool:
-    """Tell whether the library loads a checkpoint without this tensor of the model and says nothing of it."""
+    """Tell whether the library accepts, without a message, a checkpoint that lacks this tensor of the model."""
     own: Any = model
     return any(re.search(pattern, name) for pattern in own._keys_to_ignore_on_load_missing or ())
 

@@ -25,7 +25,7 @@ class RenamedExperts:
         headers: one header per expert, [K]; a tensor made of several has the file and offset of its first part.
         recipe: the rule for each tensor.
         originals: the experts as they are on disk, [K].
-        sources: what each tensor is made of; empty where names and tensors are the same on disk.
+        sources: the tensors on disk that each tensor is made of; empty if names and tensors are the same on disk.
     """
 
     headers: Sequence[Checkpoint]
@@ -37,7 +37,7 @@ class RenamedExperts:
         """Read one tensor of an expert from its open files.
 
         Raises:
-            CheckpointError: it has NaN or infinity in this dtype.
+            CheckpointError: the tensor has NaN or infinity in this dtype.
         """
         original, source = self.originals[expert], self.sources.get(name, Source((name,)))
         parts = {part: read_tensor(original, descriptors, part).to(dtype) for part in source.names}
@@ -46,7 +46,7 @@ class RenamedExperts:
         return source.take(parts)
 
     def name_on_disk(self, name: str) -> str:
-        """Return what a tensor, or the first that it is made of, is called in the experts' files."""
+        """Return the name, in the experts' files, of a tensor or of the first tensor that it is made of."""
         return self.sources[name].names[0] if name in self.sources else name
 
 
@@ -56,7 +56,7 @@ def check_finite(expert: Checkpoint, name: str, tensor: Tensor) -> None:
     The sum is checked first: it is cheaper, and if it is finite, so is every element.
 
     Raises:
-        CheckpointError: it has.
+        CheckpointError: it has NaN or infinity.
     """
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         raise not_finite(expert, name, tensor[~torch.isfinite(tensor)][0].item())

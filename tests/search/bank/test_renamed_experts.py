@@ -103,7 +103,7 @@ def test_a_nan_in_a_part_is_named_by_the_part(experts):
 
 def test_parts_that_do_not_go_together(experts):
     saved = experts(**{"old.1": torch.ones(2, 4)})
-    with pytest.raises(CheckpointError, match="'stack' cannot be made of 'old.0' and 2 more"):
+    with pytest.raises(CheckpointError, match="'stack' cannot be made from 'old.0' and 2 more"):
         load_bank(saved, device=CPU, naming=Naming(MERGED, ()))
 
 
