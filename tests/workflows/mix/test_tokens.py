@@ -72,7 +72,7 @@ def blend(tmp_path, run):
         plan = plan_mix(experts, Outputs(tmp_path / output), coefficients, writing=way, spec=spec)
         result = mix(plan, run)
         for expert, said in zip(experts, result.experts, strict=True):
-            assert said["sha256"] == hashlib.sha256((expert / "model.safetensors").read_bytes()).hexdigest()
+            assert said.sha256 == hashlib.sha256((expert / "model.safetensors").read_bytes()).hexdigest()
         return result
 
     return blend
@@ -233,8 +233,8 @@ def test_the_reported_loss_is_that_of_the_written_folder(model, blend, texts, tm
     result = blend(experts, spec=texts(experts[0]), method=method)
     assert_blended(tmp_path / "prior", experts, result.alpha)
     spec = texts(tmp_path / "prior")
-    (found,) = evaluate(plan_evaluate(spec, [tmp_path / "prior"], "val", {}, Outputs(None)), run)["results"]
-    assert found["loss"] == pytest.approx(result.loss.val, rel=1e-4)
+    (found,) = evaluate(plan_evaluate(spec, [tmp_path / "prior"], "val", {}, Outputs(None)), run).results
+    assert found.figures["loss"] == pytest.approx(result.loss.val, rel=1e-4)
 
 
 def test_a_tokenizer_with_other_numbers_than_the_blends_is_refused(model, blend, texts, tmp_path):
