@@ -31,7 +31,8 @@ def _search(plan: "MixPlan", spec: "Spec") -> dict[str, Any]:
     """Return what a search may spend."""
     found: dict[str, Any] = {"budget": spec.mix.budget} if spec.mix.budget else {}
     if plan.method == "greedy":
-        return found | {"validations_at_most": 2 * len(plan.experts)}
+        n_kinds = 2 if plan.tensors.statistics == "auto" else 1  # of BatchNorm's statistics, each with a soup
+        return found | {"validations_at_most": 2 * len(plan.experts) * n_kinds}
     found = found or {"steps_at_most": spec.mix.steps}
     if plan.method == "spsa":
         found |= _spsa_steps(plan, spec)
