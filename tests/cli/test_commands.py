@@ -57,7 +57,7 @@ def test_for_scripts(here, glue, command):
     arguments, keys = CALLS[command]
     answer = glue(*arguments, "--json", code=0)
     result = answer.json
-    assert set(result) == keys
+    assert set(result) == (keys | {"afterwards", "statistics"} if command == "mix" else keys)
     assert result["schema"] == f"glue.{command}/1"
     assert "hint" not in answer.err
 
@@ -109,7 +109,8 @@ def test_history_has_a_line_a_step_or_epoch(here, glue, command):
     if command == "mix":
         n_steps = answer.json["steps"]
         assert [line["step"] for line in lines] == [*range(n_steps + 1), n_steps]  # the last is what is returned
-        assert lines[-1]["forwards"] == answer.json["cost"]["forwards"]
+        after = answer.json["afterwards"]["forwards"]
+        assert lines[-1]["forwards"] == answer.json["cost"]["forwards"] - after
         assert all(abs(sum(line["alpha"]) - 1) < 1e-6 for line in lines)
     elif command == "finetune":
         assert [line["epoch"] for line in lines] == [0, 1]
@@ -121,7 +122,7 @@ def test_history_has_a_line_a_step_or_epoch(here, glue, command):
 
 
 def test_history_of_methods_without_steps(here, glue, experts):
-    glue("mix", "--method", "proxy", *experts, "-q", "--history", "p.jsonl", code=0)
+    glue("mix", "--method", "proxy", *experts, "--batchnorm", "average", "-q", "--history", "p.jsonl", code=0)
     lines = [json.loads(line) for line in (here / "p.jsonl").read_text().splitlines()]
     assert [line["expert"] for line in lines] == [0, 1, 2] and all(0 <= line["val_accuracy"] <= 1 for line in lines)
     glue("mix", "--method", "uniform", *experts, "-q", "-f", "--history", "u.jsonl", code=0)
@@ -184,7 +185,10 @@ def test_the_bare_line_of_the_manual(here, glue, experts):
 
 @pytest.mark.parametrize("method", ["uniform", "data-size", "proxy", "fullgrad", "spsa"])
 def test_every_method_from_end_to_end(here, glue, experts, method):
-    result = glue("mix", "--method", method, *experts, "--json", code=0).json
+    plainly = ["--batchnorm", "average", "--set", "mix.groups=none"]
+    if method == "fullgrad":
+        plainly += ["--set", "mix.search=plain"]
+    result = glue("mix", "--method", method, *experts, *plainly, "--json", code=0).json
     assert result["method"] == method and result["output"] == "prior.safetensors"
     alpha, cost = result["alpha"], result["cost"]
     assert len(alpha) == 3 and min(alpha) >= 0 and sum(alpha) == pytest.approx(1)
@@ -202,7 +206,7 @@ def test_every_method_from_end_to_end(here, glue, experts, method):
         "data-size": (0, 0, 0, 0),
         "proxy": (3, 3, 0, 180),
         "fullgrad": (4 + 6, 6, 4, 4 * 30 + 180),
-        "spsa": (sum(stages.values()), stages.get("guard"), 0, 30 * sum(stages.values())),
+        "spsa": (sum(stages.values()), cost["validation_forwards"], 0, cost["examples"]),
     }
     assert tuple(cost[k] for k in ("forwards", "validation_forwards", "backwards", "examples")) == expected[method]
     if method in ("fullgrad", "spsa"):
