@@ -84,7 +84,7 @@ def blend_files(
     plan = plan_blend(experts, alphas, destination, recipe)
     # a digest's length is known before its value, and so is the headers'
     digests: Sequence[str | None] = ["0" * 64 if hashes else None] * len(experts)
-    starts = [len(header) for header in _headers(plan, describe(digests))]
+    starts = [len(header) for header in _headers(plan, destination, describe(digests))]
     with ExitStack() as stack:
         readers = [_Reader(stack, expert) for expert in experts]
         outputs = _open_outputs(stack, destination, plan, starts)
@@ -100,7 +100,7 @@ def blend_files(
                 digests = list(pool.map(StreamedHash.finish, hashes))
         for reader in readers:
             check_unchanged(reader.expert, reader.descriptors)
-        for output, header in zip(outputs, _headers(plan, describe(digests)), strict=True):
+        for output, header in zip(outputs, _headers(plan, destination, describe(digests)), strict=True):
             write_all(output.descriptor, header, 0)
     for stale in destination.stale_files():
         stale.unlink()
@@ -108,8 +108,12 @@ def blend_files(
     return digests
 
 
-def _headers(plan: Plan, glue: dict[str, Any]) -> list[bytes]:
-    return [header_of(entries, metadata_of(glue)) for entries in plan.entries_by_file()]
+def _headers(plan: Plan, destination: Destination, glue: dict[str, Any]) -> list[bytes]:
+    """Return the header of each file, whose names are those within the file."""
+    return [
+        header_of([entry._replace(name=entry.name.removeprefix(prefix)) for entry in entries], metadata_of(glue))
+        for prefix, entries in zip(destination.prefixes, plan.entries_by_file(), strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,9 @@ def _open_outputs(stack: ExitStack, destination: Destination, plan: Plan, starts
 
 
 def _index_text(destination: Destination, by_file: Sequence[Sequence[TensorEntry]]) -> str:
-    weight_map = {e.name: f.name for f, entries in zip(destination.files, by_file, strict=True) for e in entries}
-    total_size = sum(entry.n_bytes for entries in by_file for entry in entries)
+    shards = list(zip(destination.files, by_file, strict=True))[: len(by_file) - len(destination.parts)]
+    weight_map = {entry.name: file.name for file, entries in shards for entry in entries}
+    total_size = sum(entry.n_bytes for _, entries in shards for entry in entries)
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     return json.dumps(index, indent=2) + "\n"
 

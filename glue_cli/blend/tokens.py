@@ -76,6 +76,11 @@ def row_axis(name: str) -> int:
     return int(matches(name, [_TRANSPOSED]))
 
 
+def is_table(name: str) -> bool:
+    """Tell whether a tensor is called as those that have a row a token."""
+    return matches(name, _EMBEDDINGS) and not matches(name, _OTHER_TABLES)
+
+
 def align_tokens(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool) -> TokenPlan | None:
     """Compare the experts' vocabularies; return how to align the rows, None where they are alike as they lie.
 
@@ -139,7 +144,7 @@ def _find_tables(experts: Sequence[Checkpoint], recipe: Recipe) -> tuple[tuple[s
         sizes = tuple(shape[axis] for shape in shapes)
         if all(not own or size in own for own, size in zip(stated, sizes, strict=True)):
             follows = all(stated) and len(set(sizes)) > 1  # each expert's own vocabulary
-            if follows or matches(name, _EMBEDDINGS) and not matches(name, _OTHER_TABLES):
+            if follows or is_table(name):
                 found[name] = sizes
     sizes = max(found.values(), default=())
     return tuple(name for name, own in found.items() if own == sizes), sizes

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glue_cli.checkpoints.companions import CARD, files_to_copy
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Described, TensorEntry
-from glue_cli.checkpoints.links import check_links
+from glue_cli.checkpoints.parts import Part
 from glue_cli.checkpoints.safetensors_file import lay_out
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.output_files import writing_alone
@@ -16,8 +17,6 @@ _INDEX = ".index.json"
 _WEIGHTS = ".safetensors"
 # The weights that a reader looks for in a model's folder; others, such as somebody's backup, are not glue's to delete.
 _LOADED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-# What a model's folder holds beside its weights: configuration, tokenizer, chat template.
-_COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Destination:
         files: the weights files, as many as there are shards.
         index: the index of the shards; None where there is none.
         companions: files that are copied along, each with its copy.
+        parts: the modules whose weights are the last of `files`, in subfolders.
+        card: the model card; None where none is written.
         force: whether a file that has come into being since this was planned is replaced.
     """
 
@@ -38,7 +39,14 @@ class Destination:
     files: tuple[Path, ...]
     index: Path | None = None
     companions: tuple[tuple[Path, Path], ...] = ()
+    parts: tuple[Part, ...] = ()
+    card: Path | None = None
     force: bool = True
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the names of each file's tensors begin with in the blend, and not in the file."""
+        return ("",) * (len(self.files) - len(self.parts)) + tuple(part.prefix for part in self.parts)
 
     @property
     def is_folder(self) -> bool:
@@ -53,6 +61,15 @@ class Destination:
         """Return what keeps other runs from writing to the same folder; of a file, its name does."""
         return writing_alone(self.result, replace=self.force) if self.is_folder else nullcontext()
 
+    def with_companions(self, pairs: Iterable[tuple[Path, Path]]) -> "Destination":
+        """Return the same with more files that are copied along."""
+        return replace(self, companions=(*self.companions, *pairs))
+
+    def tensors_in(self, folder: Path) -> list[Described]:
+        """Return the tensors of the weights files in a folder."""
+        placed = zip(self.files, self.shards, strict=True)
+        return [described for file, shard in placed if file.parent == folder for described in shard]
+
     def stale_files(self) -> list[Path]:
         """Return what an earlier blend left in the folder that would be read in place of this one, or beside it."""
         if not self.is_folder:
@@ -63,7 +80,8 @@ class Destination:
     @property
     def paths(self) -> list[Path]:
         """Every file that is written."""
-        return [*self.files, *([self.index] if self.index else []), *(copy for _, copy in self.companions)]
+        written = [*self.files, self.index, *(copy for _, copy in self.companions), self.card]
+        return [path for path in written if path]
 
 
 def plan_destination(
@@ -71,7 +89,10 @@ def plan_destination(
     tensors: Iterable[Described],
     *,
     model_folder: Path | None = None,
+    companions: Sequence[Path] | None = None,
+    parts: tuple[Part, ...] = (),
     max_shard_bytes: int | None = None,
+    card: bool = False,
 ) -> Destination:
     """Decide from the output's name which files a blend is written to.
 
@@ -81,18 +102,31 @@ def plan_destination(
 
     Args:
         tensors: those of the blend.
-        model_folder: the Hugging Face folder whose configuration and tokenizer the blend gets; None where it has none.
+        model_folder: the Hugging Face folder whose companions the blend gets; None where it has none.
+        companions: the files of it that go along; None for all that it holds.
+        parts: modules whose tensors are in files of their own.
+        card: whether a folder gets a model card.
         max_shard_bytes: the most bytes of tensors in a file; None puts all into one. A larger tensor has a file alone.
     Raises:
         UsageError: the name is that of another kind of file.
         CheckpointError: the model's folder has a link that leads out of it.
     """
     _check_name(output)
-    groups = _cut(lay_out(tensors), max_shard_bytes)
+    own, of_parts = _apart(tensors, parts)
+    groups = _cut(lay_out(own), max_shard_bytes)
     shards = tuple(tuple((entry.name, entry.dtype, entry.shape) for entry in group) for group in groups)
-    if model_folder and not output.name.endswith((_WEIGHTS, _INDEX)):
+    if model_folder and is_folder_name(output):
         files, index = _name_files(output / f"model{_WEIGHTS}", len(shards))
-        return Destination(output, shards, files, index, _companions(model_folder, output))
+        along = files_to_copy(model_folder, apart=[output]) if companions is None else companions
+        return Destination(
+            output,
+            (*shards, *of_parts),
+            (*files, *(output / part.file for part in parts)),
+            index,
+            _copies(along, model_folder, output),
+            parts,
+            output / CARD if card else None,
+        )
     is_index = output.name.endswith(_WEIGHTS + _INDEX)
     single = output.with_name(output.name.removesuffix(_INDEX)) if is_index else output
     files, index = _name_files(single, len(shards), indexed=is_index)
@@ -110,7 +144,8 @@ def plan_model_destination(output: Path, model_folder: Path | None) -> Destinati
     _check_name(output)
     if model_folder is None or output.suffix == _WEIGHTS:
         return Destination(output, (), (output,))
-    companions = tuple(pair for pair in _companions(model_folder, output) if pair[1].name != "config.json")
+    copies = _copies(files_to_copy(model_folder, apart=[output]), model_folder, output)
+    companions = tuple(pair for pair in copies if pair[1] != output / "config.json")
     return Destination(output, (), (output / f"model{_WEIGHTS}", output / "config.json"), companions=companions)
 
 
@@ -123,16 +158,28 @@ def _check_name(output: Path) -> None:
         )
 
 
-def _companions(folder: Path, output: Path) -> tuple[tuple[Path, Path], ...]:
-    """Return what lies beside the weights in a model's folder, each with its copy.
+def is_folder_name(output: Path) -> bool:
+    """Tell whether a blend of that name is a folder, where its experts are."""
+    return not output.name.endswith((_WEIGHTS, _INDEX))
 
-    Raises:
-        CheckpointError: one is a link that leads out of the folder.
-    """
-    found = [path for path in sorted(folder.iterdir()) if path.suffix in _COMPANIONS and path.is_file()]
-    copied = [path for path in found if not path.name.endswith(_INDEX)]
-    check_links(folder, copied)
-    return tuple((path, output / path.name) for path in copied)
+
+def _copies(files: Sequence[Path], folder: Path, output: Path) -> tuple[tuple[Path, Path], ...]:
+    """Return the files of a model's folder, each with its copy."""
+    return tuple((path, output / path.relative_to(folder)) for path in files)
+
+
+def _apart(
+    tensors: Iterable[Described], parts: Sequence[Part]
+) -> tuple[list[Described], tuple[tuple[Described, ...], ...]]:
+    """Return the tensors that are no part's, and those of each part."""
+    own: list[Described] = []
+    of_parts: list[list[Described]] = [[] for _ in parts]
+    for described in tensors:
+        home = next(
+            (found for part, found in zip(parts, of_parts, strict=True) if described[0].startswith(part.prefix)), own
+        )
+        home.append(described)
+    return own, tuple(map(tuple, of_parts))
 
 
 def _cut(entries: Sequence[TensorEntry], max_bytes: int | None) -> list[list[TensorEntry]]:

@@ -3,11 +3,17 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from glue_cli.checkpoints.json_files import read_object
 
+# How the files of a tokenizer are called, of whatever kind.
+_NAMES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
+    *("tekken.json", "spiece*", "*.spm", "*.bpe", "chat_template*", "*tokeniz*.py"),
+)
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 
 
@@ -22,6 +28,11 @@ class AddedToken:
     text: str
     number: int
     settings: dict[str, Any]
+
+
+def is_of_tokenizer(file: Path) -> bool:
+    """Tell whether a file of a model's folder, seen from there, belongs to its tokenizer."""
+    return any(fnmatchcase(file.name, pattern) for pattern in _NAMES)
 
 
 def read_added_token(folder: Path, text: str, number: int) -> AddedToken:

@@ -85,6 +85,9 @@ def mix(
         str, typer.Option("--memory", metavar="SIZE", help="What the buffers of the final blend may take.")
     ] = _MEMORY,
     no_hash: Annotated[bool, typer.Option("--no-hash", metavar="", help="Do not take the experts' sha256.")] = False,
+    no_card: Annotated[
+        bool, typer.Option("--no-card", metavar="", help="Write no model card into the blend's folder.")
+    ] = False,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -211,7 +214,7 @@ def mix(
         classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
         batchnorm=batchnorm,
     )
-    writing, repeated = _writing(dtype, max_shard_size, memory, not no_hash), None
+    writing, repeated = _writing(dtype, max_shard_size, memory, not no_hash, not no_card), None
     if like is not None:
         numbers = {"--method": method, "--alpha": alpha, "--sizes": sizes, "--budget": budget, "--weights": weights}
         _check_alone(numbers, session, rules, writing, Search(bank, explain))
@@ -261,7 +264,8 @@ def _check_alone(
     others = {
         "--seed": "seed" in session.typed,
         "--precision": session.precision is not None,
-        "--dtype, --max-shard-size and --no-hash": writing != Writing(memory_bytes=writing.memory_bytes),
+        "--dtype, --max-shard-size and --no-hash": writing
+        != Writing(memory_bytes=writing.memory_bytes, card=writing.card),
         "--bank and --explain": search != NO_EXTRAS,
         **{f"--{f.name.replace('_', '-')}": getattr(rules, f.name) != f.default for f in fields(rules)},
     }
@@ -297,7 +301,7 @@ def _coefficients(method: str | None, alpha: str | None, sizes: str | None) -> "
     )
 
 
-def _writing(dtype: str, max_shard_size: str | None, memory: str, hashing: bool) -> "Writing":
+def _writing(dtype: str, max_shard_size: str | None, memory: str, hashing: bool, card: bool) -> "Writing":
     from glue_cli.plans.mix_records import OUTPUT_DTYPES, Writing
 
     check_name("--dtype", dtype, ["same", *OUTPUT_DTYPES])
@@ -306,6 +310,7 @@ def _writing(dtype: str, max_shard_size: str | None, memory: str, hashing: bool)
         _bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
         _bytes("--memory", memory),
         hashing,
+        card,
     )
 
 

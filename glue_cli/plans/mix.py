@@ -11,7 +11,7 @@ from glue_cli.blend.classes import compare_classes_of_adapters
 from glue_cli.blend.coefficients import check_alpha
 from glue_cli.blend.comparing import compare, name_alike
 from glue_cli.blend.rules import NO_RULES, Groups, TensorRules, head_classes_of, plan_recipe
-from glue_cli.checkpoints.destination import Destination, plan_destination
+from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.read import read_experts
@@ -19,11 +19,12 @@ from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.foundation.errors import SpecError, UsageError
 from glue_cli.foundation.output_files import check_room, refuse_input
 from glue_cli.plans.mix_adapters import plan_adapters
+from glue_cli.plans.mix_card import about_blend
+from glue_cli.plans.mix_folders import check_groups, plan_blend_destination, with_parts
 from glue_cli.plans.mix_like import Like, record_of
 from glue_cli.plans.mix_records import (
     AS_IT_COMES,
     NO_EXTRAS,
-    OUTPUT_DTYPES,
     Adapters,
     Coefficients,
     Search,
@@ -33,6 +34,7 @@ from glue_cli.plans.mix_records import (
 from glue_cli.plans.mix_statistics import plan_groups, plan_statistics
 from glue_cli.plans.mix_tokens import check_tokenizer_is_written, spec_with_rows
 from glue_cli.plans.outputs import Outputs
+from glue_cli.results.card import About
 
 if TYPE_CHECKING:  # a blend with given coefficients needs no spec, whose schema takes longer to import than the blend
     from glue_cli.spec.schema import Spec
@@ -47,6 +49,7 @@ class MixPlan:
         destination: the files that the blend is written to; writing: how.
         spec: None where nothing needs one.
         record: what the blend's metadata say of how its tensors came about, as far as the plan knows it.
+        about: what its model card says of it beside these.
         like: the blend that is made again; None for a new one.
     """
 
@@ -60,6 +63,7 @@ class MixPlan:
     spec: "Spec | None"
     seed: int
     record: Mapping[str, Any]
+    about: About
     like: Like | None
 
     @property
@@ -119,7 +123,7 @@ def plan_mix(
             )
         experts, adapters, destination = plan_adapters(paths, outputs, coefficients, base, writing, search, spec)
         compared = compare_classes_of_adapters(experts, adapters.adapted.base if adapters.adapted else None)
-        tensors = Tensors(classes=compared.names, notes=compared.notes)
+        tensors = Tensors(classes=compared.names, notes=(*adapters.notes, *compared.notes))
     else:
         if base:
             raise UsageError("--base is for adapters, and the experts are whole checkpoints", hint="leave --base out")
@@ -143,8 +147,9 @@ def plan_mix(
             _check_objective(coefficients.method, spec)
     destination = replace(destination, force=outputs.force)
     record = record_of(experts, rules, groups, writing)
+    about = about_blend(experts, adapters, tensors)
     return MixPlan(
-        experts, coefficients, tensors, adapters, destination, writing, search, spec, seed, record=record, like=like
+        experts, coefficients, tensors, adapters, destination, writing, search, spec, seed, record, about, like
     )
 
 
@@ -178,15 +183,15 @@ def _plan_checkpoints(
     """Check whole checkpoints, and decide how their tensors are blended and where the blend goes."""
     assert outputs.result
     experts, renamed = name_alike(experts)
+    experts, parts, lacking = with_parts(experts, outputs.result)
+    if parts and groups == "blocks":  # a folder's modules have one alpha
+        groups = {}
     planned, head = plan_recipe(experts, rules, groups)
+    check_groups(planned, experts, parts)
     compared = compare(experts, planned, dtype_given=writing.dtype is not None)
     experts, recipe, tokens = compared.experts, compared.recipe, compared.tokens
-    destination = plan_destination(
-        outputs.result,
-        recipe.describe(experts, OUTPUT_DTYPES[writing.dtype] if writing.dtype else None),
-        model_folder=experts[tokens.keeper if tokens else 0].folder,
-        max_shard_bytes=writing.max_shard_bytes,
-    )
+    keeper = experts[tokens.keeper if tokens else 0]
+    destination = plan_blend_destination(experts, parts, recipe, keeper, outputs.result, writing)
     outputs.check(experts, spec, destination)
     check_room(destination.result, destination.n_bytes)
     if tokens:
@@ -199,7 +204,7 @@ def _plan_checkpoints(
         classes=own or compared.classes,
         statistics=plan_statistics(rules.batchnorm, experts, recipe, coefficients, spec),
         tokens=tokens,
-        notes=(*renamed, *compared.notes),
+        notes=(*renamed, *lacking, *compared.notes),
     )
     return experts, planned_tensors, destination
 

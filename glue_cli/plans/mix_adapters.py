@@ -5,15 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glue_cli.blend.adapters.adapted_base import fit
+from glue_cli.blend.adapters.adapted_base import AdaptedBase, fit
 from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
 from glue_cli.blend.adapters.disk_space import mixed_bytes
-from glue_cli.blend.recipe import PLAIN
-from glue_cli.checkpoints.destination import Destination, plan_destination
+from glue_cli.checkpoints.companions import CARD
+from glue_cli.checkpoints.configuration import NO_CHANGES
+from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
 from glue_cli.foundation.output_files import check_room
+from glue_cli.plans.mix_merged import Merged, plan_merged
 from glue_cli.plans.mix_records import NO_EXTRAS, Adapters, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
 
@@ -60,16 +62,19 @@ def plan_adapters(
     if known_base is None and coefficients.needs_data:
         raise SpecError("a search over adapters needs their base model", hint="set model.args.path to its folder")
     adapted = fit(known_base, adapters, names_in_memory=_names_in_memory) if known_base else None
+    merged = None
     if base and known_base and adapted:
-        destination = _plan_merged(outputs, known_base)
+        merged = _plan_merged(adapted, outputs, writing)
+        destination = merged.destination
         outputs.check([*experts, known_base], spec, destination)
         check_room(destination.result, destination.n_bytes)
     else:
         check_adapters(adapters)
-        destination = _plan_adapter(outputs)
+        destination = _plan_adapter(outputs, writing)
         outputs.check(experts, spec, destination)
         check_room(destination.result, mixed_bytes(_taking_part(adapters, coefficients.alpha)))
-    return experts, Adapters(adapters, adapted, merges=base is not None), destination
+    changes, notes = (merged.changes, merged.notes) if merged else (NO_CHANGES, ())
+    return experts, Adapters(adapters, adapted, base is not None, changes, notes), destination
 
 
 def _read_base(base: Path | None, spec: "Spec | None") -> Checkpoint | None:
@@ -86,21 +91,29 @@ def _names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> Map
     return names_in_memory(base, adapter_config)
 
 
-def _plan_merged(outputs: Outputs, base: Checkpoint) -> Destination:
+def _class_of_adapted(base: Checkpoint, adapter_config: Mapping[str, Any]) -> str | None:
+    from glue_cli.models.libraries.transformers_bases import class_of_adapted  # which brings torch along
+
+    return class_of_adapted(base, adapter_config)
+
+
+def _plan_merged(adapted: AdaptedBase, outputs: Outputs, writing: Writing) -> Merged:
     assert outputs.result
-    destination = plan_destination(outputs.result, PLAIN.describe([base]), model_folder=base.folder)
-    if destination.index:
+    merged = plan_merged(adapted, outputs.result, card=writing.card, find_class=_class_of_adapted)
+    if merged.destination.index:
         raise UsageError(
             f"the output '{outputs.result}' is an index, and the blend one file", hint="-o prior.safetensors"
         )
-    return destination
+    return merged
 
 
-def _plan_adapter(outputs: Outputs) -> Destination:
-    assert outputs.result
-    if outputs.result.name.endswith(_FILES):
-        raise UsageError(f"the output '{outputs.result}' is a file's name, an adapter is a folder", hint="-o prior/")
-    return Destination(outputs.result, (), (outputs.result / CONFIG, outputs.result / WEIGHTS))
+def _plan_adapter(outputs: Outputs, writing: Writing) -> Destination:
+    assert (folder := outputs.result)
+    if folder.name.endswith(_FILES):
+        raise UsageError(f"the output '{folder}' is a file's name, an adapter is a folder", hint="-o prior/")
+    return Destination(
+        folder, ((), ()), (folder / CONFIG, folder / WEIGHTS), card=folder / CARD if writing.card else None
+    )
 
 
 def _taking_part(adapters: Sequence[Adapter], alpha: Sequence[float] | None) -> Sequence[Adapter]:

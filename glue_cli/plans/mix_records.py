@@ -9,6 +9,7 @@ from glue_cli.blend.blocks import MEMORY_BYTES
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.blend.rules import HeadPlan
 from glue_cli.blend.tokens import TokenPlan
+from glue_cli.checkpoints.configuration import NO_CHANGES, Changes
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.methods import METHODS
 from glue_cli.search.bank.kinds import KINDS
@@ -73,12 +74,14 @@ class Writing:
         max_shard_bytes: the most bytes of tensors in a file; None puts all into one.
         memory_bytes: what the blend's buffers may take.
         hashing: whether the experts' sha256 are taken.
+        card: whether a folder gets a model card.
     """
 
     dtype: str | None = None
     max_shard_bytes: int | None = None
     memory_bytes: int = MEMORY_BYTES
     hashing: bool = True
+    card: bool = True
 
 
 AS_IT_COMES = Writing()
@@ -115,8 +118,12 @@ class Adapters:
         adapters: one an expert.
         adapted: the adapters on their base; None where the base is not known.
         merges: whether the blend is merged into the base; else it is an adapter too.
+        changes: what the merged model is otherwise than the base.
+        notes: sentences on them that the user is to see.
     """
 
     adapters: tuple[Adapter, ...]
     adapted: AdaptedBase | None
     merges: bool
+    changes: Changes = NO_CHANGES
+    notes: tuple[str, ...] = ()

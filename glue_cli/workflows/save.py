@@ -1,7 +1,6 @@
 """Write a trained model: as one file, or as a Hugging Face folder that `from_pretrained` loads."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from glue_cli.checkpoints.configuration import NO_CHANGES, Changes, configured, dtype_of
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
-from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.output_files import copy_into, write_all, writing
-from glue_cli.foundation.regular_files import read_text
 from glue_cli.models.matching import tensors_on_disk
 
 
@@ -50,51 +48,18 @@ def save_model(
         stale.unlink()
 
 
-def configured(
-    source: Path, class_names: Sequence[str], dtype: str | None, n_tokens: tuple[int, int] | None = None
-) -> bytes:
-    """Return the text of a Hugging Face configuration for other classes, if any are given, another dtype or tokens.
-
-    transformers would load the weights in the dtype of the configuration, whatever their own.
+def configured_beside(copy: Path, source: Path, destination: Destination, changes: Changes) -> bytes | None:
+    """Return the text of the `config.json` that is to lie at `copy`; None where it is that of `source`.
 
     Args:
-        n_tokens: the rows that the embeddings had, and have now.
+        changes: of the model itself; those of its parts stay as they are, but for their dtype.
     Raises:
-        CheckpointError: it is no configuration.
+        CheckpointError: something changes, and it is no configuration.
     """
-    try:
-        config = dict(json.loads(read_text(source)))
-    except (ValueError, TypeError, RecursionError):
-        raise CheckpointError(f"'{source}' is no JSON object", hint="copy or download it again") from None
-    except OSError as error:
-        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
-    if class_names:
-        config.pop("num_labels", None)  # which transformers counts itself
-        config["id2label"] = {str(number): name for number, name in enumerate(class_names)}
-        config["label2id"] = {name: number for number, name in enumerate(class_names)}
-    if dtype:
-        _set_dtype(config, dtype)
-    if n_tokens:
-        _set_vocabulary_size(config, *n_tokens)
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Name a dtype wherever a configuration names one: its own, and those of the models that it is made of."""
-    for key, value in config.items():
-        if key in ("dtype", "torch_dtype") and isinstance(value, str):  # as transformers 5 and 4 call it
-            config[key] = dtype
-        elif key.endswith("_config") and isinstance(value, dict):
-            _set_dtype(value, dtype)
-
-
-def _set_vocabulary_size(config: dict[str, Any], before: int, now: int) -> None:
-    """Name the number of tokens wherever a configuration does, which may be that of a model within."""
-    for key, value in config.items():
-        if key == "vocab_size" and value == before:
-            config[key] = now
-        elif isinstance(value, dict):
-            _set_vocabulary_size(value, before, now)
+    if source.name != "config.json":
+        return None
+    is_top = copy.parent == destination.result
+    return configured(source, changes if is_top else NO_CHANGES, dtype_of(destination.tensors_in(copy.parent)))
 
 
 def _configuration(model: Any, class_names: Sequence[str] | None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import SpecError
@@ -35,16 +36,34 @@ def names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> dict
     Returns:
         an empty mapping if transformers is not installed, or the base's folder has no configuration that it knows.
     """
-    folder = base.model_folder
-    if folder is None or (name := _class_of(folder / "config.json", adapter_config)) is None:
+    model = _build(base, adapter_config)
+    if model is None:
         return {}
     try:
-        build = find_transformers(name, {"path": str(folder.absolute())}, Path())
-        with torch.device("meta"):
-            naming = name_tensors(build(), base.entries)
+        naming = name_tensors(model, base.entries)
     except SpecError:
         return {}
     return {name: source.names[0] for name, source in naming.sources.items() if source.make is None}
+
+
+def class_of_adapted(base: Checkpoint, adapter_config: Mapping[str, Any]) -> str | None:
+    """Return the name of the class of transformers that was adapted; None where `names_in_memory` returns nothing."""
+    model = _build(base, adapter_config)
+    return None if model is None else type(model).__name__
+
+
+def _build(base: Checkpoint, adapter_config: Mapping[str, Any]) -> nn.Module | None:
+    """Return the model that was adapted, without memory for its weights; None where it cannot be built."""
+    folder = base.model_folder
+    if folder is None or (name := _class_of(folder / "config.json", adapter_config)) is None:
+        return None
+    try:
+        build = find_transformers(name, {"path": str(folder.absolute())}, Path())
+        with torch.device("meta"):
+            model: nn.Module = build()
+    except SpecError:
+        return None
+    return model
 
 
 def _class_of(config: Path, adapter_config: Mapping[str, Any]) -> str | None:

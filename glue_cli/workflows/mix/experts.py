@@ -1,7 +1,7 @@
 """The experts of a mix, whole checkpoints or adapters: as a model, as the bank of a search, as the blend on disk."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +15,22 @@ from glue_cli.blend.heads import AlignedHead
 from glue_cli.blend.in_memory import blend_tensors
 from glue_cli.blend.rows import AlignedRows
 from glue_cli.blend.to_files import blend_files
+from glue_cli.checkpoints.configuration import Changes
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 from glue_cli.checkpoints.naming import Naming
+from glue_cli.checkpoints.parts import without_parts
 from glue_cli.checkpoints.tokenizer_files import with_tokens
 from glue_cli.foundation.output_files import copy_into, write_all, writing
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import Adapters, Tensors, Writing
+from glue_cli.results.card import About, make_card
 from glue_cli.running.device import Compute
 from glue_cli.search.bank.load import bank_of_tensors, choose_bank, load_bank
 from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.workflows.save import configured
+from glue_cli.workflows.save import configured_beside
 
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec
@@ -44,6 +47,8 @@ class Experts(ABC):
 
     header: Checkpoint
     _naming: Naming  # of the header's tensors in the model
+    _destination: Destination
+    _about: About  # for the model card
 
     def model(self, spec: "Spec", alphas: Tensor) -> nn.Module:
         """Return the spec's model with the blend for `alphas` [G, K], in memory.
@@ -101,6 +106,32 @@ class Experts(ABC):
         """Return what `make_tensors` does, by the names on disk."""
         return {}
 
+    @abstractmethod
+    def _rewritten(self, source: Path, copy: Path) -> bytes | None:
+        """Return the text of a file beside the weights that is to say something else; None for one that is copied."""
+
+    def _write_companions(self, stack: ExitStack) -> int | None:
+        """Write what lies beside the weights; open the model card, which says what the weights were, for later.
+
+        Args:
+            stack: gives the files their names when it is closed.
+        Returns:
+            the card's descriptor; None where there is none.
+        """
+        goes_to = self._destination
+        for source, copy in goes_to.companions:
+            descriptor = stack.enter_context(writing(copy, replace=goes_to.force))
+            if (text := self._rewritten(source, copy)) is None:
+                copy_into(descriptor, source)
+            else:
+                write_all(descriptor, text, 0)
+        return stack.enter_context(writing(goes_to.card, replace=goes_to.force)) if goes_to.card else None
+
+    def _write_card(self, card: int | None, glue: Mapping[str, Any]) -> None:
+        """Write the model card to an open file, if there is one; `glue` are the blend's metadata."""
+        if card is not None:
+            write_all(card, make_card(glue, self._about).encode(), 0)
+
 
 class WholeExperts(Experts):
     """Whole checkpoints.
@@ -116,13 +147,16 @@ class WholeExperts(Experts):
         tensors: Tensors,
         destination: Destination,
         writing: Writing,
+        about: About,
         *,
         bank: str,
         seed: int,
     ) -> None:
+        self._about = about
         self._experts, self._rules = experts, tensors
         self._destination, self._writing, self._bank = destination, writing, bank
-        described = tensors.recipe.describe(experts)
+        self._searched = [without_parts(expert, destination.parts) for expert in experts]
+        described = tensors.recipe.describe(self._searched)
         entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in described}
         self.header = replace(experts[0], entries=entries)
         self._head = None
@@ -138,7 +172,7 @@ class WholeExperts(Experts):
         recipe, device = self._rules.recipe, compute.device
         kind = choose_bank(
             self._bank,
-            self._experts,
+            self._searched,
             recipe,
             device=device,
             n_blends=n_blends,
@@ -146,7 +180,7 @@ class WholeExperts(Experts):
             naming=self._naming,
         )
         return load_bank(
-            self._experts,
+            self._searched,
             device=device,
             channels_last=compute.channels_last,
             recipe=recipe,
@@ -168,10 +202,11 @@ class WholeExperts(Experts):
         shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
         with ExitStack() as stack:
             stack.enter_context(self._destination.claimed())
-            return blend_files(
+            card = self._write_companions(stack)
+            digests = blend_files(
                 self._experts,
                 alphas.tolist(),
-                self._configure(stack),
+                replace(self._destination, companions=()),
                 describe,
                 recipe=replace(recipe, made={**recipe.made, **shapes}),
                 made={**made, **self._make(alphas)},
@@ -179,24 +214,15 @@ class WholeExperts(Experts):
                 hashes=hashes,
                 progress=run.progress,
             )
+            self._write_card(card, describe(digests))
+        return digests
 
-    def _configure(self, stack: ExitStack) -> Destination:
-        """Write what lies beside the weights and is to say something else; return where the rest goes."""
-        rest = self._destination
-        for source, copy in self._destination.companions:
-            if (text := self._rewritten(source)) is not None:
-                write_all(stack.enter_context(writing(copy, replace=rest.force)), text, 0)
-                rest = replace(rest, companions=tuple(pair for pair in rest.companions if pair[1] != copy))
-        return rest
-
-    def _rewritten(self, source: Path) -> bytes | None:
-        """Return the text of a file beside the weights that is to say something else; None for one that is copied."""
-        classes, dtype, tokens = self._rules.head_classes, self._writing.dtype, self._rules.tokens
+    def _rewritten(self, source: Path, copy: Path) -> bytes | None:
+        tokens = self._rules.tokens
         if source.name != "config.json":
             return with_tokens(source, tokens.new) if tokens and tokens.new else None
-        if classes or dtype or tokens:
-            return configured(source, classes, dtype, tokens.resized(self._experts) if tokens else None)
-        return None
+        resized = tokens.resized(self._experts) if tokens else None
+        return configured_beside(copy, source, self._destination, Changes(self._rules.head_classes, resized))
 
     def _make(self, alphas: Tensor) -> dict[str, Tensor]:
         head = self._rules.head
@@ -204,14 +230,14 @@ class WholeExperts(Experts):
         return {**made, **self._rows.blend(alphas)} if self._rows else made
 
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
-        return dict(blend_tensors(self._experts, alphas, self._rules.recipe))
+        return dict(blend_tensors(self._searched, alphas, self._rules.recipe))
 
 
 class AdapterExperts(Experts):
     """Low-rank adapters of one base."""
 
-    def __init__(self, adapters: Adapters, destination: Destination) -> None:
-        self._adapters, self._destination = adapters, destination
+    def __init__(self, adapters: Adapters, destination: Destination, about: About) -> None:
+        self._adapters, self._destination, self._about = adapters, destination, about
         if adapted := adapters.adapted:
             entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in adapted.merged}
             self.header = replace(adapted.base, entries=entries)
@@ -239,8 +265,7 @@ class AdapterExperts(Experts):
         if self._adapters.merges:
             with ExitStack() as stack:
                 stack.enter_context(destination.claimed())
-                for source, companion in destination.companions:
-                    copy_into(stack.enter_context(writing(companion, replace=destination.force)), source)
+                self._write_card(self._write_companions(stack), describe(digests))
                 write_merged(
                     destination.files[0],
                     self._adapted,
@@ -251,11 +276,16 @@ class AdapterExperts(Experts):
             for stale in destination.stale_files():
                 stale.unlink()
         else:
-            with destination.claimed():
+            with ExitStack() as stack:
+                stack.enter_context(destination.claimed())
+                self._write_card(self._write_companions(stack), describe(digests))
                 concatenate(
                     adapters, alphas[0].tolist(), destination.result, describe(digests), replace=destination.force
                 )
         return digests
+
+    def _rewritten(self, source: Path, copy: Path) -> bytes | None:
+        return configured_beside(copy, source, self._destination, self._adapters.changes)
 
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
         adapted = self._adapted
@@ -266,7 +296,13 @@ class AdapterExperts(Experts):
 def gather_experts(plan: MixPlan) -> Experts:
     """Return the experts of a plan."""
     if plan.adapters:
-        return AdapterExperts(plan.adapters, plan.destination)
+        return AdapterExperts(plan.adapters, plan.destination, plan.about)
     return WholeExperts(
-        plan.experts, plan.tensors, plan.destination, plan.writing, bank=plan.search.bank, seed=plan.seed
+        plan.experts,
+        plan.tensors,
+        plan.destination,
+        plan.writing,
+        plan.about,
+        bank=plan.search.bank,
+        seed=plan.seed,
     )

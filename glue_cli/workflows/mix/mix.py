@@ -20,7 +20,7 @@ from glue_cli.results.history import writing_history
 from glue_cli.results.mix import BlendedExpert, MixCost, MixResult
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
-from glue_cli.workflows.mix.choice import by_expert, by_group, passes_since
+from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since
 from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
 from glue_cli.workflows.mix.hashes import hashes_of
@@ -89,6 +89,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
             ],
             "seed": plan.seed,
             "settings": settings,
+            **_measured(plan, chosen),
             "recipe": recorded_recipe,
         }
 
@@ -145,6 +146,15 @@ def _base(plan: MixPlan) -> dict[str, str]:
     assert plan.adapters.adapted is not None
     wanted = plan.like.said.recipe.base if plan.like else None
     return {"base": StreamedHash(plan.adapters.adapted.base, wanted).finish()}
+
+
+def _measured(plan: MixPlan, chosen: Choice) -> dict[str, Any]:
+    """Return what a search found of the blend, and on which data; nothing where there was none."""
+    found = chosen.objective or chosen.loss
+    if plan.spec is None or found is None or found.val is None:
+        return {}
+    figures = {"objective": plan.spec.objective, "val": found.val, "val_uniform": found.val_uniform}
+    return {"measured": {**figures, "data": plan.spec.data.model_dump(exclude={"root"})}}
 
 
 def _shared_by_all(plan: MixPlan) -> dict[str, Any]:

@@ -1,0 +1,158 @@
+"""Modules that a library keeps in subfolders of a model's folder, each with weights of its own. Needs no torch.
+
+sentence-transformers keeps a Dense layer in `2_Dense/model.safetensors`, for one. Such weights are the model's as much
+as those in the folder itself, so they are read as further files of one checkpoint: their tensors are called
+`2_Dense/linear.weight`, are compared, blended and hashed like all others, and go to the same subfolder of the output.
+"""
+
+import filecmp
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glue_cli.checkpoints.companions import FolderContent, look_into
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.json_files import read_json, read_object
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.foundation.errors import CheckpointError
+
+_MODULES = "modules.json"  # of sentence-transformers
+# What a module's configuration says of how it was made, and not of what it computes.
+_OF_NO_EFFECT = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module in a subfolder.
+
+    Attributes:
+        name: the subfolder's, seen from the model's folder; stem: that of its file of weights.
+    """
+
+    name: str
+    stem: str
+
+    @property
+    def prefix(self) -> str:
+        """What its tensors' names begin with in the whole checkpoint, and not in their own file."""
+        return f"{self.name}/"
+
+    @property
+    def file(self) -> str:
+        """The file that a blend writes, seen from the output's folder."""
+        return f"{self.name}/{self.stem}.safetensors"
+
+
+def add_parts(
+    experts: Sequence[Checkpoint], *, apart: Collection[Path] = ()
+) -> tuple[tuple[Checkpoint, ...], tuple[Part, ...]]:
+    """Read what the experts' folders hold in modules of their own, and add it to the experts.
+
+    Args:
+        apart: folders that are none of the models', should they lie within.
+    Returns:
+        the experts, and the parts that they have; none unless all experts are folders.
+    Raises:
+        CheckpointError: one has a part that another lacks, or the modules differ in what they compute, or there are
+            weights that glue cannot blend and that differ.
+    """
+    folders = [expert.folder for expert in experts]
+    if any(folder is None for folder in folders):
+        return tuple(experts), ()
+    homes = [folder for folder in folders if folder]
+    content = [look_into(home, apart=[*apart, *(other for other in homes if other != home)]) for home in homes]
+    _check_modules(homes, content)
+    _check_others(homes, content)
+    parts = tuple(Part(name, _stem_of(found)) for name, found in content[0].parts.items())
+    return tuple(_whole(expert, own.parts) for expert, own in zip(experts, content, strict=True)), parts
+
+
+def without_parts(expert: Checkpoint, parts: Sequence[Part]) -> Checkpoint:
+    """Return an expert without the tensors of its parts."""
+    if not parts:
+        return expert
+    prefixes = tuple(part.prefix for part in parts)
+    entries = {name: entry for name, entry in expert.entries.items() if not name.startswith(prefixes)}
+    return replace(expert, entries=entries)
+
+
+def _stem_of(weights: Path) -> str:
+    return "diffusion_pytorch_model" if weights.name.startswith("diffusion_") else "model"
+
+
+def _whole(expert: Checkpoint, parts: Mapping[str, Path]) -> Checkpoint:
+    """Return an expert with the tensors of its parts, in further files."""
+    for name, path in parts.items():
+        found = read_checkpoint(path)
+        n_files = len(expert.files)
+        entries = {
+            f"{name}/{entry.name}": entry._replace(name=f"{name}/{entry.name}", file=n_files + entry.file)
+            for entry in found.entries.values()
+        }
+        expert = replace(
+            expert,
+            files=(*expert.files, *found.files),
+            entries={**expert.entries, **entries},
+            stamps=(*expert.stamps, *found.stamps),
+        )
+    return expert
+
+
+def _check_modules(folders: Sequence[Path], content: Sequence[FolderContent]) -> None:
+    """Check that all experts have the same parts, listed in the same order and configured alike."""
+    names = dict.fromkeys(name for own in content for name in own.parts)
+    lacking = [
+        f"{folder}: '{name}'"
+        for folder, own in zip(folders, content, strict=True)
+        for name in names
+        if name not in own.parts
+    ]
+    if lacking:
+        raise CheckpointError(
+            "these experts lack modules that others have in a subfolder",
+            items=lacking,
+            hint="blend models with the same modules, or name their files: glue mix a/model.safetensors ...",
+        )
+    first, *others = folders
+    modules = [_modules(folder) for folder in folders]
+    differing = [f"{folder}/{_MODULES}" for folder, own in zip(folders, modules, strict=True) if own != modules[0]]
+    for name in dict.fromkeys((*(path for path, _ in modules[0]), *names)):
+        wanted = _configuration(first / name)
+        differing += [f"{folder}/{name}" for folder in others if name and _configuration(folder / name) != wanted]
+    if differing:
+        raise CheckpointError(
+            f"the experts' modules compute different things: these are not those of '{first}'",
+            items=differing,
+            hint="blend models whose modules have the same types, order and config.json",
+        )
+
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """Return the subfolders and the types of the modules of sentence-transformers, in their order."""
+    found = read_json(folder / _MODULES)
+    listed = [module for module in found if isinstance(module, dict)] if isinstance(found, list) else []
+    return [(str(module.get("path")), str(module.get("type"))) for module in listed]
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    config = read_object(folder / "config.json")
+    return {key: value for key, value in config.items() if key not in _OF_NO_EFFECT}
+
+
+def _check_others(folders: Sequence[Path], content: Sequence[FolderContent]) -> None:
+    """Check that weights which glue does not know how to blend are the same files in all experts."""
+    names = dict.fromkeys(
+        path.relative_to(folder) for folder, own in zip(folders, content, strict=True) for path in own.others
+    )
+    differing = []
+    for name in names:
+        files = [folder / name for folder in folders]
+        if not all(file.is_file() and filecmp.cmp(files[0], file, shallow=False) for file in files):
+            differing.append(f"'{name}'")
+    if differing:
+        raise CheckpointError(
+            "the experts' folders hold further weights that differ, and that glue cannot blend",
+            items=differing,
+            hint="move these files elsewhere if they are no part of the model, or name the experts' model.safetensors",
+        )
