@@ -51,13 +51,15 @@ def configured(source: Path, changes: Changes, dtype: str | None) -> bytes | Non
     """
     try:
         text = read_text(source)
-        config = dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        if changes == NO_CHANGES:
-            return None
-        raise CheckpointError(f"'{source}' is no JSON object", hint="copy or download it again") from None
+    except UnicodeDecodeError:
+        text = ""
     except OSError as error:
         raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
+    config = _parsed(text)
+    if config is None:
+        if changes == NO_CHANGES:
+            return None
+        raise CheckpointError(f"'{source}' is no JSON object", hint="copy or download it again")
     if names := changes.class_names:
         config.pop("num_labels", None)  # which transformers counts itself
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
@@ -70,9 +72,17 @@ def configured(source: Path, changes: Changes, dtype: str | None) -> bytes | Non
         config["architectures"] = [changes.architecture]
     if changes.unties:
         config["tie_word_embeddings"] = False
-    if config == json.loads(text):
+    if config == _parsed(text):
         return None
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:

@@ -54,7 +54,7 @@ def test_folders_in_a_folder_out_in_shards(folders, tmp_path, capsys):
     blend = ["mix", "--method", "uniform", *folders, "-o", str(tmp_path / "prior")]
     assert main([*blend, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "prior")
-    assert sorted(path.name for path in (tmp_path / "prior").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "prior").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert main(blend) == 2
     assert "exists" in capsys.readouterr().err
     assert main([*blend, "--force", "--max-shard-size", "1kB"]) == 0

@@ -72,6 +72,24 @@ def test_shards_and_their_index(here, glue, experts):
     assert all(same_bytes(here, f"one/{name}", f"two/{name}") for name in files)
 
 
+def test_a_folder_with_its_modules_and_its_card(here, glue, experts):
+    folders = []
+    for k, path in enumerate(experts):
+        (here / f"f{k}/head").mkdir(parents=True)
+        shutil.copy(path, f"f{k}/model.safetensors")
+        save_file({"w": torch.full((3,), float(k))}, f"f{k}/head/model.safetensors")
+        folders.append(f"f{k}")
+    alpha = glue("mix", "--method", "spsa", "--budget", "20", *folders, "-o", "one", "--json", code=0).json["alpha"]
+    assert again(glue, folders, blend="one", output="two").code == 0
+    names = {path.relative_to(here / "one") for path in (here / "one").rglob("*.*")}
+    assert len(names) == 3 and all(same_bytes(here, f"one/{name}", f"two/{name}") for name in names)
+    assert load_file("one/head/model.safetensors")["w"].tolist() == pytest.approx([alpha[1] + 2 * alpha[2]] * 3)
+    card = (here / "one/README.md").read_text()
+    assert f"| `f1` | {alpha[1]:.4f} |" in card and "the loss on the target's validation data" in card
+    assert again(glue, folders, "--no-card", blend="one", output="bare").code == 0
+    assert not (here / "bare/README.md").exists()
+
+
 # ---- refreshed statistics
 
 
