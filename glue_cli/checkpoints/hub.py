@@ -25,7 +25,11 @@ _FOREIGN = [
     *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.gguf", "*.tflite", "*.mlmodel"),
     *("onnx/*", "openvino/*", "coreml/*", "original/*", "runs/*"),
 ]
-_OF_TORCH = ["*.bin", "*.pt", "*.pth", "*.ckpt"]  # a second set of weights where there are safetensors
+# A second set of weights where there are safetensors; those of modules in subfolders are no such set.
+_OF_TORCH = [
+    *("pytorch_model*.bin", "pytorch_model*.bin.index.json", "adapter_model.bin", "consolidated*"),
+    *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth"),
+]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from glue_cli.blend.adapters.adapter import CONFIG
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.hub import id_of
 from glue_cli.checkpoints.json_files import read_json, read_object
 from glue_cli.plans.mix_records import Adapters, Tensors
 from glue_cli.results.card import About
@@ -25,7 +26,8 @@ def about_blend(experts: Sequence[Checkpoint], adapters: Adapters | None, tensor
         ids = ids or _hub_ids(folders, CONFIG, "base_model_name_or_path")
         return About(_library(home), "finetune", ids, adapters.changes.architecture or _architecture(home))
     home = experts[tensors.tokens.keeper if tensors.tokens else 0].folder
-    ids = _hub_ids([folder for folder in folders if folder.is_dir()], "config.json", "_name_or_path")
+    fetched = tuple(dict.fromkeys(found.name for folder in folders if (found := id_of(folder))))
+    ids = fetched or _hub_ids([folder for folder in folders if folder.is_dir()], "config.json", "_name_or_path")
     return About(_library(home), "merge", ids, _architecture(home))
 
 

@@ -140,6 +140,7 @@ def hub(hub_cache, monkeypatch):
         (["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx"], 2, 3),
         (["config.json", "pytorch_model.bin", "flax_model.msgpack"], 2, 1),
         (["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "training_args.bin"], 2, 2),
+        (["model.safetensors", "pytorch_model.bin", "2_Dense/pytorch_model.bin", "colbert_linear.pt"], 3, 1),
         (["pytorch_model.bin", "openvino/model.safetensors", "1_Pooling/config.json", "tokenizer.model"], 3, 1),
     ],
 )

@@ -107,6 +107,18 @@ def test_a_finetuned_model_is_written_as_such_a_folder(text_spec, run, tmp_path)
     )
 
 
+def test_all_that_is_no_weight_of_the_model_goes_along(text_spec, run, tmp_path):
+    (tmp_path / "bert/2_Dense").mkdir()
+    (tmp_path / "bert/own.py").write_text("code = True")
+    (tmp_path / "bert/2_Dense/config.json").write_text("{}")
+    (tmp_path / "bert/2_Dense/model.safetensors").write_bytes(b"weights that no training changes")
+    (tmp_path / "bert/optimizer.pt").write_bytes(b"of another training")
+    train(text_spec, run, tmp_path / "tuned")
+    for name in ("own.py", "2_Dense/config.json", "2_Dense/model.safetensors"):
+        assert (tmp_path / "tuned" / name).read_bytes() == (tmp_path / "bert" / name).read_bytes()
+    assert not (tmp_path / "tuned/optimizer.pt").exists()
+
+
 def test_a_language_model_with_tied_weights(make_text_spec, run, tmp_path):
     spec = make_text_spec("AutoModelForCausalLM", "gpt2", "alone")
     train(spec, run, tmp_path / "tuned")
