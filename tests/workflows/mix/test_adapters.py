@@ -125,6 +125,7 @@ def merged_mean(adapters, base, alpha, peft):
 def test_adapters_give_an_adapter_that_peft_loads(adapters, base, blend, peft, tmp_path):
     result = blend(adapters, alpha=[0.3, 0.7])
     assert sorted(path.name for path in (tmp_path / "prior").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
@@ -149,7 +150,7 @@ def test_adapters_are_merged_into_their_base(adapters, base, blend, peft, tmp_pa
     wanted = logits(merged_mean(adapters, base, [0.3, 0.7], peft))
     torch.testing.assert_close(logits(classifier(tmp_path / "prior")), wanted, rtol=1e-4, atol=1e-5)
     names = {path.name for path in base.iterdir()}
-    assert {path.name for path in (tmp_path / "prior").iterdir()} == names and "tokenizer.json" in names
+    assert {path.name for path in (tmp_path / "prior").iterdir()} == {*names, "README.md"} > {"tokenizer.json"}
     assert (tmp_path / "prior" / "config.json").read_text() == (base / "config.json").read_text()
     assert read_checkpoint(tmp_path / "prior").glue["experts"][1]["name"] == "adapter-1"
     assert result["output"] == str(tmp_path / "prior")
