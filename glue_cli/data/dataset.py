@@ -99,6 +99,15 @@ class Dataset:
         inputs, targets = _joined(self.inputs, other.inputs), _joined(self.targets, other.targets)
         return Dataset(inputs, targets, self.class_names)
 
+    def tensors(self) -> list[Tensor]:
+        """Return all that the examples and their targets are made of."""
+        parts = (self.inputs, self.targets)
+        return [
+            t
+            for part in parts
+            for t in ((part.values, part.starts, part.lengths) if isinstance(part, Ragged) else (part,))
+        ]
+
     def subset(self, indices: Tensor) -> "Dataset":
         """Return the examples at `indices`, int64 [n], in that order."""
         return Dataset(self.inputs[indices], self.targets[indices], self.class_names)

@@ -124,19 +124,31 @@ def writing(output: Path, *, replace: bool = True) -> Iterator[int]:
         UsageError: `output` exists and may not be replaced.
         ResourceError: the disk is full or the folder cannot be written.
     """
-    made = _make_folder(output.parent)
+    with made_folder(output.parent):
+        try:
+            remove_abandoned(output.parent)
+            with locked_file(output.parent) as (temporary, descriptor):
+                try:
+                    yield descriptor
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                _give_name(temporary, output, replace=replace)
+            _sync_folder(output.parent)
+        except OSError as error:
+            raise _cannot_write(output, error) from error
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; behind the block, those of them that stayed empty go again.
+
+    Raises:
+        ResourceError: it cannot be made.
+    """
+    made = _make_folder(folder)
     try:
-        remove_abandoned(output.parent)
-        with locked_file(output.parent) as (temporary, descriptor):
-            try:
-                yield descriptor
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            _give_name(temporary, output, replace=replace)
-        _sync_folder(output.parent)
-    except OSError as error:
-        raise _cannot_write(output, error) from error
+        yield
     finally:
         _remove_empty(made)
 

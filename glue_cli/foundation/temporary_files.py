@@ -68,3 +68,37 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def held_file(path: Path) -> Iterator[bool]:
+    """Hold a lock by the name of `path` as long as the block lasts; the file is there only meanwhile.
+
+    Yields:
+        whether the lock is this process's; not where a living one holds it. True on a file system without locks.
+    Raises:
+        OSError: the file cannot be made.
+    """
+    descriptor = _hold(path)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+
+def _hold(path: Path) -> int | None:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            return descriptor
+        if _is_at(path, descriptor):  # else its holder has just finished, and removed it
+            return descriptor
+        os.close(descriptor)

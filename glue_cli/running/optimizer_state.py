@@ -19,7 +19,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
     for i, parameter in enumerate(parameters):
         saved = part_of(state, f"parameters.{i}")
         if saved:
-            optimizer.state[parameter] = {
-                name: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-                for name, value in saved.items()
-            }
+            optimizer.state[parameter] = {name: _beside(parameter, value) for name, value in saved.items()}
+
+
+def _beside(parameter: Tensor, value: object) -> object:
+    """Return a copy on the parameter's device, in its memory format too: a fused step walks through the memory."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -49,3 +49,17 @@ def test_what_is_remembered_is_flat_and_not_shared_with_who_goes_on():
     before = {name: tensor.clone() for name, tensor in state.items()}
     step(others, other, 2)
     assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+def test_moments_lie_as_their_parameters_do():
+    """A fused step goes by memory: moments of another layout would be those of other elements."""
+    parameters = [torch.arange(48.0).view(2, 3, 4, 2).to(memory_format=torch.channels_last)]
+    optimizer = OPTIMIZERS["fused"](parameters)
+    step(parameters, optimizer, 1)
+    state = {name: value.clone().contiguous() for name, value in optimizer_state(optimizer).items()}  # as files do
+    others = [parameter.clone() for parameter in parameters]
+    again = OPTIMIZERS["fused"](others)
+    restore_optimizer(again, state)
+    step(parameters, optimizer, 2)
+    step(others, again, 2)
+    assert others[0].is_contiguous(memory_format=torch.channels_last) and torch.equal(parameters[0], others[0])

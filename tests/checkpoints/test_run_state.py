@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from glue_cli.checkpoints.run_state import (
+    SavedState,
+    differences,
+    fingerprint_of_files,
+    fingerprint_of_tensors,
+    flat,
+    holding_state,
+    read_state,
+    state_file,
+    write_state,
+)
+from glue_cli.foundation.errors import CheckpointError, UsageError
+
+STATE = {
+    "step": 3,
+    "loss": 0.1,
+    "stage": "race",
+    "runner_up": None,
+    "history.0.val_loss": math.nan,
+    "history.1.val_loss": math.inf,
+    "random.cpu": torch.get_rng_state(),
+    "drawn": torch.empty(0, dtype=torch.int64),
+    "model.0.weight": torch.arange(24.0).view(2, 3, 2, 2).to(memory_format=torch.channels_last),
+    "best_loss": torch.tensor(math.inf, dtype=torch.float64),
+}
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and (a == b or a != a and b != b)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    file = state_file(tmp_path / "p.safetensors")
+    write_state(file, SavedState(STATE, {"seed": 3}, "bf16", 2, 17))
+    found = read_state(file)
+    assert found.state.keys() == STATE.keys()
+    assert all(same(found.state[name], value) for name, value in STATE.items())
+    assert (found.identity, found.precision, found.threads, found.history_bytes) == ({"seed": 3}, "bf16", 2, 17)
+    assert [path.name for path in tmp_path.iterdir()] == [".p.safetensors.state"]
+
+
+def test_a_state_lies_hidden_beside_its_output(tmp_path):
+    assert state_file(tmp_path / "out" / "a.safetensors") == tmp_path / "out" / ".a.safetensors.state"
+    (tmp_path / ".a.safetensors.state").touch()
+    assert not list(tmp_path.glob("[!.]*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_what_is_no_state(tmp_path, content):
+    file = tmp_path / ".p.safetensors.state"
+    if content is None:
+        save_file({"a": torch.zeros(2)}, file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"\.p\.safetensors\.state"):
+        read_state(file)
+
+
+def test_one_process_holds_a_state(tmp_path):
+    output = tmp_path / "new" / "p.safetensors"
+    with holding_state(output), pytest.raises(UsageError, match="another process"), holding_state(output):
+        raise AssertionError
+    assert not (tmp_path / "new").exists()
+    with holding_state(output) as file:
+        file.write_bytes(b"x")
+    assert file.exists() and len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_differences_are_named():
+    saved, wanted = flat({"seed": 1, "mix": {"lr": 0.1, "groups": {}}}), flat({"seed": 2, "mix": {"lr": 0.1, "mu": 1}})
+    assert differences(saved, wanted) == [
+        "mix.groups: {} there, nothing here",
+        "mix.mu: nothing there, 1 here",
+        "seed: 1 there, 2 here",
+    ]
+    assert differences(saved, dict(saved)) == []
+
+
+def test_fingerprints_see_every_change_at_the_ends(monkeypatch, tmp_path):
+    monkeypatch.setattr("glue_cli.checkpoints.run_state._PART", 8)
+    numbers = torch.arange(10, dtype=torch.int32)
+    first = fingerprint_of_tensors([numbers])
+    changed = [numbers.clone() for _ in range(2)]
+    changed[0][0], changed[1][9] = 5, 5
+    others = [[numbers.view(2, 5)], [numbers.float()], [numbers[:9]], [numbers, numbers[:0]], *([c] for c in changed)]
+    assert len({first, *map(fingerprint_of_tensors, others)}) == 1 + len(others)
+    assert fingerprint_of_tensors([numbers.clone()]) == first
+    path = tmp_path / "e"
+    found = set()
+    for content in (
+        b"0123456789abcdefghij",
+        b"x123456789abcdefghij",
+        b"0123456789abcdefghix",
+        b"0123456789abcdefghijk",
+    ):
+        path.write_bytes(content)
+        found.add(fingerprint_of_files([path]))
+    assert len(found) == 4
