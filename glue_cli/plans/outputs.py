@@ -24,12 +24,14 @@ class Outputs:
         history: a file that gets a JSON line a step or epoch; None writes none.
         spec_file: where the spec is, or would be.
         force: whether files that exist may be replaced; inputs never are.
+        resumes: whether the command goes on with an earlier run's work, whose files may be there.
     """
 
     result: Path | None
     history: Path | None = None
     spec_file: Path = Path("glue.yaml")
     force: bool = False
+    resumes: bool = False
 
     def check(
         self,
@@ -53,17 +55,18 @@ class Outputs:
         if spec:
             inputs += _data_files(spec)
             inputs += [folder, folder / "config.json"] if (folder := model_folder(spec)) else []
+        may_exist = self.force or self.resumes  # what it then does with it, the work decides
         results = destination.paths if destination else [self.result]
         if destination and destination.is_folder:
-            check_output_folder(destination.result, inputs, force=self.force)
+            check_output_folder(destination.result, inputs, force=may_exist)
         outputs = [path for path in (*results, self.history) if path]
         if len({os.path.realpath(path) for path in outputs}) < len(outputs):
             raise UsageError(f"'{self.result}' is both the output and the history", hint="name another --history")
         for path in outputs:
             named = "--history" if path == self.history else option
-            check_output(path, inputs, force=self.force, option=named)
+            check_output(path, inputs, force=may_exist, option=named)
         for stale in destination.stale_files() if destination else []:  # which go
-            check_output(stale, inputs, force=self.force)
+            check_output(stale, inputs, force=may_exist)
 
 
 def _data_files(spec: "Spec") -> list[Path]:

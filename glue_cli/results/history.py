@@ -1,5 +1,6 @@
 """A run's history: one JSON line per step or epoch, written to disk at once."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,19 +43,25 @@ class Step:
 
 
 @contextmanager
-def writing_history(path: Path | None, *, replace: bool, **always: Any) -> Iterator[Write]:
+def writing_history(
+    path: Path | None, *, replace: bool, kept_bytes: int | None = None, **always: Any
+) -> Iterator[Write]:
     """Yield a function that writes one line; `always` is part of every line. Without a path, nothing is written.
 
     Args:
         replace: whether to replace a file that exists.
+        kept_bytes: how many bytes of the existing file are kept, to append to them; None begins a new file.
     Raises:
-        UsageError: the file exists and may not be replaced.
+        UsageError: the file exists and may not be replaced, or the one to append to has fewer bytes.
         ResourceError: the file cannot be opened, or a line cannot be written.
     """
     if path is None:
         yield lambda line: None
         return
-    file = _open(path, "w" if replace else "x")
+    file = _open(path, "a" if kept_bytes is not None else "w" if replace else "x")
+
+    if kept_bytes is not None:
+        _cut(path, file, kept_bytes)
 
     def write(line: dict[str, Any]) -> None:
         try:
@@ -69,7 +76,7 @@ def writing_history(path: Path | None, *, replace: bool, **always: Any) -> Itera
             file.close()
 
 
-def _open(path: Path, mode: Literal["w", "x"]) -> TextIO:
+def _open(path: Path, mode: Literal["a", "w", "x"]) -> TextIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,6 +88,21 @@ def _open(path: Path, mode: Literal["w", "x"]) -> TextIO:
         raise UsageError(message, hint="name another --history, or give --force") from None
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def _cut(path: Path, file: TextIO, n_bytes: int) -> None:
+    """Remove the lines that were written after the state was saved."""
+    try:
+        length = os.fstat(file.fileno()).st_size
+        if length >= n_bytes:
+            os.ftruncate(file.fileno(), n_bytes)
+            return
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    raise UsageError(
+        f"the history '{path}' has {length:,} bytes, but had {n_bytes:,} when the state was saved",
+        hint="name the history of the run that is to continue, or leave out --history",
+    )
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError:

@@ -1,9 +1,11 @@
 """Finetune all parameters on the target data, from a checkpoint or from scratch."""
 
 import time
+from typing import Any
 
 from glue_cli import __version__
 from glue_cli.checkpoints.classes import class_names_of
+from glue_cli.checkpoints.run_state import fingerprint_of_tensors
 from glue_cli.data.classes import Classes
 from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
@@ -11,13 +13,13 @@ from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import initial_model, load_model
 from glue_cli.plans.finetune import FinetunePlan
 from glue_cli.results.finetune import FinetuneResult, epoch_of
-from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.finetuning import Finetuning
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.learning_rates import plan_trial
+from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
 from glue_cli.workflows.training import with_lr
 
@@ -37,9 +39,28 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
         NumericalError: the loss diverges.
         ResourceError: the output cannot be written, or the device is not there.
     """
+    with keeping(plan.destination.result, run) as keeper:
+        return _finetune(plan, run, keeper)
+
+
+def described(plan: FinetunePlan) -> dict[str, Any]:
+    """Return what the checkpoint's metadata say that is known ahead."""
+    spec = plan.spec
+    return {
+        "glue": __version__,
+        "kind": "finetuned",
+        "model": spec.model.model_dump(),
+        "start": plan.checkpoint.short_name if plan.checkpoint else "scratch",
+        **({"weights": plan.checkpoint.weights} if plan.checkpoint and plan.checkpoint.weights else {}),
+        "seed": spec.seed,
+        "settings": {"loss": spec.loss, "finetune": spec.finetune.model_dump()},
+    }
+
+
+def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
-    spec = plan.spec
+    spec = keeper.as_before(plan.spec)
     watched = ["val", "test"] if plan.track_test else ["val"]
     if plan.checkpoint:
         model = load_model(spec, plan.checkpoint)
@@ -52,28 +73,34 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
     trial = plan_trial(spec.finetune, target["train"], target["val"], spec.seed)
     compute = training_compute(spec, model, trial.examples, with_lr(spec.finetune, trial.lrs[0]), run)
     judges = {split: target[split] for split in watched if split != "val" or not trial.is_folded}
-    finetuning = Finetuning(spec, trial, compute.to_device(model), judges, compute=compute, progress=run.progress)
-    with writing_history(run.history, replace=plan.destination.force, command="finetune", start=_start(plan)) as write:
-        finetuning.run(write)
+    model = compute.to_device(model)
+    known = described(plan)
+    keeper.precision = compute.precision
+    keeper.begin(
+        precision=plan.spec.precision,
+        command="finetune",
+        **{**known, "start": fingerprint_of_tensors(model.state_dict().values())},
+        track_test=plan.track_test,
+        **{split: fingerprint_of_tensors(target[split].dataset.tensors()) for split in ("train", *watched)},
+    )
+    finetuning = Finetuning(spec, trial, model, judges, compute=compute, progress=run.progress)
+    if keeper.state:
+        finetuning.restore(keeper.state)
+    with keeper.history(force=plan.destination.force, command="finetune", start=_start(plan)) as write:
+        with keeper.steps():
+            finetuning.run(write, keeper.checkpoint)
     account = finetuning.account
-    settings = {"loss": spec.loss, "finetune": spec.finetune.model_dump()}
     save_model(
         plan.destination,
         model,
         finetuning.tensors(),
         {
-            "glue": __version__,
-            "kind": "finetuned",
-            "model": spec.model.model_dump(),
-            "start": plan.checkpoint.short_name if plan.checkpoint else "scratch",
-            **({"weights": plan.checkpoint.weights} if plan.checkpoint and plan.checkpoint.weights else {}),
+            **known,
             "examples": len(trial.examples),
             "lr": account["lr"],
             "kept": account["kept"],
             "class_names": target["train"].class_names,
-            "seed": spec.seed,
             **compute.recorded,
-            "settings": settings,
         },
         target["train"].class_names,
         start=plan.checkpoint,
@@ -86,7 +113,7 @@ def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
         **account,
         method=plan.checkpoint.glue.get("method") if plan.checkpoint else None,
         seed=spec.seed,
-        settings=settings,
+        settings=known["settings"],
         **origin_of(spec),
         **compute.recorded,
         wall_s=time.perf_counter() - began,

@@ -1,19 +1,21 @@
 """Train one expert on its own data."""
 
 import time
+from typing import Any
 
 from glue_cli import __version__
+from glue_cli.checkpoints.run_state import fingerprint_of_tensors
 from glue_cli.data.expert_data import read_expert
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import initial_model
 from glue_cli.plans.train_expert import TrainExpertPlan
-from glue_cli.results.history import writing_history
 from glue_cli.results.provenance import origin_of
 from glue_cli.results.train_expert import TrainExpertResult
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
 from glue_cli.workflows.training import Training
 
@@ -27,14 +29,47 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
         NumericalError: the loss diverges.
         ResourceError: the output cannot be written, or the device is not there.
     """
+    with keeping(plan.destination.result, run) as keeper:
+        return _train_expert(plan, run, keeper)
+
+
+def described(plan: TrainExpertPlan) -> dict[str, Any]:
+    """Return what the checkpoint's metadata say that is known ahead."""
+    spec = plan.spec
+    assert spec.experts is not None
+    settings = {
+        "loss": spec.loss,
+        "train": spec.train.model_dump(),
+        "experts": spec.experts.model_dump(include={"count", "size", "dirichlet", "init"}),
+    }
+    return {
+        "glue": __version__,
+        "kind": "expert",
+        "model": spec.model.model_dump(),
+        "name": plan.name,
+        "seed": spec.seed,
+        "settings": settings,
+    }
+
+
+def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExpertResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
-    spec = plan.spec
+    spec = keeper.as_before(plan.spec)
     examples = read_expert(spec, plan.expert, run)
     model = initial_model(spec, plan.expert, class_names=examples.class_names, progress=run.progress)
     check_fits_data(model, examples, spec.loss, spec.data.where)
     compute = training_compute(spec, model, examples, spec.train, run)
     model = compute.to_device(model)
+    known = described(plan)
+    keeper.precision = compute.precision
+    keeper.begin(
+        precision=plan.spec.precision,
+        command="train-expert",
+        **known,
+        start=fingerprint_of_tensors(model.state_dict().values()),
+        examples=fingerprint_of_tensors(examples.dataset.tensors()),
+    )
     training = Training(
         model,
         examples.on(compute),
@@ -45,16 +80,11 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
         task=f"train {plan.name}",
         progress=run.progress,
     )
-    with writing_history(
-        run.history, replace=plan.destination.force, command="train-expert", expert=plan.expert
-    ) as write:
-        training.run(write)
-    assert spec.experts is not None
-    settings = {
-        "loss": spec.loss,
-        "train": spec.train.model_dump(),
-        "experts": spec.experts.model_dump(include={"count", "size", "dirichlet", "init"}),
-    }
+    if keeper.state:
+        training.restore(keeper.state)
+    with keeper.history(force=plan.destination.force, command="train-expert", expert=plan.expert) as write:
+        with keeper.steps():
+            training.run(write, keeper.checkpoint)
     labels = examples.dataset.labels
     result = TrainExpertResult(
         output=str(plan.destination.result),
@@ -64,7 +94,7 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
         epochs=spec.train.epochs,
         loss=training.history[-1]["train_loss"],
         seed=spec.seed,
-        settings=settings,
+        settings=known["settings"],
         **origin_of(spec),
         **compute.recorded,
         wall_s=time.perf_counter() - began,
@@ -75,15 +105,10 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
         model,
         training.best_tensors(),
         {
-            "glue": __version__,
-            "kind": "expert",
-            "model": spec.model.model_dump(),
-            "name": plan.name,
+            **known,
             "examples": len(examples),
             "class_names": examples.class_names,
-            "seed": spec.seed,
             **compute.recorded,
-            "settings": settings,
         },
         examples.class_names,
     )

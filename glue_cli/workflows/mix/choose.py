@@ -13,14 +13,18 @@ from glue_cli.workflows.mix.experts import Experts
 
 if TYPE_CHECKING:  # nothing of it is needed where alpha is given
     from glue_cli.data.target import Target
+    from glue_cli.workflows.resuming import Keeper
 
 
-def choose_alpha(plan: MixPlan, target: "Target | None", experts: Experts, run: Run, write: Write) -> Choice:
+def choose_alpha(
+    plan: MixPlan, target: "Target | None", experts: Experts, run: Run, write: Write, keeper: "Keeper | None" = None
+) -> Choice:
     """Give the plan's method what it needs, and return its alpha with the account.
 
     Args:
         target: there wherever the plan has a spec.
         write: gets a line a step of a search, or an expert that is evaluated.
+        keeper: of the state of a search; there is one wherever the method is a search.
     """
     coefficients = plan.coefficients
     if plan.like:
@@ -40,7 +44,8 @@ def choose_alpha(plan: MixPlan, target: "Target | None", experts: Experts, run: 
     assert plan.spec is not None and target is not None
     if method.needs == "accuracies":
         return choose_by_accuracy(plan, plan.spec, target, experts, run, write)
-    return search(plan, plan.spec, target, experts, run, write)
+    assert keeper is not None
+    return search(plan, keeper.as_before(plan.spec), target, experts, run, write, keeper)
 
 
 def _given(alpha: object) -> Choice:

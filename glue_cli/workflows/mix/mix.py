@@ -27,6 +27,7 @@ from glue_cli.workflows.mix.hashes import hashes_of
 
 if TYPE_CHECKING:
     from glue_cli.data.target import Target
+    from glue_cli.workflows.resuming import Keeper
 
 
 @restored_threads()
@@ -41,16 +42,63 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         NumericalError: a loss is not finite.
         ResourceError: the output cannot be written, or the device is not there.
     """
+    if not plan.coefficients.is_search:
+        return _mix(plan, run, hashes, None)
+    from glue_cli.workflows.resuming import keeping
+
+    with keeping(plan.destination.result, run) as keeper:
+        return _mix(plan, run, hashes, keeper)
+
+
+def described(plan: MixPlan) -> dict[str, Any]:
+    """Return what the blend's metadata say that is known ahead."""
+    if plan.like:
+        return dict(plan.like.blend.glue)
+    given = {} if plan.coefficients.alpha is None else {"alpha": list(plan.coefficients.alpha)}
+    return {"glue": __version__, "kind": "prior", "method": plan.method, **given, "seed": plan.seed}
+
+
+def described_in_full(plan: MixPlan, hashes: Sequence[StreamedHash]) -> dict[str, Any]:
+    """Return what tells the plan's blend from others, its experts' sha256 included, which are taken for that."""
+    if plan.like:
+        return described(plan)
+    digests: list[str | None] = [streamed.finish() for streamed in hashes] or [None] * len(plan.experts)
+    sections = plan.spec.model_dump(include={"mix", "loss", "objective"}) if plan.spec else {}
+    settings = sections if plan.coefficients.is_search else {}
+    return {**described(plan), "experts": _experts_of(plan, digests), "settings": settings, "recipe": plan.record}
+
+
+def _experts_of(plan: MixPlan, digests: Sequence[str | None]) -> list[dict[str, Any]]:
+    sizes = plan.coefficients.sizes or [expert.glue.get("examples") for expert in plan.experts]
+    return [
+        {
+            "name": expert.short_name,
+            "sha256": digest,
+            "examples": size,
+            **({"weights": expert.weights} if expert.weights else {}),
+        }
+        for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
+    ]
+
+
+def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper: "Keeper | None") -> MixResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
     for note in plan.tensors.notes:
         run.progress(Noted(note, warning=True))
     experts = gather_experts(plan)
     target = _target_of(plan, run)
+    if keeper and target:
+        _begin(keeper, plan, target)
     with writing_history(
-        run.history, replace=plan.destination.force, command="mix", method=plan.method, seed=plan.seed
+        run.history,
+        replace=plan.destination.force or run.saving.resumes,
+        kept_bytes=keeper.history_bytes if keeper else None,
+        command="mix",
+        method=plan.method,
+        seed=plan.seed,
     ) as write:
-        chosen = choose_alpha(plan, target, experts, run, write)
+        chosen = choose_alpha(plan, target, experts, run, write, keeper)
     made: dict[str, Tensor] = chosen.made or {}
     refreshed = chosen.refreshed_on
     afterwards = chosen.afterwards
@@ -72,22 +120,11 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         if plan.like:
             return plan.like.blend.glue
         return {
-            "glue": __version__,
-            "kind": "prior",
+            **described(plan),
             **_shared_by_all(plan),
-            "method": plan.method,
             "alpha": alpha,
             **({"groups": groups} if groups else {}),
-            "experts": [
-                {
-                    "name": expert.short_name,
-                    "sha256": digest,
-                    "examples": size,
-                    **({"weights": expert.weights} if expert.weights else {}),
-                }
-                for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
-            ],
-            "seed": plan.seed,
+            "experts": _experts_of(plan, digests),
             "settings": settings,
             **_measured(plan, chosen),
             "recipe": recorded_recipe,
@@ -121,6 +158,23 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         left_out=chosen.left_out,
         before_refresh=chosen.before_refresh,
         afterwards=afterwards,
+    )
+
+
+def _begin(keeper: "Keeper", plan: MixPlan, target: "Target") -> None:
+    """Say what the search depends on."""
+    from glue_cli.checkpoints.run_state import fingerprint_of_files, fingerprint_of_tensors
+
+    assert plan.spec is not None
+    sections = plan.spec.model_dump(include={"model", "loss", "objective", "mix", "precision"})
+    keeper.begin(
+        command="mix",
+        **described(plan),
+        **sections,
+        recipe=plan.record,
+        statistics=plan.tensors.statistics,
+        experts={str(k): fingerprint_of_files(expert.files) for k, expert in enumerate(plan.experts)},
+        **{split: fingerprint_of_tensors(target[split].dataset.tensors()) for split in ("train", "val")},
     )
 
 

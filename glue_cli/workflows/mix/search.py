@@ -28,12 +28,15 @@ from glue_cli.workflows.mix.experts import Experts
 from glue_cli.workflows.mix.labels import sampled
 from glue_cli.workflows.mix.refreshed_on import identity
 from glue_cli.workflows.mix.setting import Setting
+from glue_cli.workflows.resuming import Keeper
 
 # What the steps of an optimizer depend on, and those of Gauss-Newton do not.
 _OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum", "mu")
 
 
-def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write) -> Choice:
+def search(
+    plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write, keeper: Keeper
+) -> Choice:
     """Let the method search for the alpha [G, K] with the least loss on the target's data."""
     settings = spec.mix
     criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
@@ -69,7 +72,17 @@ def search(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run
         }
         run.progress(Advanced(min(total, spent[unit]), dict(shown), tuple(alpha)))
 
-    learned: Learned = METHODS[plan.method].load()(objective, setting.settings, seed=plan.seed, observe=observe)
+    keeper.precision = compute.precision
+    method = METHODS[plan.method].load()
+    with keeper.steps():
+        learned: Learned = method(
+            objective,
+            setting.settings,
+            seed=plan.seed,
+            observe=observe,
+            checkpoint=keeper.checkpoint,
+            state=keeper.state,
+        )
     run.progress(Finished())
     before, clock = replace(objective.cost), time.perf_counter()
     as_file = setting.found(learned)

@@ -1,0 +1,184 @@
+"""Runs that can be stopped: their state is saved now and then, and a later run goes on from it."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glue_cli import __version__
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.checkpoints.run_state import (
+    SavedState,
+    differences,
+    flat,
+    holding_state,
+    read_state,
+    state_file,
+    write_state,
+)
+from glue_cli.foundation.errors import GlueError, UsageError
+from glue_cli.foundation.progress import Noted
+from glue_cli.foundation.run import Run
+from glue_cli.foundation.state import State
+from glue_cli.foundation.stopping import Stopped
+from glue_cli.results.history import Write, writing_history
+from glue_cli.running.device import find_device
+from glue_cli.spec.schema import Spec
+
+_USUAL_S = 30.0
+_SHARE = 0.02  # of the time, that saving takes at most where nobody says how often
+
+
+class Keeper:
+    """Keeps the state of one run in its file, and knows the state that the run goes on from.
+
+    Attributes:
+        state: what to restore; None for a run that begins.
+        precision: that of the steps, to be set before the first one.
+    """
+
+    def __init__(self, file: Path, run: Run, saved: SavedState | None) -> None:
+        self.state: State | None = saved.state if saved else None
+        self.precision: str | None = None
+        self._file, self._run, self._saved = file, run, saved
+        self._identity: dict[str, Any] = {}
+        self._n_steps = 0  # since the last state was saved
+        self._last_s, self._saving_s = time.monotonic(), 0.0
+
+    def history(self, *, force: bool, **always: Any) -> AbstractContextManager[Write]:
+        """Open the run's history as `writing_history` does, behind the lines that the state knows of."""
+        replace = force or self._run.saving.resumes
+        return writing_history(self._run.history, replace=replace, kept_bytes=self.history_bytes, **always)
+
+    @property
+    def history_bytes(self) -> int | None:
+        """How long the history was at the state that the run goes on from; None where it begins."""
+        return self._saved.history_bytes if self._saved else None
+
+    def as_before(self, spec: Spec) -> Spec:
+        """Return a spec with the precision of the run's first part, and set torch's threads to its number."""
+        if self._saved is None or self._saved.precision is None:
+            return spec
+        torch.set_num_threads(self._saved.threads)
+        return spec.model_copy(update={"precision": self._saved.precision})
+
+    def begin(self, **identity: Any) -> None:
+        """Say all that the run depends on; where it goes on, compare it with that of the state.
+
+        Args:
+            identity: settings and fingerprints by name, as JSON has them; may be nested.
+        Raises:
+            UsageError: the state is that of another run.
+        """
+        device = find_device(self._run.device).type
+        named = flat({"glue": __version__, "torch": torch.__version__, "device": device, **identity})
+        self._identity = json.loads(json.dumps(named))  # as it is read again
+        if self._saved is None:
+            return
+        found = differences(self._saved.identity, self._identity)
+        if self._run.history and self._saved.history_bytes is None:
+            found.append("history: none there, one here")
+        if found:
+            raise UsageError(
+                f"the state '{self._file}' is that of another run",
+                items=found,
+                hint="run what was run before, or leave out --resume to begin again",
+            )
+        self._run.progress(Noted(f"going on from the state '{self._file}'"))
+
+    @contextmanager
+    def steps(self) -> Iterator[None]:
+        """Let a signal wait for the end of a step as long as the block lasts, which calls `checkpoint` after each."""
+        with self._run.stop.deferred():
+            yield
+        self._run.stop.give_up()  # if it was asked to behind the last one
+
+    def checkpoint(self, make_state: Callable[[], State]) -> None:
+        """Save the state between two steps if it is time, and stop if the run is asked to.
+
+        Raises:
+            Stopped: it is.
+            ResourceError: the state cannot be written.
+        """
+        self._n_steps += 1
+        is_asked = self._run.stop.asked_by is not None
+        if is_asked or self._is_due():
+            self._save(make_state())
+        self._run.stop.give_up()
+
+    def _is_due(self) -> bool:
+        every = self._run.saving.every
+        if every and every.steps:
+            return self._n_steps >= every.steps
+        wait = every.seconds if every and every.seconds else max(_USUAL_S, self._saving_s / _SHARE)
+        return time.monotonic() - self._last_s >= wait
+
+    def _save(self, state: State) -> None:
+        began = time.monotonic()
+        history = self._run.history
+        length = history.stat().st_size if history else None
+        threads = torch.get_num_threads()
+        write_state(self._file, SavedState(state, self._identity, self.precision, threads, length))
+        self._last_s, self._n_steps = time.monotonic(), 0
+        self._saving_s = self._last_s - began
+
+
+@contextmanager
+def keeping(output: Path, run: Run) -> Iterator[Keeper]:
+    """Hold the state of the run that makes `output` until it is there; then the state is removed.
+
+    Raises:
+        UsageError: a living process holds the state.
+        CheckpointError: the state is damaged.
+        Stopped: by a signal; it says where the state is, if there is one.
+    """
+    with holding_state(output) as file:
+        saved = None
+        if file.exists():
+            if run.saving.resumes:
+                saved = read_state(file)
+            else:
+                text = f"an earlier run has left the state '{file}'; with --resume this one would have gone on from it"
+                run.progress(Noted(text, warning=True))
+        run.stop.can_resume = True
+        try:
+            yield Keeper(file, run, saved)
+        except Stopped as stopped:
+            stopped.state = file if file.exists() else None
+            raise
+        finally:
+            run.stop.can_resume = False
+        with suppress(OSError):
+            file.unlink()
+
+
+def is_finished(output: Path, wanted: Mapping[str, Any], run: Run, *, force: bool) -> bool:
+    """Tell whether a run that is to go on has nothing left to do, since the output that is there is its own. Says so.
+
+    Args:
+        wanted: what the output's metadata say if it is, among other things.
+        force: whether another output is to be replaced.
+    Raises:
+        UsageError: there is another output at its place.
+    """
+    try:
+        found = read_checkpoint(output).glue
+    except GlueError:
+        found = {}
+    named, said = json.loads(json.dumps(flat(wanted))), flat(found)
+    differing = differences({name: said[name] for name in named if name in said}, named)
+    if differing and not force:
+        raise UsageError(
+            f"the output '{output}' exists, and is that of another run",
+            items=differing,
+            hint="name another with --output, or give --force",
+        )
+    if not differing:
+        run.progress(Noted(f"'{output}' is there already, and made with these settings: nothing is left to do"))
+        with suppress(OSError):
+            state_file(output).unlink()
+    return not differing

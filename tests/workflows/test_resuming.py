@@ -1,0 +1,213 @@
+"""A run that is stopped between any two steps, and goes on, comes to the end of one that is not stopped."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.saving import SaveEvery, Saving
+from glue_cli.foundation.stopping import Stop, Stopped
+from glue_cli.methods import SEARCHES
+from glue_cli.plans.finetune import plan_finetune
+from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.mix_records import Coefficients
+from glue_cli.plans.outputs import Outputs
+from glue_cli.plans.train_expert import plan_train_expert
+from glue_cli.results.record import as_object
+from glue_cli.workflows import resuming
+from glue_cli.workflows.finetune import finetune
+from glue_cli.workflows.mix.mix import mix
+from glue_cli.workflows.resuming import Keeper
+from glue_cli.workflows.train_expert import train_expert
+
+MIXES = {name: {"steps": 6, "validate_every": 2, "batch_size": 20} for name in SEARCHES} | {
+    "paper": {"preset": "paper", "steps": 5, "validate_every": 2, "batch_size": 20},
+    "budget": {"budget": "40", "batch_size": 20},
+}
+
+
+@pytest.fixture
+def experts(make_spec, run, tmp_path):
+    spec, paths = make_spec(), [tmp_path / f"e{k}.safetensors" for k in range(3)]
+    for k, path in enumerate(paths):
+        train_expert(plan_train_expert(spec, k, Outputs(path)), run)
+    return paths
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Let a run be asked to stop at its checkpoint number n, as a signal would; None for never."""
+    original, wanted = Keeper.checkpoint, {"n": None, "left": 0}
+
+    def checkpoint(self, make_state):
+        if wanted["n"] is not None:
+            wanted["left"] -= 1
+            if wanted["left"] == 0:
+                self._run.stop.asked_by = signal.SIGTERM
+        original(self, make_state)
+
+    monkeypatch.setattr(Keeper, "checkpoint", checkpoint)
+
+    def set_(n):
+        wanted.update(n=n, left=n or 0)
+
+    return set_
+
+
+def outputs_in(folder, run):
+    return Outputs(folder / "o.safetensors", run.history, resumes=run.saving.resumes)
+
+
+def works(make_spec, experts):
+    """Return functions that run a command into a folder, by name."""
+
+    def training(folder, run):
+        spec = make_spec(train={"epochs": 2, "batch_size": 20, "lr": 0.02, "augment": {"flip": True}})
+        return train_expert(plan_train_expert(spec, 0, outputs_in(folder, run)), run)
+
+    def tuning(folder, run, **settings):
+        spec = make_spec(finetune={"epochs": 2, "batch_size": 40, **settings})
+        plan = plan_finetune(spec, experts[0], outputs_in(folder, run), track_test=True)
+        return finetune(plan, run)
+
+    def mixing(folder, run, name):
+        spec = make_spec(mix=MIXES[name])
+        method = name if name in SEARCHES else "spsa"
+        return mix(plan_mix(experts, outputs_in(folder, run), Coefficients(method), spec=spec), run)
+
+    return {
+        "train-expert": training,
+        "finetune": lambda folder, run: tuning(folder, run, lr=0.02),
+        "finetune, trial": tuning,
+        "finetune, last": lambda folder, run: tuning(folder, run, lr=0.02, keep="last"),
+        **{f"mix, {name}": lambda folder, run, name=name: mixing(folder, run, name) for name in MIXES},
+    }
+
+
+def outcome(folder, result):
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    told = as_object(result)
+    told.pop("wall_s", None)
+    told.pop("output")
+    for passes in (told.get("cost") or {},):
+        passes.pop("wall_s", None)
+        passes.pop("peak_bytes", None)
+    return found, json.dumps(told, sort_keys=True)
+
+
+NAMES = ["train-expert", "finetune", "finetune, trial", "finetune, last", *(f"mix, {name}" for name in MIXES)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_is_stopped_again_and_again_comes_to_the_same_end(make_spec, run, experts, tmp_path, stop_at, name):
+    work = works(make_spec, experts)[name]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    wanted = outcome(whole, work(whole, replace(run, history=whole / "h.jsonl")))
+    stride, n_stops = (9 if name == "finetune, trial" else 2), 0
+    while True:
+        stop_at(stride)
+        saving = Saving(resumes=True, every=SaveEvery(steps=1000))
+        try:
+            result = work(cut, replace(run, history=cut / "h.jsonl", saving=saving, stop=Stop()))
+        except Stopped as stopped:
+            n_stops += 1
+            assert stopped.state == cut / ".o.safetensors.state" and stopped.state.exists()
+            assert not (cut / "o.safetensors").exists()
+        else:
+            break
+    assert n_stops >= 2
+    assert outcome(cut, result) == wanted  # bytes of the checkpoint and of the history, and nothing left behind
+
+
+def test_lines_behind_the_state_are_cut_from_the_history(make_spec, run, experts, tmp_path, stop_at):
+    work, history = works(make_spec, experts)["train-expert"], tmp_path / "h.jsonl"
+    run = replace(run, history=history)
+    work(tmp_path, run)
+    wanted = history.read_bytes()
+    (tmp_path / "o.safetensors").unlink()
+    history.unlink()
+    stop_at(5)
+    with pytest.raises(Stopped):
+        work(tmp_path, replace(run, stop=Stop()))
+    with open(history, "a") as file:
+        file.write('{"of": "a step whose state was not saved"}\n{"cut')
+    stop_at(None)
+    work(tmp_path, replace(run, saving=Saving(resumes=True), stop=Stop()))
+    assert history.read_bytes() == wanted
+
+
+@pytest.fixture
+def stopped(make_spec, run, experts, tmp_path, stop_at):
+    """A training that was stopped, with its state."""
+    stop_at(3)
+    with pytest.raises(Stopped):
+        works(make_spec, experts)["train-expert"](tmp_path, replace(run, stop=Stop()))
+    stop_at(None)
+    return tmp_path / ".o.safetensors.state"
+
+
+def resume(spec, run, tmp_path, expert=0, history=None):
+    run = replace(run, saving=Saving(resumes=True), stop=Stop(), history=history)
+    return train_expert(plan_train_expert(spec, expert, Outputs(tmp_path / "o.safetensors")), run)
+
+
+def test_a_state_of_another_run_is_refused(make_spec, run, stopped, tmp_path, monkeypatch):
+    train = {"epochs": 2, "batch_size": 20, "lr": 0.02, "augment": {"flip": True}}
+    state = stopped.read_bytes()
+    for sections, difference in (
+        ({"train": {**train, "lr": 0.01}}, "settings.train.lr: 0.02 there, 0.01 here"),
+        ({"train": train, "seed": 5}, "seed: 0 there, 5 here"),
+        ({"train": train, "experts": {"count": 3, "size": 61}}, "settings.experts.size: 60 there, 61 here"),
+        ({"train": train, "precision": "bf16"}, "precision: fp32 there, bf16 here"),
+    ):
+        with pytest.raises(UsageError, match="that of another run") as refused:
+            resume(make_spec(**sections), run, tmp_path)
+        assert difference in refused.value.items
+    with pytest.raises(UsageError) as refused:
+        resume(make_spec(train=train), run, tmp_path, expert=1)
+    assert "name: expert-000 there, expert-001 here" in refused.value.items
+    with pytest.raises(UsageError) as refused:
+        resume(make_spec(train=train), run, tmp_path, history=tmp_path / "h.jsonl")
+    assert refused.value.items == ("history: none there, one here",)
+    assert stopped.read_bytes() == state
+    resume(make_spec(train=train), run, tmp_path)
+    assert not stopped.exists()
+
+
+def test_without_resume_a_run_begins_and_says_what_was_there(make_spec, run, experts, stopped, tmp_path, events):
+    works(make_spec, experts)["train-expert"](tmp_path, run)
+    assert any("an earlier run has left the state" in getattr(event, "text", "") for event in events)
+    assert not stopped.exists()
+
+
+def test_how_often_a_state_is_saved(make_spec, run, experts, tmp_path, monkeypatch):
+    work, saved, clock = works(make_spec, experts)["train-expert"], [], [0.0]
+
+    def write_state(file, state):
+        saved.append(state.state["n_steps"])
+        clock[0] += 2.0  # seconds that it takes
+        file.write_bytes(b"")
+
+    def tick(self, make_state):
+        clock[0] += 10.0
+        original(self, make_state)
+
+    original = Keeper.checkpoint
+    monkeypatch.setattr(Keeper, "checkpoint", tick)
+    monkeypatch.setattr(resuming, "write_state", write_state)
+    monkeypatch.setattr(resuming.time, "monotonic", lambda: clock[0])
+    for every, wanted in (
+        (SaveEvery(steps=3), [3, 5]),  # 3 steps and an epoch's end, twice
+        (SaveEvery(seconds=20), [2, 3, 5, 6]),
+        (None, [3]),  # after 30 s; then not for 100, since it took 2
+    ):
+        saved.clear()
+        folder = Path(tmp_path / str(every))
+        folder.mkdir()
+        work(folder, replace(run, saving=Saving(every=every), stop=Stop()))
+        assert saved == wanted, every
