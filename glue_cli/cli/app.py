@@ -27,6 +27,7 @@ from glue_cli.cli.signals import ignore_signals, unwind_on_signals
 from glue_cli.cli.train_expert import train_expert
 from glue_cli.foundation.errors import GlueError, ResourceError, UsageError
 from glue_cli.foundation.memory import is_out_of_memory
+from glue_cli.foundation.stopping import INTERRUPTED, Stopped
 
 app = typer.Typer(
     name="glue",
@@ -43,7 +44,6 @@ app.command("show")(show)
 app.command("init")(init)
 
 
-_INTERRUPTED = 130
 _OUT_OF_MEMORY = "use a smaller batch_size, --bank disk in a search, or a machine with more memory"
 
 
@@ -74,9 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="glue", standalone_mode=False)
         sys.stdout.flush()
-        return _report_interrupt() if result == _INTERRUPTED else 0  # typer's result after Ctrl-C
+        return _report_interrupt() if result == INTERRUPTED else 0  # typer's result after Ctrl-C
     except KeyboardInterrupt:
         return _report_interrupt()
+    except Stopped as stopped:
+        return _report_stop(stopped)
     except BrokenPipeError:  # the reader of the output has closed it
         return _leave_pipe()
     except SystemExit as error:
@@ -160,7 +162,18 @@ def _drop_output() -> None:
 
 def _report_interrupt() -> int:
     print_error(GlueError("interrupted; nothing half-written is left behind"))
-    return _INTERRUPTED
+    return INTERRUPTED
+
+
+def _report_stop(stopped: Stopped) -> int:
+    if stopped.state:
+        error = GlueError(
+            f"stopped by {stopped.by}; the state is in '{stopped.state}'", hint="the same line with --resume goes on"
+        )
+    else:
+        error = GlueError(f"stopped by {stopped.by}; no state was saved", hint="run it again")
+    print_error(error)
+    return stopped.exit_code
 
 
 def _report(error: GlueError) -> int:

@@ -20,7 +20,7 @@ _EXAMPLES = {"--fail-under": "accuracy=0.9", "--fail-over": "loss=0.5"}
 SPLITS = ("train", "val", "test")
 
 
-@with_session(without=("history",))
+@with_session(without=("history", "resume", "save_every"))
 def evaluate(
     session: Session,
     checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="The models to evaluate.")],

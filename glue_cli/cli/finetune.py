@@ -62,9 +62,14 @@ def finetune(
         return
     with session.running() as run:
         with holding_signals():
+            from glue_cli.workflows.finetune import described
             from glue_cli.workflows.finetune import finetune as work
 
-        result = work(plan, run)
+        is_finished = session.is_finished(plan.destination.result, lambda: described(plan), run)
+        result = None if is_finished else work(plan, run)
+    if result is None:
+        session.finish_again("glue.finetune/1", plan.destination.result)
+        return
     session.finish(result, _show, f"glue evaluate {shlex.quote(str(output))}")
 
 

@@ -13,7 +13,7 @@ from glue_cli.foundation.errors import UsageError
 _NAMED = 6  # experts that the hint names one by one
 
 
-@with_session(without=("spec", "set_", "device", "precision", "seed", "history", "dry_run"))
+@with_session(without=("spec", "set_", "device", "precision", "seed", "history", "dry_run", "resume", "save_every"))
 def init(
     session: Session,
     experts: Annotated[

@@ -246,8 +246,13 @@ def mix(
         return
     with session.running() as run:
         with holding_signals(), hashing_experts(plan) as hashes:  # while torch is imported, which takes a second
+            from glue_cli.workflows.mix.mix import described_in_full
             from glue_cli.workflows.mix.mix import mix as work
-        result = work(plan, run, hashes)
+        is_finished = session.is_finished(plan.destination.result, lambda: described_in_full(plan, hashes), run)
+        result = None if is_finished else work(plan, run, hashes)
+    if result is None:
+        session.finish_again("glue.mix/1", plan.destination.result)
+        return
     prior = shlex.quote(result.output)
     hint = f"glue finetune {prior}, or glue evaluate {prior}"
     if plan.adapters and not plan.adapters.merges:

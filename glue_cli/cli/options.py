@@ -91,3 +91,21 @@ QuietOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", metavar="", help="Print the result as one JSON object.", rich_help_panel=_SHARED)
 ]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        metavar="",
+        help="Go on from the state that an earlier run has left beside the output, if there is one.",
+        rich_help_panel=_SHARED,
+    ),
+]
+SaveEveryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--save-every",
+        metavar="TIME|STEPS",
+        help="How often to save the state: 30s, 10m, or 500 steps; 30s by default, and 2 % of the time at most.",
+        rich_help_panel=_SHARED,
+    ),
+]

@@ -10,7 +10,7 @@ from glue_cli.cli.output import number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 
 
-@with_session(without=("spec", "set_", "device", "precision", "seed", "history", "dry_run"))
+@with_session(without=("spec", "set_", "device", "precision", "seed", "history", "dry_run", "resume", "save_every"))
 def report(
     session: Session,
     files: Annotated[

@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 import typer
 
 from glue_cli.cli import options
-from glue_cli.cli.output import print_hint, print_table
+from glue_cli.cli.output import print_hint, print_lines, print_table
 from glue_cli.cli.progress import listening
+from glue_cli.cli.signals import stopping
 from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.saving import Saving, parse_save_every
 
 if TYPE_CHECKING:  # importing the spec's schema takes as long as importing everything else
     from glue_cli.foundation.run import Run
@@ -45,6 +47,8 @@ class Session:
     dry_run: options.DryRunOption = False
     quiet: options.QuietOption = False
     json: options.JsonOption = False
+    resume: options.ResumeOption = False
+    save_every: options.SaveEveryOption = None
     typed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -54,12 +58,13 @@ class Session:
             check_name("--precision", self.precision, options.PRECISIONS)
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: out of range", hint="give a whole number from 0 to 2^63 - 1")
+        _ = self._saving  # which is checked
 
     def outputs(self, result: Path | None) -> "Outputs":
         """Return the output files of this call."""
         from glue_cli.plans.outputs import Outputs
 
-        return Outputs(result, self.history, self._spec_file, self.force)
+        return Outputs(result, self.history, self._spec_file, self.force, self.resume)
 
     @property
     def _spec_file(self) -> Path:
@@ -87,9 +92,36 @@ class Session:
         """Yield the settings for the work, and show its progress until the block ends."""
         from glue_cli.foundation.run import Run
 
-        with redirect_stdout(sys.stderr), listening(quiet=self.quiet) as progress:  # only the result goes to stdout
+        # only the result goes to stdout
+        with redirect_stdout(sys.stderr), listening(quiet=self.quiet) as progress, stopping() as stop:
             threads_given = bool(os.environ.get("OMP_NUM_THREADS"))
-            yield Run(self.device, _cache_folder(), self.history, progress, threads_given)
+            yield Run(self.device, _cache_folder(), self.history, progress, threads_given, self._saving, stop)
+
+    @property
+    def _saving(self) -> Saving:
+        try:
+            return Saving(self.resume, parse_save_every(self.save_every) if self.save_every is not None else None)
+        except ValueError as error:
+            raise UsageError(f"--save-every {error}", hint="for example --save-every 30s") from None
+
+    def is_finished(self, output: Path, describe: Callable[[], Mapping[str, Any]], run: "Run") -> bool:
+        """Tell whether an earlier run has made the output, so that one with --resume has nothing to do.
+
+        Args:
+            describe: returns what the output's metadata say if it is this run's.
+        """
+        if not (self.resume and output.exists()):
+            return False
+        from glue_cli.workflows.resuming import is_finished
+
+        return is_finished(output, describe(), run, force=self.force)
+
+    def finish_again(self, schema: str, output: Path) -> None:
+        """Print of an output that was there already what it says of itself."""
+        from glue_cli.checkpoints.read import read_checkpoint
+
+        result = {"schema": schema, "output": str(output), **read_checkpoint(output).glue}
+        self.finish(result, lambda _: print_lines(f"{output} is there already"))
 
     def finish(self, result: Result, show: Callable[[Result], None], hint: str | None = None) -> None:
         """Print the result on stdout, as JSON or for people, and the next command to try on stderr.

@@ -15,7 +15,21 @@ _LONGEST = 200  # characters of a value; --json has all of it
 _LAST = ("settings", "experts", "alpha", "groups")  # of glue's metadata: what is shown elsewhere, or left to --json
 
 
-@with_session(without=("spec", "set_", "device", "precision", "seed", "history", "force", "dry_run", "quiet"))
+@with_session(
+    without=(
+        "spec",
+        "set_",
+        "device",
+        "precision",
+        "seed",
+        "history",
+        "force",
+        "dry_run",
+        "quiet",
+        "resume",
+        "save_every",
+    )
+)
 def show(
     session: Session,
     path: Annotated[

@@ -1,12 +1,20 @@
 """Handle Ctrl-C and the signals that end a process: the work stops cleanly, and leaves no temporary files."""
 
+import math
 import os
 import signal
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_FATAL = (signal.SIGTERM, signal.SIGHUP)
+from glue_cli.foundation.stopping import Stop, exit_code_of
+
+_FATAL = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)  # the last two come ahead of a kill
+# Of a run that is asked to stop: seconds until it gives up the step that it is in, and until the process ends.
+_GIVE_UP_S, _END_S = 3.0, 4.5
 
 
 def unwind_on_signals() -> None:
@@ -44,6 +52,87 @@ def holding_signals() -> Iterator[None]:
             signal.signal(number, handler)
     if held:
         signal.raise_signal(held[0])
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Let signals ask a run to stop as long as it can be resumed, and otherwise do what they do; yield the wish.
+
+    It has 3 s for its step and its state, and gives up the step then; after 4.5 s the process ends, whatever it is at.
+    The last state that was saved stays. A second Ctrl-C ends it at once.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python lets no other thread have handlers
+        return
+    caught = [number for number in (signal.SIGINT, *_FATAL) if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.can_resume:
+            signal.setitimer(signal.ITIMER_REAL, _GIVE_UP_S)
+            stop.ask(number)
+        else:
+            _hand_on(before[number], number, frame)
+
+    before: dict[int, signal.Handlers | int | Callable[[int, FrameType | None], object] | None]
+    before = {number: signal.signal(number, ask) for number in caught}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda number, frame: stop.give_up())
+    try:
+        with _watching(stop, caught):
+            yield stop
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _watching(stop: Stop, caught: Collection[int]) -> Iterator[None]:
+    """Watch for signals in a thread of its own, as long as the block lasts, and end a process that does not stop.
+
+    Python's handlers wait for the main thread, which may be in the middle of a long call of torch.
+    """
+    here, there = socket.socketpair()
+    there.setblocking(False)
+
+    def watch() -> None:
+        end, first = math.inf, 0
+        while True:
+            here.settimeout(None if math.isinf(end) else max(0.0, end - time.monotonic()))
+            try:
+                numbers = here.recv(64)
+            except TimeoutError:
+                os.write(2, b"error: stopped in the middle of a step; the last state that was saved stays\n")
+                os._exit(exit_code_of(first))
+            if not numbers:  # the block is left
+                return
+            for number in numbers:
+                if number not in caught or not stop.can_resume:
+                    continue
+                if math.isinf(end):
+                    end, first = time.monotonic() + _END_S, number
+                elif number == signal.SIGINT:
+                    os._exit(exit_code_of(number))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        there.close()
+        watcher.join()
+        here.close()
+
+
+def _hand_on(handler: object, number: int, frame: FrameType | None) -> None:
+    """Do what a signal did before."""
+    if callable(handler):
+        handler(number, frame)
+    else:  # the process's own way
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

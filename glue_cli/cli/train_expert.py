@@ -41,9 +41,14 @@ def train_expert(
         return
     with session.running() as run:
         with holding_signals():
+            from glue_cli.workflows.train_expert import described
             from glue_cli.workflows.train_expert import train_expert as work
 
-        result = work(plan, run)
+        is_finished = session.is_finished(plan.destination.result, lambda: described(plan), run)
+        result = None if is_finished else work(plan, run)
+    if result is None:
+        session.finish_again("glue.train-expert/1", plan.destination.result)
+        return
     folder = shlex.quote(str(plan.destination.result.parent))
     session.finish(result, _show, f"when all experts are there: glue mix --method spsa {folder}/*.safetensors")
 
