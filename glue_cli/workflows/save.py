@@ -13,7 +13,6 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.output_files import copy_into, write_all, writing
-from glue_cli.models.matching import tensors_on_disk
 
 
 def save_model(
@@ -36,6 +35,8 @@ def save_model(
     Raises:
         ResourceError: the output cannot be written.
     """
+    from glue_cli.models.matching import tensors_on_disk  # which a plain blend does without
+
     with ExitStack() as stack:
         stack.enter_context(destination.claimed())
         if destination.is_folder:
