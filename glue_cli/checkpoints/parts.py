@@ -85,6 +85,8 @@ def _whole(expert: Checkpoint, parts: Mapping[str, Path]) -> Checkpoint:
     """Return an expert with the tensors of its parts, in further files."""
     for name, path in parts.items():
         found = read_checkpoint(path)
+        if not found.entries:
+            raise CheckpointError(f"'{path}' has no tensors", hint="remove these weights, which are none")
         n_files = len(expert.files)
         entries = {
             f"{name}/{entry.name}": entry._replace(name=f"{name}/{entry.name}", file=n_files + entry.file)

@@ -92,6 +92,13 @@ def test_modules_that_compute_something_else(make, one, other):
     assert len(caught.value.items) == 1 and str(y) in caught.value.items[0]
 
 
+def test_a_part_without_tensors(make):
+    folder = make("x", ["b"])
+    save_file({}, folder / "b/model.safetensors")
+    with pytest.raises(CheckpointError, match="x/b' has no tensors"):
+        add_parts(read(folder))
+
+
 def test_how_a_module_was_saved_does_not_matter(make):
     x, y = make("x", ["b"], b={"n": 1, "dtype": "float32"}), make("y", ["b"], b={"n": 1, "transformers_version": "5"})
     assert len(add_parts(read(x, y))[1]) == 1
