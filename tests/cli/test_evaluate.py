@@ -84,6 +84,7 @@ def test_a_figure_that_json_does_not_have_becomes_null(here, glue, torchmetrics)
     for split, n in (("train", 61), ("test", 1)):  # r2 of a single example is 0 / 0
         save_file({"inputs": torch.rand(n, 1, 8, 8), "targets": torch.ones(n, 1)}, f"data/{split}.safetensors")
     regression = ["--set", "loss=mse", "--set", "model.args.num_classes=1", "--set", "data.target={train: 60, val: 1}"]
+    regression += ["--set", "finetune.preset=paper"]  # or folds would take the place of the one example
     result = glue("finetune", "--from-scratch", *regression, "--json", "--history", "h.jsonl", code=0).json
     assert result["history"][0]["val_r2"] is None
     assert "NaN" not in (here / "h.jsonl").read_text()

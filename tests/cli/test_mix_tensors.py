@@ -134,6 +134,7 @@ def test_adapters_give_an_adapter_or_a_model(adapters, glue):
     assert "hint: peft loads prior; with --base BASE" in answer.err
     result = glue("mix", "--alpha", "0.25,0.75", *adapters, "-o", "prior", "-f", "--json", code=0).json
     assert result["output"] == "prior" and sorted(path.name for path in Path("prior").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]

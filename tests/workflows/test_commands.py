@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from glue_cli.blend.rules import TensorRules
 from glue_cli.foundation.progress import Advanced, Noted, Started
 from glue_cli.foundation.run import Run
 from glue_cli.plans.evaluate import plan_evaluate
@@ -33,8 +34,10 @@ def experts(spec, run, tmp_path, events):
     return paths
 
 
-def blend(experts, spec, run, output, method="spsa"):
-    plan = plan_mix(experts, Outputs(output), Coefficients(method), spec=spec, seed=spec.seed)
+def blend(experts, spec, run, output, method="spsa", **rules):
+    plan = plan_mix(
+        experts, Outputs(output), Coefficients(method), rules=TensorRules(**rules), spec=spec, seed=spec.seed
+    )
     return as_object(mix(plan, run))
 
 
@@ -70,7 +73,7 @@ def test_methods_see_the_same_minibatches(make_spec, run, experts, tmp_path, mon
         "at_step",
         lambda self, step, size, seed: seen.append((step, size, seed)) or original(self, step, size, seed),
     )
-    spec = make_spec(mix={"search": "plain", "steps": 6, "validate_every": 2, "batch_size": 20})
+    spec = make_spec(mix={"search": "plain", "steps": 6, "validate_every": 2, "patience": 9, "batch_size": 20})
     blend(experts, spec, run, tmp_path / "a.safetensors", "spsa")
     by_spsa = seen.copy()
     seen.clear()
@@ -79,7 +82,7 @@ def test_methods_see_the_same_minibatches(make_spec, run, experts, tmp_path, mon
 
 
 def test_proxy_weighs_by_validation_accuracy(spec, run, experts, tmp_path):
-    result = blend(experts, spec, run, tmp_path / "p.safetensors", "proxy")
+    result = blend(experts, spec, run, tmp_path / "p.safetensors", "proxy", batchnorm="average")
     found = evaluate(plan_evaluate(spec, experts, "val", {}, Outputs(None)), run).results
     accuracies = [one.figures["accuracy"] for one in found]
     assert result["val_accuracies"] == accuracies
@@ -184,7 +187,7 @@ def test_the_precision_of_an_evaluation_does_not_depend_on_how_a_mix_is_made(
     for batch_size in (20, 7):
         auto = make_spec(precision="auto", mix={"steps": 6, "batch_size": batch_size})
         evaluate(plan_evaluate(auto, [path], "test", {}, Outputs(None)), run)
-        blend([path], auto, run, tmp_path / f"{batch_size}.safetensors", "proxy")
+        blend([path], auto, run, tmp_path / f"{batch_size}.safetensors", "proxy", batchnorm="average")
         blend([path], auto, run, tmp_path / f"{batch_size}-spsa.safetensors", "spsa")
     assert [work["batch_size"] for work in asked] == [40, 40, 20, 40, 40, 7]
 

@@ -92,7 +92,7 @@ def outcome(folder, result):
     told = as_object(result)
     told.pop("wall_s", None)
     told.pop("output")
-    for passes in (told.get("cost") or {},):
+    for passes in (told.get("cost") or {}, told.get("afterwards") or {}):
         passes.pop("wall_s", None)
         passes.pop("peak_bytes", None)
     return found, json.dumps(told, sort_keys=True)

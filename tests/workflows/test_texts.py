@@ -151,7 +151,7 @@ def test_language_models_are_mixed_towards_what_lowers_the_loss(alone, run, tmp_
     result = as_object(mix(plan, run))
     found = evaluate(plan_evaluate(spec, experts, "val", {}, Outputs(None)), run).results
     losses = [one.figures["loss"] for one in found]
-    assert result["search"]["returned"] == "end" and result["loss"]["val"] <= min(losses) * 1.001
+    assert result["search"]["returned"] in ("end", "expert 1") and result["loss"]["val"] <= min(losses) * 1.001
     assert result["alpha"][1] > 0.9 and losses[1] < losses[0]
 
 
