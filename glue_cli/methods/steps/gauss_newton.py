@@ -112,7 +112,11 @@ class GaussNewton:
         return alpha.expand(*alpha.shape[:-2], self._n_groups, alpha.shape[-1])
 
     def _draw(self, alpha: Tensor, step: int, n_forwards: float) -> Tensor:
-        """Return the experts whose directions are taken: all but each group's largest, or some of them."""
+        """Return the experts whose directions are taken: all but each group's largest, or some of them.
+
+        Never fewer than a step can be made with: of a budget of time, more may be gone by now than when it was begun.
+        """
+        n_forwards = max(n_forwards, self.least_forwards)
         order = torch.randperm(alpha.numel(), generator=generator(self._seed, "coordinates", step))
         others = order[torch.isin(order, self._domain.coordinates(alpha))]
         return others[: int(min(n_forwards - 1, len(others)))].sort()[0]

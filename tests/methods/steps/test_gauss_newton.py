@@ -281,3 +281,9 @@ def test_alpha_stays_on_the_simplex(n_experts, log_scale, extra_forwards, seed):
         assert math.isfinite(descent.step(step, descent.least_forwards + extra))
         assert descent.alpha.shape == (1, n_experts) and descent.alpha.dtype == torch.float64
         assert (descent.alpha >= 0).all() and descent.alpha.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("n_forwards", [0, 0.5, 1])
+def test_a_step_is_made_where_the_time_has_run_out_since_it_was_begun(n_forwards):
+    descent = start_of(regression(WEIGHTS))
+    assert math.isfinite(descent.step(0, n_forwards)) and descent.alpha.sum().item() == pytest.approx(1)
