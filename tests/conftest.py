@@ -41,7 +41,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the user's variables and cache out of the tests."""
+    """Keep the user's variables and cache out of the tests, and the processes that they start on one thread."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in [name for name in os.environ if name.startswith("GLUE_") and name != "GLUE_TEST_DATA"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -391,6 +391,7 @@ def test_threads_that_the_user_has_set_are_kept(here, glue, monkeypatch, variabl
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     torch.set_num_threads(2)  # as torch does by itself where the variable says so
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))  # no choice of another test
     err = glue("evaluate", EXPERT_0, "--precision", "auto", code=0).err
     assert [n for n in (2, 1) if f"fp32 on {n} thread" in err.partition("a step takes")[2]] == timed
 
