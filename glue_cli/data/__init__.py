@@ -28,9 +28,9 @@ class Format:
     """How a data set lies on disk.
 
     Attributes:
-        reader: "module:function" of this package; takes what `read_dataset` does, and may return `Texts`.
-        mean, std: what normalises its images, a number a channel, or one for all channels; in units of white = 1.
-        takes: the optional fields of `DataSpec` that the reader heeds.
+        reader: "module:function" in this package, called with the arguments of `read_dataset`; may return `Texts`.
+        mean, std: to normalise its images with: one number per channel, or one for all; white is 1.
+        takes: the optional fields of `DataSpec` that the reader uses.
     """
 
     reader: str
@@ -39,7 +39,7 @@ class Format:
     takes: tuple[str, ...] = ()
 
 
-_PYTHON = f"{PREFIX}MODULE:FUNCTION"  # stands for all such names
+_PYTHON = f"{PREFIX}MODULE:FUNCTION"  # a placeholder for all such names
 FORMATS: dict[str, Format] = {
     "cifar10": Format("formats.cifar10:read_cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "svhn": Format("formats.svhn:read_svhn", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
@@ -62,7 +62,7 @@ def check_format(name: str) -> Format:
     """Return the format called `name`.
 
     Raises:
-        SpecError: there is none of that name.
+        SpecError: there is no format of that name.
     """
     if name.startswith(PREFIX):
         return FORMATS[_PYTHON]
@@ -77,7 +77,7 @@ def check_format(name: str) -> Format:
 
 
 def check_data(data: DataSpec, root: Path) -> Format:
-    """Check that a data section fits its format, and that its folder is there; reads nothing.
+    """Check that a data section fits its format and that its folder exists, without reading any data.
 
     Args:
         root: `data.root`, looked up from the spec's folder.
@@ -116,9 +116,9 @@ def read_dataset(
         split: train, val or test.
         root: `data.root`, looked up from the spec's folder.
         folder: the spec's own, where the user's modules are.
-        tokenizer: the folder of the model's tokenizer, which texts need.
-        cache: a folder for what is slow to read; made when missing; None caches nothing.
-        progress: hears of a reading that takes long.
+        tokenizer: the folder of the model's tokenizer, needed for texts.
+        cache: the folder for cached data, created if missing; None turns caching off.
+        progress: is called with the progress of slow reads.
     Returns:
         the split, or None for a val split that the data set does not have.
     Raises:
@@ -134,21 +134,21 @@ def read_dataset(
     reader = getattr(importlib.import_module(f".{module}", __name__), function)
     read = partial(reader, folder=folder) if data.format.startswith(PREFIX) else reader
     with _faults_of_data(root):
-        found: Dataset | Texts | None = read(data, split, root=root, cache=cache, progress=progress)
-    if isinstance(found, Texts):
+        examples: Dataset | Texts | None = read(data, split, root=root, cache=cache, progress=progress)
+    if isinstance(examples, Texts):
         from glue_cli.data.tokens import tokenise
 
         where = f"the {split} texts in '{root}'"
-        found = tokenise(found, tokenizer, data.max_length, where=where, progress=progress)
-    assert found is not None or split == "val"
-    if found is not None:
-        normalisation(data, found)
-    return found
+        examples = tokenise(examples, tokenizer, data.max_length, where=where, progress=progress)
+    assert examples is not None or split == "val"
+    if examples is not None:
+        normalisation(data, examples)
+    return examples
 
 
 @contextmanager
 def _faults_of_data(root: Path) -> Iterator[None]:
-    """Say of a file of the data that cannot be read that the data are at fault, not the machine."""
+    """Turn the error for an unreadable data file into a `DataError`, unless the machine is the cause."""
     try:
         yield
     except OSError as error:
@@ -162,12 +162,12 @@ def _faults_of_data(root: Path) -> Iterator[None]:
 def normalisation(
     data: DataSpec, dataset: "Dataset", stated: ImageNormalisation | None = None
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return the mean and std to normalise `dataset` with: the spec's; else for images the model's or the format's.
+    """Return the mean and std to normalise `dataset` with: the spec's, or for images the model's or format's.
 
     Args:
         stated: what the model's files say.
     Raises:
-        SpecError: their number is neither 1 nor that of the channels, or they are given for texts.
+        SpecError: there is neither one number nor one per channel, or they are given for texts.
     """
     from torch import Tensor
 

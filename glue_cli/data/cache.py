@@ -1,4 +1,4 @@
-"""Files of tensors that spare work when they are whole, and are not believed when they are not."""
+"""Caches of tensors in files with checksums; a damaged file is ignored."""
 
 import json
 import zlib
@@ -16,7 +16,7 @@ _READ_BYTES = 1 << 24
 
 
 def write_cache(path: Path, tensors: Mapping[str, Tensor], what: str, progress: Progress) -> None:
-    """Write tensors with their checksums; where that fails, say that they are not cached.
+    """Write tensors with their checksums; a failure to write is only reported.
 
     Args:
         what: what the tensors are, such as "decoded images".
@@ -29,9 +29,9 @@ def write_cache(path: Path, tensors: Mapping[str, Tensor], what: str, progress: 
 
 
 def read_cache(path: Path) -> dict[str, Tensor] | None:
-    """Return the tensors of a cache, mapped from its file; None where there is none, or a damaged one.
+    """Return the memory-mapped tensors of a cache file, or None if it is missing or damaged.
 
-    Cost: reads the file once, for its checksums.
+    Cost: reads the whole file once to verify its checksums.
     """
     try:
         with safe_open(path, framework="pt") as file:

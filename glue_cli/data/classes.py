@@ -1,4 +1,4 @@
-"""Labels of a data set as numbers of somebody else's classes: a model's outputs, or the train split's."""
+"""Renumber the labels of a data set to match other classes: those of a model's outputs, or of the train split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from glue_cli.foundation.errors import DataError
 
 @dataclass(frozen=True)
 class Classes:
-    """What labels are to number.
+    """The classes that labels are to be renumbered to.
 
     Attributes:
-        names: of the classes, in their order; none where only the numbers are known.
-        owner: whose they are, for messages.
-        hint: what to do about data that have others.
+        names: of the classes, in order; none if only their numbers are known.
+        owner: whose classes they are, for messages.
+        hint: what the user can do about data with other classes.
     """
 
     names: tuple[str, ...]
@@ -27,29 +27,29 @@ class Classes:
 
 
 def of_train(names: Sequence[str] | None) -> Classes:
-    """Return the classes of the train split, which count in every split."""
+    """Return the classes of the train split, which number the labels of every split."""
     return Classes(tuple(names or ()), "the train split", "give the classes the same names in every split")
 
 
 def renumber(
     labels: Tensor, own: tuple[str, ...] | None, classes: Classes, where: str
 ) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Return labels as numbers of other classes, matched by name, and the names that then count.
+    """Renumber labels to other classes, matched by name; return them and the class names that apply to them.
 
-    Where one side has no names, or only numbers for names, the labels stay as they are, and the names are the other's.
+    If one side has no names, or its names are only numbers, the labels stay, and the other side's names apply.
 
     Args:
         labels: int64 [N].
-        own: the names of the classes that the labels number now.
+        own: the names of the current classes.
         where: what the data are called in messages.
     Raises:
-        DataError: a label's class is not among the others, with both lists.
+        DataError: a label's class is not among the others; the message lists both.
     """
     names = classes.names
     if not names or own == names or not len(labels):
         return labels, own
     if own is None:
-        return labels, names if int(labels.max()) < len(names) else None  # else these are no names of these labels
+        return labels, names if int(labels.max()) < len(names) else None  # else the names are not of these labels
     used = labels.bincount().nonzero().squeeze(1)
     places = match_classes(own, names)
     lost = [own[number] for number in used.tolist() if places[number] is None]
@@ -60,13 +60,13 @@ def renumber(
             hint=classes.hint,
         )
     if is_numbering(names) and set(own).isdisjoint(names):
-        return labels, own  # which are words, and say more
+        return labels, own  # which are words, and so more useful
     table = torch.tensor([-1 if place is None else place for place in places])
     return labels if torch.equal(table[used], used) else table[labels], names
 
 
 def renumbered(dataset: Dataset, classes: Classes, where: str) -> Dataset:
-    """Return the data set with labels that number other classes; see `renumber`. The inputs are shared."""
+    """Return the data set with labels renumbered to other classes; see `renumber`. The inputs are not copied."""
     if (labels := dataset.labels) is None:
         return dataset
     targets, names = renumber(labels, dataset.class_names, classes, where)
@@ -74,7 +74,7 @@ def renumbered(dataset: Dataset, classes: Classes, where: str) -> Dataset:
 
 
 def classes_without_example(dataset: Dataset) -> list[str]:
-    """Return the names of the classes that no label is of."""
+    """Return the names of the classes that no example has."""
     labels, names = dataset.labels, dataset.class_names
     if labels is None or names is None:
         return []

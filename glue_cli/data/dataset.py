@@ -16,9 +16,9 @@ class Ragged:
     """Rows of unequal length, such as the token ids of texts.
 
     Attributes:
-        values: whole numbers; every row is a stretch of them, int32 [n].
-        starts, lengths: where the rows begin, and how long they are, int64 [N].
-        padding: what follows a row's last value in a batch.
+        values: whole numbers; each row is a slice of them, int32 [n].
+        starts, lengths: the start and length of each row, int64 [N].
+        padding: the value that fills short rows in a batch.
     """
 
     values: Tensor
@@ -30,21 +30,21 @@ class Ragged:
         return len(self.lengths)
 
     def __getitem__(self, indices: Tensor) -> "Ragged":
-        """Return the rows at `indices`, int64 [n], in that order; the values are shared."""
+        """Return the rows at `indices`, int64 [n], in that order; the values are not copied."""
         return replace(self, starts=self.starts[indices], lengths=self.lengths[indices])
 
     def joined(self, other: "Ragged") -> "Ragged":
-        """Return these rows and then the other's."""
+        """Return these rows followed by the other's."""
         values, lengths = torch.cat([self.values, other.values]), torch.cat([self.lengths, other.lengths])
         starts = torch.cat([self.starts, other.starts + len(self.values)])
         return replace(self, values=values, starts=starts, lengths=lengths)
 
     def following(self) -> "Ragged":
-        """Return each row's values but the first, what a language model predicts; `IGNORED` follows the last."""
+        """Return the targets of a language model: each row without its first value, with `IGNORED` at its end."""
         return replace(self, starts=self.starts + 1, lengths=self.lengths - 1, padding=IGNORED)
 
     def padded(self, width: int) -> Tensor:
-        """Return the rows as int64 [N, width]; none is longer."""
+        """Return the rows as int64 [N, width]; no row may be longer."""
         columns = torch.arange(width)
         positions = (self.starts[:, None] + columns).clamp_(max=len(self.values) - 1)
         return torch.where(columns < self.lengths[:, None], self.values[positions].long(), self.padding)
@@ -57,7 +57,7 @@ class Dataset:
     Attributes:
         inputs: images, uint8 [N, C, H, W]; any other inputs, float32 [N, ...]; or texts as token ids.
         targets: labels, int64 [N]; targets of a regression, float32 [N, ...]; or the tokens that follow the inputs'.
-        class_names: a name a class, in the order of the labels; None when the data set has none.
+        class_names: one name per class, in the order of the labels; None if there are none.
     """
 
     inputs: Tensor | Ragged
@@ -69,7 +69,7 @@ class Dataset:
 
     @property
     def has_images(self) -> bool:
-        """Whether the inputs are images in bytes, to be normalised as such."""
+        """Whether the inputs are uint8 images, which are normalised as images."""
         return isinstance(self.inputs, Tensor) and self.inputs.dtype == torch.uint8
 
     @property
@@ -80,11 +80,11 @@ class Dataset:
 
     @property
     def shape(self) -> list[int]:
-        """The shape of an example; of texts, the length of the longest."""
+        """The shape of one example; for texts, the length of the longest."""
         return list(self.inputs.shape[1:]) if isinstance(self.inputs, Tensor) else [int(self.inputs.lengths.max())]
 
     def to(self, device: torch.device) -> "Dataset":
-        """Return the data set on a device; texts stay on the CPU, where they are padded."""
+        """Return the data set on a device; texts stay on the CPU, because they are padded there."""
         if isinstance(self.inputs, Ragged) or isinstance(self.targets, Ragged):
             return self
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
@@ -95,12 +95,12 @@ class Dataset:
         return all(_row_shape(one) == _row_shape(two) for one, two in pairs)
 
     def joined(self, other: "Dataset") -> "Dataset":
-        """Return these examples and then the other's, which are of the same kind."""
+        """Return these examples followed by the other's, which must be of the same kind."""
         inputs, targets = _joined(self.inputs, other.inputs), _joined(self.targets, other.targets)
         return Dataset(inputs, targets, self.class_names)
 
     def tensors(self) -> list[Tensor]:
-        """Return all that the examples and their targets are made of."""
+        """Return all tensors that hold the examples and their targets."""
         parts = (self.inputs, self.targets)
         return [
             t
@@ -127,7 +127,7 @@ def _joined(first: Tensor | Ragged, second: Tensor | Ragged) -> Tensor | Ragged:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts as they were read, before a tokenizer has seen them; targets as in `Dataset`, or None."""
+    """Texts before they are turned into tokens; targets as in `Dataset`, or None."""
 
     texts: Sequence[str]
     targets: Tensor | None
@@ -135,7 +135,7 @@ class Texts:
 
 
 def split_name(data: DataSpec, split: str) -> str | None:
-    """Return what a split is called on disk: as `data.splits` says, else its own name.
+    """Return the name of a split on disk: the one in `data.splits`, or else its own.
 
     None for val when another split has taken that name: with `splits: {test: val}` the folder `val` is the test split,
     and there is no val split.

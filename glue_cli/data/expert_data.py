@@ -46,9 +46,9 @@ def read_expert(spec: Spec, expert: int, run: Run) -> Examples:
 
 
 def _like_target(member: DataSpec, spec: Spec) -> DataSpec:
-    """Return a member's data section with the target's normalisation and length of texts, unless it says otherwise.
+    """Return a member's data section, with the target's normalisation and text length where it sets none.
 
-    A blend has one kind of input.
+    All members of a blend take the same kind of input.
     """
     updates: dict[str, object] = {}
     target = spec.data

@@ -1,4 +1,4 @@
-"""What tells examples from others: a checksum of all that a model sees of them."""
+"""Identify examples by a checksum of everything that a model sees of them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from glue_cli.checkpoints.tensors import bytes_of
 from glue_cli.data.dataset import Ragged
 from glue_cli.data.loader import Examples
 
-_ROWS = 1024  # of texts, padded at once
+_ROWS = 1024  # texts that are padded together
 
 
 def identity_of(examples: Examples) -> str:

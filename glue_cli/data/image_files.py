@@ -1,4 +1,4 @@
-"""Which files in a folder are images, by their names; needs no Pillow."""
+"""Find the image files in a folder by their names. Needs no Pillow."""
 
 import os
 from collections import Counter
@@ -16,17 +16,17 @@ ENDINGS = (
     *(".avif", ".avifs"),
 )
 _SAME_KIND = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
-_LITTER = ("thumbs.db", "desktop.ini")  # which systems leave in folders, and nobody means
-_MOST_KINDS = 5  # that a sentence names
+_LITTER = ("thumbs.db", "desktop.ini")  # written by operating systems, not by the user
+_MOST_KINDS = 5  # endings that a message lists
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The files in a folder and the folders in it; hidden ones count as not there.
+    """The files in a folder and the folders in it; hidden ones are ignored.
 
     Attributes:
-        images: those that are named as images: a folder's own by name, then those of the folders in it.
-        others: how many there are of each ending that is no image's.
+        images: files with an image's ending: a folder's own, sorted by name, then those of its subfolders.
+        others: the number of other files, by ending.
     """
 
     images: tuple[Path, ...] = ()
@@ -34,7 +34,7 @@ class ImageFiles:
 
 
 def find_image_files(folder: Path) -> ImageFiles:
-    """Look for images in a folder and all folders in it; links to folders are followed.
+    """Look for images in a folder and all its subfolders; links to folders are followed.
 
     Raises:
         DataError: an image is a link to nothing, or a folder cannot be read.
@@ -52,7 +52,7 @@ def find_image_files(folder: Path) -> ImageFiles:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    seen = set()  # a link may lead back
+    seen = set()  # a link may point to a folder above
 
     def refuse(error: OSError) -> None:
         raise DataError(f"'{error.filename}' cannot be read: {error.strerror}", hint="check its permissions")
@@ -69,10 +69,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def check_fetched(folder: Path, files: list[Path]) -> None:
-    """Check that no file is a link to nothing, as git-annex and DVC leave where they fetched nothing.
+    """Check that no file is a broken link, as git-annex and DVC leave for files that are not fetched.
 
     Raises:
-        DataError: one is.
+        DataError: a file is a broken link.
     """
     missing = [path for path in files if path.is_symlink() and not path.exists()]
     if missing:
@@ -84,7 +84,7 @@ def check_fetched(folder: Path, files: list[Path]) -> None:
 
 
 def tell_kinds(folder: Path, images: Iterable[Path], progress: Progress) -> None:
-    """Say so where a folder's images are of several kinds: a model may learn a class by its kind."""
+    """Report a folder with several kinds of images: a model may learn the kind instead of the class."""
     endings = (path.suffix.lower() for path in images)
     kinds = Counter(_SAME_KIND.get(ending, ending) for ending in endings)
     if len(kinds) > 1:
@@ -92,7 +92,7 @@ def tell_kinds(folder: Path, images: Iterable[Path], progress: Progress) -> None
 
 
 def warn_of_others(folder: Path, others: Counter[str], progress: Progress) -> None:
-    """Say how many files of a folder are passed over, by their endings."""
+    """Report how many files of a folder are skipped, by ending."""
     if n_files := others.total():
         progress(Noted(f"'{folder}': {n_files:,} file(s) are passed over: {_listed(others)}", warning=True))
 

@@ -1,4 +1,4 @@
-"""From encoded images to one tensor: decoded by Pillow on all cores, converted, resized."""
+"""Decode images into one tensor, with Pillow on all cores; convert and resize them."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 Mode = Literal["RGB", "L"]
-_CHUNK = 64  # images a task of the pool: long against the cost of a task, short against the wait for progress
-# An image is known by its content, whatever its name: of a PostScript file Pillow would start Ghostscript.
+_CHUNK = 64  # images per task of the pool: enough to outweigh its cost, few enough for frequent progress
+# Pillow goes by the content, not the name, and would start Ghostscript for PostScript; so only these are allowed.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "GIF", "TIFF", "JPEG2000", "AVIF")
-_ORIENTATION = 274  # EXIF's number for how a camera was held
-# What a file may claim: any image of a camera, and larger ones that are not all of one colour.
+_ORIENTATION = 274  # the EXIF tag of the orientation
+# Limits on the size in a header: any camera image passes, and larger ones unless they are all of one colour.
 _ALWAYS_ALLOWED, _PIXELS_PER_BYTE = 40_000_000, 100
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as a file, or as the bytes of one, which `name` then stands for in messages."""
+    """An image as a file or as its bytes; messages refer to it by `name`."""
 
     name: str
     content: bytes | None = None
@@ -56,7 +56,7 @@ def decode_all(
     Raises:
         DataError: an image is broken, of another size or has more than 8 bits a channel, or Pillow is not installed.
         ResourceError: all images together do not fit into memory.
-    Cost: decodes in torch's number of threads.
+    Cost: decodes on as many threads as torch uses.
     """
     first = _decode(images[0], image_size, mode)
     width, height = first.size
@@ -79,13 +79,13 @@ def decode_all(
                     f"{width}x{height}; wanted images of one size",
                     hint="set data.image_size",
                 )
-            # Bands make the planes that a batch wants, without numpy.
+            # Splitting into bands gives [C, H, W] without numpy.
             buffer[i * n_bytes : (i + 1) * n_bytes] = b"".join(band.tobytes() for band in image.split())
         return len(chunk)
 
     progress(Started("decode", len(images), "images"))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow lets go of the GIL while it decodes
-        # `map` keeps the order, so the first fault is the one reported, and drops what is not yet begun.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow releases the GIL while it decodes
+        # `map` keeps the order, so the first error is the one reported; it then cancels the tasks not yet started.
         for done in accumulate(pool.map(decode_chunk, range(0, len(images), _CHUNK))):
             progress(Advanced(done))
     progress(Finished())
@@ -93,30 +93,30 @@ def decode_all(
 
 
 def sizes_of(images: Iterable[EncodedImage]) -> frozenset[tuple[int, int]]:
-    """Return the heights and widths that images have by their headers; a broken one has none."""
-    found = set()
+    """Return the heights and widths in the headers of images, leaving out broken images."""
+    sizes = set()
     for encoded in images:
-        with suppress(Exception), _opened(encoded) as file:  # whatever it is, `decode_all` will say it
-            is_on_its_side = file.format != "TIFF" and _orientation(file) > 4  # Pillow turns a TIFF itself
-            found.add((file.width, file.height) if is_on_its_side else (file.height, file.width))
-    return frozenset(found)
+        with suppress(Exception), _opened(encoded) as file:  # `decode_all` reports any error
+            is_on_its_side = file.format != "TIFF" and _orientation(file) > 4  # Pillow rotates a TIFF itself
+            sizes.add((file.width, file.height) if is_on_its_side else (file.height, file.width))
+    return frozenset(sizes)
 
 
 def is_grey(encoded: EncodedImage) -> bool:
-    """Tell from its header whether an image has one channel of at most 8 bits; a broken one has not."""
+    """Tell from its header whether an image has one channel of at most 8 bits; False for a broken one."""
     try:
         with _opened(encoded) as file:
             return file.mode in ("1", "L")
-    except Exception:  # whatever it is, `decode_all` will say it
+    except Exception:  # `decode_all` reports any error
         return False
 
 
 @contextmanager
 def _opened(encoded: EncodedImage) -> Iterator["ImageFile"]:
-    """Open an image and look at its header.
+    """Open an image and check its header.
 
     Raises:
-        DataError: it claims to be far larger than its file, was not fetched, or Pillow is not installed.
+        DataError: its header states a size far too large for the file, it was not fetched, or Pillow is not installed.
     """
     name = encoded.name
     try:
@@ -140,7 +140,7 @@ def _opened(encoded: EncodedImage) -> Iterator["ImageFile"]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return those of the formats that this Pillow reads: AVIF and JPEG 2000 need libraries that it may lack."""
+    """Return the formats that this Pillow reads; for AVIF and JPEG 2000 it may lack the libraries."""
     from PIL import Image
 
     Image.init()
@@ -148,14 +148,14 @@ def _formats() -> tuple[str, ...]:
 
 
 def _orientation(file: "ImageFile") -> int:
-    """Return how an image lies in its file, as EXIF counts it: 1 is upright, from 5 on it lies on its side."""
-    with suppress(Exception):  # Pillow raises whatever a damaged entry makes it stumble on
+    """Return the EXIF orientation of an image: 1 is upright, 5 and above lie on their side."""
+    with suppress(Exception):  # a damaged entry can make Pillow raise anything
         return int(file.getexif().get(_ORIENTATION, 1))
     return 1
 
 
 def _upright(image: "PillowImage", orientation: int) -> "PillowImage":
-    """Turn an image as viewers show it."""
+    """Rotate or mirror an image to the way viewers show it."""
     from PIL.Image import Transpose
 
     turns = {
@@ -175,21 +175,23 @@ def _decode(encoded: EncodedImage, image_size: int | None, mode: Mode) -> "Pillo
     name = encoded.name
     try:
         with _opened(encoded) as file:
-            found = file.mode
-            file.load()  # which turns a TIFF upright, and takes the turn out of its EXIF
+            file_mode = file.mode
+            file.load()  # also turns a TIFF upright and resets its EXIF orientation
             orientation = _orientation(file)
-            # The direct way loses a palette's transparency, with a warning.
+            # Converting directly loses a palette's transparency, with a warning.
             image = (file.convert("RGBA") if "transparency" in file.info else file).convert(mode)
             image = _upright(image, orientation)
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble on
+    except Exception as error:  # a damaged file can make Pillow raise anything
         raise DataError(
             f"'{name}' is not a whole image: {shown(error)}",
             hint=f"replace the file or remove it; glue reads {', '.join(_formats())}",
         ) from error
-    if found[0] in "IF":  # Pillow clips these to 255 on the way to RGB
-        raise DataError(f"'{name}' has more than 8 bits a channel (mode {found})", hint="convert the images to 8 bits")
+    if file_mode[0] in "IF":  # Pillow clips these to 255 when converting to RGB
+        raise DataError(
+            f"'{name}' has more than 8 bits a channel (mode {file_mode})", hint="convert the images to 8 bits"
+        )
     if image_size is None:
         return image
     from PIL.Image import Resampling

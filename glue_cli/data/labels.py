@@ -1,4 +1,4 @@
-"""Labels as people write them: whole numbers, perhaps in quotes, or the names of classes."""
+"""Read labels written as whole numbers, in quotes or not, or as names of classes."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,15 +14,16 @@ def encode_labels(
 ) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return labels, int64 [N], and the class names where the labels are names.
 
-    The names are those of the train split, sorted, so that every split gives a class the same number. Where all of the
+    The names are those of the train split, sorted, so that a class has one number in every split. If all of the
     train split's labels are whole numbers, some or all of them in quotes, they are numbers.
 
     Args:
-        written: a label an example, all whole numbers or all names.
-        where: says where the label of example i stands, for the messages.
-        train: returns the train split's labels as written; called where there is text among these.
+        written: one label per example, all whole numbers or all names.
+        where: returns the place of the label of example i, for messages.
+        train: returns the train split's labels as written; called if there is text among these.
     Raises:
-        DataError: a label is neither or of the other kind, negative, or a class that train does not have.
+        DataError: a label is neither a whole number nor text, differs in kind from the others, is negative, or is not
+            a class of train.
     """
     for i, label in enumerate(written):
         if type(label) not in (int, str):

@@ -1,4 +1,4 @@
-"""Examples of a data set, and their batches on the device."""
+"""The examples of a data set, and batches of them on a device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ from glue_cli.spec.schema import AugmentSpec
 
 _EVALUATION_BATCH = 250
 
-_EVALUATION_TOKENS = 4096  # the outputs of a language model with 50,000 tokens are then 0.8 GB
+_EVALUATION_TOKENS = 4096  # with these, the outputs of a language model with 50,000 tokens take 0.8 GB
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A data set and how it is normalised; images stay uint8 until they are in a batch."""
+    """A data set with its mean and std for normalisation; images stay uint8 until they are in a batch."""
 
     dataset: Dataset
     mean: Sequence[float] | None
@@ -48,7 +48,7 @@ class Examples:
         return Examples(self.dataset.subset(indices), self.mean, self.std)
 
     def renumbered(self, classes: Classes, where: str) -> "Examples":
-        """Return the same examples with labels that number other classes; see `data.classes.renumber`."""
+        """Return the same examples with labels renumbered to other classes; see `data.classes.renumber`."""
         return replace(self, dataset=renumbered(self.dataset, classes, where))
 
     def joins(self, other: "Examples") -> bool:
@@ -56,16 +56,16 @@ class Examples:
         return self.dataset.joins(other.dataset)
 
     def joined(self, other: "Examples") -> "Examples":
-        """Return these examples and then the other's, of the same data set."""
+        """Return these examples followed by the other's, from the same data set."""
         return Examples(self.dataset.joined(other.dataset), self.mean, self.std)
 
     @property
     def first_in_order(self) -> "Examples":
-        """The examples of the first batch of an evaluation, which no other batch exceeds."""
+        """The examples of the first batch of an evaluation, which is the largest."""
         return self.subset(_parts_in_order(self.dataset, _EVALUATION_BATCH)[0])
 
     def on(self, compute: Compute) -> "Batches":
-        """Return the examples as batches on a device."""
+        """Return batches of the examples on a device."""
         return Batches(self, compute)
 
 
@@ -82,7 +82,7 @@ class Batches:
         return len(self._dataset)
 
     def pick(self, indices: Tensor, augment: AugmentSpec | None = None, draws: torch.Generator | None = None) -> Batch:
-        """Return the examples at `indices`, int64 [n], on the CPU, augmented when asked."""
+        """Return the examples at `indices`, int64 [n], on the CPU, augmented if requested."""
         inputs, targets = self._dataset.inputs, self._dataset.targets
         if isinstance(inputs, Ragged):
             tokens, wanted = token_batch(inputs[indices], targets[indices])
@@ -106,7 +106,7 @@ class Batches:
             yield self.pick(indices)
 
     def in_random_order(self, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Yield all examples, in parts of like size, so that the first ones stand for all; the same at every call."""
+        """Yield all examples in parts of similar size, the first ones representative; the same at each call."""
         draws = generator(seed, "validation")
         if isinstance(self._dataset.inputs, Ragged):
             parts = _parts_in_order(self._dataset, batch_size)
@@ -117,7 +117,7 @@ class Batches:
             yield from map(self.pick, torch.tensor_split(shuffled, self.n_in_random_order(batch_size)))
 
     def n_in_random_order(self, batch_size: int) -> int:
-        """Return the number of batches that `in_random_order` yields; makes none."""
+        """Return the number of batches that `in_random_order` yields, without making them."""
         if isinstance(self._dataset.inputs, Ragged):
             return len(_parts_in_order(self._dataset, batch_size))
         return -(-len(self) // batch_size)
@@ -126,11 +126,11 @@ class Batches:
         """Yield the examples in the random order of one epoch, a pure function of seed and epoch.
 
         Raises:
-            SpecError: `augment` asks for what only images have.
+            SpecError: `augment` asks for an augmentation that needs images.
         """
         inputs = self._dataset.inputs
         order, draws = generator(seed, "order", epoch), generator(seed, "augment", epoch)
-        single_left = len(self) % batch_size == 1 and len(self) > 1  # BatchNorm has no statistics of one example
+        single_left = len(self) % batch_size == 1 and len(self) > 1  # BatchNorm needs more than one example
         if (augment.crop or augment.flip) and (isinstance(inputs, Ragged) or inputs.dim() != 4):
             raise SpecError("augment crops and flips images, but the data are none", hint="remove it from the spec")
         if isinstance(inputs, Ragged):
@@ -145,9 +145,9 @@ class Batches:
         return self.pick(self.places_at_step(step, batch_size, seed))
 
     def places_at_step(self, step: int, batch_size: int, seed: int) -> Tensor:
-        """Return which examples the minibatch of a mixing step has, int64 [n].
+        """Return the indices of the examples in the minibatch of a mixing step, int64 [n].
 
-        Cost: an epoch's order is drawn once for steps that come one after another: 29 ms of a million examples.
+        Cost: the order of an epoch is drawn once for consecutive steps: 29 ms for a million examples.
         """
         batch_size = min(batch_size, len(self))
         per_epoch = len(self) // batch_size
@@ -156,7 +156,7 @@ class Batches:
         return order[position * batch_size : (position + 1) * batch_size]
 
     def _order(self, seed: int, epoch: int) -> Tensor:
-        """Return the order of the examples in an epoch of mixing; the last one that was drawn is kept."""
+        """Return the order of the examples in an epoch of mixing; the last order is cached."""
         if self._last_order is None or self._last_order[0] != (seed, epoch):
             order = torch.randperm(len(self), generator=generator(seed, "mix", epoch))
             self._last_order = (seed, epoch), order
@@ -164,7 +164,7 @@ class Batches:
 
 
 def _parts_in_order(dataset: Dataset, batch_size: int) -> Sequence[Tensor]:
-    """Return which examples make up each batch of an evaluation: in order; of texts, from the longest on."""
+    """Return the indices of each batch of an evaluation: in order, but texts from the longest to the shortest."""
     if isinstance(dataset.inputs, Ragged):
         return list(batches_by_length(dataset.inputs.lengths, batch_size, _EVALUATION_TOKENS))
     return torch.split(torch.arange(len(dataset)), batch_size)

@@ -1,4 +1,4 @@
-"""How images are normalised, as the folders of models say. Needs no torch."""
+"""Read the mean and std of images from the folders of models. Needs no torch."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,23 +14,23 @@ from glue_cli.spec.schema import Spec
 
 _WHITE = 255  # as a byte
 _FLIPS = "do_flip_channel_order"
-_NO_PATHS = ("shared", "independent")  # what `experts.init` says beside paths
+_NO_PATHS = ("shared", "independent")  # values of `experts.init` that are not paths
 
 
 def as_models_say(spec: Spec, checkpoints: Sequence[Checkpoint]) -> Spec:
-    """Return a spec that knows what its models' folders say about images; of several that differ, the first counts.
+    """Return the spec with the normalisation that its models' folders state; if they differ, the first one counts.
 
     Args:
-        checkpoints: those that the command is given.
+        checkpoints: the checkpoints given to the command.
     """
     folders = [checkpoint.model_folder for checkpoint in checkpoints]
     path = spec.model.args.get("path")
     folders += [spec.path(path)] if isinstance(path, str) else []
     folders += [spec.path(spec.experts.init)] if spec.experts and spec.experts.init not in _NO_PATHS else []
-    found = [stated for folder in dict.fromkeys(folders) if folder and (stated := stated_in(folder))]
-    if not found:
+    normalisations = [stated for folder in dict.fromkeys(folders) if folder and (stated := stated_in(folder))]
+    if not normalisations:
         return spec
-    first, *others = found
+    first, *others = normalisations
     for other in others:
         if (other.mean, other.std) != (first.mean, first.std):
             text = f"'{other.source}' says to normalise images otherwise ({other}); '{first.source}' counts"
@@ -39,7 +39,7 @@ def as_models_say(spec: Spec, checkpoints: Sequence[Checkpoint]) -> Spec:
 
 
 def stated_in(folder: Path) -> ImageNormalisation | None:
-    """Return what a model's folder says, as transformers or timm write it; None where it says nothing."""
+    """Return the normalisation in a model's folder, as transformers or timm write it; None if there is none."""
     for file, content in _settings(folder):
         stated = _of_transformers(content) or _of_timm(content)
         if stated and _is_sound(*stated):
@@ -50,7 +50,7 @@ def stated_in(folder: Path) -> ImageNormalisation | None:
 
 
 def _settings(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield what may speak of images: the files of transformers' processors, and timm's part of a configuration."""
+    """Yield the settings that may state it: transformers' processor files, and timm's part of a configuration."""
     yield (file := folder / "preprocessor_config.json"), read_object(file)
     inner = read_object(file := folder / "processor_config.json").get("image_processor")
     yield file, inner if isinstance(inner, dict) else {}
@@ -60,21 +60,21 @@ def _settings(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _of_transformers(content: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return mean and std as an image processor has them: of x * rescale_factor, with x in bytes."""
-    if not {"image_processor_type", "image_mean", "do_rescale"} & content.keys():  # of sounds, or of texts
+    """Return mean and std from an image processor, which applies them to bytes times rescale_factor."""
+    if not {"image_processor_type", "image_mean", "do_rescale"} & content.keys():  # a processor of sounds or texts
         return None
     mean, std = [0.0], [1.0]
     if content.get("do_normalize", True):
         if "image_mean" not in content or "image_std" not in content:
             return None
         mean, std = _numbers(content["image_mean"]), _numbers(content["image_std"])
-    if content.get("include_top"):  # EfficientNet's divides once more
+    if content.get("include_top"):  # EfficientNet's processor divides once more
         std = [s * again for s, again in zip(cycle(std), _numbers(content.get("image_std")), strict=False)]
     factor = _numbers(content.get("rescale_factor", 1 / _WHITE)) if content.get("do_rescale", True) else [1.0]
     if len(factor) != 1 or not factor[0] > 0:
         return None
     white = factor[0] * _WHITE
-    # EfficientNet's may take 1 from what it has rescaled.
+    # EfficientNet's processor may subtract 1 after rescaling.
     offset = 1.0 if content.get("rescale_offset") and content.get("do_rescale", True) else 0.0
     return tuple((m + offset) / white for m in mean), tuple(s / white for s in std)
 
@@ -86,7 +86,7 @@ def _of_timm(content: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float
 
 
 def _numbers(written: Any) -> list[float]:
-    """Return numbers as a file has them, one or several; none where it has something else."""
+    """Return one or several numbers from a file as a tuple; an empty one for anything else."""
     several = written if isinstance(written, list) else [written]
     return [float(n) for n in several] if all(type(n) in (int, float) for n in several) else []
 

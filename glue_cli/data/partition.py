@@ -1,4 +1,4 @@
-"""Who gets which examples: the target's training and validation sets, and the experts' non-IID shares."""
+"""Divide the examples: the target's training and validation sets, and the experts' non-IID shares."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ def target_split(n_train: int, target: TargetSpec, *, seed: int, has_val: bool) 
     """Draw the target's training and validation examples, IID without replacement from the train split.
 
     Args:
-        n_train: examples of the train split.
+        n_train: number of examples in the train split.
         target: how many to draw; all that is left for training and a tenth of the split for validation by default.
         seed: the run's seed; the draw is a pure function of the arguments. A smaller training set lies inside a larger
             one, and the validation set does not depend on its size.
@@ -22,7 +22,7 @@ def target_split(n_train: int, target: TargetSpec, *, seed: int, has_val: bool) 
     Returns:
         sorted int64 indices of the training and of the validation examples, without overlap.
     Raises:
-        SpecError: more is asked for than there is.
+        SpecError: the split has fewer examples than requested.
     """
     n_val = 0 if has_val else target.val if target.val is not None else max(1, n_train // 10)
     wanted = target.train if target.train is not None else max(1, n_train - n_val)
@@ -40,7 +40,7 @@ def draw_val(n_val: int, wanted: int, *, seed: int) -> Tensor:
     """Draw the target's validation examples from a val split of the data set's own, IID without replacement.
 
     Args:
-        n_val: examples of the val split.
+        n_val: number of examples in the val split.
     Returns:
         sorted int64 indices [wanted], a pure function of the arguments.
     Raises:
@@ -55,13 +55,14 @@ def draw_val(n_val: int, wanted: int, *, seed: int) -> Tensor:
 
 
 def draw_folds(n: int, n_folds: int, *, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Deal examples out to folds of like size at random; each is held out once, while the others are trained on.
+    """Divide examples at random into folds of similar size; each is held out once, the others are for training.
 
     Args:
-        n: examples, 2 or more.
-        n_folds: at most; no more than there are examples.
+        n: number of examples, 2 or more.
+        n_folds: number of folds, lowered to `n` if larger.
     Returns:
-        by fold, the sorted int64 indices of those to train on and of those held out; a pure function of the arguments.
+        for each fold, the sorted int64 indices of the training and the held-out examples; a pure function of the
+            arguments.
     """
     order = torch.randperm(n, generator=generator(seed, "folds"))
     held_out = [order[fold::n_folds].sort().values for fold in range(min(n, n_folds))]
@@ -69,7 +70,7 @@ def draw_folds(n: int, n_folds: int, *, seed: int) -> list[tuple[Tensor, Tensor]
 
 
 def free_indices(n_train: int, *taken: Tensor) -> Tensor:
-    """Return the sorted indices of the train split, int64 [n], that are in none of `taken`."""
+    """Return the sorted indices of the train split that are in none of `taken`, int64 [n]."""
     free = torch.ones(n_train, dtype=torch.bool)
     for indices in taken:
         free[indices] = False
@@ -83,7 +84,7 @@ class Share:
     Attributes:
         indices: sorted int64 [size].
         class_counts: examples of each class.
-        shortfall: how many examples each class was short of its drawn proportion and left to the other classes.
+        shortfall: how many of the examples drawn for each class it lacked; other classes fill in for them.
     """
 
     indices: Tensor
@@ -100,8 +101,8 @@ def dirichlet_share(
         labels: of the whole train split, int64 [N].
         free_idx: the examples that may be drawn, int64 [n]: not the target's. Their order does not matter.
         size: examples to draw.
-        concentration: of the symmetric Dirichlet distribution; towards 0 a single class, towards infinity equal parts.
-        n_classes: above every label.
+        concentration: of the symmetric Dirichlet distribution; near 0 gives a single class, a large one equal parts.
+        n_classes: larger than every label.
         seed, expert: the draw is a pure function of these and the other arguments, whatever the other experts draw.
     Raises:
         SpecError: there are fewer free examples than `size`.
@@ -127,8 +128,8 @@ def dirichlet_share(
 def _dirichlet(concentration: float, n_classes: int, draws: torch.Generator) -> Tensor:
     """Draw from a symmetric Dirichlet distribution, float64 [n_classes], sum 1.
 
-    Normalised Gamma(a) variates, by their logarithms: Gamma(a) = Gamma(a + 1) U^(1/a) underflows to nothing but zeros
-    for a small a, while log Gamma(a + 1) + log(U)/a keeps the winner.
+    Normalises Gamma(a) variates in logarithms: for small a, Gamma(a) = Gamma(a + 1) U^(1/a) underflows to zero in all
+    classes, while log Gamma(a + 1) + log(U)/a still shows the largest.
     """
     shape = torch.full((n_classes,), concentration + 1.0, dtype=torch.float64)
     gamma = torch._standard_gamma(shape, generator=draws)
@@ -137,7 +138,7 @@ def _dirichlet(concentration: float, n_classes: int, draws: torch.Generator) -> 
 
 
 def _apportion(weights: Tensor, total: int) -> Tensor:
-    """Split `total` in proportion to `weights` by the largest remainder: int64, exactly `total` in sum."""
+    """Split `total` in proportion to `weights` by the largest remainder method; int64 that sum to exactly `total`."""
     quotas = weights / weights.sum() * total
     counts = quotas.long()
     remainders = torch.where(weights > 0, quotas - counts, -1.0)
@@ -147,12 +148,12 @@ def _apportion(weights: Tensor, total: int) -> Tensor:
 
 
 def _fill(proportions: Tensor, available: Tensor, size: int) -> Tensor:
-    """Return class counts near `proportions`, none above `available`; what a class lacks, the others take over."""
+    """Return class counts close to `proportions` and at most `available`; other classes make up for a lack."""
     counts = torch.zeros_like(available)
-    while (n_left := size - int(counts.sum())) > 0:  # a round gives all that is left, or closes a class
+    while (n_left := size - int(counts.sum())) > 0:  # each round assigns all that is left, or exhausts a class
         is_open = counts < available
         weights = torch.where(is_open, proportions, 0.0)
-        if weights.sum() == 0:  # what is open has no proportion at all: spread by what there is
+        if weights.sum() == 0:  # the remaining classes have proportion 0: weight them by the examples left
             weights = (available - counts).double()
         counts = torch.minimum(counts + _apportion(weights, n_left), available)
     return counts

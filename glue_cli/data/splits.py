@@ -1,4 +1,4 @@
-"""One split of a data set, read as a spec says and checked against its loss."""
+"""Read one split of a data set as the spec says, and check that it fits the loss."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | N
 
 
 def _tell_normalisation(data: DataSpec, stated: ImageNormalisation | None, run: Run) -> None:
-    """Say how images are normalised where the model's files decide it."""
+    """Report how images are normalised, if the model's files decide it."""
     if stated and (data.mean is None or data.std is None):
         run.progress(Noted(f"images are normalised as '{stated.source}' says: {stated}"))
         for warning in stated.warnings:
@@ -62,6 +62,6 @@ def _tell_normalisation(data: DataSpec, stated: ImageNormalisation | None, run: 
 
 
 def _tokenizer_folder(spec: Spec) -> Path | None:
-    """Return the folder of a model of transformers, which has the tokenizer too."""
+    """Return the folder of a transformers model, which also holds the tokenizer."""
     path = spec.model.args.get("path")
     return spec.path(path) if spec.model.arch.startswith("transformers:") and isinstance(path, str) else None

@@ -15,13 +15,13 @@ from glue_cli.spec.schema import Spec
 
 
 class Target:
-    """The examples that a run works for, by split; a split is read when it is first asked for, and kept.
+    """The target's examples by split; a split is read on first use and kept.
 
-    The train and val examples come from one reading: most data sets have no val split, and a part of the train split
-    takes its place.
+    The train and val examples are read together: most data sets have no val split, and part of the train split is
+    used instead.
 
     Args:
-        classes: what the labels are to number; None leaves them as the data have them.
+        classes: what the labels are renumbered to; None leaves them as in the data.
     """
 
     def __init__(self, spec: Spec, run: Run, classes: Classes | None = None) -> None:
@@ -31,7 +31,7 @@ class Target:
         """Return the examples of a split: train, val or test.
 
         Raises:
-            DataError: the data set is missing or damaged, or has classes that are not among those it is to number.
+            DataError: the data set is missing or damaged, or has classes that are not in `classes`.
             SpecError: the spec asks for more examples than there are.
         """
         return self._test if split == "test" else self._train_and_val[split]
@@ -51,7 +51,7 @@ class Target:
         }
 
     def _renumbered(self, split: str, examples: Examples) -> Examples:
-        """Return a split's examples, labelled by the wanted classes; warn of classes that it has no example of."""
+        """Return a split's examples with labels renumbered to the classes; warn of classes without an example."""
         if lacking := classes_without_example(examples.dataset):
             n_classes = len(examples.class_names or ())
             text = f"{split} has no example of {listed(lacking)} ({len(lacking)} of {n_classes} classes)"
@@ -60,7 +60,7 @@ class Target:
 
 
 def divide(spec: Spec, whole: Examples, run: Run) -> tuple[Tensor, Tensor, Examples | None]:
-    """Say which examples of the train split are the target's.
+    """Divide the train split's examples into the target's training and validation sets.
 
     Args:
         whole: the train split.

@@ -1,4 +1,4 @@
-"""From texts to token ids, by the tokenizer in the model's own folder."""
+"""Turn texts into token ids with the tokenizer in the model's folder."""
 
 from array import array
 from collections.abc import Sequence
@@ -14,27 +14,27 @@ from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Progress, Started
 from glue_cli.foundation.regular_files import find_irregular
 
-# Without one of these, transformers makes up a tokenizer that knows no word.
+# Without one of these files, transformers creates a tokenizer with an empty vocabulary.
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _DEFAULT_LENGTH = 512
-_MOST_CHARACTERS = 4_000_000  # a long novel; of 90 million the tokenizers run out of memory, which ends the process
-_CHUNK = 1000  # texts a call of the tokenizer, which spreads them over the cores
+_MOST_CHARACTERS = 4_000_000  # a long novel; with 90 million, tokenizers run out of memory and end the process
+_CHUNK = 1000  # texts per call of the tokenizer, which uses all cores for them
 
 
-def tokenise(found: Texts, folder: Path | None, max_length: int | None, *, where: str, progress: Progress) -> Dataset:
+def tokenise(texts: Texts, folder: Path | None, max_length: int | None, *, where: str, progress: Progress) -> Dataset:
     """Turn texts into token ids, each cut to `max_length`.
 
-    Without targets these are the tokens that follow, and texts of less than two tokens are left out.
+    Texts without targets get the following tokens as targets; those of fewer than two tokens are left out.
 
     Args:
-        folder: the model's, with the tokenizer's files; None for a model that has none.
-        max_length: by default what the tokenizer was made for, at most 512.
-        where: which texts these are, for the messages.
+        folder: the model's folder, with the tokenizer's files; None if the model has none.
+        max_length: by default the tokenizer's own limit, at most 512.
+        where: the name of these texts in messages.
     Raises:
-        SpecError: the model has no tokenizer, or one for shorter texts, or transformers is not installed.
+        SpecError: the model has no tokenizer, or one with a lower limit, or transformers is not installed.
         DataError: a text is longer than any novel, one with a target gives no token, or no text gives two.
     """
-    for number, text in enumerate(found.texts, 1):
+    for number, text in enumerate(texts.texts, 1):
         if len(text) > _MOST_CHARACTERS:
             raise DataError(
                 f"{where}: text {number} (from 1) has {len(text):,} characters, more than {_MOST_CHARACTERS:,}",
@@ -47,12 +47,12 @@ def tokenise(found: Texts, folder: Path | None, max_length: int | None, *, where
             f"{tokenizer.model_max_length:,} tokens",
             hint="lower data.max_length",
         )
-    tokens = _encode(tokenizer, found.texts, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH), progress)
-    if found.targets is not None:
+    tokens = _encode(tokenizer, texts.texts, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH), progress)
+    if texts.targets is not None:
         if not tokens.lengths.all():
             number = int((tokens.lengths == 0).nonzero()[0]) + 1
             raise DataError(f"{where}: text {number} (from 1) gives no token", hint="remove it")
-        return Dataset(tokens, found.targets, found.class_names)
+        return Dataset(tokens, texts.targets, texts.class_names)
     kept = tokens[(tokens.lengths > 1).nonzero().squeeze(1)]
     if len(kept) == 0:
         raise DataError(f"{where}: none has two tokens or more, so there is nothing for a language model to predict")
@@ -80,13 +80,13 @@ def _encode(tokenizer: Any, texts: Sequence[str], max_length: int, progress: Pro
     progress(Finished())
     sizes = torch.tensor(lengths)
     values = torch.frombuffer(ids, dtype=torch.int32) if ids else torch.zeros(1, dtype=torch.int32)
-    # GPT-2 has no token for padding; whichever is taken, the attention mask hides it.
+    # GPT-2 has no padding token; any token works, because the attention mask hides it.
     padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
     return Ragged(values, sizes.cumsum(0) - sizes, sizes, next(token for token in padding if token is not None))
 
 
 def load_tokenizer(folder: Path | None, where: str) -> Any:
-    """Return the tokenizer in a folder; nothing is looked up elsewhere, and no code of the folder's is run."""
+    """Return the tokenizer in a folder, without looking elsewhere or running code from the folder."""
     if folder is None:
         raise SpecError(
             f"{where} need a model of transformers, by whose tokenizer they are read",
@@ -106,7 +106,7 @@ def load_tokenizer(folder: Path | None, where: str) -> Any:
         raise SpecError(f"'{odd}' is no regular file", hint=f"put {wanted}")
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except BaseException as error:  # transformers and its parsers raise whatever a damaged file makes them stumble on
+    except BaseException as error:  # a damaged file can make transformers and its parsers raise anything
         if not isinstance(error, Exception) and not _is_panic(error):
             raise
         reason = shown(str(error).strip().partition("\n")[0])
@@ -114,5 +114,5 @@ def load_tokenizer(folder: Path | None, where: str) -> Any:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Tell whether an error is Rust's own: a parser found itself in a state that its author took for impossible."""
+    """Tell whether an error is a panic in Rust, which a parser raises in a state meant to be impossible."""
     return type(error).__name__ == "PanicException"

@@ -1,1 +1,1 @@
-"""The formats that data sets come in, a file each."""
+"""The readers of the data formats, one module per format."""

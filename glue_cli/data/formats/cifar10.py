@@ -18,7 +18,7 @@ RECORDS_PER_FILE = 10_000
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _PIXELS = 3 * 32 * 32
 _RECORD = 1 + _PIXELS  # a label byte, then the R, G and B planes
-_MOST_PICKLE_BYTES = 2 * RECORDS_PER_FILE * _RECORD  # the official ones have 31 MB, and Python 3 may write half more
+_MOST_PICKLE_BYTES = 2 * RECORDS_PER_FILE * _RECORD  # official files: 31 MB; from Python 3, up to half more
 _FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
@@ -55,7 +55,7 @@ def read_cifar10(data: DataSpec, split: str, *, root: Path, cache: Path | None, 
 
 
 def _find_layout(root: Path) -> tuple[Path, str]:
-    """Return the folder with the batches and their file ending: `.bin`, or none for pickles."""
+    """Return the folder with the batches and their file ending, `.bin` or an empty one for pickles."""
     names = [*_BATCHES["train"], *_BATCHES["test"]]
     for folder in (root / name for name in _FOLDERS):
         for suffix in (".bin", ""):
@@ -68,8 +68,8 @@ def _find_layout(root: Path) -> tuple[Path, str]:
     )
 
 
-def _truncated(path: Path, found: str, wanted: str) -> DataError:
-    return DataError(f"'{path}': found {found}, wanted {wanted}", hint="unpack the CIFAR-10 archive again")
+def _truncated(path: Path, content: str, wanted: str) -> DataError:
+    return DataError(f"'{path}': found {content}, wanted {wanted}", hint="unpack the CIFAR-10 archive again")
 
 
 def _read_binary(path: Path) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""The pickles of CIFAR-10's Python version, read without pickle: nothing of the file is run.
+"""The pickles of CIFAR-10's Python version, read without the module pickle, so no code in a file runs.
 
-A pickle is a small program that may call any function, ask for any amount of memory, and write in a few bytes what
-takes for ever to build. This reader knows the steps that such a file needs, and no others.
+A pickle is a small program. It may call any function, ask for any amount of memory, and describe in a few bytes an
+object that takes forever to build. This reader supports only the opcodes that CIFAR-10 files need.
 """
 
 import io
@@ -59,23 +59,23 @@ _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"
 
 
 def read_pickle(content: bytes) -> dict[str, Any]:
-    """Return the dictionary that a pickle holds: its keys as text; texts, whole numbers, lists and `Array` in it.
+    """Return the dictionary that a pickle holds: keys are strings; values strings, integers, lists or `Array`.
 
     Raises:
         ForbiddenGlobal: it names something that such a file never needs.
-        PickleFault: it is damaged, takes a step that such a file never needs, or holds no dictionary.
+        PickleFault: it is damaged, uses an unsupported opcode, or holds no dictionary.
     """
-    found = _Machine().run(content)
-    if not isinstance(found, dict):
-        raise PickleFault(f"it holds a {type(found).__name__.lower()}, wanted a dictionary")
-    return {text_of(key): value for key, value in found.items()}
+    unpickled = _Machine().run(content)
+    if not isinstance(unpickled, dict):
+        raise PickleFault(f"it holds a {type(unpickled).__name__.lower()}, wanted a dictionary")
+    return {text_of(key): value for key, value in unpickled.items()}
 
 
 def text_of(value: object) -> str:
-    """Return a text of Python 3, or of Python 2, which wrote the official files.
+    """Return a string as `str`; the official files, written by Python 2, hold bytes.
 
     Raises:
-        PickleFault: it is no text.
+        PickleFault: it is not a string.
     """
     return value.decode("latin1") if isinstance(value, bytes) else str(_expect(value, str))
 
@@ -91,12 +91,12 @@ class _Machine:
         try:
             for step, argument in _steps(content):
                 self._take(step, argument)
-            [found] = self._stack
+            [value] = self._stack
         except PickleFault:
             raise
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError) as error:
             raise PickleFault(f"it is damaged: {error}") from None
-        return found
+        return value
 
     def _take(self, step: str, argument: Any) -> None:
         stack = self._stack
@@ -154,7 +154,7 @@ class _Machine:
         if name != "_codecs.encode":
             raise PickleFault(f"it calls '{name}'")
         text, encoding = (_expect(argument, str) for argument in arguments)
-        if encoding != "latin1":  # the one by which Python 3 writes bytes into a pickle of protocol 2
+        if encoding != "latin1":  # the call that Python 3 uses for bytes in a pickle of protocol 2
             raise PickleFault(f"it encodes bytes as {encoding!r}, wanted 'latin1'")
         self._n_unencoded -= len(text)
         if self._n_unencoded < 0:
@@ -164,7 +164,7 @@ class _Machine:
 
 def _steps(content: bytes) -> Iterator[tuple[str, Any]]:
     for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):
-        # Python 2's texts are bytes, which pickletools shows as the characters of latin-1.
+        # Python 2's strings are bytes, which pickletools decodes as latin-1.
         if opcode.name in ("BINSTRING", "SHORT_BINSTRING", "STRING") and isinstance(argument, str):
             argument = argument.encode("latin1")
         yield opcode.name, argument
@@ -178,7 +178,7 @@ def _expect(value: Any, kind: type) -> Any:
 
 def _fill(target: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, bytes | str) or len(key) > _MOST_KEY_BYTES:  # nested tuples take for ever to look up
+        if not isinstance(key, bytes | str) or len(key) > _MOST_KEY_BYTES:  # hashing nested tuples can take forever
             raise PickleFault("a key of a dictionary is no text")
         target[key] = value
     return target
@@ -192,7 +192,7 @@ def _global(name: str) -> Global:
 
 def _build(stack: list[Any], state: Any) -> None:
     if isinstance(stack[-1], _DType):
-        return  # byte order and the like, which single bytes do not have
+        return  # byte order and other properties that single bytes do not have
     array = _expect(stack[-1], Array)
     _, shape, dtype, column_major, raw = _expect(state, tuple)
     array.shape = tuple(_expect(n, int) for n in _expect(shape, tuple))

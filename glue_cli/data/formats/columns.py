@@ -1,4 +1,4 @@
-"""From the columns of a table of the library `datasets` to inputs and targets."""
+"""Make inputs and targets of the columns of a table of the library `datasets`."""
 
 import difflib
 import os
@@ -19,7 +19,7 @@ from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
 from glue_cli.spec.schema import DataSpec
 
-# What columns are for -> the names under which one is looked for when the spec names none.
+# The role of a column -> its usual names, tried when the spec names no column.
 _INPUTS: dict[str, Sequence[str]] = {"image": ("image", "img"), "text": ("text",), "inputs": ()}
 _TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
 
@@ -27,20 +27,20 @@ _TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
 def read_columns(
     data: DataSpec, table: Any, open_train: Callable[[], Any], *, root: Path, where: str, progress: Progress
 ) -> Dataset | Texts:
-    """Read the columns that `data.columns` names, else those with the usual names.
+    """Read the columns that `data.columns` names, or else those with the usual names.
 
     `image` becomes uint8 [N, 3, H, W], or [N, 1, H, W] where all images are grey; `inputs` float32, [N, n] from n
     columns of numbers, or [N, ...] from one of lists; `label` int64 [N]; `target` float32 like `inputs`, but [N] from
-    a single column of numbers. Texts may do without label and target.
+    a single column of numbers. Texts need neither label nor target.
 
     Args:
         table: the split.
-        open_train: returns the train split, whose class names count.
-        root: the folder in which images lie that the table names.
+        open_train: returns the train split, whose class names number the labels.
+        root: the folder of the image files that the table names.
         where: what the split is called in messages.
     Raises:
-        SpecError: a column is missing, or it is not clear which are meant.
-        DataError: a value is not what its column is for.
+        SpecError: a column is missing, or the choice is ambiguous.
+        DataError: a value does not fit the role of its column.
     """
     role, names = _choose(data, table, _INPUTS, where)
     targets, class_names = None, None
@@ -61,7 +61,7 @@ def read_columns(
 def _choose(
     data: DataSpec, table: Any, roles: dict[str, Sequence[str]], where: str, *, optional: bool = False
 ) -> tuple[str, list[str]]:
-    """Return one of the roles, and the columns that have it; empty when there is none and it is optional."""
+    """Return the role that the table has columns for, and their names; both empty if optional and there are none."""
     present: list[str] = table.column_names
     given = {role: names for role, names in data.columns.items() if role in roles}
     usual = {role: [name] for role, known in roles.items() for name in reversed(known) if name in present}
@@ -69,9 +69,9 @@ def _choose(
     if not chosen and optional:
         return "", []
     if len(chosen) != 1:
-        found = f"data.columns names {' and '.join(chosen)}" if chosen else f"{where} has no usual column for that"
+        reason = f"data.columns names {' and '.join(chosen)}" if chosen else f"{where} has no usual column for that"
         raise SpecError(
-            f"wanted one of {', '.join(roles)}, but {found}",
+            f"wanted one of {', '.join(roles)}, but {reason}",
             hint=f"name it in data.columns; the columns are {', '.join(present)}",
         )
     [(role, names)] = chosen.items()
@@ -99,24 +99,24 @@ def _read_labels(
 
 
 def _names_of(table: Any, name: str) -> tuple[str, ...] | None:
-    """Return the names that the table has for the numbers of a column, which each split has for itself."""
+    """Return the class names of a column's numbers; each split has its own."""
     return tuple(getattr(table.features.get(name), "names", None) or ()) or None
 
 
 def _names_in_train(open_train: Callable[[], Any], name: str) -> tuple[str, ...] | None:
     try:
         return _names_of(open_train(), name)
-    except DataError:  # a test split may be all that there is
+    except DataError:  # the test split may be the only one
         return None
 
 
 def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:
-    """Return columns of numbers, float32 [N] from one, [N, n] from several; or one of lists, [N, ...]."""
+    """Return columns of numbers, float32 [N] from one, [N, n] from several; or a single column of lists, [N, ...]."""
     columns = []
     for name in names:
         try:
             column = torch.tensor(list(table[name]), dtype=torch.float32)
-        except (TypeError, ValueError) as error:  # text, nothing, or lists of different lengths
+        except (TypeError, ValueError) as error:  # text, missing values, or lists of different lengths
             raise DataError(
                 f"{where}, column '{name}': {error}", hint="wanted a number in every row, or lists of one length"
             ) from error
@@ -141,7 +141,7 @@ def _read_images(data: DataSpec, table: Any, name: str, root: Path, where: str, 
     undecoded = import_module("datasets").Image(decode=False)
     try:
         cells = list(table.cast_column(name, undecoded)[name])
-    except Exception as error:  # of pyarrow, for a column of anything else
+    except Exception as error:  # raised by pyarrow for a column of another type
         raise DataError(f"{where}, column '{name}' does not hold images: {error}") from error
     images = []
     for row, cell in enumerate(cells):

@@ -20,14 +20,14 @@ from glue_cli.foundation.progress import Progress, silent
 from glue_cli.foundation.regular_files import find_irregular, regular
 from glue_cli.spec.schema import DataSpec
 
-# How files begin that datasets would unpack: gzip, zip, bzip2, xz, zstd, lz4, 7z, rar; and a tar, further in.
+# First bytes of archives, which datasets would unpack: gzip, zip, bzip2, xz, zstd, lz4, 7z, rar; tar has them later.
 _COMPRESSED = (
     *(b"\x1f\x8b", b"PK\3\4", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"),
     *(b"7z\xbc\xaf\x27\x1c", b"Rar!"),
 )
 _TAR, _TAR_AT = b"ustar", 257
-_METADATA = (".csv", ".jsonl", ".parquet")  # how a table of a folder's images ends
-_BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}  # by the files' ending
+_METADATA = (".csv", ".jsonl", ".parquet")  # endings of a table that describes a folder's images
+_BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}  # by file ending
 
 
 def read_huggingface(
@@ -39,7 +39,7 @@ def read_huggingface(
     SPLIT as `save_to_disk` writes it or with images in it; the files SPLIT.parquet, SPLIT-*.parquet, SPLIT/*.parquet
     and data/SPLIT-*.parquet; the same in CSV and JSON.
 
-    Nothing is downloaded, no code of the data set's is run, and no file is unpickled.
+    Nothing is downloaded, no code from the data set is run, and no file is unpickled.
 
     Raises:
         SpecError: a column is missing, or it is not clear which are meant; or `datasets` is not installed.
@@ -60,13 +60,13 @@ def read_huggingface(
 def opening(
     data: DataSpec, root: Path, cache: Path | None, progress: Progress = silent
 ) -> Iterator[Callable[..., Any]]:
-    """Give what opens a split as a table of `datasets`; it gives None for a val split that is not there.
+    """Yield a function that opens a split as a table of `datasets`; it returns None for a missing val split.
 
     Args:
-        progress: hears of files that are passed over in folders of images.
+        progress: is told which files in folders of images are skipped.
     Raises:
         SpecError: `datasets` is not installed.
-        DataError: from what is given: the split is missing, or cannot be read.
+        DataError: raised by the function: the split is missing, or cannot be read.
     """
     datasets = _import_datasets()
     with _working_folder(cache) as working:
@@ -81,15 +81,15 @@ def _import_datasets() -> Any:
             "data.format 'huggingface' needs the library datasets, which is not installed",
             hint="pip install 'glue-cli[hf]'",
         ) from error
-    datasets.config.HF_HUB_OFFLINE = True  # or it counts downloads, even for files on disk
+    datasets.config.HF_HUB_OFFLINE = True  # otherwise datasets reports downloads, even for files on disk
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its faults are raised as well
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are also raised as exceptions
     return datasets
 
 
 @contextmanager
 def _working_folder(cache: Path | None) -> Iterator[Path]:
-    """Give a folder for what `datasets` converts, so that it does not take one in the user's home."""
+    """Yield a folder for converted files, so that `datasets` does not write to the user's home."""
     if cache is not None:
         yield cache / "huggingface"
         return
@@ -101,8 +101,8 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
     """Return a split as a `datasets.Dataset`, or None for a val split that is not there."""
     name = split_name(data, split)
     names = [] if name is None else ["val", "validation"] if split == "val" and "val" not in data.splits else [name]
-    found = next((found for name in names if (found := _find(root, name))), None)
-    if found is None:
+    match = next((match for name in names if (match := _find(root, name))), None)
+    if match is None:
         if split == "val" and "val" not in data.splits:
             return None
         raise DataError(
@@ -110,9 +110,9 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
             hint=f"check data.root in the spec; wanted for example {name}.parquet, {name}.csv or a folder {name}; "
             "other names go into data.splits",
         )
-    builder, paths = found
+    builder, paths = match
     files = {split: [glob.escape(str(path)) for path in paths]}
-    if builder == "imagefolder":  # it numbers the classes that it sees: those of train are to come along
+    if builder == "imagefolder":  # it numbers the classes that it sees, so it must see those of train too
         folders = {"train": root / (split_name(data, "train") or ""), split: paths[0]}
         files = {name: [f"{glob.escape(str(folder))}/**"] for name, folder in folders.items()}
         _tell_of_files(paths[0], progress)
@@ -125,24 +125,24 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
         return _load_whole(load, working)
     except DataError:
         raise
-    except Exception as error:  # datasets, pandas and pyarrow raise whatever a damaged file makes them stumble on
+    except Exception as error:  # a damaged file can make datasets, pandas and pyarrow raise anything
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise DataError(f"'{paths[0]}' cannot be read: {reason}", hint="write the file again") from error
 
 
 def _tell_of_files(folder: Path, progress: Progress) -> None:
-    """Say what `datasets` passes over in a folder of images: all but these and the tables that describe them."""
-    found = find_image_files(folder)
+    """Report the files that `datasets` skips in a folder of images: all but images and the tables about them."""
+    files = find_image_files(folder)
     tables = Counter(path.suffix for path in folder.rglob("metadata.*") if path.suffix in _METADATA)
-    warn_of_others(folder, found.others - tables, progress)
-    tell_kinds(folder, found.images, progress)
+    warn_of_others(folder, files.others - tables, progress)
+    tell_kinds(folder, files.images, progress)
 
 
 def _check_plain(paths: Sequence[Path]) -> None:
-    """Refuse what is no plain file: `datasets` would wait for a FIFO, and unpack an archive whatever its name.
+    """Refuse special files and archives: `datasets` would wait for a FIFO, and unpack an archive of any name.
 
     Raises:
-        DataError: a file is none, is compressed or was not fetched.
+        DataError: a file is not a regular file, is compressed or was not fetched.
     """
     for path in paths:
         if find_irregular([path]):
@@ -157,7 +157,7 @@ def _check_plain(paths: Sequence[Path]) -> None:
 
 
 def _load_whole(load: Callable[..., Any], working: Path) -> Any:
-    """Return a table, converted anew where the one in the cache is not as it was written."""
+    """Return a table; convert it again if the cached one has changed since it was written."""
     kept = set(working.rglob("*.arrow"))
     try:
         table = load()
@@ -170,7 +170,7 @@ def _load_whole(load: Callable[..., Any], working: Path) -> Any:
         table, kept = load(download_mode="force_redownload"), set()
     for path in _files_of(table):
         if path not in kept:
-            with suppress(OSError):  # without its checksum it is converted anew the next time
+            with suppress(OSError):  # without its checksum it is converted again the next time
                 _checksum_of(path).write_text(str(file_checksum(path)))
     return table
 
@@ -191,7 +191,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _find(root: Path, name: str) -> tuple[str, list[Path]] | None:
-    """Return which of the library's builders reads a split, and its files or its folder."""
+    """Return the builder of `datasets` that reads a split, and the split's files or folder."""
     folder = root / name
     if (folder / "state.json").is_file():
         return "arrow", [folder]

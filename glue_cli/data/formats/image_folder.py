@@ -18,7 +18,7 @@ from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
 from glue_cli.spec.schema import DataSpec
 
-_CACHE_VERSION = 3  # raise it when the same files would decode to other pixels
+_CACHE_VERSION = 3  # increase it when the same files decode to different pixels
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ def read_image_folder(
 ) -> Dataset | None:
     """Read a split: RGB images, uint8 [N, 3, H, W], and labels, int64 [N], by the sorted class folders of train.
 
-    The images of a class may lie in folders of its folder. Files that are no images are passed over, with a warning.
+    A class folder may have subfolders. Files that are not images are skipped, with a warning.
     With `data.image_size` the central square of each image is resized to it, bicubic with antialiasing; without it,
     all images must be of one size. `data.splits` names the folders of the splits.
 
     Raises:
         DataError: a folder is missing or empty, a class is unknown to train, an image is broken, not fetched or of
             another size, or Pillow is not installed.
-    Cost: decodes every image once, in torch's number of threads; a cached split is mapped from its file.
+    Cost: decodes every image once, on as many threads as torch uses; a cached split is memory-mapped.
     """
     train, folder = _split_folder(data, "train", root), _split_folder(data, split, root)
     if train is None or folder is None:
@@ -87,7 +87,7 @@ def _list_classes(folder: Path) -> tuple[str, ...]:
 
 
 def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) -> tuple[list[_Image], Counter[str]]:
-    """Return the images of a split, class by class, and what else its folder holds: how many of each ending."""
+    """Return the images of a split, class by class, and the number of its other files by ending."""
     here = _list_folders(folder)
     unknown = [name for name in here if name not in set(class_names)]
     if unknown:
@@ -102,14 +102,14 @@ def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) ->
     for label, name in enumerate(class_names):
         if name not in here:
             continue
-        found = find_image_files(folder / name)
-        others.update(found.others)
-        if is_train and not found.images:
+        image_files = find_image_files(folder / name)
+        others.update(image_files.others)
+        if is_train and not image_files.images:
             raise DataError(
                 f"'{folder / name}' has no image; wanted files ending in {', '.join(ENDINGS)}",
                 hint="remove the folder, or put the images of the class into it",
             )
-        for path in found.images:
+        for path in image_files.images:
             stat = path.stat()
             files.append(_Image(path, label, stat.st_size, stat.st_mtime_ns))
     if not files:
@@ -118,7 +118,7 @@ def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) ->
 
 
 def _others_beside_classes(folder: Path) -> Counter[str]:
-    """Count what lies beside the class folders, and has no class.
+    """Count the files outside the class folders, by ending.
 
     Raises:
         DataError: a class folder was not fetched.
@@ -130,8 +130,8 @@ def _others_beside_classes(folder: Path) -> Counter[str]:
 
 
 def _cache_key(folder: Path, files: Sequence[_Image], class_names: tuple[str, ...], image_size: int | None) -> str:
-    # The folder is part of the key: an archive unpacked with fixed times can hold equal names, sizes and times in two
-    # splits, and one must not be taken for the other.
+    # The folder is part of the key: with fixed times in an archive, two splits can have equal names, sizes and times,
+    # and must still not share a cache.
     rows = [[str(file.path.relative_to(folder)), file.label, file.n_bytes, file.mtime_ns] for file in files]
     content = [_CACHE_VERSION, str(folder.resolve()), class_names, image_size, rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

@@ -15,17 +15,17 @@ from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
 from glue_cli.spec.schema import DataSpec
 
-_MOST_LINE_BYTES = 32_000_000  # a text of the most characters, each written as \uXXXX, has room in it
+_MOST_LINE_BYTES = 32_000_000  # fits the longest allowed text even if each character is written as \uXXXX
 _EXAMPLE = '{"text": "Loved it.", "label": 1}'
 
 
 def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress) -> Texts | None:
     """Read `train.jsonl`, `test.jsonl` or, if there is one, `val.jsonl`; `data.splits` gives them other names.
 
-    A label is a number from 0 or the name of a class; other keys are passed over, and so are blank lines.
+    A label is a number from 0 or the name of a class; other keys and blank lines are ignored.
 
     Raises:
-        DataError: a file is missing or has no line, a line is no JSON or has no text, or the labels are no labels.
+        DataError: a file is missing or has no line, a line is not JSON or has no text, or a label is invalid.
     """
     name = split_name(data, split)
     if name is None:
@@ -70,7 +70,7 @@ def _read_lines(path: Path) -> list[_Line]:
 
 
 def _number(path: Path, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Yield the lines, each with where it is.
+    """Yield each line with its place in the file.
 
     Raises:
         DataError: a line is longer than any text that a tokenizer takes.
@@ -86,14 +86,14 @@ def _number(path: Path, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
 
 def _parse(line: bytes, where: str) -> _Line:
     try:
-        found: Any = json.loads(line)
+        entry: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}", hint=f"wanted a line an example: {_EXAMPLE}") from None
-    text = found.get("text") if isinstance(found, dict) else None
+    text = entry.get("text") if isinstance(entry, dict) else None
     if isinstance(text, str):
-        return _Line(where, text, found.get("label"))
-    if isinstance(found, dict):
-        kind = f"'text' is {json.dumps(text)[:40]}" if "text" in found else "there is no 'text'"
+        return _Line(where, text, entry.get("label"))
+    if isinstance(entry, dict):
+        kind = f"'text' is {json.dumps(text)[:40]}" if "text" in entry else "there is no 'text'"
     else:
-        kind = f"found a {type(found).__name__}"
+        kind = f"found a {type(entry).__name__}"
     raise DataError(f"{where}: {kind}", hint=f"wanted a line an example: {_EXAMPLE}")

@@ -1,4 +1,4 @@
-"""Arrays of numbers in MATLAB files of version 5, read so that a file takes no more memory than it may claim.
+"""Arrays of numbers in MATLAB files of version 5, with a limit on the memory that a file may ask for.
 
 Source: https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf, chapter 1
 """
@@ -15,12 +15,12 @@ from glue_cli.foundation.regular_files import regular
 
 _HEADER_BYTES = 128
 _ARRAY, _COMPRESSED = 14, 15
-# Of an element of data, and of the array that it is in: numpy's name.
+# numpy's names for the types of data elements, and of the arrays that contain them
 _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 _MOST_DIMENSIONS, _MOST_NAME_BYTES = 32, 63
-_LONGEST_START = 400  # bytes in which an array's class, dimensions and name have room
-# Photographs shrink to two thirds; what shrinks to less than a 50th is no data set.
+_LONGEST_START = 400  # bytes, enough for an array's class, dimensions and name
+# Photographs compress to two thirds of their size; no data set compresses to less than a 50th.
 _MOST_GROWTH, _ALWAYS_ALLOWED = 50, 64 << 20
 
 
@@ -35,7 +35,7 @@ class MatlabArray:
     Attributes:
         kind: its class, such as `u1` for uint8 and `f8` for double.
         shape: its dimensions; the first runs fastest.
-        stored: how its numbers are stored, which may be narrower than their class.
+        stored: how its numbers are stored, which may be a smaller type than their class.
         data: the numbers.
     """
 
@@ -49,15 +49,15 @@ class MatlabArray:
 class _Tag(NamedTuple):
     kind: int
     n_bytes: int
-    start: int  # of its data, and
+    start: int  # of its data
     end: int  # of the element, padding included
 
 
 def read_matlab(path: Path, names: Collection[str]) -> dict[str, MatlabArray]:
-    """Return those of the file's arrays that have one of the names.
+    """Return the file's arrays that have one of the names.
 
     Raises:
-        MatlabFault: it is no such file, it is damaged, or an array claims more than 50 times the file's size.
+        MatlabFault: it is not such a file, it is damaged, or an array claims more than 50 times the file's size.
         OSError: it cannot be read.
     """
     with open(path, "rb", opener=regular) as file:
@@ -66,18 +66,18 @@ def read_matlab(path: Path, names: Collection[str]) -> dict[str, MatlabArray]:
             raise MatlabFault("it has no header of version 5")
         byteorder: Literal["little", "big"] = "little" if header[126:] == b"IM" else "big"
         file_bytes = os.fstat(file.fileno()).st_size
-        found = {}
+        arrays = {}
         while file.tell() < file_bytes:
             array = _read_element(file, names, byteorder, file_bytes)
             if array:
-                found[array[0]] = array[1]
-    return found
+                arrays[array[0]] = array[1]
+    return arrays
 
 
 def _read_element(
     file: IO[bytes], names: Collection[str], byteorder: Literal["little", "big"], file_bytes: int
 ) -> tuple[str, MatlabArray] | None:
-    """Read the next element of the file; return the array in it where it has one of the names."""
+    """Read the next element of the file; return its array if that has one of the names."""
     kind, n_bytes, start, _ = _tag_at(file.read(8), 0, byteorder)
     if start != 8 or n_bytes > file_bytes - file.tell():
         raise MatlabFault("it is cut short")
@@ -101,7 +101,7 @@ def _read_element(
 
 
 def _decompress(content: bytes, most: int) -> bytes:
-    """Return the first bytes of what was compressed, at most so many."""
+    """Return the first decompressed bytes, at most as many as given."""
     try:
         return zlib.decompressobj().decompress(content, most)
     except zlib.error as error:
@@ -119,7 +119,7 @@ def _tag_at(content: bytes, at: int, byteorder: Literal["little", "big"]) -> _Ta
 
 
 def _start(content: bytes, byteorder: Literal["little", "big"]) -> tuple[_Tag, _Tag, _Tag]:
-    """Return where an array's flags, dimensions and name lie."""
+    """Return the positions of an array's flags, dimensions and name."""
     flags = _tag_at(content, 0, byteorder)
     dimensions = _tag_at(content, flags.end, byteorder)
     if dimensions.n_bytes > 4 * _MOST_DIMENSIONS:

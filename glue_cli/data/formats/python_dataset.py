@@ -1,4 +1,4 @@
-"""Whatever a function of the user's returns as a torch `Dataset`, read once into memory."""
+"""A torch `Dataset` that a function of the user returns, read into memory once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,29 +23,29 @@ def read_python(
     """Read what `function(split)`, or `function(split, root)`, returns: a length, and items (input, target).
 
     An input is an image, uint8 [C, H, W], or floats [...]; a target is a label, or floats [...]; all have one shape.
-    The class names are in the data set's attribute `classes`, where torchvision has them too; where a split has some,
-    the function is asked for train's as well, by which labels are numbered.
+    The class names are in the data set's attribute `classes`, as in torchvision. If a split has some, the function is
+    also called for the train split, whose classes number the labels.
 
     Args:
-        root: handed to the function if the spec has `data.root`.
-        folder: the spec's own, where the module is looked up.
+        root: passed to the function if the spec has `data.root`.
+        folder: the spec's own, where the module is searched for.
     Returns:
         the split, or None where the function returns None for val.
     Raises:
         SpecError: the module or the function is not there.
-        DataError: the function or an item fails, or what comes is none of this.
+        DataError: the function or an item raises an error, or returns something else than described.
     """
     location = data.format.removeprefix(PREFIX)
     function = load_function(location, folder, key="data.format")
     where = f"{location}({split!r})"
-    found = _attempt(where, function, *([split, root] if data.root else [split]))
-    if found is None and split == "val":
+    user_dataset = _attempt(where, function, *([split, root] if data.root else [split]))
+    if user_dataset is None and split == "val":
         return None
-    if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
-        raise DataError(f"{where} returns {_describe(found)}, wanted a torch Dataset with a length and items")
-    if len(found) == 0:
+    if not hasattr(user_dataset, "__len__") or not hasattr(user_dataset, "__getitem__"):
+        raise DataError(f"{where} returns {_describe(user_dataset)}, wanted a torch Dataset with a length and items")
+    if len(user_dataset) == 0:
         raise DataError(f"{where} has no item")
-    inputs, targets = _stack(found, where, progress)
+    inputs, targets = _stack(user_dataset, where, progress)
     for kind, tensor in (("input", inputs), ("target", targets)):
         wrong = ~tensor.isfinite().view(len(tensor), -1).all(1)
         if kind == "target" and tensor.dtype == torch.int64:
@@ -53,24 +53,24 @@ def read_python(
         if wrong.any():
             i = int(wrong.nonzero()[0])
             raise DataError(f"{where}, item {i}: the {kind} is {tensor[i].tolist()}")
-    dataset = Dataset(inputs, targets, _read_class_names(found, targets, where))
+    dataset = Dataset(inputs, targets, _read_class_names(user_dataset, targets, where))
     if split == "train" or dataset.class_names is None:
         return dataset
     train = _attempt(f"{location}('train')", function, *(["train", root] if data.root else ["train"]))
     return renumbered(dataset, of_train(_names_of(train)), where)
 
 
-def _stack(found: Any, where: str, progress: Progress) -> tuple[Tensor, Tensor]:
+def _stack(user_dataset: Any, where: str, progress: Progress) -> tuple[Tensor, Tensor]:
     stacks: dict[str, Tensor] = {}
-    progress(Started("read", len(found), "examples"))
-    for i in range(len(found)):
+    progress(Started("read", len(user_dataset), "examples"))
+    for i in range(len(user_dataset)):
         at = f"{where}, item {i}"
-        item = _attempt(at, found.__getitem__, i)
+        item = _attempt(at, user_dataset.__getitem__, i)
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{at} is {_describe(item)}, wanted a pair (input, target)")
         for kind, tensor in (("input", _to_input(item[0], at)), ("target", _to_target(item[1], at))):
             if i == 0:
-                stacks[kind] = tensor.new_empty(len(found), *tensor.shape)
+                stacks[kind] = tensor.new_empty(len(user_dataset), *tensor.shape)
             first = stacks[kind][0]
             if (tensor.shape, tensor.dtype) != (first.shape, first.dtype):
                 raise DataError(f"{at}: the {kind} is {_describe(tensor)}, but that of item 0 {_describe(first)}")
@@ -85,7 +85,7 @@ def _stack(found: Any, where: str, progress: Progress) -> tuple[Tensor, Tensor]:
 def _attempt(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return call(*arguments)
-    except Exception as error:  # the user's code may raise whatever it likes
+    except Exception as error:  # the user's code may raise anything
         raise DataError(f"{what} fails: {type(error).__name__}: {error}", hint="mend it; it is your own") from error
 
 
@@ -122,21 +122,21 @@ def _to_tensor(value: Any) -> Tensor | None:
 
 
 def _describe(value: Any) -> str:
-    """Return such as 'a str' or 'float32 [3, 8, 8]'."""
+    """Describe a value by type or shape, such as 'a str' or 'float32 [3, 8, 8]'."""
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _names_of(found: Any) -> tuple[str, ...] | None:
-    names = getattr(found, "classes", None)
+def _names_of(user_dataset: Any) -> tuple[str, ...] | None:
+    names = getattr(user_dataset, "classes", None)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return None  # an attribute of that name that is for something else
+        return None  # the attribute means something else here
     return tuple(names)
 
 
-def _read_class_names(found: Any, targets: Tensor, where: str) -> tuple[str, ...] | None:
-    names = _names_of(found)
+def _read_class_names(user_dataset: Any, targets: Tensor, where: str) -> tuple[str, ...] | None:
+    names = _names_of(user_dataset)
     if targets.dtype != torch.int64 or names is None:
         return None
     if len(names) <= int(targets.max()):

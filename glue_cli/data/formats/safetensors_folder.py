@@ -28,7 +28,7 @@ def read_safetensors_folder(
 ) -> Dataset | None:
     """Read a split: `images` uint8 [N, C, H, W] or `inputs` float [N, ...]; `labels` int64 [N] or `targets` float.
 
-    Class names are a JSON list under the metadata key `class_names`, if it is there; labels are numbered as those of
+    Class names are a JSON list under the metadata key `class_names`, if it is there; labels are numbered as in
     the train split. Floats become float32.
 
     Raises:
@@ -43,16 +43,16 @@ def read_safetensors_folder(
         if split == "val" and "val" not in data.splits:
             return None
         raise DataError(f"'{path}' is missing", hint="check data.root in the spec")
-    found, train = read_safetensors(path), root / f"{split_name(data, 'train')}.safetensors"
-    if found.labels is None or train == path or not train.is_file():  # a test split may be all that there is
-        return found
-    return renumbered(found, of_train(_read_class_names(train)), f"'{path}'")
+    dataset, train = read_safetensors(path), root / f"{split_name(data, 'train')}.safetensors"
+    if dataset.labels is None or train == path or not train.is_file():  # the test split may be the only one
+        return dataset
+    return renumbered(dataset, of_train(_read_class_names(train)), f"'{path}'")
 
 
 def read_safetensors(path: Path) -> Dataset:
     """Read one file of the format; see `read_safetensors_folder`."""
     try:
-        checkpoint = read_checkpoint(path)  # which bounds what the library takes for a header
+        checkpoint = read_checkpoint(path)  # checks the size of the header, which the library would trust
         names, metadata = set(checkpoint.entries), checkpoint.metadata
         with safe_open(path, framework="pt") as file:
             inputs_name = _one_of(path, names, "images", "inputs")
@@ -85,14 +85,14 @@ def _read_class_names(path: Path) -> tuple[str, ...] | None:
 
 
 def _one_of(path: Path, names: set[str], first: str, second: str) -> str:
-    found = [name for name in (first, second) if name in names]
-    if len(found) != 1:
-        what = "both" if found else "neither"
+    present = [name for name in (first, second) if name in names]
+    if len(present) != 1:
+        what = "both" if present else "neither"
         raise DataError(
             f"'{path}': found {what} of the tensors '{first}' and '{second}', wanted one of them",
             hint=f"the file holds {shown(', '.join(sorted(names)) or 'no tensor')}",
         )
-    return found[0]
+    return present[0]
 
 
 def _check_tensor(path: Path, name: str, tensor: Tensor) -> Tensor:

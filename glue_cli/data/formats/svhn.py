@@ -56,8 +56,8 @@ def read_svhn(data: DataSpec, split: str, *, root: Path, cache: Path | None, pro
     if wrong.any():
         record = int(wrong.nonzero()[0])
         raise DataError(f"'{path}': 'y' is {int(labels[record])} for image {record} (from 0), wanted 1 to 10")
-    labels[labels == 10] = 0  # the file counts as MATLAB does: 10 is the digit 0
-    # The first dimension runs fastest: as rows, the file holds [N, 3, 32 across, 32 down].
+    labels[labels == 10] = 0  # the file counts from 1, as MATLAB does: the digit 0 is class 10
+    # MATLAB stores the first dimension contiguously: read row by row, the file holds [N, 3, 32 across, 32 down].
     pixels = _to_tensor(images).view(n_images, 3, 32, 32).transpose(2, 3).contiguous()
     return Dataset(pixels, labels, tuple("0123456789"))
 

@@ -1,1 +1,1 @@
-"""What data lie in a folder: their format, splits, columns, classes and sizes, found without reading all of them."""
+"""Recognise the data in a folder: format, splits, columns, classes and sizes, without reading all of it."""

@@ -1,4 +1,4 @@
-"""Data sets in files and folders of images: CIFAR-10, SVHN, safetensors, JSON lines, a folder a class."""
+"""Recognise CIFAR-10, SVHN, safetensors, JSON lines, and images in one folder per class."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from glue_cli.data.formats.jsonl import read_jsonl
 from glue_cli.data.formats.safetensors_folder import read_safetensors
 from glue_cli.data.image_files import find_image_files
 from glue_cli.data.images import EncodedImage, sizes_of
-from glue_cli.data.recognise.found import FoundData, match_splits, unusual
+from glue_cli.data.recognise.found_data import FoundData, match_splits, unusual
 from glue_cli.foundation.errors import CheckpointError, DataError
 from glue_cli.foundation.progress import silent
 from glue_cli.foundation.regular_files import regular
 from glue_cli.spec.schema import DataSpec
 
-_LOOKED_AT = 200  # images whose size is read
+_LOOKED_AT = 200  # number of images whose size is read
 
 
 def find_cifar10(root: Path) -> FoundData | None:
@@ -40,7 +40,7 @@ def find_safetensors(root: Path) -> FoundData | None:
     """Look for SPLIT.safetensors; reads the training labels.
 
     Raises:
-        DataError: the training split is there and damaged.
+        DataError: the training split exists but is damaged.
     """
     matched = match_splits([path.stem for path in root.glob("*.safetensors")])
     if matched is None:
@@ -69,10 +69,10 @@ def _count_rows(path: Path) -> int:
 
 
 def find_jsonl(root: Path) -> FoundData | None:
-    """Look for SPLIT.jsonl whose lines have a `text`; other keys are for the library `datasets`.
+    """Look for SPLIT.jsonl whose lines have a `text`; files with other keys are left to the library `datasets`.
 
     Raises:
-        DataError: a file is there and damaged.
+        DataError: a file exists but is damaged.
     """
     matched = match_splits([path.stem for path in root.glob("*.jsonl")])
     if matched is None or not _has_text(root / f"{matched[0]['train']}.jsonl"):
@@ -83,20 +83,21 @@ def find_jsonl(root: Path) -> FoundData | None:
     counts = {split: len(texts.texts) for split, texts in read.items() if texts}
     train = read["train"]
     assert train is not None
-    found = FoundData("jsonl", unusual(splits), counts=counts, targets="tokens", doubts=doubts)
+    description = FoundData("jsonl", unusual(splits), counts=counts, targets="tokens", doubts=doubts)
     if train.targets is None:
-        return found
+        return description
     names = train.class_names or ()
-    return replace(found, targets="labels", n_classes=len(names) or int(train.targets.max()) + 1, class_names=names)
+    n_classes = len(names) or int(train.targets.max()) + 1
+    return replace(description, targets="labels", n_classes=n_classes, class_names=names)
 
 
 def _has_text(path: Path) -> bool:
     try:
         with open(path, "rb", opener=regular) as file:
-            found = json.loads(next((line for line in file if line.strip()), b""))
+            entry = json.loads(next((line for line in file if line.strip()), b""))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and isinstance(found.get("text"), str)
+    return isinstance(entry, dict) and isinstance(entry.get("text"), str)
 
 
 def find_images(root: Path) -> FoundData | None:
@@ -109,7 +110,7 @@ def find_images(root: Path) -> FoundData | None:
     train = root / splits["train"]
     if next(_images(train, classes["train"]), None) is None:
         return None
-    unknown = {name for found in classes.values() for name in found} - set(classes["train"])
+    unknown = {name for names in classes.values() for name in names} - set(classes["train"])
     if unknown:
         doubts = (*doubts, f"data: no training example of the class '{min(unknown)}', which other splits have")
     counts = {split: sum(1 for _ in _images(root / name, classes[split])) for split, name in splits.items()}
@@ -135,7 +136,7 @@ def _images(folder: Path, classes: list[str]) -> Iterator[Path]:
 
 
 def _sizes(folder: Path, classes: list[str]) -> frozenset[tuple[int, int]]:
-    """Return the sizes of some images of every class: classes may have been gathered from different places."""
+    """Return the sizes of some images of every class, as classes may come from different sources."""
     n_each = max(1, _LOOKED_AT // len(classes))
     looked_at = (path for name in classes for path in islice(_images(folder, [name]), n_each))
     return sizes_of(EncodedImage(str(path)) for path in looked_at)

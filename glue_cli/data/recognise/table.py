@@ -1,4 +1,4 @@
-"""Data sets that the library `datasets` reads: Parquet, CSV, JSON, `save_to_disk`; and what their columns are for."""
+"""Recognise data for the library `datasets`: Parquet, CSV, JSON, `save_to_disk`; and the roles of their columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -7,23 +7,23 @@ from typing import Any
 
 from glue_cli.data.formats.huggingface import opening
 from glue_cli.data.images import EncodedImage, sizes_of
-from glue_cli.data.recognise.found import FoundData, match_splits, unusual
+from glue_cli.data.recognise.found_data import FoundData, match_splits, unusual
 from glue_cli.spec.schema import DataSpec
 
 _ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
-_USUAL = {"val": ("val", "validation")}  # which the format looks for by itself
+_USUAL = {"val": ("val", "validation")}  # names that the format finds without the spec
 _USUAL_INPUTS = ("image", "img", "text")
-_LABELS = ("label", "labels", "class", "category", "target", "y")  # what people call it, the format's own name first
-_LOOKED_AT = 200  # rows whose texts and images are looked at
-_MOST_CLASSES = 1000  # different values up to which a column may be one of labels
+_LABELS = ("label", "labels", "class", "category", "target", "y")  # common names, the format's own first
+_LOOKED_AT = 200  # rows whose texts and images are checked
+_MOST_CLASSES = 1000  # the most distinct values of a column of labels
 
 
 def find_table(root: Path, cache: Path | None) -> FoundData | None:
-    """Look for splits as tables; None where there are none.
+    """Look for tables of splits; None if there are none.
 
     Raises:
-        SpecError: there are, and the library `datasets` is not installed.
-        DataError: a table is there and damaged.
+        SpecError: there are some, but the library `datasets` is not installed.
+        DataError: a table exists but is damaged.
     """
     matched = match_splits(_names(root))
     if matched is None:
@@ -38,7 +38,7 @@ def find_table(root: Path, cache: Path | None) -> FoundData | None:
 
 
 def _names(root: Path) -> set[str]:
-    """Return what the splits may be called: files of tables without their shards' numbers, and folders of some."""
+    """Return possible names of splits: table files without shard numbers, and folders that contain tables."""
     names = {path.stem.partition("-")[0] for folder in (root, root / "data") for path in _tables(folder)}
     folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     return names | {path.name for path in folders if (path / "state.json").is_file() or any(_tables(path))}
@@ -62,7 +62,7 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
         columns[role] = list(inputs) if role == "inputs" else inputs[0]
     is_number = target is not None and kinds[target] == "number"
     if target is None:
-        if role != "text":  # which a language model takes alone
+        if role != "text":  # a language model needs nothing else
             choices.append(f"columns: {{label: NAME}} or {{target: [NAME, ...]}}; there are {_listed(kinds)}")
     elif target != "label" or is_number:
         columns["target" if is_number else "label"] = target
@@ -82,7 +82,7 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
 
 
 def _kind(feature: Any) -> str:
-    """Return what a column holds: images, classes, text, whole numbers, numbers, or something else."""
+    """Return the kind of values in a column: images, classes, text, whole numbers, numbers, or something else."""
     name = type(feature).__name__
     if name in ("Image", "ClassLabel"):
         return {"Image": "image", "ClassLabel": "class"}[name]
@@ -94,7 +94,7 @@ def _kind(feature: Any) -> str:
 
 
 def _find_target(table: Any, kinds: Mapping[str, str]) -> str | None:
-    """Return the column that is to be predicted, if one stands out."""
+    """Return the column to predict, if there is only one clear choice."""
     hinted = [name for name in _LABELS if kinds.get(name) in ("class", "whole", "text", "number")]
     classes = [name for name, kind in kinds.items() if kind == "class"]
     if hinted or len(classes) == 1:
@@ -109,7 +109,7 @@ def _has_few_values(table: Any, name: str) -> bool:
 
 
 def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequence[str]]:
-    """Return what the inputs are, image, text or numbers, and their columns; None where that is not clear."""
+    """Return the kind of inputs, image, text or numbers, and their columns; None if unclear."""
     usual = next((name for name in _USUAL_INPUTS if kinds.get(name) in ("image", "text")), None)
     images = [name for name, kind in kinds.items() if kind == "image"]
     if usual or images:
@@ -124,7 +124,7 @@ def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequ
 
 
 def _class_names(table: Any, name: str) -> list[str] | int | None:
-    """Return the names of the classes; where they are numbers, how many there are; None for anything else."""
+    """Return the class names, or for numbered classes their number; None for anything else."""
     if names := getattr(table.features[name], "names", None):
         return list(names)
     values = table.unique(name)
@@ -136,7 +136,7 @@ def _class_names(table: Any, name: str) -> list[str] | int | None:
 def _sizes(table: Any, name: str) -> frozenset[tuple[int, int]]:
     undecoded = import_module("datasets").Image(decode=False)
     head = table.select(range(min(_LOOKED_AT, table.num_rows))).cast_column(name, undecoded)
-    cells = [cell for cell in head[name] if cell and cell["bytes"]]  # a path may lead anywhere: the reader checks it
+    cells = [cell for cell in head[name] if cell and cell["bytes"]]  # a path may point anywhere; the reader checks it
     return sizes_of(EncodedImage(name, cell["bytes"]) for cell in cells)
 
 

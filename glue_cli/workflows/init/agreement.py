@@ -1,6 +1,6 @@
 """What a user has to check before the experts found and the data found are used together. Needs no torch."""
 
-from glue_cli.data.recognise.found import FoundData
+from glue_cli.data.recognise.found_data import FoundData
 from glue_cli.models.recognise.recognised import Recognised
 
 

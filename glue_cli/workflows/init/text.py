@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from glue_cli.data import FORMATS
-from glue_cli.data.recognise.found import FoundData
+from glue_cli.data.recognise.found_data import FoundData
 from glue_cli.foundation.units import counted
 from glue_cli.models import architecture_forms
 from glue_cli.models.recognise.configuration import named_from

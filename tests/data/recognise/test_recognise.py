@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from glue_cli.data import read_dataset
-from glue_cli.data.recognise.found import match_splits
+from glue_cli.data.recognise.found_data import match_splits
 from glue_cli.data.recognise.recognise import recognise_data
 from glue_cli.spec.schema import DataSpec
 

@@ -1,4 +1,4 @@
-"""What was found of the data in a folder. Needs no torch."""
+"""A description of the data in a folder, and the matching of split names. Needs no torch."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Literal
 
 Kind = Literal["labels", "numbers", "tokens"]
 
-# What people call the splits, the usual name first.
+# Names that people give to the splits, the most common first.
 _NAMES = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "dev"),
@@ -16,17 +16,17 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class FoundData:
-    """A data section of the spec, and what it will give.
+    """A data section for the spec, and what its data contain.
 
     Attributes:
         format: a name of `glue_cli.data.FORMATS`.
-        splits, columns: as in the spec; empty where the usual names do.
+        splits, columns: as in the spec; empty if the default names fit.
         counts: examples by split, as far as they are known.
         targets: class labels, numbers to predict, or the next tokens of a text.
-        n_classes: of labels; None where only a whole reading would tell.
-        class_names: of labels, where they have names.
+        n_classes: number of label classes; None if only reading all data would tell.
+        class_names: names of the label classes, if they have any.
         sizes: heights and widths of the images that were looked at, pixels; empty for other data.
-        doubts: what nothing told and the user has to check, a line each.
+        doubts: what could not be determined and the user has to check, one line each.
         choices: keys and values of the section that the user has to choose between.
     """
 
@@ -43,25 +43,25 @@ class FoundData:
 
 
 def match_splits(names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]] | None:
-    """Return what each split is called, and what to check of that; None where nothing is called train.
+    """Return the name of each split, and what the user has to check; None without a train split.
 
     A folder without a test split is evaluated on its validation split, and validates on part of the training split.
     """
-    found = {split: name for split, known in _NAMES.items() for name in reversed(known) if name in names}
-    if "train" not in found:
+    splits = {split: name for split, known in _NAMES.items() for name in reversed(known) if name in names}
+    if "train" not in splits:
         return None
     doubts: tuple[str, ...] = ()
-    if "test" not in found:
-        if "val" in found:
-            found["test"] = found.pop("val")
-            doubts = (f"data.splits: there is no test split, so '{found['test']}' is evaluated in its place",)
+    if "test" not in splits:
+        if "val" in splits:
+            splits["test"] = splits.pop("val")
+            doubts = (f"data.splits: there is no test split, so '{splits['test']}' is evaluated in its place",)
         else:
             doubts = ("data.splits: there is no test split, which glue evaluate wants by default",)
-    return found, doubts
+    return splits, doubts
 
 
 def unusual(splits: Mapping[str, str], *, usual: Mapping[str, Collection[str]] | None = None) -> dict[str, str]:
-    """Return the names of splits that a spec has to say.
+    """Return the split names that a spec has to state.
 
     Args:
         usual: names that a format looks for by itself, besides the split's own.
