@@ -157,17 +157,17 @@ class Survey:
 
 def survey(blocks: Iterable[Block], n_experts: int) -> Survey:
     """Go through all blocks once."""
-    found = Survey(0, 0, 0, [True] * n_experts)
+    totals = Survey(0, 0, 0, [True] * n_experts)
     reached = [(0, 0)] * n_experts
     for block in blocks:
-        found.n_blocks += 1
-        found.n_bytes += block.n_bytes
-        found.buffer_bytes = max(found.buffer_bytes, block.buffer_bytes)
+        totals.n_blocks += 1
+        totals.n_bytes += block.n_bytes
+        totals.buffer_bytes = max(totals.buffer_bytes, block.buffer_bytes)
         for expert, _, file, offset, _ in block.sources:
             if (file, offset) < reached[expert]:
-                found.in_file_order[expert] = False
+                totals.in_file_order[expert] = False
             reached[expert] = file, offset
-    return found
+    return totals
 
 
 def plan_blend(

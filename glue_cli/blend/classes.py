@@ -54,8 +54,8 @@ def compare_classes_of_adapters(adapters: Sequence[Checkpoint], base: Checkpoint
     Raises:
         CheckpointError: they know different classes, or the same in different orders.
     """
-    found = _compare(adapters, [class_names_of(adapter) for adapter in adapters], _ADAPTERS)
-    return found if found.names or base is None else ComparedClasses(class_names_of(base))
+    compared = _compare(adapters, [class_names_of(adapter) for adapter in adapters], _ADAPTERS)
+    return compared if compared.names or base is None else ComparedClasses(class_names_of(base))
 
 
 def _compare(experts: Sequence[Checkpoint], known: Sequence[tuple[str, ...]], hint: str) -> ComparedClasses:

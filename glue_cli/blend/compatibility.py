@@ -29,21 +29,21 @@ class Difference:
 def find_differences(experts: Sequence[Checkpoint]) -> list[Difference]:
     """Return every tensor in which an expert differs from the first one by name, shape or dtype."""
     first, *others = experts
-    found = []
+    differences = []
     for expert in others:
         for name, wanted in first.entries.items():
             entry = expert.entries.get(name)
             if entry is None:
-                found.append(Difference("missing", name, f"{expert.path}: '{name}' is missing"))
+                differences.append(Difference("missing", name, f"{expert.path}: '{name}' is missing"))
             elif entry.shape != wanted.shape:
                 text = f"{expert.path}: '{name}' is {list(entry.shape)}, in {first.path} it is {list(wanted.shape)}"
-                found.append(Difference("shape", name, text))
+                differences.append(Difference("shape", name, text))
             elif entry.dtype != wanted.dtype:
                 text = f"{expert.path}: '{name}' is {entry.dtype}, in {first.path} it is {wanted.dtype}"
-                found.append(Difference("dtype", name, text))
+                differences.append(Difference("dtype", name, text))
         for name in sorted(expert.entries.keys() - first.entries.keys()):
-            found.append(Difference("unexpected", name, f"{expert.path}: '{name}' is not in {first.path}"))
-    return found
+            differences.append(Difference("unexpected", name, f"{expert.path}: '{name}' is not in {first.path}"))
+    return differences
 
 
 def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: Collection[str] = ()) -> None:
@@ -56,23 +56,23 @@ def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart:
     Raises:
         CheckpointError: with every tensor that differs, and the options that would mend it where there are any.
     """
-    found = [d for d in find_differences(experts) if d.name not in apart and not _is_missing_counter(d, experts)]
+    differences = [d for d in find_differences(experts) if d.name not in apart and not _is_missing_counter(d, experts)]
     if dtype_given:
-        found = [d for d in found if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]
-    if not found:
+        differences = [d for d in differences if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]
+    if not differences:
         return
-    if all(d.kind == "dtype" and _float_everywhere(d.name, experts) for d in found):
+    if all(d.kind == "dtype" and _float_everywhere(d.name, experts) for d in differences):
         message, hint = "the experts differ in dtype", "say what to blend to: --dtype float32"
-    elif all(d.kind == "shape" and _differ_in_classes(d.name, experts) for d in found):
+    elif all(d.kind == "shape" and _differ_in_classes(d.name, experts) for d in differences):
         message = "the experts differ in these tensors"
         hint = "if they are a head, say what becomes of it: --head PATTERN --head-policy align, from:EXPERT or reset"
-    elif _are_few(found, experts):
+    elif _are_few(differences, experts):
         message = "the experts differ in these tensors"
-        names = dict.fromkeys(d.name for d in found)
+        names = dict.fromkeys(d.name for d in differences)
         hint = f"to have them in the blend as in {experts[0].path}, or not at all: {exclusion(list(names), experts)}"
     else:
         message, hint = "the experts are not of one architecture", "blend checkpoints of one architecture only"
-    raise CheckpointError(message, items=[difference.text for difference in found], hint=hint)
+    raise CheckpointError(message, items=[difference.text for difference in differences], hint=hint)
 
 
 def _is_missing_counter(difference: Difference, experts: Sequence[Checkpoint]) -> bool:
@@ -95,11 +95,11 @@ def _differ_in_one_size(name: str, experts: Sequence[Checkpoint]) -> bool:
     return sum(len(set(sizes)) > 1 for sizes in zip(*shapes, strict=True)) == 1
 
 
-def _are_few(found: Sequence[Difference], experts: Sequence[Checkpoint]) -> bool:
+def _are_few(differences: Sequence[Difference], experts: Sequence[Checkpoint]) -> bool:
     """Tell whether experts of one architecture differ in a few tensors: not in layers, nor in more than one size."""
-    if any(d.kind == "shape" and not _differ_in_one_size(d.name, experts) for d in found):
+    if any(d.kind == "shape" and not _differ_in_one_size(d.name, experts) for d in differences):
         return False
-    names, everywhere = {d.name for d in found}, set(experts[0].entries)
+    names, everywhere = {d.name for d in differences}, set(experts[0].entries)
     known = set(everywhere)
     for expert in experts[1:]:
         everywhere &= expert.entries.keys()
@@ -122,13 +122,13 @@ def exclusion(names: Sequence[str], experts: Sequence[Checkpoint]) -> str:
 
 def _patterns(names: Sequence[str], others: Collection[str]) -> list[str]:
     """Return patterns that match these names and no others: their common last part, or each name."""
-    found: dict[str, None] = {}
+    patterns: dict[str, None] = {}
     for name in names:
         pattern = f"*.{name.rpartition('.')[2]}"
         alike = sum(fnmatchcase(other, pattern) for other in names)
         is_theirs = alike > 1 and not any(fnmatchcase(other, pattern) for other in others)
-        found[pattern if is_theirs and fnmatchcase(name, pattern) else escape(name)] = None
-    return list(found)
+        patterns[pattern if is_theirs and fnmatchcase(name, pattern) else escape(name)] = None
+    return list(patterns)
 
 
 def check_copied(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:

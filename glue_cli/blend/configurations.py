@@ -77,11 +77,11 @@ def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
     odd = [path for path in paths if path.exists() and path not in dict(known)]
     items, notes = [], [f"{path} is no configuration that can be read, and is not compared" for path in odd]
     for path, config in others:
-        found = compare_configurations(config, wanted)
-        found = [d for d in found if not (d.key.endswith(_TIED) and heads_are_copies(experts))]
-        grave = [d for d in found if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
+        differences = compare_configurations(config, wanted)
+        differences = [d for d in differences if not (d.key.endswith(_TIED) and heads_are_copies(experts))]
+        grave = [d for d in differences if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
         items += [f"{path}: {d.key} is {_text(d.value)}, in {first} it is {_text(d.other)}" for d in grave]
-        if light := [d for d in found if d not in grave]:
+        if light := [d for d in differences if d not in grave]:
             said = [f"{d.key} ({_text(d.value)}, not {_text(d.other)})" for d in light[:_LISTED]]
             more = f" and {len(light) - _LISTED} more" if len(light) > _LISTED else ""
             notes.append(f"{path} differs from {first} in {', '.join(said)}{more}, which glue takes to be harmless")
@@ -96,10 +96,10 @@ def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
 
 def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
     """Return where two configurations differ; without what has no part in what the weights compute."""
-    found = list(_differences(config, other))
-    if found and (as_read := _as_read(config)) and (other_as_read := _as_read(other)):
-        found = list(_differences(as_read, other_as_read))
-    return found
+    differences = list(_differences(config, other))
+    if differences and (as_read := _as_read(config)) and (other_as_read := _as_read(other)):
+        differences = list(_differences(as_read, other_as_read))
+    return differences
 
 
 def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[Difference]:
@@ -139,10 +139,10 @@ def _as_read(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         transformers: Any = import_beside_torchvision("transformers")
         transformers.logging.set_verbosity_error()
         said = {key: value for key, value in config.items() if key != "model_type"}
-        found: Mapping[str, Any] = transformers.AutoConfig.for_model(kind, **said).to_dict()
+        settings: Mapping[str, Any] = transformers.AutoConfig.for_model(kind, **said).to_dict()
     except Exception:  # a library raises whatever a configuration makes it stumble on; then what is written counts
         return None
-    return found
+    return settings
 
 
 def _is_of_a_library(config: Mapping[str, Any]) -> bool:

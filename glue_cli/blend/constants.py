@@ -34,12 +34,12 @@ def find_constants(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()
     first, *others = experts
     if not others:
         return {}  # nothing tells a constant from a fault
-    found = [
+    masks = [
         e for e in first.entries.values() if e.name not in apart and _may_be_mask(e) and _has_infinities(first, e)
     ]
     return {
         entry.name: 0
-        for entry in found
+        for entry in masks
         if all(same_bytes(first, entry, other, other.entries[entry.name]) for other in others)
     }
 
@@ -66,8 +66,8 @@ def _has_infinities(checkpoint: Checkpoint, entry: TensorEntry) -> bool:
         ends = [os.pread(descriptor, n, at) for at, n in _ends(entry)]
     if not any({infinity, infinity | sign} & set(memoryview(end).cast(form)) for end in ends):
         return False
-    found = {n & ~sign for block in read_blocks(checkpoint, entry) for n in set(memoryview(block).cast(form))}
-    return max(found) == infinity  # NaN has the same exponent, and a fraction
+    magnitudes = {n & ~sign for block in read_blocks(checkpoint, entry) for n in set(memoryview(block).cast(form))}
+    return max(magnitudes) == infinity  # NaN has the same exponent, and a fraction
 
 
 def _ends(entry: TensorEntry) -> Iterator[tuple[int, int]]:

@@ -57,12 +57,12 @@ def settle_differences(experts: Sequence[Checkpoint], *, apart: Collection[str] 
 def _in_some_only(experts: Sequence[Checkpoint]) -> list[str]:
     """Return the tensors that at least one expert lacks."""
     first, *others = experts
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for expert in others:
         if expert.entries is not first.entries:
-            found |= dict.fromkeys(name for name in first.entries if name not in expert.entries)
-            found |= dict.fromkeys(name for name in expert.entries if name not in first.entries)
-    return list(found)
+            names |= dict.fromkeys(name for name in first.entries if name not in expert.entries)
+            names |= dict.fromkeys(name for name in expert.entries if name not in first.entries)
+    return list(names)
 
 
 def _entries(experts: Iterable[Checkpoint], name: str) -> list[TensorEntry]:
@@ -77,8 +77,8 @@ def _is_unequal_buffer(name: str, experts: Sequence[Checkpoint]) -> bool:
         return False
     if is_extra_state(name):
         return not all(same_bytes(first, entry, expert, expert.entries[name]) for expert in others)
-    found = [expert.entries[name] for expert in others]
-    return any(e.dtype != entry.dtype for e in found) and all(e.shape == entry.shape for e in found)
+    entries = [expert.entries[name] for expert in others]
+    return any(e.dtype != entry.dtype for e in entries) and all(e.shape == entry.shape for e in entries)
 
 
 def _named(names: Collection[str]) -> str:

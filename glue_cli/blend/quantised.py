@@ -30,11 +30,11 @@ def check_unquantised(experts: Sequence[Checkpoint], *, apart: Collection[str] =
         CheckpointError: one has, with these tensors.
     """
     for expert in experts:
-        found = [entry for entry in _quantised_tensors(expert) if entry.name not in apart]
-        if found:
+        entries = [entry for entry in _quantised_tensors(expert) if entry.name not in apart]
+        if entries:
             raise CheckpointError(
                 f"'{expert.path}' is quantised{_method_of(expert)}, and quantised numbers have no mean",
-                items=[f"'{entry.name}' is {entry.dtype} {list(entry.shape)}" for entry in found],
+                items=[f"'{entry.name}' is {entry.dtype} {list(entry.shape)}" for entry in entries],
                 hint="load it in its library, dequantise it (transformers: model.dequantize()), save it in float16"
                 " or bfloat16, and blend that; or blend the checkpoint that it was made from",
             )

@@ -81,15 +81,15 @@ def group_tensors(
     Raises:
         SpecError: a group gets no tensor.
     """
-    found: dict[str, str] = {}
+    group_by_name: dict[str, str] = {}
     wanted = {group: (given,) if isinstance(given, str) else tuple(given) for group, given in patterns.items()}
     for name in names:
-        found[name] = next((g for g, given in wanted.items() if matches(name, given)), "rest")
-    groups = [*wanted, *(["rest"] if "rest" in found.values() and "rest" not in wanted else [])]
-    empty = [f"{group}: {', '.join(wanted[group])}" for group in groups if group not in found.values()]
+        group_by_name[name] = next((g for g, given in wanted.items() if matches(name, given)), "rest")
+    groups = [*wanted, *(["rest"] if "rest" in group_by_name.values() and "rest" not in wanted else [])]
+    empty = [f"{group}: {', '.join(wanted[group])}" for group in groups if group not in group_by_name.values()]
     if empty:
         raise SpecError("mix.groups: no tensor of the experts matches", items=empty, hint="mend the patterns")
-    return tuple(groups), {name: groups.index(group) for name, group in found.items()}
+    return tuple(groups), {name: groups.index(group) for name, group in group_by_name.items()}
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -120,16 +120,16 @@ def find_expert(experts: Sequence[Checkpoint], wanted: str, option: str) -> int:
         UsageError: none is, or several are.
     """
     names = [{e.path.name, e.path.stem, str(e.glue.get("name", e.path.stem))} for e in experts]
-    found = [k for k, known in enumerate(names) if wanted in known or _is_path(wanted, experts[k].path)]
-    if not found:
-        found = [k for k, expert in enumerate(experts) if _is_same_file(expert.path, wanted)]
-    if not found and wanted.isdecimal() and int(wanted) < len(experts):
-        found = [int(wanted)]
-    if len(found) != 1:
-        what = "no expert" if not found else f"{len(found)} experts"
+    numbers = [k for k, known in enumerate(names) if wanted in known or _is_path(wanted, experts[k].path)]
+    if not numbers:
+        numbers = [k for k, expert in enumerate(experts) if _is_same_file(expert.path, wanted)]
+    if not numbers and wanted.isdecimal() and int(wanted) < len(experts):
+        numbers = [int(wanted)]
+    if len(numbers) != 1:
+        what = "no expert" if not numbers else f"{len(numbers)} experts"
         listed = ", ".join(f"{k}: {expert.name}" for k, expert in enumerate(experts))
         raise UsageError(f"{option} {wanted}: {what} of that name", hint=f"name one of {listed}")
-    return found[0]
+    return numbers[0]
 
 
 def _is_path(wanted: str, path: Path) -> bool:

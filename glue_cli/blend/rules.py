@@ -193,10 +193,10 @@ def _spelt_as(classes: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_equal_heads(experts: Sequence[Checkpoint], pattern: str) -> None:
-    found = [d for d in find_differences(experts) if d.kind != "dtype" and matches(d.name, [pattern])]
-    if found:
+    differences = [d for d in find_differences(experts) if d.kind != "dtype" and matches(d.name, [pattern])]
+    if differences:
         raise CheckpointError(
             "the experts' heads differ, and cannot be blended",
-            items=[difference.text for difference in found],
+            items=[difference.text for difference in differences],
             hint="these would work: --head-policy align (by class name), from:EXPERT, reset",
         )

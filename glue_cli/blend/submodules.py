@@ -35,25 +35,27 @@ def find_blocks(names: Iterable[str], most: int = MOST_BLOCKS) -> tuple[tuple[st
     members: list[list[str]] = [[] for _ in range(n_blocks)]
     for key, block in block_of.items():
         members[block].append(key)
-    titles = tuple(found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}" for found in members)
+    titles = tuple(
+        block_keys[0] if len(block_keys) == 1 else f"{block_keys[0]} to {block_keys[-1]}" for block_keys in members
+    )
     return titles, {name: block_of[key] for name, key in zip(names, keys, strict=True)}
 
 
 def _in_order_of_numbers(keys: list[str], repeated: set[str]) -> list[str]:
     """Return the blocks with the members of each submodule by their numbers: by the alphabet, 10 comes before 2."""
-    found = list(keys)
+    ordered = list(keys)
     for module in repeated:
         places = [i for i, key in enumerate(keys) if key.rpartition(".")[0] == module]
         members = sorted((keys[i] for i in places), key=lambda key: int(key.rpartition(".")[2]))
         for place, member in zip(places, members, strict=True):
-            found[place] = member
-    return found
+            ordered[place] = member
+    return ordered
 
 
 def _member(name: str, repeated: set[str]) -> str | None:
     """Return the member of a repeated submodule that a tensor belongs to, `layers.0`; None for any other tensor."""
-    found = _MEMBER.fullmatch(name)
-    return f"{found[1]}.{found[2]}" if found and found[1] in repeated else None
+    parts = _MEMBER.fullmatch(name)
+    return f"{parts[1]}.{parts[2]}" if parts and parts[1] in repeated else None
 
 
 def _repeated(names: Iterable[str]) -> set[str]:
@@ -64,8 +66,8 @@ def _repeated(names: Iterable[str]) -> set[str]:
     """
     members: dict[str, dict[str, set[str]]] = {}
     for name in names:
-        if found := _MEMBER.fullmatch(name):
-            members.setdefault(found[1], {}).setdefault(found[2], set()).add(found[3])
+        if parts := _MEMBER.fullmatch(name):
+            members.setdefault(parts[1], {}).setdefault(parts[2], set()).add(parts[3])
     return {module for module, inner in members.items() if len(inner) > 1 and _are_alike([*inner.values()])}
 
 

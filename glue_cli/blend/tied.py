@@ -36,18 +36,18 @@ def find_tied_copies(experts: Sequence[Checkpoint], names: Sequence[str]) -> Tie
         names: tensors that at least one expert lacks.
     Cost: reads these tensors and those of the same shape, as far as they are equal.
     """
-    found = {name: original for name in names if (original := _original_of(name, experts))}
+    originals = {name: original for name in names if (original := _original_of(name, experts))}
     first, *others = experts
     completed = []
     for expert in others:
         own = expert.entries
         copies = {
             name: own[original]._replace(name=name)
-            for name, original in found.items()
+            for name, original in originals.items()
             if name in first.entries and name not in own
         }
         completed.append(replace(expert, entries={**own, **copies}) if copies else expert)
-    return TiedCopies((first, *completed), found)
+    return TiedCopies((first, *completed), originals)
 
 
 def _original_of(name: str, experts: Sequence[Checkpoint]) -> str | None:

@@ -310,11 +310,11 @@ def _largest_counter(counter: TensorEntry, readers: Sequence[_Reader], weights: 
 
     A mean would be a count of nothing; with a one-hot alpha the largest is the expert's own.
     """
-    found: list[tuple[bool, int]] = []
+    counts: list[tuple[bool, int]] = []
     for reader, weight in zip(readers, weights, strict=True):
         if entry := reader.expert.entries.get(counter.name):
             value = bytearray(8)
             reader.read(entry.file, entry.offset, memoryview(value))
-            found.append((weight != 0, int.from_bytes(value, "little", signed=True)))
-    _, largest = max(found)  # of the others where nobody that takes part has counted
+            counts.append((weight != 0, int.from_bytes(value, "little", signed=True)))
+    _, largest = max(counts)  # of the others where nobody that takes part has counted
     return largest.to_bytes(8, "little", signed=True)

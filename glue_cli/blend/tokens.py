@@ -91,7 +91,7 @@ def align_tokens(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: 
         CheckpointError: the vocabularies differ in other tokens than added ones, or there is no tensor to align.
     """
     read = [read_vocabulary(expert.model_folder) if expert.model_folder else None for expert in experts]
-    known = in_one_kind(found) if (found := [each for each in read if each]) else []
+    known = in_one_kind(vocabularies) if (vocabularies := [each for each in read if each]) else []
     _check_bases(known)
     is_equal = all(vocabulary.numbers == known[0].numbers for vocabulary in known)
     if is_equal and len(known) < len(experts):
@@ -134,7 +134,7 @@ def _find_tables(experts: Sequence[Checkpoint], recipe: Recipe) -> tuple[tuple[s
     """Return the tensors that have a row a token in every expert, and how many rows each expert has [K]."""
     folders = [expert.model_folder for expert in experts]
     stated = [set(_vocabulary_sizes(read_object(f / "config.json"))) if f else set() for f in folders]
-    found: dict[str, tuple[int, ...]] = {}
+    sizes_by_name: dict[str, tuple[int, ...]] = {}
     for name in experts[0].entries:
         shapes = [e.shape for expert in experts if (e := expert.entries.get(name)) and e.dtype in FLOAT_DTYPES]
         axis = row_axis(name)
@@ -145,9 +145,9 @@ def _find_tables(experts: Sequence[Checkpoint], recipe: Recipe) -> tuple[tuple[s
         if all(not own or size in own for own, size in zip(stated, sizes, strict=True)):
             follows = all(stated) and len(set(sizes)) > 1  # each expert's own vocabulary
             if follows or is_table(name):
-                found[name] = sizes
-    sizes = max(found.values(), default=())
-    return tuple(name for name, own in found.items() if own == sizes), sizes
+                sizes_by_name[name] = sizes
+    sizes = max(sizes_by_name.values(), default=())
+    return tuple(name for name, own in sizes_by_name.items() if own == sizes), sizes
 
 
 def _vocabulary_sizes(config: Mapping[str, Any]) -> Iterator[int]:

@@ -69,7 +69,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     for place in (folder, folder / "tokenizer"):
         fast = read_object(place / "tokenizer.json")
         read = {"tokenizer.json": _trained(fast), **{kind: reader(place) for kind, reader in _READERS.items()}}
-        tables = {kind: found for kind, found in read.items() if found}
+        tables = {kind: numbers for kind, numbers in read.items() if numbers}
         added = _added(place, fast.get("added_tokens"))
         if tables or added:
             return Vocabulary(place, tables, added)
@@ -78,35 +78,35 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 def _added(folder: Path, listed: object) -> Numbers:
     """Return the added tokens: what `tokenizer.json` lists, and two other files keep."""
-    found: list[tuple[object, object]] = list(read_object(folder / "added_tokens.json").items())
-    found += (
+    pairs: list[tuple[object, object]] = list(read_object(folder / "added_tokens.json").items())
+    pairs += (
         [(t.get("content"), t.get("id")) for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
     )
     by_number = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
     for number, token in by_number.items() if isinstance(by_number, dict) else ():
         if isinstance(token, dict) and number.isdecimal() and len(number) < _DIGITS:
-            found.append((token.get("content"), int(number)))
-    return _of_numbers(found)
+            pairs.append((token.get("content"), int(number)))
+    return _of_numbers(pairs)
 
 
-def _of_numbers(found: Iterable[tuple[object, object]]) -> Numbers:
+def _of_numbers(pairs: Iterable[tuple[object, object]]) -> Numbers:
     """Return the pairs that are a token and its number."""
-    return {token: n for token, n in found if isinstance(token, str) and type(n) is int and n >= 0}
+    return {token: n for token, n in pairs if isinstance(token, str) and type(n) is int and n >= 0}
 
 
 def _trained(tokenizer: Mapping[str, Any]) -> Numbers:
     """Return the tokens of the model in a `tokenizer.json`."""
     model = tokenizer.get("model")
-    found = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(found, list):  # of a unigram model: [[token, score], ...]
-        return _of_numbers((piece[0], n) for n, piece in enumerate(found) if isinstance(piece, list) and piece)
-    return _of_numbers(found.items()) if isinstance(found, dict) else {}
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # of a unigram model: [[token, score], ...]
+        return _of_numbers((piece[0], n) for n, piece in enumerate(vocabulary) if isinstance(piece, list) and piece)
+    return _of_numbers(vocabulary.items()) if isinstance(vocabulary, dict) else {}
 
 
 def _json(folder: Path) -> Numbers:
-    found = read_object(folder / "vocab.json")
-    nested = {f"{key} {token}": n for key, own in found.items() if isinstance(own, dict) for token, n in own.items()}
-    return _of_numbers((found | nested).items())  # of speech in several languages: a vocabulary each
+    numbers = read_object(folder / "vocab.json")
+    nested = {f"{key} {token}": n for key, own in numbers.items() if isinstance(own, dict) for token, n in own.items()}
+    return _of_numbers((numbers | nested).items())  # of speech in several languages: a vocabulary each
 
 
 def _lines(folder: Path) -> Numbers:
@@ -127,20 +127,20 @@ def _pieces(folder: Path) -> Numbers:
             continue
         for read in (_sentencepiece, _tiktoken):
             try:
-                if found := read(data):
-                    return found
+                if pieces := read(data):
+                    return pieces
             except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # no such file
                 continue
     return {}
 
 
 def _sentencepiece(data: bytes) -> Numbers:
-    found = {}
+    numbers = {}
     for number, piece in enumerate(value for field, value in _fields(data) if field == 1):
         parts = dict(_fields(piece))
         if parts.get(3) not in _NO_TEXT:
-            found[parts[1].decode()] = number
-    return found
+            numbers[parts[1].decode()] = number
+    return numbers
 
 
 def _tiktoken(data: bytes) -> Numbers:

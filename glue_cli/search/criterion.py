@@ -102,11 +102,11 @@ def _predictions(outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor,
 def _minus_value(objective: str, function: Callable[..., Any], outputs: "Tensor", targets: "Tensor") -> "Tensor":
     import torch
 
-    found = call_function(function, outputs, targets, name=f"objective '{objective}'", hint="mend the function")
-    value = found.item() if getattr(found, "ndim", None) == 0 else found  # torch's and numpy's numbers
+    returned = call_function(function, outputs, targets, name=f"objective '{objective}'", hint="mend the function")
+    value = returned.item() if getattr(returned, "ndim", None) == 0 else returned  # torch's and numpy's numbers
     if not isinstance(value, int | float) or not math.isfinite(value):
-        shape = f" {list(found.shape)}" if getattr(found, "ndim", 0) else ""
-        what = str(value) if isinstance(value, float) else f"a {type(found).__name__}{shape}"
+        shape = f" {list(returned.shape)}" if getattr(returned, "ndim", 0) else ""
+        what = str(value) if isinstance(value, float) else f"a {type(returned).__name__}{shape}"
         raise SpecError(
             f"objective '{objective}' returns {what}, wanted one finite number",
             hint="return a figure of the minibatch, of which more is better",

@@ -76,11 +76,11 @@ class WrittenBlend:
     @torch.no_grad()
     def judge(self, batches: Iterable[Batch], charge: Charge) -> Iterable[ExampleSums]:
         """Return the terms of the criterion, batch by batch."""
-        found = []
+        sums = []
         for inputs, targets in batches:
             charge(targets)
-            found.append(ExampleSums.of(self._criterion.terms(outputs_of(self._model, inputs), targets), targets))
-        return found
+            sums.append(ExampleSums.of(self._criterion.terms(outputs_of(self._model, inputs), targets), targets))
+        return sums
 
     def statistics(self) -> dict[str, Tensor]:
         """Return BatchNorm's statistics, by their names in a state dict, on the CPU."""
@@ -117,13 +117,13 @@ class HeldOut:
 
     def terms(self, alphas: Tensor, statistics: Statistics, n_batches: int | None, charge: Charge) -> Tensor:
         """Return the held-out terms of a blend, [N], float64; see `Objective.written_terms`."""
-        found: list[ExampleSums] = []
+        sums: list[ExampleSums] = []
         for number, (part, n_judged) in enumerate(self._shared_out(n_batches)):
             self._blend.load(alphas if alphas.dim() == 2 else alphas[number])
             if statistics == "refreshed":
                 self._blend.refresh(part.refreshing.again(), charge)
-            found += self._blend.judge(islice(part.judged.again(), n_judged), charge)
-        return ExampleSums.join(found).shares
+            sums += self._blend.judge(islice(part.judged.again(), n_judged), charge)
+        return ExampleSums.join(sums).shares
 
     def n_forwards(self, statistics: Statistics, n_batches: int | None = None) -> int:
         """Return how many forwards `terms` makes."""

@@ -142,9 +142,9 @@ class BlendObjective:
         """
         before = self.cost.forwards
         batches = islice(self._minibatches.validation(), n_batches)
-        found = ExampleSums.join(starmap(self._sum_up, self._blends.outputs(alpha[None], batches, 0)))
+        sums = ExampleSums.join(starmap(self._sum_up, self._blends.outputs(alpha[None], batches, 0)))
         self.cost.validation_forwards += self.cost.forwards - before
-        return found.shares
+        return sums.shares
 
     def validation_loss(self, alpha: Tensor, n_batches: int | None = None) -> float:
         """Return the loss of the blend with coefficients alpha [G, K] on validation data, as `validation_terms`."""
