@@ -1,6 +1,6 @@
-"""What a blend will read, do and write, block by block, decided from the headers alone.
+"""Plan what a blend reads, computes and writes, block by block, from the headers alone.
 
-Blocks are made as they are needed: those of 100,000 tensors of 32 experts would take a gigabyte.
+Blocks are made only when they are needed: for 100,000 tensors of 32 experts they would take a gigabyte together.
 """
 
 from collections import deque
@@ -14,8 +14,8 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, TensorEntry, is_counter
 from glue_cli.checkpoints.safetensors_file import lay_out
 
-MEMORY_BYTES = 192 << 20  # what the buffers of all threads may take, unless told otherwise
-COPIED = "U8"  # the dtype of blocks whose bytes are those of one expert, whatever they mean
+MEMORY_BYTES = 192 << 20  # the default limit on the buffers of all threads together
+COPIED = "U8"  # stands as the dtype of blocks that are copied from one expert, byte for byte
 
 
 class Source(NamedTuple):
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where a part of a block goes: which of the output's files, and where in it."""
+    """Where a part of a block goes: the output file, and the position in it."""
 
     file: int
     offset: int
@@ -38,13 +38,13 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Tensors, or a part of one, that are read, blended and written at once; they are neighbours in every expert.
+    """Tensors, or part of one, that are read, blended and written together; they are contiguous in every expert.
 
     Attributes:
-        dtype: the output's, or `COPIED`.
+        dtype: the dtype of the output, or `COPIED`.
         sources: the experts that take part.
-        targets: where the elements go, part after part.
-        is_kept: whether they are one expert's own by the recipe, which may be a constant with infinities.
+        targets: where the elements go, one target for each part.
+        is_kept: whether the recipe takes them from one expert unchanged; they may then contain infinities.
     """
 
     dtype: str
@@ -64,7 +64,7 @@ class Block:
         return self.n_bytes + self.n_elements * DTYPE_BYTES[self.dtype]
 
     def position_of(self, element: int) -> tuple[int, int]:
-        """Return where an element goes: the output's file, and the offset in it."""
+        """Return where an element goes: the output file, and the offset in it."""
         for file, offset, n_elements in self.targets:
             if element < n_elements:
                 return file, offset + element * DTYPE_BYTES[self.dtype]
@@ -78,10 +78,10 @@ class Plan:
 
     Attributes:
         entries: the output's tensors in the order of its files.
-        counters: entries of `num_batches_tracked`, whose value is chosen, not blended.
-        made: entries of tensors that come from elsewhere.
+        counters: entries of `num_batches_tracked`; their values are chosen, not blended.
+        made: entries of tensors that are computed elsewhere.
         streamed: all other entries that have elements, in the order in which they are read.
-        experts, alphas, recipe: what the blend is of.
+        experts, alphas, recipe: what the blend is made from.
     """
 
     entries: Sequence[TensorEntry]
@@ -102,13 +102,13 @@ class Plan:
         return files
 
     def name_at(self, file: int, offset: int) -> str:
-        """Return the tensor that has a byte of the output."""
+        """Return the tensor that a byte of the output belongs to."""
         return next(e.name for e in self.entries if e.file == file and e.offset <= offset < e.offset + e.n_bytes)
 
     def blocks(self, slot_bytes: int, chunk: int) -> Iterator[Block]:
         """Cut the tensors into blocks whose inputs and output fit `slot_bytes`, at multiples of `chunk` elements.
 
-        These count from the first of the tensors that are neighbours in every expert.
+        The elements are counted from the start of each run of tensors that are contiguous in every expert.
         """
         stretch, step = _Stretch(COPIED, (), is_kept=False), chunk
         for entry in self.streamed:
@@ -126,7 +126,7 @@ class Plan:
             yield stretch.take(stretch.n_elements)
 
     def _sources(self, entry: TensorEntry) -> tuple[Source, ...]:
-        """Return where a tensor of the output comes from: the experts with a coefficient, or the one copied from."""
+        """Return where an output tensor comes from: experts with nonzero coefficients, or the one that is copied."""
         if _treated_as(entry) == COPIED:
             k = self.recipe.copied_from.get(entry.name, 0)
             inner = self.experts[k].entries[entry.name]
@@ -141,12 +141,12 @@ class Plan:
 
 @dataclass
 class Survey:
-    """What a pass over all blocks tells.
+    """What a pass over all blocks shows.
 
     Attributes:
-        n_bytes: what is read in all.
-        buffer_bytes: the most that a block's inputs and output take.
-        in_file_order: for each expert, whether the blocks pass over its files in their own order.
+        n_bytes: the bytes read in total.
+        buffer_bytes: the most bytes that the inputs and output of one block take.
+        in_file_order: for each expert, whether the blocks read its files from start to end.
     """
 
     n_blocks: int
@@ -156,7 +156,7 @@ class Survey:
 
 
 def survey(blocks: Iterable[Block], n_experts: int) -> Survey:
-    """Go through all blocks once."""
+    """Go through all blocks once and add up what they read."""
     totals = Survey(0, 0, 0, [True] * n_experts)
     reached = [(0, 0)] * n_experts
     for block in blocks:
@@ -173,9 +173,9 @@ def survey(blocks: Iterable[Block], n_experts: int) -> Survey:
 def plan_blend(
     experts: Sequence[Checkpoint], alphas: Sequence[Sequence[float]], destination: Destination, recipe: Recipe
 ) -> Plan:
-    """Plan the blend of compatible experts with coefficients `alphas` [G, K]; reads nothing.
+    """Plan the blend of compatible experts with coefficients `alphas` [G, K]; reads no weights.
 
-    The output's offsets count from the end of each file's header.
+    Offsets in the output are counted from the end of each file's header.
     """
     entries = [entry for file, shard in enumerate(destination.shards) for entry in lay_out(shard, file)]
     made = [entry for entry in entries if entry.name in recipe.made]
@@ -186,9 +186,9 @@ def plan_blend(
 
 
 def _reading_order(entries: list[TensorEntry], experts: Sequence[Checkpoint]) -> list[TensorEntry]:
-    """Return the output's tensors in the order in which the experts have them, where all agree on one.
+    """Return the output's tensors in the order that all experts store them in, if there is one.
 
-    They are then neighbours in the experts, whatever their order in the output, and are read many at once.
+    Many contiguous tensors can then be read at once, whatever their order in the output.
     """
 
     def place_in(expert: Checkpoint, entry: TensorEntry) -> tuple[int, int]:
@@ -210,7 +210,7 @@ def _treated_as(entry: TensorEntry) -> str:
 
 
 class _Stretch:
-    """Tensors that are neighbours in every expert and treated alike, as far as no block has taken them yet."""
+    """Tensors that are contiguous in every expert and treated alike; what a block takes is removed from them."""
 
     def __init__(self, dtype: str, sources: tuple[Source, ...], *, is_kept: bool) -> None:
         self._dtype, self._sources, self._is_kept = dtype, sources, is_kept
@@ -219,11 +219,11 @@ class _Stretch:
 
     @property
     def element_bytes(self) -> int:
-        """Bytes of buffer that one element needs."""
+        """Buffer bytes that one element needs."""
         return DTYPE_BYTES[self._dtype] + sum(DTYPE_BYTES[source.dtype] for source in self._sources)
 
     def goes_on_at(self, dtype: str, sources: tuple[Source, ...], *, is_kept: bool) -> bool:
-        """Tell whether a tensor is treated like the stretch and lies behind it in each of the same experts."""
+        """Tell whether a tensor is treated like the stretch and directly follows it in each of the same experts."""
         if (dtype, is_kept) != (self._dtype, self._is_kept) or len(sources) != len(self._sources):
             return False
         return all(
@@ -232,7 +232,7 @@ class _Stretch:
         )
 
     def add(self, entry: TensorEntry) -> None:
-        """Let a tensor be the next of the stretch."""
+        """Append a tensor to the stretch."""
         n_elements, size = entry.n_bytes // DTYPE_BYTES[self._dtype], DTYPE_BYTES[self._dtype]
         self.n_elements += n_elements
         if self._targets:
@@ -243,7 +243,7 @@ class _Stretch:
         self._targets.append(Target(entry.file, entry.offset, n_elements))
 
     def take(self, n_elements: int) -> Block:
-        """Return the first elements as a block, and go on behind them."""
+        """Remove the first elements and return them as a block."""
         targets = tuple(self._take_targets(n_elements))
         block = Block(self._dtype, n_elements, self._sources, targets, self._is_kept)
         self._sources = tuple(s._replace(offset=s.offset + n_elements * DTYPE_BYTES[s.dtype]) for s in self._sources)

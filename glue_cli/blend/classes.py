@@ -9,17 +9,17 @@ from glue_cli.checkpoints.classes import are_same_classes, class_names_of, is_nu
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.foundation.errors import CheckpointError
 
-_HEAD = re.compile(r"(^|[._])(classifier|score|fc|heads?|logits|out_proj|linear)([._]|$)")  # what heads are called
+_HEAD = re.compile(r"(^|[._])(classifier|score|fc|heads?|logits|out_proj|linear)([._]|$)")  # usual names of heads
 _ADAPTERS = "mix adapters that were trained for the same classes, in the same order"
 
 
 @dataclass(frozen=True)
 class ComparedClasses:
-    """What the comparison of the experts' classes found.
+    """The result of comparing the experts' classes.
 
     Attributes:
-        names: of the blend's outputs; none where nobody says them, or the head is made anew.
-        notes: sentences that the user is to see.
+        names: the names of the blend's outputs; empty if no expert gives names, or if a new head is made.
+        notes: sentences to show the user.
     """
 
     names: tuple[str, ...] = ()
@@ -27,12 +27,12 @@ class ComparedClasses:
 
 
 def compare_classes(experts: Sequence[Checkpoint], recipe: Recipe) -> ComparedClasses:
-    """Compare the class names of experts whose tensors can be blended, where the blend has a row for each class.
+    """Compare the class names of experts whose tensors can be blended, if the blend has a row for each class.
 
     Args:
-        recipe: before tensors are aligned by token. A head that it copies or makes need not be the same.
+        recipe: the recipe before tensors are aligned by token. Heads that it copies or makes may differ.
     Raises:
-        CheckpointError: the experts know different classes, or the same in different orders, and their heads would be
+        CheckpointError: the experts have different classes, or the same in different orders, and their heads would be
             blended row by row.
     """
     if recipe.made:
@@ -42,17 +42,17 @@ def compare_classes(experts: Sequence[Checkpoint], recipe: Recipe) -> ComparedCl
     owner = _owner_of(head, recipe)
     if owner is not None:
         return ComparedClasses(known[owner])
-    if not head:  # a backbone alone, which has no outputs for the classes that it was once trained for
+    if not head:  # a backbone alone: it lists the classes that it was trained for, but has no outputs for them
         return ComparedClasses()
     pattern = _pattern_of(head)
     return _compare(experts, known, f"align them by name: --head '{pattern}' --head-policy align")
 
 
 def compare_classes_of_adapters(adapters: Sequence[Checkpoint], base: Checkpoint | None) -> ComparedClasses:
-    """Compare the class names of adapters; where none says any, those of the base, if it is known, count.
+    """Compare the class names of adapters; if none gives any, use those of the base, if it is known.
 
     Raises:
-        CheckpointError: they know different classes, or the same in different orders.
+        CheckpointError: they have different classes, or the same in different orders.
     """
     compared = _compare(adapters, [class_names_of(adapter) for adapter in adapters], _ADAPTERS)
     return compared if compared.names or base is None else ComparedClasses(class_names_of(base))
@@ -79,7 +79,7 @@ def _compare(experts: Sequence[Checkpoint], known: Sequence[tuple[str, ...]], hi
 
 
 def _guess_head(expert: Checkpoint, known: Sequence[Sequence[str]]) -> list[str]:
-    """Return the tensors that have a row for each class: of a module that is called as heads are, else all of them."""
+    """Return the tensors that have a row for each class: those of a module named like a head, else all of them."""
     sizes = {len(names) for names in known if names}
     candidates = [
         name
@@ -90,7 +90,7 @@ def _guess_head(expert: Checkpoint, known: Sequence[Sequence[str]]) -> list[str]
 
 
 def _owner_of(head: Sequence[str], recipe: Recipe) -> int | None:
-    """Return the expert whose tensors are taken as they are for all of a module of the head; None if there is none."""
+    """Return the expert that all tensors of a head's module are copied from; None if there is none."""
     modules: dict[str, set[int | None]] = {}
     for name in head:
         modules.setdefault(name.rpartition(".")[0], set()).add(recipe.copied_from.get(name))
@@ -98,7 +98,7 @@ def _owner_of(head: Sequence[str], recipe: Recipe) -> int | None:
 
 
 def _pattern_of(names: Sequence[str]) -> str:
-    """Return a pattern for tensors that are all of one module; else a word for what the user has to find out."""
+    """Return a pattern for tensors that all belong to one module; else a placeholder for the user to fill in."""
     modules = {name.rpartition(".")[0] for name in names}
     if len(modules) > 1:
         return "PATTERN"

@@ -10,7 +10,7 @@ SUM_TOLERANCE = 1e-6
 
 
 def check_alpha(alpha: Sequence[float], n_experts: int) -> None:
-    """Check that given coefficients are K numbers, none negative, with sum 1 within 1e-6.
+    """Check that the given coefficients are K nonnegative numbers that sum to 1 within 1e-6.
 
     Raises:
         UsageError: they are not.

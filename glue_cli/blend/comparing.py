@@ -1,4 +1,4 @@
-"""Whether experts can be blended: everything that is compared before a weight is read. Needs no torch."""
+"""Decide whether experts can be blended: all comparisons before any weight is read. Needs no torch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +19,14 @@ from glue_cli.foundation.batchnorm_names import COUNTER
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the comparison of experts that can be blended found.
+    """The result of comparing experts that can be blended.
 
     Attributes:
-        experts: with all tensors of the first, where those that lack one have it under another name.
-        recipe: as given; tensors that are aligned by token are made, constants and buffers that differ are copied.
-        tokens: how the rows of the embeddings are aligned; None where they lie alike.
-        classes: the names of the blend's outputs; none where nobody says them, or the head is made anew.
-        notes: sentences that the user is to see.
+        experts: the experts; a tensor that one stores only under another name is added under the first expert's name.
+        recipe: the given one, except that tensors aligned by token are made, constants and unequal buffers copied.
+        tokens: how the rows of the embeddings are aligned; None if all experts have the same rows.
+        classes: the names of the blend's outputs; empty if no expert gives names, or if a new head is made.
+        notes: sentences to show the user.
     """
 
     experts: tuple[Checkpoint, ...]
@@ -37,7 +37,7 @@ class Comparison:
 
 
 def name_alike(experts: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
-    """Give experts whose names differ from the first one's by their spelling alone the names that it has.
+    """Rename tensors to the first expert's names in experts whose names differ only in spelling.
 
     Returns:
         the experts, and a sentence for each that was renamed.
@@ -56,9 +56,9 @@ def name_alike(experts: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], t
 
 
 def _spelling(expert: Checkpoint, first: Checkpoint) -> dict[str, str]:
-    """Return the first expert's name of each of an expert's tensors; none unless one of the two has all the other has.
+    """Return the first expert's name for each of an expert's tensors; empty unless one has all tensors of the other.
 
-    BatchNorm's counters do not count: older versions of torch wrote none.
+    BatchNorm's counters are ignored: older versions of torch wrote none.
     """
     spelling = align_names(expert.entries, first.entries)
     is_renamed = any(other != own for other, own in spelling.items())
@@ -72,12 +72,12 @@ def _n_named(names: Iterable[str]) -> int:
 
 
 def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool) -> Comparison:
-    """Compare the experts in all that decides whether their blend has a meaning.
+    """Compare the experts in everything that decides whether their blend makes sense.
 
     Args:
-        dtype_given: whether the user says what dtype to blend to, so that the experts' may differ.
+        dtype_given: whether the user chose the blend's dtype, so that those of the experts may differ.
     Raises:
-        CheckpointError: they cannot be blended, with what differs.
+        CheckpointError: they cannot be blended; it lists what differs.
     """
     check_no_factors(experts, apart=recipe.apart)
     check_unquantised(experts, apart=recipe.apart)

@@ -12,7 +12,7 @@ from glue_cli.checkpoints.files import same_bytes
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
 from glue_cli.foundation.errors import CheckpointError
 
-_FEW = 0.2  # the share of all tensors in which experts of one architecture may differ
+_FEW = 0.2  # up to this share of tensors may differ between experts that count as one architecture
 _MOST_PATTERNS = 5  # in a hint
 _NUMBER = re.compile(r"\d+")
 
@@ -52,9 +52,9 @@ def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart:
     BatchNorm's counters may be missing, since torch before 0.4.1 had none.
 
     Args:
-        apart: tensors in which they may differ, since they are not blended.
+        apart: tensors that may differ, since they are not blended.
     Raises:
-        CheckpointError: with every tensor that differs, and the options that would mend it where there are any.
+        CheckpointError: they cannot; it lists every tensor that differs, and options that would help if there are any.
     """
     differences = [d for d in find_differences(experts) if d.name not in apart and not _is_missing_counter(d, experts)]
     if dtype_given:
@@ -82,13 +82,13 @@ def _is_missing_counter(difference: Difference, experts: Sequence[Checkpoint]) -
 
 
 def _differ_in_classes(name: str, experts: Sequence[Checkpoint]) -> bool:
-    """Tell whether a tensor has one shape but for its first dimension, as that of a head for other classes."""
+    """Tell whether a tensor's shapes differ only in the first dimension, like those of heads for different classes."""
     shapes = [expert.entries[name].shape for expert in experts]
     return len({shape[1:] for shape in shapes}) == 1 and all(shapes)
 
 
 def _differ_in_one_size(name: str, experts: Sequence[Checkpoint]) -> bool:
-    """Tell whether a tensor's shapes differ in one dimension, as those of positions or input channels do."""
+    """Tell whether a tensor's shapes differ in one dimension, such as that of positions or input channels."""
     shapes = [e.shape for expert in experts if (e := expert.entries.get(name))]
     if len({len(shape) for shape in shapes}) > 1:
         return False
@@ -96,7 +96,7 @@ def _differ_in_one_size(name: str, experts: Sequence[Checkpoint]) -> bool:
 
 
 def _are_few(differences: Sequence[Difference], experts: Sequence[Checkpoint]) -> bool:
-    """Tell whether experts of one architecture differ in a few tensors: not in layers, nor in more than one size."""
+    """Tell whether the experts differ in few tensors: not in whole layers, nor in several dimensions of one tensor."""
     if any(d.kind == "shape" and not _differ_in_one_size(d.name, experts) for d in differences):
         return False
     names, everywhere = {d.name for d in differences}, set(experts[0].entries)
@@ -111,7 +111,7 @@ def _are_few(differences: Sequence[Difference], experts: Sequence[Checkpoint]) -
 
 
 def exclusion(names: Sequence[str], experts: Sequence[Checkpoint]) -> str:
-    """Return the options that take tensors out of the blend, and have them as the first expert does."""
+    """Return the options that exclude tensors from the blend and copy them from the first expert."""
     others = {name for expert in experts for name in expert.entries} - set(names)
     patterns = _patterns(names, others)
     if len(patterns) > _MOST_PATTERNS:
@@ -121,7 +121,7 @@ def exclusion(names: Sequence[str], experts: Sequence[Checkpoint]) -> str:
 
 
 def _patterns(names: Sequence[str], others: Collection[str]) -> list[str]:
-    """Return patterns that match these names and no others: their common last part, or each name."""
+    """Return patterns that match these names and no others: a last part that several share, or the whole name."""
     patterns: dict[str, None] = {}
     for name in names:
         pattern = f"*.{name.rpartition('.')[2]}"
@@ -132,10 +132,10 @@ def _patterns(names: Sequence[str], others: Collection[str]) -> list[str]:
 
 
 def check_copied(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:
-    """Check that tensors which are neither floating point nor counters are the same in all compatible experts.
+    """Check that tensors that are neither floating point nor counters are equal in all compatible experts.
 
     Args:
-        apart: tensors that are not asked to be.
+        apart: tensors that may differ.
     Raises:
         CheckpointError: one differs.
     Cost: reads these tensors, which are few and small in a network.

@@ -1,7 +1,7 @@
-"""The configurations of experts that lie in model folders: what they say of how the weights compute. Needs no torch.
+"""Compare the configurations of experts in model folders in what changes how the weights are used. Needs no torch.
 
-Equal shapes are no equal networks: the number of heads, the base of the rotary positions or the activation may differ,
-and the mean of the weights is then of no network at all.
+Networks of equal shapes may still differ, in the number of heads, the base of the rotary positions or the activation.
+The mean of their weights then belongs to no network at all.
 """
 
 import json
@@ -16,11 +16,11 @@ from glue_cli.checkpoints.json_files import read_object
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.imports import import_beside_torchvision
 
-# What does not change what the weights compute, by the last part of the key.
+# Keys, by their last part, that do not change what the weights compute.
 _IGNORED = (
     *("_*", "architectures", "auto_map", "transformers_version", "tokenizer_class", "unsloth_*"),  # of the files
-    *("dtype", "torch_dtype", "use_bfloat16", "fp16", "bf16", "fp32", "quantization_config"),  # told by the tensors
-    *("vocab_size", "*token_id*", "prefix"),  # which the vocabularies answer for
+    *("dtype", "torch_dtype", "use_bfloat16", "fp16", "bf16", "fp32", "quantization_config"),  # the tensors show these
+    *("vocab_size", "*token_id*", "prefix"),  # the vocabularies are compared instead
     *("id2label", "label2id", "num_labels", "num_classes", "label_names", "label_descriptions"),  # the class names
     *("problem_type", "finetuning_task", "task_specific_params", "*loss*", "gradient_checkpointing"),  # of training
     *("*drop*", "initializer_*", "init_std", "mask_time_*", "mask_feature_*", "apply_spec_augment", "router_jitter_*"),
@@ -28,23 +28,23 @@ _IGNORED = (
     *("*attn_implementation", "use_flash_attn*", "use_flash_attention*", "use_memory_efficient_attention"),
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beam*", "temperature", "top_k", "top_p"),
     *("typical_p", "*_penalty", "*no_repeat_ngram_size", "bad_words_ids", "*suppress_tokens", "forced_*"),
-    *("num_return_sequences", "remove_invalid_values"),  # up to here of generating text
-    *("pretrained_cfg", "num_features"),  # of timm: where the weights are from, and what follows from them
+    *("num_return_sequences", "remove_invalid_values"),  # the keys up to here are about generating text
+    *("pretrained_cfg", "num_features"),  # of timm: where the weights come from, and what follows from them
 )
-# What is said, and does no harm: longer texts than an expert was trained for, another place for padding.
+# Keys whose differences are reported but harmless: longer texts than an expert was trained for, other padding.
 _NOTED = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "pad_token_id")
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # other names, same function
-_TIED = "tie_word_embeddings"  # of no effect where every head in a file is a copy of the embedding
+_TIED = "tie_word_embeddings"  # no effect if every head in a file is a copy of the embedding
 _LISTED = 3
-_LONGEST = 60  # characters of a value in a message
+_LONGEST = 60  # characters of a value that a message shows
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key of two configurations, dots between its parts, with its values.
+    """A key, with dots between its parts, in which two configurations differ, and its values.
 
     Attributes:
-        is_said_by_both: whether both have the key; null is a value, which may say that there is no window, or no cap.
+        is_said_by_both: whether both have the key; null counts as a value, since it may mean no window or no cap.
     """
 
     key: str
@@ -54,20 +54,20 @@ class Difference:
 
     @property
     def is_grave(self) -> bool:
-        """Whether the weights compute otherwise: both say a value, of a key that counts."""
+        """Whether it changes what the weights compute: both give a value, and the key matters."""
         return self.is_said_by_both and not _is_like(self.key, _NOTED)
 
 
 def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
     """Check that the experts' `config.json` agree in all that changes what the weights compute.
 
-    Configurations are compared as they are written, and where these differ as the library reads them: it fills in what
-    one does not say, and knows the old spelling of a key.
+    Configurations are compared as they are written and, if they differ, as the library reads them, which fills in
+    defaults and knows old spellings of keys.
 
     Returns:
-        sentences on differences that may do no harm.
+        sentences on differences that are probably harmless.
     Raises:
-        CheckpointError: they do not agree, with every difference.
+        CheckpointError: they do not agree; it lists every difference.
     """
     paths = [expert.model_folder / "config.json" for expert in experts if expert.model_folder]
     known = [(path, config) for path in paths if (config := read_object(path))]
@@ -95,7 +95,7 @@ def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
 
 
 def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:
-    """Return where two configurations differ; without what has no part in what the weights compute."""
+    """Return where two configurations differ, leaving out keys that do not change what the weights compute."""
     differences = list(_differences(config, other))
     if differences and (as_read := _as_read(config)) and (other_as_read := _as_read(other)):
         differences = list(_differences(as_read, other_as_read))
@@ -115,23 +115,23 @@ def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration in one spelling: rotary positions as transformers 5 writes them, one name a function."""
+    """Return a configuration in one spelling: rotary positions as in transformers 5, one name for each function."""
     said = dict(config)
     if not {"rope_parameters", "rope_type"} & said.keys() and {"rope_theta", "rope_scaling"} & said.keys():
         theta, scaling = said.pop("rope_theta", None), said.pop("rope_scaling", None)
         rope = dict(scaling) if isinstance(scaling, dict) else {}
         rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
         said["rope_parameters"] = rope | ({} if theta is None else {"rope_theta": theta})
-    if said.get("use_sliding_window") is False:  # of Qwen, whose window is then of no effect
+    if said.get("use_sliding_window") is False:  # of Qwen, whose window then has no effect
         said = {key: value for key, value in said.items() if key not in ("sliding_window", "max_window_layers")}
     width, n_heads, of_head = (said.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
     if isinstance(n_heads, int) and isinstance(of_head, int) and n_heads * of_head == width:
-        del said["head_dim"]  # which is what it is by default
+        del said["head_dim"]  # this is the default
     return {key: _ALIASES.get(value, value) if isinstance(value, str) else value for key, value in said.items()}
 
 
 def _as_read(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return a configuration as transformers reads it; None where it does not, or is not installed."""
+    """Return a configuration as transformers reads it; None if it cannot, or is not installed."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return None
@@ -140,13 +140,13 @@ def _as_read(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         transformers.logging.set_verbosity_error()
         said = {key: value for key, value in config.items() if key != "model_type"}
         settings: Mapping[str, Any] = transformers.AutoConfig.for_model(kind, **said).to_dict()
-    except Exception:  # a library raises whatever a configuration makes it stumble on; then what is written counts
+    except Exception:  # the library may raise anything; the written values are then used
         return None
     return settings
 
 
 def _is_of_a_library(config: Mapping[str, Any]) -> bool:
-    """Tell whether the keys' meaning is known: of transformers or timm, and not somebody's notes on a training."""
+    """Tell whether it is a configuration of transformers or timm, whose keys are known, not just training notes."""
     return "model_type" in config or "architecture" in config
 
 

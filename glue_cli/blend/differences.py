@@ -1,6 +1,6 @@
-"""Differences between experts that have one right way, settled before the rest is refused. Needs no torch.
+"""Settle differences between experts that have one right answer; all others are refused later. Needs no torch.
 
-The blend has the tensors of the first expert: what it lacks is left out, what others lack is taken from it.
+The blend has the first expert's tensors: one that it lacks is left out, one that others lack is copied from it.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -11,17 +11,17 @@ from glue_cli.blend.tied import find_tied_copies
 from glue_cli.checkpoints.files import same_bytes
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry, is_counter
 
-_LISTED = 3  # names in a note
+_LISTED = 3  # names that a note lists
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Experts whose differences are settled as far as there is one right way.
+    """Experts after the differences that have one right answer are settled.
 
     Attributes:
-        experts: where a tensor is another one's copy in the first expert, all have it.
-        copied: tensors that are taken as the first expert has them, or left out as it has none; each with its number.
-        notes: sentences that the user is to see.
+        experts: the experts; a tensor that is a copy of another one in the first expert is added to all.
+        copied: tensors that are copied from the first expert, or left out if it lacks them; with its number, 0.
+        notes: sentences to show the user.
     """
 
     experts: tuple[Checkpoint, ...]
@@ -34,7 +34,7 @@ def settle_differences(experts: Sequence[Checkpoint], *, apart: Collection[str] 
 
     Args:
         apart: tensors that are not blended.
-    Cost: reads tensors that only some experts have, where these are not told by name.
+    Cost: reads tensors that only some experts have, unless their names tell what they are.
     """
     lacking = [name for name in _in_some_only(experts) if name not in apart]
     counters = [name for name in lacking if all(map(is_counter, _entries(experts, name)))]
@@ -70,7 +70,7 @@ def _entries(experts: Iterable[Checkpoint], name: str) -> list[TensorEntry]:
 
 
 def _is_unequal_buffer(name: str, experts: Sequence[Checkpoint]) -> bool:
-    """Tell whether all experts have a buffer in unequal dtypes, or an extra state with unequal bytes."""
+    """Tell whether all experts have this buffer, but with different dtypes or, for extra state, different bytes."""
     first, *others = experts
     entry = first.entries[name]
     if not is_known_buffer(entry) or any(name not in expert.entries for expert in others):

@@ -1,7 +1,7 @@
-"""The factors of adapters, told from weights by their names. Needs no torch.
+"""Recognise the factors of adapters by their names. Needs no torch.
 
-An adapter's update is a product of its factors, whichever tool trained it. The mean of two experts' factors has no
-part in the mean of their products, and may be far from it.
+An adapter's update is a product of its factors, whichever tool trained it. The product of two experts' mean factors is
+not the mean of their products, and may be far from it.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import CheckpointError
 
-# How the names of factors are made, by what writes them. A part of a name begins after a dot or an underscore.
+# How each tool names factors. A part of a name begins after a dot or an underscore.
 _FACTORS = (
     r"lora_(?:embeddings?_|kernel_)?[ab]",  # PEFT, loralib, MLX, torchtune, Keras
     r"lora_(?:down|up|mid)",  # kohya, LyCORIS
@@ -19,12 +19,12 @@ _FACTORS = (
     r"lora_magnitude_vector|dora_scale",  # DoRA, whose magnitudes scale the direction of a sum with the product
     r"hada_[wt][12](?:_[ab])?",  # LoHa: products of products
     r"lokr_[wt][12](?:_[ab])?",  # LoKr: Kronecker products
-    r"oft_(?:blocks|diag|r)|boft_[rs]",  # OFT, whose rotations are no linear function of these
+    r"oft_(?:blocks|diag|r)|boft_[rs]",  # OFT, whose rotations are not linear in these
     r"vera_lambda_[bd]|randlora_(?:lambda|gamma)",
 )
 _FACTOR = re.compile(rf"(?:^|[._])(?:{'|'.join(_FACTORS)})(?=[._]|$)", re.IGNORECASE)
 _PEFT = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
-_GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha")  # of one module; each alone may be anything
+_GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha")  # in one module; each alone is ambiguous
 
 
 def check_no_factors(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:
@@ -33,7 +33,7 @@ def check_no_factors(experts: Sequence[Checkpoint], *, apart: Collection[str] = 
     Args:
         apart: tensors that are not blended.
     Raises:
-        CheckpointError: one has, with the names.
+        CheckpointError: one has; it lists the names.
     """
     for expert in experts:
         factors = [name for name in find_factors(expert) if name not in apart]
@@ -49,7 +49,7 @@ def check_no_factors(experts: Sequence[Checkpoint], *, apart: Collection[str] = 
 
 
 def find_factors(checkpoint: Checkpoint) -> list[str]:
-    """Return the tensors that are factors of an adapter, as their names tell."""
+    """Return the tensors whose names are those of an adapter's factors."""
     modules = {name.removesuffix(_GLORA[0]) for name in checkpoint.entries if name.endswith(f".{_GLORA[0]}")}
     glora = {f"{m}{part}" for m in modules for part in _GLORA if all(f"{m}{p}" in checkpoint.entries for p in _GLORA)}
     return [name for name in checkpoint.entries if name in glora or _FACTOR.search(name)]

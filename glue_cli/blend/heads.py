@@ -1,4 +1,4 @@
-"""A head for the target's classes from experts that know other ones: section 6 of the paper, heads that differ."""
+"""A head for the target's classes from experts with other classes: section 6 of the paper, heads that differ."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from glue_cli.foundation.seeds import generator
 
 @dataclass(frozen=True)
 class _Rows:
-    """One tensor of the head, a row a class of the target.
+    """One tensor of the head, with a row for each class of the target.
 
     Attributes:
-        fresh: [C, ...], for classes that no expert knows.
-        by_expert: [K, C, ...], 0 where an expert does not know the class.
+        fresh: [C, ...], new rows for classes that no expert has.
+        by_expert: [K, C, ...], the experts' rows, 0 for a class that the expert lacks.
     """
 
     fresh: Tensor
@@ -27,16 +27,16 @@ class _Rows:
 
 
 class AlignedHead:
-    """A head whose row of a class is the alpha-weighted mean over the experts that know the class.
+    """A head in which each class's row is the alpha-weighted mean over the experts that have the class.
 
     Args:
         names: the head's tensors, whose first dimension is the class.
-        known: the experts' classes, by expert; no class at all resets the whole head.
+        known: each expert's classes; if there are none at all, the whole head is reset.
         classes: the target's.
-        seed: for the rows of classes that nobody knows, drawn as `torch.nn.Linear` draws its own.
+        seed: for the rows of classes that no expert has, drawn as `torch.nn.Linear` draws its weights.
     Raises:
-        CheckpointError: a tensor is missing, has another number of rows than the expert has classes, other rows
-            than the first expert's, or NaN.
+        CheckpointError: a tensor is missing, its number of rows is not the expert's number of classes, its rows have
+            another shape than the first expert's, or it has NaN.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AlignedHead:
     def blend(self, alpha: Tensor) -> dict[str, Tensor]:
         """Return the head's tensors for coefficients alpha [K], float64; differentiable in alpha.
 
-        Where all the experts that know a class have a coefficient of 0, they count alike.
+        If all experts that have a class have a coefficient of 0, they get equal weights.
         """
         weights = weights_by_row(alpha.double(), self._knows)  # [K, C]
         blended = {}
@@ -79,7 +79,7 @@ def _read_head(
     expert: Checkpoint, names: Sequence[str], known: Sequence[str], first: Checkpoint
 ) -> Mapping[str, Tensor]:
     missing = [f"'{name}'" for name in names if name not in expert.entries]
-    if missing and (known or expert is first):  # the first expert's head is the pattern
+    if missing and (known or expert is first):  # the new head is built like the first expert's
         raise CheckpointError(f"'{expert.path}' lacks tensors of the head", items=missing, hint="mend --head")
     if not known:
         return {}

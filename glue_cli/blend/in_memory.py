@@ -1,4 +1,4 @@
-"""One blend in memory, a tensor at a time, in float32: for a model that is run rather than written."""
+"""One blend in memory, tensor by tensor, in float32: for a model that is run, not written to a file."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -17,10 +17,10 @@ from glue_cli.checkpoints.tensors import read_tensor
 def blend_tensors(
     experts: Sequence[Checkpoint], alphas: Sequence[Sequence[float]], recipe: Recipe
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of the blend with coefficients `alphas` [G, K], eq. (1), those that are made apart left out.
+    """Yield the tensors of the blend with coefficients `alphas` [G, K], eq. (1), but not those in `recipe.made`.
 
-    Experts with a coefficient of 0 are not read. Tensors that are not floating point are the first expert's, or whose
-    the recipe says.
+    Experts with a coefficient of 0 are not read. Tensors that are not floating point come from the first expert, or
+    from the one that the recipe names.
 
     Raises:
         CheckpointError: an expert has NaN or infinity, or changes while it is read.
@@ -55,7 +55,7 @@ class _Reader:
     descriptors: Sequence[int]
 
     def read(self, name: str, *, is_kept: bool = False) -> Tensor:
-        """Read a tensor; one that is kept as it is may be a constant with infinities."""
+        """Read a tensor; one that is copied unchanged may have infinities."""
         tensor = read_tensor(self.expert, self.descriptors, name)
         if tensor.is_floating_point():
             wrong = tensor[torch.isnan(tensor) if is_kept else ~torch.isfinite(tensor)]

@@ -1,4 +1,4 @@
-"""Quantised experts, told before a weight is read: their numbers are codes, and the mean of codes means nothing.
+"""Recognise quantised experts before any weight is read: they store codes, and a mean of codes is meaningless.
 
 Needs no torch.
 """
@@ -10,8 +10,8 @@ from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.foundation.errors import CheckpointError
 
-_CODES = ("I8", "U8", "I32")  # what the codes of 8, 4 and fewer bits are kept in
-# Tensors that only quantised layers have, by the last parts of their names: scales, zeros and the codes themselves.
+_CODES = ("I8", "U8", "I32")  # the dtypes that store codes of 8, 4 and fewer bits
+# Last parts of the names of tensors that only quantised layers have: scales, zeros and the codes themselves.
 _PARTS = re.compile(
     r"(?:^|\.)(?:SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+"  # bitsandbytes
     r"|qweight|qzeros|g_idx"  # GPTQ, AWQ
@@ -27,7 +27,7 @@ def check_unquantised(experts: Sequence[Checkpoint], *, apart: Collection[str] =
     Args:
         apart: tensors that are not blended.
     Raises:
-        CheckpointError: one has, with these tensors.
+        CheckpointError: one has; it lists these tensors.
     """
     for expert in experts:
         entries = [entry for entry in _quantised_tensors(expert) if entry.name not in apart]
@@ -41,7 +41,7 @@ def check_unquantised(experts: Sequence[Checkpoint], *, apart: Collection[str] =
 
 
 def _quantised_tensors(expert: Checkpoint) -> Iterator[TensorEntry]:
-    """Yield codes; and what belongs to codes, in an expert that has any."""
+    """Yield an expert's codes and, if it has any, the tensors that belong to them."""
     codes = [entry for entry in expert.entries.values() if _is_code(entry)]
     if codes:
         yield from codes
@@ -60,7 +60,7 @@ def _is_code(entry: TensorEntry) -> bool:
 
 
 def _method_of(expert: Checkpoint) -> str:
-    """Return how a model's configuration says that it is quantised, in parentheses; nothing where it does not say."""
+    """Return the quantisation method that a model's configuration names, in parentheses; empty if it names none."""
     config = read_object(expert.model_folder / "config.json") if expert.model_folder else {}
     said = config.get("quantization_config")
     method = said.get("quant_method") if isinstance(said, dict) else None

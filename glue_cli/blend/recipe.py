@@ -1,4 +1,4 @@
-"""How each tensor of a blend comes about: which coefficients it gets, or whose it is. Needs no torch."""
+"""How each tensor of a blend is made: with which coefficients, or copied from which expert. Needs no torch."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +13,13 @@ from glue_cli.foundation.errors import SpecError, UsageError
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rules by tensor; a tensor that no rule names is blended with the first group's coefficients.
+    """Rules for each tensor; a tensor without a rule is blended with the first group's coefficients.
 
     Attributes:
-        groups: names of the coefficient vectors alpha [G, K], each on a simplex of its own.
-        group_of: the group of each tensor that is not in the first.
-        copied_from: the expert, by number, whose tensor is taken as it is.
-        made: tensors that are made elsewhere, such as an aligned head, with their shapes.
+        groups: names of the coefficient vectors, the rows of alpha [G, K], each on its own simplex.
+        group_of: the group of each tensor that is not in the first group.
+        copied_from: the number of the expert that a tensor is copied from.
+        made: tensors that are computed elsewhere, such as an aligned head, with their shapes.
     """
 
     groups: tuple[str, ...] = ("all",)
@@ -29,14 +29,14 @@ class Recipe:
 
     @property
     def apart(self) -> frozenset[str]:
-        """The tensors that are not blended, and in which experts may differ."""
+        """The tensors that are not blended, so that the experts may differ in them."""
         return frozenset((*self.copied_from, *self.made))
 
     def is_blended(self, name: str) -> bool:
         return name not in self.copied_from and name not in self.made
 
     def coefficients(self, name: str, alphas: Sequence[Sequence[float]]) -> Sequence[float]:
-        """Return the coefficients [K] of a tensor, from alphas [G, K]; one-hot where it is copied."""
+        """Return the coefficients [K] of a tensor, from alphas [G, K]; one-hot if it is copied."""
         alpha = alphas[self.group_of.get(name, 0)]
         if name not in self.copied_from:
             return alpha
@@ -53,31 +53,31 @@ class Recipe:
         described = []
         for name in names:
             source = experts[self.copied_from.get(name, 0)].entries.get(name)
-            if source is not None:  # an expert without the tensor that is copied from it: the blend has none either
+            if source is not None:  # copied from an expert that lacks it: the blend lacks it too
                 own = dtype if dtype and source.dtype in FLOAT_DTYPES else source.dtype
                 described.append((name, own, self.made.get(name, source.shape)))
         return described
 
 
 def with_copies(recipe: Recipe, copied: Mapping[str, int]) -> Recipe:
-    """Return a recipe that takes more tensors as an expert has them; those that it names already stay as they are."""
+    """Return a recipe that copies more tensors from experts; tensors that already have a rule keep it."""
     if not copied:
         return recipe
     return replace(recipe, copied_from={**copied, **recipe.copied_from})
 
 
-PLAIN = Recipe()  # every tensor is blended, with one and the same alpha
+PLAIN = Recipe()  # every tensor is blended, all with the same alpha
 
 
 def group_tensors(
     names: Iterable[str], patterns: Mapping[str, str | Sequence[str]]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Assign tensors to groups by the first pattern that matches; what none matches is the group `rest`.
+    """Assign tensors to groups by the first pattern that matches; the others form the group `rest`.
 
     Args:
-        patterns: by group, one pattern or several, in which * stands for anything: `encoder.*`.
+        patterns: one or several patterns for each group, in which * stands for anything: `encoder.*`.
     Returns:
-        the groups' names, and each tensor's group as a position there.
+        the groups' names, and for each tensor the position of its group among them.
     Raises:
         SpecError: a group gets no tensor.
     """
@@ -98,7 +98,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def find_matching(experts: Sequence[Checkpoint], patterns: Sequence[str], option: str) -> list[str]:
-    """Return the tensors of any expert that match one of the patterns.
+    """Return the tensors that match one of the patterns, whichever expert has them.
 
     Raises:
         UsageError: a pattern matches none.
@@ -114,10 +114,10 @@ def find_matching(experts: Sequence[Checkpoint], patterns: Sequence[str], option
 
 
 def find_expert(experts: Sequence[Checkpoint], wanted: str, option: str) -> int:
-    """Return the number of the expert that is called `wanted`: by its name, file, path or number.
+    """Return the number of the expert that `wanted` refers to by its name, file, path or number.
 
     Raises:
-        UsageError: none is, or several are.
+        UsageError: no expert matches, or several do.
     """
     names = [{e.path.name, e.path.stem, str(e.glue.get("name", e.path.stem))} for e in experts]
     numbers = [k for k, known in enumerate(names) if wanted in known or _is_path(wanted, experts[k].path)]
@@ -133,7 +133,7 @@ def find_expert(experts: Sequence[Checkpoint], wanted: str, option: str) -> int:
 
 
 def _is_path(wanted: str, path: Path) -> bool:
-    """Tell whether a text is a path however it is written, ./b.safetensors or b/; or the name of a path on the Hub."""
+    """Tell whether a text is this path in any spelling, as ./b.safetensors or b/, or its name on the Hub."""
     return is_called(path, wanted) or bool(wanted) and os.path.normpath(wanted) == os.path.normpath(path)
 
 

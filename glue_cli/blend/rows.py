@@ -1,4 +1,4 @@
-"""Tensors whose rows stand for something, a class or a token, that not every expert knows or has at the same place."""
+"""Tensors with a row for each class or token, where experts may lack a row or have it at another position."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ from glue_cli.foundation.errors import CheckpointError
 
 
 def weights_by_row(alpha: Tensor, knows: Tensor) -> Tensor:
-    """Return each expert's coefficient for each row [K, R]: alpha's share among the experts that know the row.
+    """Return each expert's coefficient for each row [K, R]: its share of alpha among the experts that have the row.
 
-    Where all of these have a coefficient of 0, they count alike; a row that nobody knows has coefficients of 0.
+    If all of these have a coefficient of 0, they get equal weights; a row that no expert has gets coefficients of 0.
 
     Args:
         alpha: [K], float64; the result is differentiable in it.
-        knows: [K, R], 1 where an expert knows a row, else 0; float64.
+        knows: [K, R], 1 where an expert has a row, else 0; float64.
     """
     weights = alpha[:, None] * knows
     weights = torch.where(weights.sum(0) > 0, weights, knows)
@@ -28,12 +28,12 @@ def weights_by_row(alpha: Tensor, knows: Tensor) -> Tensor:
 
 
 class AlignedRows:
-    """Embeddings and output layers whose row of a token is the alpha-weighted mean over the experts that know it.
+    """Embeddings and output layers: a token's row is the alpha-weighted mean over the experts that have the token.
 
-    Rows that lie alike in all experts are blended as any other tensor is, eq. (1).
+    Rows at the same position in all experts are blended like any other tensor, eq. (1).
 
     Args:
-        recipe: whose coefficients each tensor gets; what it copies from an expert is that expert's, as far as it goes.
+        recipe: the group of each tensor; one that it copies from an expert has that expert's rows where it has them.
     """
 
     def __init__(self, experts: Sequence[Checkpoint], plan: TokenPlan, recipe: Recipe) -> None:
@@ -44,7 +44,7 @@ class AlignedRows:
         self._knows = (places >= 0).double()
 
     def hold(self) -> None:
-        """Keep the experts' tensors in memory from now on, in their own dtypes, for blends one after another."""
+        """Keep the experts' tensors in memory from now on, in their own dtypes, to make many blends."""
         self._held = {}
 
     def blend(self, alphas: Tensor) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ class AlignedRows:
         return {name: self._blend(name, self._alpha_of(name, alphas)) for name in self._plan.names}
 
     def _alpha_of(self, name: str, alphas: Tensor) -> Tensor:
-        """Return a tensor's coefficients [K]; one-hot where it is copied."""
+        """Return a tensor's coefficients [K]; one-hot if it is copied."""
         if (k := self._recipe.copied_from.get(name)) is not None:
             return torch.eye(len(self._experts), dtype=torch.float64)[k]
         return alphas[self._recipe.group_of.get(name, 0)]
@@ -74,7 +74,7 @@ class AlignedRows:
             odd = odd + weights[k].to(wide).view(-1, *(1,) * len(shape)) * rows[places].to(wide)
             if alpha[k] != 0 or alpha.requires_grad:
                 common = common + alpha[k] * rows[:n_common].to(wide)  # eq. (1)
-        behind = torch.zeros(n_rows - n_common, *shape, dtype=wide)  # all of which are odd
+        behind = torch.zeros(n_rows - n_common, *shape, dtype=wide)  # all of these are odd, and filled in below
         return torch.cat([common, behind]).index_copy(0, self._odd, odd).movedim(0, axis)
 
     def _read(self, k: int, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""From what the user says about tensors to a recipe: groups, heads, copied tensors, BatchNorm. Needs no torch."""
+"""Turn the user's rules for tensors into a recipe: groups, heads, copied tensors, BatchNorm. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from glue_cli.foundation.errors import CheckpointError, UsageError
 
 HEAD_POLICIES = ("blend", "from:EXPERT", "align", "reset")
 BATCHNORM_POLICIES = ("auto", "average", "refresh", "from:EXPERT")
-# Patterns of tensors that get an alpha of their own, by the group's name; or the blocks that the model consists of.
+# Patterns of the tensors of each group, which get their own alpha; or the blocks that the model consists of.
 Groups = Mapping[str, str | Sequence[str]] | Literal["blocks"]
 _FROM = "from:"
 
@@ -24,9 +24,9 @@ class TensorRules:
     """What the command line says about tensors.
 
     Attributes:
-        include, exclude: patterns of what is blended, and of what is not; the rest is copied from `copy_from`.
+        include, exclude: patterns of tensors to blend, and not to blend; the others are copied from `copy_from`.
         head: a pattern of the head's tensors; head_policy: one of `HEAD_POLICIES`.
-        classes: the target's class names.
+        classes: the class names of the target.
         batchnorm: one of `BATCHNORM_POLICIES`.
     """
 
@@ -44,13 +44,13 @@ NO_RULES = TensorRules()
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """A head that is made anew.
+    """A new head to make.
 
     Attributes:
         names: its tensors.
-        known: each expert's classes; none where the head is reset.
-        classes: the target's.
-        group: the group whose alpha aligns it.
+        known: each expert's classes; empty if the head is reset.
+        classes: the classes of the target.
+        group: the group whose alpha weights its rows.
     """
 
     names: tuple[str, ...]
@@ -60,13 +60,13 @@ class HeadPlan:
 
 
 def plan_recipe(experts: Sequence[Checkpoint], rules: TensorRules, groups: Groups) -> tuple[Recipe, HeadPlan | None]:
-    """Turn rules into a recipe for these experts, and the head to make, if one is.
+    """Return the recipe that the rules give for these experts, and the head to make, if there is one.
 
     Args:
-        groups: patterns of tensors that get an alpha of their own, by the group's name; or the blocks of the model.
+        groups: patterns of the tensors of each group, which get their own alpha; or the blocks of the model.
     Raises:
-        UsageError: the rules do not make sense together, or name what is not there.
-        CheckpointError: heads differ and no policy is given, or the experts do not say their classes.
+        UsageError: the rules contradict each other, or name tensors or experts that do not exist.
+        CheckpointError: heads differ and no policy is given, or the experts do not name their classes.
         SpecError: a group has no tensor.
     """
     copied = _plan_copies(experts, rules)
@@ -90,7 +90,7 @@ def plan_recipe(experts: Sequence[Checkpoint], rules: TensorRules, groups: Group
 def _plan_groups(
     expert: Checkpoint, groups: Groups, copied: Mapping[str, int]
 ) -> tuple[tuple[str, ...], Mapping[str, int]]:
-    """Return the groups' names, and each tensor's group as a position there."""
+    """Return the groups' names, and for each tensor the position of its group among them."""
     if groups == "blocks":
         names, group_of = find_blocks(name for name in expert.entries if name not in copied)
         return (names, group_of) if len(names) > 1 else (PLAIN.groups, PLAIN.group_of)
@@ -98,7 +98,7 @@ def _plan_groups(
 
 
 def head_classes_of(experts: Sequence[Checkpoint], rules: TensorRules, head: HeadPlan | None) -> tuple[str, ...]:
-    """Return the classes of a head that is made or one expert's own; none where it is blended, or nobody says them."""
+    """Return the classes of a head that is made or copied; empty if it is blended, or if no names are known."""
     if head:
         return head.classes
     policy = rules.head_policy or "blend"
@@ -152,7 +152,7 @@ def _plan_head(
         return None
     if len(set(rules.classes)) < len(rules.classes):
         raise UsageError("--classes names a class twice", hint="name each class of the target once")
-    needed = experts if policy == "align" else experts[:1]  # the first expert's head is the pattern
+    needed = experts if policy == "align" else experts[:1]  # the new head is built like the first expert's
     lacking = [f"{expert.path}: '{name}'" for expert in needed for name in names if name not in expert.entries]
     if lacking:
         raise CheckpointError("these experts lack tensors of the head", items=lacking, hint="mend --head")
@@ -180,7 +180,7 @@ def _plan_head(
 
 
 def _all_of(known: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return every class that somebody knows, in the spelling of the first who does."""
+    """Return every class that some expert has, spelled as in the first expert that has it."""
     classes: list[str] = []
     for own in known:
         classes += dict.fromkeys(name for name in _spelt_as(classes, own) if name not in classes)

@@ -1,12 +1,12 @@
-"""The blocks of a model by its tensors' names: members of repeated submodules, and what is before and behind them."""
+"""Find a model's blocks by its tensors' names: members of repeated submodules, and what comes before and after."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable
 
 _MEMBER = re.compile(r"(.*?)\.(\d+)\.(.*)")
-_ALIKE = 2  # tensors of one name that the members of a repeated submodule have
-# Few labels do not tell more blocks apart: of 12 of a ViT, neighbours go together.
+_ALIKE = 2  # so many tensor names, at least, are shared by the members of a repeated submodule
+# Few labels cannot determine more blocks than this: of a ViT's 12, neighbours are merged.
 MOST_BLOCKS = 8
 
 
@@ -14,10 +14,10 @@ def find_blocks(names: Iterable[str], most: int = MOST_BLOCKS) -> tuple[tuple[st
     """Assign tensors to blocks, in the order of the model.
 
     Args:
-        names: of the tensors, in their file's order, which is the model's or the alphabet's: `layers.0.conv.weight`.
-        most: of more blocks, neighbours are put together.
+        names: the tensors' names in file order, which is that of the model or the alphabet: `layers.0.conv.weight`.
+        most: the largest number of blocks; if there are more, neighbours are merged.
     Returns:
-        The blocks' names, and each tensor's block as a position there.
+        The blocks' names, and for each tensor the position of its block among them.
     """
     names = list(names)
     repeated = _repeated(names)
@@ -26,7 +26,7 @@ def find_blocks(names: Iterable[str], most: int = MOST_BLOCKS) -> tuple[tuple[st
         member = _member(name, repeated)
         if member:
             keys.append(member)
-        else:  # goes with the one before, unless that is a member
+        else:  # joins the block before it, unless that is a member
             goes_on = bool(keys) and keys[-1].rpartition(".")[0] not in repeated
             keys.append(keys[-1] if goes_on else name.rpartition(".")[0] or name)
     order = _in_order_of_numbers(list(dict.fromkeys(keys)), repeated)
@@ -42,7 +42,7 @@ def find_blocks(names: Iterable[str], most: int = MOST_BLOCKS) -> tuple[tuple[st
 
 
 def _in_order_of_numbers(keys: list[str], repeated: set[str]) -> list[str]:
-    """Return the blocks with the members of each submodule by their numbers: by the alphabet, 10 comes before 2."""
+    """Return the blocks with the members of each submodule in numerical order: alphabetically, 10 comes before 2."""
     ordered = list(keys)
     for module in repeated:
         places = [i for i, key in enumerate(keys) if key.rpartition(".")[0] == module]
@@ -59,10 +59,10 @@ def _member(name: str, repeated: set[str]) -> str | None:
 
 
 def _repeated(names: Iterable[str]) -> set[str]:
-    """Return the submodules whose numbered members are alike: some tensors have the same names in all of them.
+    """Return the submodules whose numbered members are alike: some tensor names occur in all of them.
 
-    In half of them is enough where the names have several parts, as `conv.0.weight`: such members are no single
-    layers, and the first and the last of them may be others, as in MobileNet's `features`.
+    For names with several parts, such as `conv.0.weight`, half of the members are enough: such members are more than
+    single layers, and the first and last of them may be different, as in MobileNet's `features`.
     """
     members: dict[str, dict[str, set[str]]] = {}
     for name in names:

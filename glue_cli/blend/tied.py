@@ -1,6 +1,6 @@
-"""Copies of a tensor under a second name, as a language model's head that is its embedding. Needs no torch.
+"""Find tied tensors: copies under a second name, such as a language model's head and its embedding. Needs no torch.
 
-Some tools write such a tensor once and some twice, so that of equal experts only some may have the copy.
+Some tools write such a tensor once and some twice, so that only some of otherwise equal experts may have the copy.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from glue_cli.blend.recipe import matches
 from glue_cli.checkpoints.files import read_blocks, same_bytes
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 
-# How the heads and embeddings of language models are called.
+# Names of the heads and embeddings of language models.
 _HEADS = ("*lm_head.weight", "*lm_head.decoder.weight", "*embed_out.weight", "*predictions.decoder.weight")
 _EMBEDDINGS = ("*embed_tokens.weight", "*word_embeddings.weight", "*wte.weight", "*embed_in.weight", "*shared.weight")
-_LEAST_ELEMENTS = 2  # single numbers are equal by chance
+_LEAST_ELEMENTS = 2  # single numbers may be equal by chance
 
 
 @dataclass(frozen=True)
 class TiedCopies:
-    """Tensors that only some experts have, and that are copies of another one there.
+    """Tensors that only some experts have, and that are copies of another tensor there.
 
     Attributes:
-        experts: with the copy where the first expert has one.
-        of: the tensor that each copy is of, by the copy's name.
+        experts: the experts; each copy that the first expert has is added to those that lack it.
+        of: for the name of each copy, the tensor that it is a copy of.
     """
 
     experts: tuple[Checkpoint, ...]
@@ -30,11 +30,11 @@ class TiedCopies:
 
 
 def find_tied_copies(experts: Sequence[Checkpoint], names: Sequence[str]) -> TiedCopies:
-    """Find which of the tensors that only some experts have are copies of a tensor that all have.
+    """Find which tensors that only some experts have are copies of a tensor that all experts have.
 
     Args:
         names: tensors that at least one expert lacks.
-    Cost: reads these tensors and those of the same shape, as far as they are equal.
+    Cost: reads these tensors and others of the same shape, up to the first difference.
     """
     originals = {name: original for name in names if (original := _original_of(name, experts))}
     first, *others = experts
@@ -51,7 +51,7 @@ def find_tied_copies(experts: Sequence[Checkpoint], names: Sequence[str]) -> Tie
 
 
 def _original_of(name: str, experts: Sequence[Checkpoint]) -> str | None:
-    """Return the tensor of all experts that one is a copy of, wherever it is; None where it is not, or may be none."""
+    """Return a tensor in all experts that this one equals wherever it occurs; None if there is none, or in doubt."""
     having = [expert for expert in experts if name in expert.entries]
     copy = having[0].entries[name]
     if copy.n_elements < _LEAST_ELEMENTS or _is_constant(having[0], copy):
@@ -65,7 +65,7 @@ def _original_of(name: str, experts: Sequence[Checkpoint]) -> str | None:
 
 
 def heads_are_copies(experts: Sequence[Checkpoint]) -> bool:
-    """Tell whether language models' heads are among the experts' tensors, each a copy of an embedding beside it."""
+    """Tell whether the experts have language models' heads and each is a copy of an embedding of the same expert."""
     heads = [(expert, name) for expert in experts for name in expert.entries if matches(name, _HEADS)]
     return bool(heads) and all(
         any(_is_copy(head, name, expert) for name in expert.entries if matches(name, _EMBEDDINGS))
@@ -78,7 +78,7 @@ def _is_copy(name: str, other: str, expert: Checkpoint) -> bool:
 
 
 def _is_constant(expert: Checkpoint, entry: TensorEntry) -> bool:
-    """Tell whether a tensor has one number everywhere, as untrained biases and norms do, which are no copies."""
+    """Tell whether all numbers of a tensor are equal, as in untrained biases and norms, which are no copies."""
     width = entry.n_bytes // entry.n_elements
     first = b""
     for block in read_blocks(expert, entry):

@@ -1,7 +1,7 @@
 """Blend checkpoints file to file: theta(alpha) = sum_k alpha_k theta_k, eq. (1), in bounded memory.
 
-A few threads each read, hash, blend and write a block of the output at a time. The arithmetic runs over chunks whose
-boundaries follow from how the tensors lie alone, so the bytes depend neither on the threads nor on the memory.
+A few threads each read, hash, blend and write one block of the output at a time. The arithmetic runs over chunks whose
+boundaries follow only from the layout of the tensors, so the bytes depend on neither the threads nor the memory.
 """
 
 import json
@@ -32,15 +32,15 @@ from glue_cli.foundation.output_files import copy_into, reserve, write_all, writ
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.foundation.threads import single_threaded
 
-# One more than the cores, so that somebody reads while the others compute; beyond a dozen, the storage is the limit.
+# One more than the cores, so that one reads while the others compute; beyond a dozen, the storage is the limit.
 N_THREADS = min((os.cpu_count() or 1) + 1, 12)
-# A thread's buffers: larger ones were slower, 8 float32 experts of 400 MB on two cores 0.54 s at 16 MiB, 0.66 at 64.
+# A thread's buffers: larger were slower; 8 float32 experts of 400 MB on two cores took 0.54 s at 16 MiB, 0.66 at 64.
 SLOT_BYTES = 16 << 20
-# Blocks a thread that are made before they are done: enough that none runs out of them while the disk is waited for.
+# Blocks made in advance for each thread: enough that none runs out of them while another waits for the disk.
 AHEAD = 16
-# Bytes read between two flushes of what is written so far.
+# Bytes read between two flushes of the output.
 FLUSH_BYTES = 512 << 20
-# Elements handled at once: K of these stay in the cache. Its multiples bound the blocks, so it is part of the bytes.
+# Elements per chunk: K chunks stay in the cache. Blocks end at its multiples, so the output's bytes depend on it.
 CHUNK = 131_072
 
 
@@ -61,28 +61,28 @@ def blend_files(
 
     Floating-point tensors are blended in float32, in float64 when an expert's is float64; experts with a coefficient
     of 0 are skipped, so a one-hot alpha copies bits. `num_batches_tracked` is the largest among the experts that take
-    part; every other tensor is copied and has to be the same in all of them.
+    part; every other tensor is copied and must be equal in all of them.
 
     Args:
         recipe: which of the G groups a tensor belongs to, and which tensors are not blended.
-        made: the tensors that the recipe leaves to be made elsewhere.
-        describe: builds glue's metadata from the experts' sha256 [K], None where they are not taken.
-        memory_bytes: what the buffers of all threads together may take; a chunk of every expert is the least.
-        hashes: the experts' sha256 [K], which are completed on the way; none to leave them out.
+        made: the tensors that the recipe expects to be computed elsewhere.
+        describe: builds glue's metadata from the experts' sha256 [K], None if they are not computed.
+        memory_bytes: the limit on the buffers of all threads together; at least a chunk of every expert is needed.
+        hashes: the experts' sha256 [K], which the blend updates while it reads; empty to compute none.
     Returns:
-        the experts' sha256 in hexadecimal [K]; of an expert in shards, that of its files one after another.
+        the experts' sha256 in hexadecimal [K]; for an expert in shards, that of its files joined together.
     Raises:
         CheckpointError: an expert has NaN or infinity, changes while it is read, or a copied tensor differs; a
             tensor of the blend is too large for its dtype.
         NumericalError: a tensor that was made elsewhere has NaN or infinity.
         ResourceError: the output cannot be written.
-    Cost: every expert is read once; for its sha256 a second time, where the experts have their tensors in different
-        orders and its own is not the output's.
+    Cost: every expert is read once; for its sha256 a second time, if the experts store their tensors in different
+        orders and its order is not the output's.
     Source: eq. (1).
     """
     check_copied(experts, apart=recipe.apart)
     plan = plan_blend(experts, alphas, destination, recipe)
-    # a digest's length is known before its value, and so is the headers'
+    # a digest's length is known before its value, and so is that of the headers
     digests: Sequence[str | None] = ["0" * 64 if hashes else None] * len(experts)
     starts = [len(header) for header in _headers(plan, destination, describe(digests))]
     with ExitStack() as stack:
@@ -109,7 +109,7 @@ def blend_files(
 
 
 def _headers(plan: Plan, destination: Destination, glue: dict[str, Any]) -> list[bytes]:
-    """Return the header of each file, whose names are those within the file."""
+    """Return the header of each file, with the tensors' names within the file."""
     return [
         header_of([entry._replace(name=entry.name.removeprefix(prefix)) for entry in entries], metadata_of(glue))
         for prefix, entries in zip(destination.prefixes, plan.entries_by_file(), strict=True)
@@ -128,9 +128,9 @@ class _Output:
 
 
 def _open_outputs(stack: ExitStack, destination: Destination, plan: Plan, starts: Sequence[int]) -> list[_Output]:
-    """Open the weights files for writing, and write what goes along with them.
+    """Open the weights files for writing, and write the files that accompany them.
 
-    Files get their names in the reverse order: the weights first, then the index, at last the configuration.
+    The files get their final names in the reverse order: first the weights, then the index, then the configuration.
     """
     for source, copy in destination.companions:
         copy_into(stack.enter_context(writing(copy, replace=destination.force)), source)
@@ -184,7 +184,7 @@ class _Blending:
         self._block_bytes = min(memory_bytes // n_threads, SLOT_BYTES)
         self._survey = survey(plan.blocks(self._block_bytes, CHUNK), len(readers))
         slot_bytes = self._survey.buffer_bytes + 64 * (len(readers) + 1)
-        # of many experts a chunk each may be more than a thread's share
+        # with many experts, a chunk of each may exceed a thread's share
         self._n_threads = max(1, min(n_threads, memory_bytes // slot_bytes))
         self._slots: SimpleQueue[Tensor] = SimpleQueue()
         for _ in range(min(self._n_threads, self._survey.n_blocks)):
@@ -209,7 +209,7 @@ class _Blending:
                     streamed.stop()
 
     def _with_turns(self) -> Iterator[tuple[Block, dict[int, int]]]:
-        """Yield the blocks, each with the turn of every expert's hash that it is."""
+        """Yield each block with its turn: its place in the order in which each expert's hash takes blocks."""
         counts = [0] * len(self._readers)
         for block in self._plan.blocks(self._block_bytes, CHUNK):
             yield block, {source.expert: counts[source.expert] for source in block.sources}
@@ -257,12 +257,12 @@ class _Blending:
             for part, weight in zip(parts[1:], weights[1:], strict=True):
                 total.add_(part.to(wide), alpha=weight)  # eq. (1)
             chunk = out[start : start + CHUNK].copy_(total)
-            # a sum is finite when all are, and cheaper to ask for; the exact test follows where it is not
+            # a finite sum means that all are finite, and is cheaper to check; otherwise the exact test follows
             if not torch.isfinite(chunk.sum(dtype=wide)) and not torch.isfinite(chunk).all():
                 self._check_finite(block, start, parts, chunk)
 
     def _check_finite(self, block: Block, start: int, parts: Sequence[Tensor], chunk: Tensor) -> None:
-        """Name the first number that is none, or too large; infinities of what an expert alone has are let through."""
+        """Raise an error for the first NaN, infinity or overflow; one expert's kept tensors may have infinities."""
         for source, part in zip(block.sources, parts, strict=True):
             wrong = (torch.isnan(part) if block.is_kept else ~torch.isfinite(part)).nonzero()
             if len(wrong):
@@ -278,7 +278,7 @@ def _too_large(name: str, dtype: str) -> CheckpointError:
 
 
 def _cast(entry: TensorEntry, made: Tensor) -> Tensor:
-    """Return a tensor that was made elsewhere in the dtype of the output, on the CPU."""
+    """Return a tensor that was computed elsewhere in the dtype of the output, on the CPU."""
     if made.is_floating_point() and not torch.isfinite(made).all():
         wrong = made[~torch.isfinite(made)][0].item()
         raise NumericalError(
@@ -308,7 +308,7 @@ def _carve(slot: Tensor, block: Block) -> tuple[Tensor, list[Tensor]]:
 def _largest_counter(counter: TensorEntry, readers: Sequence[_Reader], weights: Sequence[float]) -> bytes:
     """Return the largest value of a `num_batches_tracked` among the experts that take part, as the file's bytes.
 
-    A mean would be a count of nothing; with a one-hot alpha the largest is the expert's own.
+    A mean would count nothing real; with a one-hot alpha, the largest is the chosen expert's own value.
     """
     counts: list[tuple[bool, int]] = []
     for reader, weight in zip(readers, weights, strict=True):
@@ -316,5 +316,5 @@ def _largest_counter(counter: TensorEntry, readers: Sequence[_Reader], weights: 
             value = bytearray(8)
             reader.read(entry.file, entry.offset, memoryview(value))
             counts.append((weight != 0, int.from_bytes(value, "little", signed=True)))
-    _, largest = max(counts)  # of the others where nobody that takes part has counted
+    _, largest = max(counts)  # if none that takes part has the counter, the largest of the others
     return largest.to_bytes(8, "little", signed=True)

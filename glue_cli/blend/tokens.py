@@ -1,4 +1,4 @@
-"""Experts that added other tokens to one vocabulary: which row of their embeddings is which of the blend's.
+"""Align experts that added different tokens to one vocabulary: which of their embeddings' rows make each blended row.
 
 Needs no torch.
 """
@@ -14,9 +14,9 @@ from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.tokenizer_files import AddedToken, read_added_token
 from glue_cli.foundation.errors import CheckpointError
 
-_LISTED = 3  # tokens in a message
+_LISTED = 3  # tokens that a message lists
 _TRANSPOSED = "*final_logits_bias"  # of BART and its kin: [1, tokens]
-# How tensors with a row a token are called.
+# Names of tensors with a row for each token.
 _EMBEDDINGS = (
     *("*embed_tokens*.weight", "*word_embedding*.weight", "*tok_embeddings*.weight", "*token_embedding*.weight"),
     *("*wte.weight", "*shared.weight", "*embed_in.weight", "*embed.weight", "*embedding.weight", "*embeddings.weight"),
@@ -29,15 +29,15 @@ _OTHER_TABLES = ("*position*", "*token_type*", "*patch*", "*segment*", "*time*",
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """How the rows of a blend's embeddings follow from those of its experts.
+    """How the rows of a blend's embeddings are made from those of its experts.
 
     Attributes:
-        names: the tensors with a row a token.
-        n_rows: what they have in the blend.
-        odd: the experts' rows [K] of each row of the blend that is another one in some expert; -1 where an expert has
-            none. All other rows have one number everywhere.
-        keeper: the expert whose configuration and tokenizer are the blend's.
-        new: the tokens that its tokenizer lacks; vocabulary: its own, with these.
+        names: the tensors with a row for each token.
+        n_rows: their number of rows in the blend.
+        odd: for each row of the blend that has another number in some expert, its number in each expert [K], -1 if
+            that has no such row. All other rows have the same number everywhere.
+        keeper: the expert whose configuration and tokenizer the blend gets.
+        new: the tokens that its tokenizer lacks; vocabulary: its own vocabulary with these added.
     """
 
     names: tuple[str, ...]
@@ -54,14 +54,14 @@ class TokenPlan:
         return tuple(shape)
 
     def resized(self, experts: Sequence[Checkpoint]) -> tuple[int, int] | None:
-        """Return the rows that the keeper has and the blend gets; None where they are not aligned."""
+        """Return the keeper's and the blend's numbers of rows; None if the rows are not aligned."""
         if not self.names:
             return None
         name = self.names[0]
         return experts[self.keeper].entries[name].shape[row_axis(name)], self.n_rows
 
     def note(self, experts: Sequence[Checkpoint]) -> str:
-        """Return what there is to know of it, in a sentence."""
+        """Return a sentence that tells the user how the rows are aligned."""
         moved = [token for token, number in self.vocabulary.numbers.items() if number in self.odd]
         if not moved:
             return f"the experts have unequal numbers of rows by token; the blend has the most, {self.n_rows:,}"
@@ -72,43 +72,43 @@ class TokenPlan:
 
 
 def row_axis(name: str) -> int:
-    """Return the dimension along which a tensor has a row a token."""
+    """Return the dimension along which a tensor has a row for each token."""
     return int(matches(name, [_TRANSPOSED]))
 
 
 def is_table(name: str) -> bool:
-    """Tell whether a tensor is called as those that have a row a token."""
+    """Tell whether a tensor's name is one of those that have a row for each token."""
     return matches(name, _EMBEDDINGS) and not matches(name, _OTHER_TABLES)
 
 
 def align_tokens(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool) -> TokenPlan | None:
-    """Compare the experts' vocabularies; return how to align the rows, None where they are alike as they lie.
+    """Compare the experts' vocabularies; return how to align the rows, None if they are aligned already.
 
-    Those that differ in added tokens are aligned. An expert that has the tokens of all gives the numbers, else the
-    first expert does, and the others' tokens follow behind its own.
+    Vocabularies that differ in added tokens are aligned. If one expert has all tokens, its numbers are used; else
+    those of the first expert, followed by the tokens that it lacks.
 
     Raises:
-        CheckpointError: the vocabularies differ in other tokens than added ones, or there is no tensor to align.
+        CheckpointError: the vocabularies differ in more than added tokens, or there is no tensor to align.
     """
     read = [read_vocabulary(expert.model_folder) if expert.model_folder else None for expert in experts]
     known = in_one_kind(vocabularies) if (vocabularies := [each for each in read if each]) else []
     _check_bases(known)
     is_equal = all(vocabulary.numbers == known[0].numbers for vocabulary in known)
     if is_equal and len(known) < len(experts):
-        return None  # nothing says that they differ
+        return None  # nothing shows that they differ
     names, sizes = _find_tables(experts, recipe)
     if is_equal and len(set(sizes)) <= 1:
         return None
     _check_alignable(experts, read, names, dtype_given=dtype_given)
     sources = {recipe.copied_from.get(name) for name in names}
-    if len(sources) == 1 and (k := sources.pop()) is not None:  # all are one expert's own
+    if len(sources) == 1 and (k := sources.pop()) is not None:  # all are copied from one expert
         return TokenPlan((), sizes[k], {}, k, (), known[k])
     plan = _plan(names, sizes, known)
     return plan if plan.odd else None
 
 
 def _check_bases(known: Sequence[Vocabulary]) -> None:
-    """Check that every token that a tokenizer was trained with has one number in all."""
+    """Check that every token that a tokenizer was trained with has the same number in all vocabularies."""
     items = []
     for vocabulary in known[1:]:
         first, tokens = known[0].numbers, vocabulary.numbers
@@ -131,7 +131,7 @@ def _named(tokens: Sequence[str]) -> str:
 
 
 def _find_tables(experts: Sequence[Checkpoint], recipe: Recipe) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the tensors that have a row a token in every expert, and how many rows each expert has [K]."""
+    """Return the tensors that have a row for each token in every expert, and each expert's number of rows [K]."""
     folders = [expert.model_folder for expert in experts]
     stated = [set(_vocabulary_sizes(read_object(f / "config.json"))) if f else set() for f in folders]
     sizes_by_name: dict[str, tuple[int, ...]] = {}
@@ -143,7 +143,7 @@ def _find_tables(experts: Sequence[Checkpoint], recipe: Recipe) -> tuple[tuple[s
             continue
         sizes = tuple(shape[axis] for shape in shapes)
         if all(not own or size in own for own, size in zip(stated, sizes, strict=True)):
-            follows = all(stated) and len(set(sizes)) > 1  # each expert's own vocabulary
+            follows = all(stated) and len(set(sizes)) > 1  # as each expert's vocabulary does
             if follows or is_table(name):
                 sizes_by_name[name] = sizes
     sizes = max(sizes_by_name.values(), default=())
@@ -184,8 +184,8 @@ def _check_alignable(
 
 
 def _plan(names: tuple[str, ...], sizes: Sequence[int], known: Sequence[Vocabulary]) -> TokenPlan:
-    """Number the tokens of all, and find each expert's row for each row of the blend."""
-    # a token without a row, as some tokenizers list, is none that an expert knows
+    """Number the tokens of all experts, and find each expert's row for each row of the blend."""
+    # some tokenizers list tokens that have no row; the expert does not have these
     rows = [{t: n for t, n in v.numbers.items() if n < size} for v, size in zip(known, sizes, strict=True)]
     tokens = dict.fromkeys(token for own in rows for token in sorted(own, key=own.__getitem__))
     keeper = next((k for k, own in enumerate(rows) if tokens.keys() <= own.keys()), 0)
@@ -203,12 +203,12 @@ def _plan(names: tuple[str, ...], sizes: Sequence[int], known: Sequence[Vocabula
 def _odd_rows(
     tokens: Mapping[int, str], n_rows: int, experts: Sequence[Numbers], sizes: Sequence[int]
 ) -> dict[int, tuple[int, ...]]:
-    """Return the experts' rows [K] of each of the blend's rows that is another one in some expert."""
+    """Return the experts' rows [K] for each row of the blend that has another number in some expert."""
     taken = [set(own.values()) for own in experts]
     odd = {}
     for row in range(n_rows):
         own_rows = tuple(_row_of(row, tokens.get(row), *each) for each in zip(experts, taken, sizes, strict=True))
-        if max(own_rows) < 0:  # padding, where those that have such a row use it for a token
+        if max(own_rows) < 0:  # padding, unless an expert that has the row uses it for a token
             own_rows = tuple(row if row < size else -1 for size in sizes)
         if any(own != row for own in own_rows):
             odd[row] = own_rows
@@ -216,7 +216,7 @@ def _odd_rows(
 
 
 def _row_of(row: int, token: str | None, own: Numbers, taken: set[int], size: int) -> int:
-    """Return an expert's row for one of the blend; -1 where it has none. Rows of no token are padding, and stay."""
+    """Return an expert's row for a row of the blend; -1 if it has none. Rows without a token are padding and stay."""
     if token is not None:
         return own.get(token, -1)
     return row if row < size and row not in taken else -1

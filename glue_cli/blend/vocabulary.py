@@ -1,4 +1,4 @@
-"""The vocabularies of experts that lie in Hugging Face folders: which token has which number. Needs no library."""
+"""Read the vocabularies of experts in Hugging Face folders: which token has which number. Needs no library."""
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,10 +12,10 @@ from glue_cli.foundation.regular_files import read_bytes, read_text
 
 Numbers = Mapping[str, int]  # of tokens
 
-# Kinds of piece in a file of sentencepiece that stand for no text: unknown, control.
+# Kinds of piece in a sentencepiece file that do not stand for text: unknown, control.
 _NO_TEXT = (2, 3)
-_DIGITS = 10  # of the number of a token, less than these
-_LARGEST = 64 << 20  # bytes of a file of pieces; the largest known have 15 MB
+_DIGITS = 10  # a token's number has fewer digits than this
+_LARGEST = 64 << 20  # bytes of a file of pieces that is still read; the largest known have 15 MB
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Vocabulary:
     Attributes:
         folder: where they are kept.
         tables: the numbers of the tokens that the tokenizer was trained with, by the kind of file that keeps them; a
-            folder may have several, and those of one tokenizer need not number alike.
-        added: those of tokens that were added later, or that the tokenizer sets apart.
+            folder may have several kinds, which may number the same tokenizer's tokens differently.
+        added: the numbers of tokens that were added later, or that the tokenizer treats as special.
     """
 
     folder: Path
@@ -43,10 +43,10 @@ class Vocabulary:
 
 
 def in_one_kind(vocabularies: Sequence[Vocabulary]) -> list[Vocabulary]:
-    """Return the same vocabularies, each as that kind of file keeps it which all have.
+    """Return the same vocabularies, all from a kind of file that every folder has.
 
-    Where none is, as of a folder with `tokenizer.model` alone beside one with `tokenizer.json`, a vocabulary whose
-    tokens have the first one's order is the first one's: some libraries move all numbers of a file by as much.
+    If there is none, as with `tokenizer.model` alone in one folder and `tokenizer.json` in another, a vocabulary whose
+    tokens have the order of the first is taken to be the first: some libraries shift all numbers of a file equally.
     """
     kind = next((kind for kind in ("tokenizer.json", *_READERS) if all(kind in v.tables for v in vocabularies)), None)
     if kind:
@@ -62,9 +62,9 @@ def _has_order_of(one: Vocabulary, other: Vocabulary) -> bool:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Return a folder's tokens with their numbers; None where there are none that glue can read.
+    """Return a folder's tokens with their numbers; None if it has none that glue can read.
 
-    A pipeline of diffusers keeps them in its subfolder `tokenizer`.
+    A diffusers pipeline keeps them in its subfolder `tokenizer`.
     """
     for place in (folder, folder / "tokenizer"):
         fast = read_object(place / "tokenizer.json")
@@ -77,7 +77,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def _added(folder: Path, listed: object) -> Numbers:
-    """Return the added tokens: what `tokenizer.json` lists, and two other files keep."""
+    """Return the added tokens that `tokenizer.json` and two other files list."""
     pairs: list[tuple[object, object]] = list(read_object(folder / "added_tokens.json").items())
     pairs += (
         [(t.get("content"), t.get("id")) for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
@@ -90,7 +90,7 @@ def _added(folder: Path, listed: object) -> Numbers:
 
 
 def _of_numbers(pairs: Iterable[tuple[object, object]]) -> Numbers:
-    """Return the pairs that are a token and its number."""
+    """Return those pairs that really are a token and its number."""
     return {token: n for token, n in pairs if isinstance(token, str) and type(n) is int and n >= 0}
 
 
@@ -106,7 +106,7 @@ def _trained(tokenizer: Mapping[str, Any]) -> Numbers:
 def _json(folder: Path) -> Numbers:
     numbers = read_object(folder / "vocab.json")
     nested = {f"{key} {token}": n for key, own in numbers.items() if isinstance(own, dict) for token, n in own.items()}
-    return _of_numbers((numbers | nested).items())  # of speech in several languages: a vocabulary each
+    return _of_numbers((numbers | nested).items())  # speech models of several languages have a vocabulary for each
 
 
 def _lines(folder: Path) -> Numbers:
@@ -114,12 +114,12 @@ def _lines(folder: Path) -> Numbers:
         text = read_text(folder / "vocab.txt")
     except (OSError, ValueError):
         return {}
-    # not splitlines, which would cut at characters that are tokens
+    # not splitlines, which would also split at characters that are tokens
     return {token: number for number, token in enumerate(text.removesuffix("\n").split("\n"))} if text else {}
 
 
 def _pieces(folder: Path) -> Numbers:
-    """Return the pieces of sentencepiece, or of tiktoken under the same ending, as Llama 3 has them."""
+    """Return the pieces of a sentencepiece file, or of a tiktoken file, which in Llama 3 has the same extension."""
     for file in sorted((*folder.glob("*.model"), *folder.glob("*.tiktoken"))):
         try:
             data = read_bytes(file) if file.stat().st_size <= _LARGEST else b""
@@ -129,7 +129,7 @@ def _pieces(folder: Path) -> Numbers:
             try:
                 if pieces := read(data):
                     return pieces
-            except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # no such file
+            except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # not a file of this format
                 continue
     return {}
 
@@ -157,15 +157,15 @@ def _tekken(folder: Path) -> Numbers:
 
 
 def _as_text(token: bytes) -> str:
-    """Return bytes as GPT-2's vocabulary spells them, and every tokenizer.json of its kind: printable, each as one."""
+    """Return bytes as the vocabularies of GPT-2 and its kind spell them: one printable character for each byte."""
     return "".join(_BYTES[byte] for byte in token)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield the fields of a protobuf message: number and value, whose length its kind tells.
+    """Yield the number and the value of each field of a protobuf message; the field's kind gives the value's length.
 
     Raises:
-        ValueError, IndexError, KeyError: the bytes are no such message.
+        ValueError, IndexError, KeyError: the bytes are not such a message.
     """
     at = 0
     while at < len(data):
@@ -186,7 +186,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number of seven bits a byte, lowest first, and where it ends."""
+    """Return a number that is stored in seven bits per byte, lowest first, and the position after it."""
     number = shift = 0
     while True:
         number |= (data[at] & 127) << shift

@@ -1,1 +1,1 @@
-"""What a method works on: the experts' bank, the blends' outputs, goals, and the account of what is spent."""
+"""What search methods work with: the experts' weights, the outputs of blends, goals, and the account of costs."""

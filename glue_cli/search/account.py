@@ -1,4 +1,4 @@
-"""What a search has spent, and how much of its budget is left. Needs no torch."""
+"""Keep account of what a search has spent and how much of its budget is left. Needs no torch."""
 
 import math
 import time
@@ -19,15 +19,15 @@ class Cost:
 
     @property
     def equivalents(self) -> int:
-        """Forwards, with a backward counted as two."""
+        """The cost in forwards; a backward counts as two."""
         return self.forwards + 2 * self.backwards
 
 
 class Purse:
-    """What is left of a budget, as a search's account grows; without a budget, all that one could want.
+    """What is left of a budget while a search spends it; without a budget, the rest is infinite.
 
     Args:
-        batch_size: examples of a forward.
+        batch_size: the number of examples of one forward.
     """
 
     def __init__(self, budget: Budget | None, cost: Cost, batch_size: int) -> None:
@@ -44,11 +44,11 @@ class Purse:
         return self._budget is not None and self._budget.unit == "seconds"
 
     def warmed_up(self) -> None:
-        """Leave what was done so far out of the pace: the first forward sets up what the others find ready."""
+        """Measure the pace from now on: the first forward also does setup that later ones do not repeat."""
         self._warm = self._spent, self._elapsed
 
     def forwards(self, share: float = 1.0) -> float:
-        """Return how many forwards are left until a share of the budget, from its start, is spent."""
+        """Return how many forwards are left until this share of the whole budget is spent."""
         if self._budget is None:
             return math.inf
         if self._budget.unit != "seconds":
@@ -57,19 +57,19 @@ class Purse:
         return max(0, math.floor(left * self._pace)) if self._pace else float(left > 0)
 
     def worth(self, share: float = 1.0) -> float:
-        """Return how many forwards a share of the budget is; of time, at the pace so far."""
+        """Return how many forwards a share of the budget buys; for a budget of time, at the pace so far."""
         if self._budget is None:
             return math.inf
         per_unit = {"forwards": 1.0, "examples": 1 / self._batch_size, "seconds": self._pace}
         return share * self._budget.limit * per_unit[self._budget.unit]
 
     def state(self) -> State:
-        """Return what is spent: the account's figures, the time, and what of both was before the pace was taken."""
+        """Return what is spent: the account's figures, the time, and how much of both came before `warmed_up`."""
         forwards, seconds = self._warm
         return asdict(self._cost) | {"elapsed_s": self._elapsed, "warm_forwards": forwards, "warm_s": seconds}
 
     def restore(self, state: State) -> None:
-        """Go on as if the purse and its account were those of that state; time that has passed between is free."""
+        """Continue from a saved state of the purse and its account; the time since it was saved is not charged."""
         for name in asdict(self._cost):
             setattr(self._cost, name, state[name])
         self._began = time.monotonic() - state["elapsed_s"]
@@ -77,7 +77,7 @@ class Purse:
 
     @property
     def _spent(self) -> float:
-        """What is spent, in forwards of a whole minibatch where the budget is one of examples."""
+        """What is spent; for a budget of examples, in forwards of a whole minibatch."""
         if self._budget and self._budget.unit == "examples":
             return self._cost.examples / self._batch_size + 2 * self._cost.backwards
         return self._cost.equivalents
@@ -88,7 +88,7 @@ class Purse:
 
     @property
     def _pace(self) -> float:
-        """Forwards a second; 0 where it cannot be told yet."""
+        """Forwards per second; 0 if not yet known."""
         forwards, seconds = self._warm
         seconds = self._elapsed - seconds
         return (self._spent - forwards) / seconds if seconds else 0.0

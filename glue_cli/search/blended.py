@@ -1,4 +1,4 @@
-"""The outputs of whole blends in memory: copies of the model, bound to the rows of one matrix."""
+"""The outputs of whole blends in memory, from copies of the model that are bound to the rows of one matrix."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,17 +18,17 @@ from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.bound_models import bind, set_tensors
 from glue_cli.search.protocol import MeanLoss
 
-# What the blends towards all experts may take together; beyond it they come one at a time.
+# Limit on the memory of the blends towards all experts together; above it they are made one at a time.
 _PASS_BYTES = 64 << 20
-# A larger model keeps a GPU busy for longer than its kernels take to launch.
+# A larger model computes longer on a GPU than its kernels take to launch.
 _GRAPHED_COLUMNS = 1 << 24
 
-# Tensors that follow from alpha [G, K] in another way than as a blend; differentiable.
+# Makes tensors that depend on alpha [G, K] but are not blended; differentiable.
 MakeTensors = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 def make_nothing(alpha: Tensor) -> dict[str, Tensor]:
-    """Make no tensors: all of the model is blended, or does not depend on alpha."""
+    """Make no tensors: every tensor of the model is blended or does not depend on alpha."""
     return {}
 
 
@@ -37,7 +37,7 @@ class BatchNormMode:
     """What BatchNorm does in the blends of a search.
 
     Attributes:
-        statistics: whether it uses the blended running statistics, or those of the batch.
+        statistics: whether it uses the blended running statistics or those of the batch.
         is_differentiated: whether a gradient passes through the blended running statistics.
     """
 
@@ -51,13 +51,13 @@ BLENDED_STATISTICS = BatchNormMode()
 class ResidentBlends:
     """Blends whose tensors all lie in memory; see `Blends`.
 
-    The blends of a step live in one matrix [m, d], and the parameters of m copies of the model are views into its
-    rows: a step is one pass over the experts, then bare forward passes.
+    The blends of a step are stored in one matrix [m, d], and the parameters of m copies of the model are views of its
+    rows: a step is one pass over the experts, followed by forward passes only.
 
     Args:
         model: the architecture, on the device, with the tensors that do not depend on alpha; put into eval mode.
         bank: the tensors that are blended.
-        make_tensors: the tensors that are not blended and depend on alpha all the same.
+        make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ResidentBlends:
         self._differentiable: tuple[nn.Module, Tensor, Tensor] | None = None
 
     def with_statistics(self, statistics: Statistics) -> "ResidentBlends":
-        """As `Blends.with_statistics`; the experts are shared, the rows of blends are not."""
+        """As `Blends.with_statistics`; both share the experts, but not the rows of blends."""
         by_batch = replace(self.batchnorm, statistics="batch" if statistics == "refreshed" else "running")
         if by_batch == self.batchnorm:
             return self
@@ -100,8 +100,9 @@ class ResidentBlends:
     def towards(
         self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
     ) -> Iterator[Tensor]:
-        """As `Blends.towards`. Cost: of a small model one pass over the experts; of a large one a pass, and each
-        expert alone, with two rows in memory.
+        """As `Blends.towards`.
+
+        Cost: one pass over the experts; for a large model, also each expert once more, with two rows in memory.
         """
         for model in self._on_the_way(alpha, coordinates, radius, is_tied):
             yield self._outputs(model, batch, step)
@@ -109,7 +110,7 @@ class ResidentBlends:
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
         """As `Blends.gradient`. Cost: one pass over the experts for the blend and one for the products.
 
-        The constant is the mean over alpha: the products are taken with the experts' differences from the blend.
+        The constant makes the alpha-weighted mean 0: products are taken with the experts' differences from the blend.
         """
         model, theta, gradient = self._differentiable_model()
         self._bank.blend(alpha[None], theta)
@@ -126,7 +127,7 @@ class ResidentBlends:
             products += torch.autograd.grad(list(made.values()), by_alpha, slopes)[0]
         return loss.item(), products
 
-    @torch.no_grad()  # a generator that is decorated so holds its last outputs while the next are made
+    @torch.no_grad()  # not on the generator, which would then hold its last outputs while the next are made
     def _outputs(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         return self._forward(model, batch, step)
 
@@ -140,16 +141,16 @@ class ResidentBlends:
 
     @torch.no_grad()
     def _load(self, alphas: Tensor) -> None:
-        """Blend into the rows of the first copies."""
+        """Write the blends into the rows of the first copies."""
         self._make_copies(len(alphas))
         self._bank.blend(alphas, self._rows[: len(alphas)])
         for copied, alpha in zip(self._copies, alphas, strict=False):
             set_tensors(copied, self._make_tensors(alpha))
 
     def _make_copies(self, m: int) -> None:
-        """See to it that there are `m` copies at least; when there are fewer, all are made anew."""
+        """Ensure that there are at least `m` copies; if there are fewer, make all again."""
         if m > len(self._copies):
-            self._copies, self._rows = [], self._rows.new_empty(0)  # before others take their place
+            self._copies, self._rows = [], self._rows.new_empty(0)  # frees the memory before new ones are made
             self._rows = torch.empty(m, self._bank.n_columns, device=self._bank.device)
             made = self._make_tensors(self._uniform)
             self._copies = [bind(self._model, self._bank.spans, row, made.keys()) for row in self._rows]
@@ -158,7 +159,7 @@ class ResidentBlends:
                     use_batch_statistics(copied)
 
     def _on_the_way(self, alpha: Tensor, coordinates: Tensor, radius: float, is_tied: bool) -> Iterator[nn.Module]:
-        """Yield the blend for alpha [G, K], then it moved by `radius` towards single experts; each for a forward."""
+        """Yield models for one forward each: the blend for alpha [G, K], then those moved towards single experts."""
         ends = towards_experts(alpha, coordinates, radius, is_tied=is_tied)
         if 4 * self._bank.n_columns * (1 + len(ends)) <= _PASS_BYTES:
             self._load(torch.cat([alpha[None], ends]))
@@ -174,12 +175,12 @@ class ResidentBlends:
 
     @torch.no_grad()
     def _move(self, end: Tensor, group: int | None, expert: int, radius: float) -> None:
-        """Make the second copy the first one's blend moved to `end` [G, K], by `radius` towards a single expert."""
+        """Set the second copy to the first one's blend, moved by `radius` towards a single expert, to `end` [G, K]."""
         self._bank.move(self._rows[0], group, expert, radius, self._rows[1])
         set_tensors(self._copies[1], self._make_tensors(end))
 
     def _differentiable_model(self) -> tuple[nn.Module, Tensor, Tensor]:
-        """Return a copy of the model whose tensors are views of theta [1, d], and whose gradients gather in [1, d]."""
+        """Return a copy of the model, theta [1, d] and its gradient [1, d], of which the copy's tensors are views."""
         if self._differentiable is None:
             theta = torch.empty(1, self._bank.n_columns, device=self._bank.device)
             gradient = torch.zeros_like(theta)
@@ -200,9 +201,9 @@ class ResidentBlends:
 
 
 def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float, *, is_tied: bool = False) -> Tensor:
-    """Return alpha [G, K] moved by `radius` towards the experts at `coordinates` [n], each alone: [n, G, K].
+    """Return alpha [G, K] moved by `radius` towards each of the experts at `coordinates` [n] separately: [n, G, K].
 
-    Where groups are tied, all of them move, and coordinates are experts.
+    If the groups are tied, all of them move, and coordinates are numbers of experts.
     """
     n_experts = alpha.shape[1]
     if is_tied:

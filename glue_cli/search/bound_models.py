@@ -1,4 +1,4 @@
-"""Copies of a model whose blended tensors are views of one row: whatever is blended into the row is in the model."""
+"""Copies of a model whose blended tensors are views of one row, so that writing to the row changes the model."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping
@@ -14,7 +14,7 @@ def bind(model: nn.Module, spans: Mapping[str, Span], row: Tensor, made: Collect
     """Return a copy of the model whose tensors at `spans` are views of `row` [d].
 
     Args:
-        made: the names of tensors that the copy has for itself; all others are shared with the model.
+        made: the names of tensors that the copy does not share with the model; all others are shared.
     """
     tied = _tied_names(model)
     own = {alias for name in made for alias in (name, *tied.get(name, ()))}
@@ -36,7 +36,7 @@ def bind(model: nn.Module, spans: Mapping[str, Span], row: Tensor, made: Collect
 
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Give tensors of a bound model new values, with no gradient so far; return its own, in the same order."""
+    """Give tensors of a bound model new values and clear their gradients; return its tensors in the same order."""
     leaves = []
     for name, tensor in tensors.items():
         parameter = model.get_parameter(name)
@@ -47,7 +47,7 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]
 
 
 def _without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep cuDNN from a recurrent layer: it moves the weights out of their row, and has no backward in eval mode."""
+    """Run a recurrent layer without cuDNN, which moves weights out of their row and has no backward in eval mode."""
 
     def run(*arguments: Any, **named: Any) -> Any:
         with torch.backends.cudnn.flags(enabled=False):
@@ -57,7 +57,7 @@ def _without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """Return the other names of each parameter that has several."""
+    """Return, for each parameter with several names, its other names."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -1,6 +1,6 @@
-"""What a search makes least: the loss, or a figure turned round: accuracy, macro F1, or a function of the user's.
+"""What a search minimises: the loss, or the opposite of a score: accuracy, macro F1, or a function of the user's.
 
-Importing this module does not import torch: an objective is checked before that is needed.
+Importing this module does not import torch, since an objective is checked before torch is needed.
 """
 
 import inspect
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from glue_cli.running.losses import Loss
 
-Terms = Callable[["Tensor", "Tensor"], "Tensor"]  # outputs and targets -> terms, of whose mean less is better
+Terms = Callable[["Tensor", "Tensor"], "Tensor"]  # outputs and targets -> terms, whose mean is minimised
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """What a search measures: the goal, and the functions of outputs and targets that stand for it.
+    """What a search measures: the goal, and the functions of outputs and targets that express it.
 
     Attributes:
-        loss: what the model was trained by; where the goal has no slope, it is gone down in its place.
-        terms: what is minimised is their mean: one for every example or token, or one for the whole minibatch.
+        loss: the loss that the model was trained with; if the goal has no slope, the search follows that of the loss.
+        terms: the mean of these is minimised: one for every example or token, or one for the whole minibatch.
     """
 
     goal: Goal
@@ -38,17 +38,17 @@ class Criterion:
 
 
 def criterion_of(objective: str, loss: "Loss", folder: Path) -> Criterion:
-    """Return the criterion of a spec's objective, whose terms are:
+    """Return the criterion of a spec's objective. The terms of each objective are:
 
     - loss: those of `example_losses`.
-    - accuracy: a term an example, or a predicted token, float32: 0 where the prediction is right, else 1.
-    - f1: one term a minibatch, float64 [1]: 1 - macro F1, over the classes that occur in targets or predictions.
-    - python:MODULE:FUNCTION: one term a minibatch, float64 [1]: minus what `function(outputs, targets)` returns, one
-      number, of which more is better, as of the scorers of scikit-learn. It gets the tensors as the model and the
-      data give them: on their device, in the precision of the forward pass, without a gradient.
+    - accuracy: a term for each example or predicted token, float32: 0 if the prediction is right, else 1.
+    - f1: one term for each minibatch, float64 [1]: 1 - macro F1, over the classes in targets or predictions.
+    - python:MODULE:FUNCTION: one term for each minibatch, float64 [1]: minus what `function(outputs, targets)`
+      returns, one number, where more is better, as with scorers of scikit-learn. The function gets the tensors as
+      the model and the data give them: on their device, in the precision of the forward pass, without a gradient.
 
     Args:
-        folder: the spec's own, where a module is looked up first.
+        folder: the folder of the spec, where a module is looked up first.
     Raises:
         SpecError: there is no such function, or it does not take outputs and targets; or labels are needed and the
             loss is for numbers. The terms themselves raise one where the function fails or returns something else.
@@ -88,9 +88,9 @@ def _one_minus_f1(outputs: "Tensor", targets: "Tensor") -> "Tensor":
 
 
 def _predictions(outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
-    """Return predicted and wanted labels of all that counts, int64 [n], and zeros, float32 [n].
+    """Return the predicted and the true labels of all that counts, int64 [n], and zeros, float32 [n].
 
-    In place of a zero stands NaN where the outputs are not finite, which no label would show.
+    A zero becomes NaN if the outputs are not finite, which the labels would not show.
     """
     from glue_cli.running.losses import IGNORED
 

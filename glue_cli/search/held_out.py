@@ -1,4 +1,4 @@
-"""Blends as they would be written, and the loss of such a blend on examples that it was not made by."""
+"""Blends as they would be written, and their loss on examples that were not used to make them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ from glue_cli.search.blended import MakeTensors, make_nothing
 from glue_cli.search.bound_models import bind, set_tensors
 from glue_cli.search.criterion import Criterion
 
-Charge = Callable[[Tensor], None]  # is told the targets of every forward
+Charge = Callable[[Tensor], None]  # is called with the targets of every forward
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches that can be gone through again and again, always the same; and how many they are."""
+    """Batches that can be iterated over repeatedly, always the same, and their number."""
 
     again: Callable[[], Iterable[Batch]]
     n: int
 
 
 class WrittenBlend:
-    """One blend in memory, as its file will be: each tensor in the file's dtype, BatchNorm's statistics its own.
+    """One blend in memory, as its file will be: each tensor in the file's dtype, with its own BatchNorm statistics.
 
-    All passes are in float32: experts that hardly differ can be told apart, and `glue evaluate` comes to the same
-    figures by `--set precision=fp32`.
+    All passes are in float32, so that experts that hardly differ can be told apart, and `glue evaluate` gives the same
+    figures with `--set precision=fp32`.
 
     Args:
-        model: the architecture, on the device; it is copied, but for tensors that do not depend on alpha.
-        dtypes: what tensors are written in, by name; float32 by default.
-        make_tensors: the tensors that are not blended and depend on alpha all the same.
+        model: the architecture, on the device; it is copied, except for tensors that do not depend on alpha.
+        dtypes: the dtype in which each tensor is written, by name; float32 by default.
+        make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class WrittenBlend:
 
     @torch.no_grad()
     def load(self, alpha: Tensor) -> None:
-        """Make it the blend for alpha [G, K]."""
+        """Set it to the blend for alpha [G, K]."""
         self._bank.blend(alpha[None], self._row)
         self._round()
         made = {name: self._as_written(name, tensor) for name, tensor in self._make_tensors(alpha).items()}
@@ -64,7 +64,7 @@ class WrittenBlend:
 
     @torch.no_grad()
     def refresh(self, batches: Iterable[Batch], charge: Charge) -> None:
-        """Take BatchNorm's statistics anew."""
+        """Recompute BatchNorm's statistics."""
 
         def forward(model: nn.Module, batch: Batch) -> None:
             charge(batch[1])
@@ -98,7 +98,7 @@ class WrittenBlend:
 
 @dataclass(frozen=True)
 class Part:
-    """Examples to judge by, and those that BatchNorm's statistics are taken from; the two have none in common."""
+    """Examples to judge blends by, and others to compute BatchNorm's statistics from; the two do not overlap."""
 
     judged: Batches
     refreshing: Batches
@@ -107,8 +107,8 @@ class Part:
 class HeldOut:
     """Judges blends as they would be written, on parts of the examples.
 
-    Of many examples there is one part: the validation data, and training data to refresh by. Of few, each fold is a
-    part, which is judged by an alpha and by statistics of the other folds.
+    With many examples there is one part: the validation data, and training data to refresh statistics from. With few,
+    each fold is a part, which judges a blend whose alpha and statistics come from the other folds.
     """
 
     def __init__(self, blend: WrittenBlend, parts: Sequence[Part]) -> None:
@@ -131,7 +131,7 @@ class HeldOut:
         return sum(n + (part.refreshing.n if statistics == "refreshed" else 0) for part, n in parts)
 
     def _shared_out(self, n_batches: int | None) -> list[tuple[Part, int]]:
-        """Return the parts that the first batches lie in, and how many of them lie there."""
+        """Return the parts that the first batches belong to, each with its number of these batches."""
         left, shares = self.n_batches if n_batches is None else n_batches, []
         for part in self._parts:
             if left > 0:

@@ -1,4 +1,4 @@
-"""What a search minimises, as a function of alpha, eq. (2), with every pass charged to one account."""
+"""What a search minimises, as a function of alpha, eq. (2); every pass is charged to one account."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -26,9 +26,9 @@ class Minibatches:
     Attributes:
         at_step: the minibatch of a step, from the training data; the same for every method.
         validation: the whole validation data, in batches; the same at every call.
-        n_validation: how many these are.
-        n_examples: of the training data.
-        folds: the fold of each example of a step's minibatch, int64 [N], below n_folds; None where there is one.
+        n_validation: the number of validation batches.
+        n_examples: the number of training examples.
+        folds: the fold of each example of a step's minibatch, int64 [N], below n_folds; None if there is only one.
     """
 
     at_step: Callable[[int], Batch]
@@ -43,13 +43,12 @@ class BlendObjective:
     """L(alpha) on minibatches of the target's training data, and on its validation data.
 
     Args:
-        blends: who yields the outputs.
-        criterion: what they are judged by.
+        blends: yields the outputs.
+        criterion: judges the outputs.
         minibatches: the examples.
-        seed: of the tokens that curvatures are drawn by.
-        held_out: judges blends as they would be written; None leaves that to the blends themselves, on the validation
-            data.
-        kinds: the statistics that a blend may be written with.
+        seed: for drawing the tokens that curvatures are estimated from.
+        held_out: judges blends as they would be written; if None, `blends` is used for that, on the validation data.
+        kinds: the kinds of statistics that a blend may be written with.
     """
 
     def __init__(
@@ -96,13 +95,13 @@ class BlendObjective:
     ) -> Quadratic:
         """Return the loss on the minibatch of `step` to second order, from alpha towards single experts.
 
-        Where the goal has no slope, its value at alpha stands with the slopes and curvatures of the loss.
+        If the goal has no slope, its value at alpha is returned with the slopes and curvatures of the loss.
 
         Args:
             alpha: [G, K], on the simplex.
-            coordinates: the directions, int64 [n], as positions in alpha flattened: a group goes to an expert.
-            radius: how far towards the expert the outputs are taken, in (0, 1].
-            is_tied: whether all groups go together; coordinates are then experts.
+            coordinates: the directions, int64 [n], as positions in the flattened alpha: one group moves to one expert.
+            radius: how far towards the expert the outputs are computed, in (0, 1].
+            is_tied: whether all groups move together; coordinates are then numbers of experts.
         Cost: n + 1 forwards.
         """
         batch = self._minibatches.at_step(step)
@@ -119,7 +118,7 @@ class BlendObjective:
         return secants.quadratic(value, folds(step) if folds else None, self.n_folds)
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
-        """Return the loss on the minibatch of `step`, and dL/dalpha up to a constant by group, [G, K], float64.
+        """Return the loss on the minibatch of `step`, and dL/dalpha, [G, K], float64, up to a constant for each group.
 
         Args:
             alpha: [G, K], on the simplex.
@@ -132,13 +131,13 @@ class BlendObjective:
 
     @torch.no_grad()
     def validation_terms(self, alpha: Tensor, n_batches: int | None = None) -> Tensor:
-        """Return what the loss of the blend with coefficients alpha [G, K] on validation data is the mean of.
+        """Return the terms whose mean is the validation loss of the blend with coefficients alpha [G, K].
 
         Args:
-            n_batches: of how many validation batches, from the first on; None for all.
+            n_batches: how many validation batches to use, from the first on; None for all.
         Returns:
-            float64, a term an example, or a batch where the criterion has no others. That of a text is the sum over
-            its tokens by the mean number of tokens: texts are independent, tokens are not.
+            float64, a term for each example, or for each batch if the criterion gives only those. A text's term is the
+            sum over its tokens divided by the mean number of tokens: texts are independent, tokens are not.
         """
         before = self.cost.forwards
         batches = islice(self._minibatches.validation(), n_batches)
@@ -147,7 +146,7 @@ class BlendObjective:
         return sums.shares
 
     def validation_loss(self, alpha: Tensor, n_batches: int | None = None) -> float:
-        """Return the loss of the blend with coefficients alpha [G, K] on validation data, as `validation_terms`."""
+        """Return the validation loss of the blend with coefficients alpha [G, K]: the mean of `validation_terms`."""
         return self.validation_terms(alpha, n_batches).mean().item()
 
     def written_terms(self, alphas: Tensor, statistics: Statistics, n_batches: int | None = None) -> Tensor:
@@ -167,12 +166,12 @@ class BlendObjective:
 
     @property
     def n_held_out_batches(self) -> int:
-        """How many batches `written_terms` judges by."""
+        """The number of batches that `written_terms` uses."""
         return self._held_out.n_batches if self._held_out else self.n_validation_batches
 
     @property
     def n_validation_batches(self) -> int:
-        """How many batches the validation data are."""
+        """The number of validation batches."""
         return self._minibatches.n_validation
 
     def _judge(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -184,6 +183,6 @@ class BlendObjective:
         return ExampleSums.of(self._judge(outputs, targets), targets)
 
     def charge(self, targets: Tensor) -> None:
-        """Charge a forward on a batch, by its targets."""
+        """Charge a forward on a batch with these targets."""
         self.cost.forwards += 1
         self.cost.examples += len(targets)

@@ -1,4 +1,4 @@
-"""What a method asks of the function that it minimises, and what that asks of whoever yields the outputs of blends."""
+"""The interfaces that a search uses: the objective that a method minimises, and the outputs of blends behind it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, Self
@@ -14,11 +14,11 @@ MeanLoss = Callable[[Tensor, Tensor], Tensor]  # outputs and targets of a batch 
 
 
 class Blends(Protocol):
-    """The outputs of the model for any alpha: the one thing that a search needs of the experts.
+    """The model's outputs for any alpha: all that a search needs from the experts.
 
-    Whoever provides them decides where the experts are, what BatchNorm uses, and whether a blend is made as a whole or
-    layer by layer. It knows nothing of losses, and charges nothing. All that happens in one step, by whatever alpha,
-    sees the same random state.
+    An implementation decides where the experts are stored, what BatchNorm uses, and whether a blend is made as a whole
+    or layer by layer. It knows nothing of losses, and charges nothing. Within a step, all forwards use the same random
+    state, whatever alpha is.
     """
 
     @property
@@ -32,30 +32,30 @@ class Blends(Protocol):
 
         Args:
             alphas: [m, G, K], on the simplex.
-        Cost: one pass over the experts and, of each batch, m forwards; no gradients.
+        Cost: one pass over the experts, and m forwards for each batch; no gradients.
         """
         ...
 
     def with_statistics(self, statistics: Statistics) -> Self:
-        """Return the same blends where BatchNorm uses other statistics: for refreshed ones, those of each batch."""
+        """Return the same blends with other BatchNorm statistics; for refreshed ones, they use each batch's."""
         ...
 
     def towards(
         self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
     ) -> Iterator[Tensor]:
-        """Yield the outputs at alpha, then those on the way from there to single experts, each alone.
+        """Yield the outputs at alpha, then those at points on the way from alpha to each single expert.
 
         Args:
             alpha: [G, K], on the simplex.
-            coordinates: int64 [n], positions in alpha flattened: which group goes to which expert.
+            coordinates: int64 [n], positions in the flattened alpha: which group moves to which expert.
             radius: how far, in (0, 1].
-            is_tied: whether all groups go together; coordinates are then experts, below K.
+            is_tied: whether all groups move together; coordinates are then numbers of experts, below K.
         Cost: n + 1 forwards; no gradients.
         """
         ...
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
-        """Return the mean loss L of the blend, and dL/dalpha up to a constant by group, [G, K], float64 on the CPU.
+        """Return the mean loss L, and dL/dalpha, [G, K], float64 on the CPU, up to a constant for each group.
 
         Cost: a forward and a backward.
         """
@@ -63,14 +63,14 @@ class Blends(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised, as a function of alpha; the real one is `glue_cli.search.objective.BlendObjective`.
+    """The function of alpha that is minimised; implemented by `glue_cli.search.objective.BlendObjective`.
 
     Attributes:
-        is_smooth, follows_loss: as those of a `Goal`.
-        kinds: the kinds of BatchNorm's statistics that a blend may be written with, one at least; the first is that
-            of this objective itself.
-        n_examples: of the data that the minibatches are drawn from.
-        n_folds: of those examples, by which quadratics are kept apart.
+        is_smooth, follows_loss: as in `Goal`.
+        kinds: the kinds of BatchNorm statistics that a blend may be written with, at least one; the first is the kind
+            that this objective uses.
+        n_examples: the number of examples that the minibatches are drawn from.
+        n_folds: the number of folds of these examples; quadratics are kept separately for each fold.
     """
 
     n_groups: int
@@ -104,8 +104,8 @@ class Objective(Protocol):
         """Return the held-out terms, [N], float64, of a blend as it would be written.
 
         Args:
-            alphas: [G, K], or one without each fold, [F, G, K]: each fold is judged by that without it.
-            n_batches: of how many of the held-out batches, from the first on; None for all.
+            alphas: [G, K], or [F, G, K], one alpha for each fold, made without it and judged on it.
+            n_batches: how many held-out batches to use, from the first on; None for all.
         """
 
     def n_written_forwards(self, statistics: Statistics, n_batches: int | None = None) -> int:

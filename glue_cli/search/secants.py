@@ -1,4 +1,4 @@
-"""A loss to second order along directions, by the model's outputs at their ends: Gauss-Newton without derivatives."""
+"""A loss to second order along directions, from the outputs at their ends: Gauss-Newton without derivatives."""
 
 import math
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from glue_cli.running.losses import IGNORED, Loss
 
-# Of a vocabulary, so many tokens are drawn at each position; the curvature is their mean, the gradient is exact.
+# Tokens of the vocabulary drawn at each position; the curvature is a mean over them, the gradient is exact.
 _DRAWN_TOKENS = 64
-# So many rows of a text are taken at a time, in buffers that stay: new ones of this size leave holes in the heap that
+# Rows of a text handled at a time, in buffers that are reused: new ones of this size leave holes in the heap that
 # glibc does not fill, up to 1 GiB for outputs [8, 256, 50257] (measured).
 _BLOCK_ROWS = 64
 
@@ -21,10 +21,10 @@ class Quadratic:
     """loss + gradient . x + x . curvature . x / 2, for x in units of the n directions.
 
     Attributes:
-        loss: at the point; where a score is searched for, that in its place.
+        loss: its value at the point; if a score is the goal, the score's value instead.
         gradient: [F, n]; curvature: [F, n, n], symmetric, with no negative eigenvalue; both float64 on the CPU. They
-            are what each of F folds of the examples adds to those of the mean loss, which are their sums.
-        n_examples: how many examples the loss is a mean over.
+            are the contributions of F folds of the examples; their sums are those of the mean loss.
+        n_examples: the number of examples that the loss is a mean over.
     """
 
     loss: float
@@ -36,13 +36,14 @@ class Quadratic:
 class Secants:
     """The outputs at a point, and how they change along directions.
 
-    With z the outputs and D_k = (z_k - z) / radius, the mean loss has the slopes <dloss/dz, D_k> and, to the order of
-    Gauss and Newton, the curvatures D_k . (d2loss/dz2) . D_l: Schraudolph 2002, with secants for derivatives.
+    With z the outputs and D_k = (z_k - z) / radius, the mean loss has the slopes <dloss/dz, D_k> and, in the
+    Gauss-Newton approximation, the curvatures D_k . (d2loss/dz2) . D_l: Schraudolph 2002, with secants for
+    derivatives.
 
     Args:
-        outputs: z at the point, and targets, as `example_losses` takes them; both are kept, not copied.
-        draws: what the tokens of a vocabulary are drawn by.
-    Cost: of a direction along which tokens are predicted, 64 numbers a target are kept.
+        outputs: z at the point; targets: as `example_losses` takes them. Both are kept, not copied.
+        draws: the random generator for drawing tokens.
+    Cost: if tokens are predicted, 64 numbers per target are kept for each direction.
     """
 
     def __init__(self, loss: Loss, outputs: Tensor, targets: Tensor, *, radius: float, draws: torch.Generator) -> None:
@@ -52,13 +53,13 @@ class Secants:
         if loss == "mse" or targets.dim() == 1:
             return
         rows = min(_BLOCK_ROWS, targets.shape[1])
-        # What `_draw` and `_centred` overwrite.
+        # Buffers that `_draw` and `_centred` overwrite.
         self._work = torch.empty(3, rows, outputs.shape[-1], dtype=torch.float32, device=outputs.device)
         drawn = [_draw(self._work, z, draws) for (z,) in _blocks(outputs)]
         self._tokens = torch.cat([targets.clamp_min(0)[..., None], torch.cat(drawn).view(*targets.shape, -1)], -1)
 
     def add(self, outputs: Tensor) -> None:
-        """Add a direction, by the outputs at its end."""
+        """Add a direction, given the outputs at its end."""
         if self._loss == "mse":
             slope, root = self._of_squares(outputs)
         else:
@@ -67,9 +68,9 @@ class Secants:
         self._roots.append(root / self._radius)
 
     def _of_squares(self, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the slope and a root r of the curvatures, which are r_k . r_l, of the change from z to the ends.
+        """Return the slope for the change from z to the end, and r, with which the curvatures are r_k . r_l.
 
-        Both are row by row: their sums over the rows are those of the mean loss.
+        Both are given row by row: summed over the rows, they are those of the mean loss.
         """
         z, ends = (outputs.float().view_as(self._targets) for outputs in (self._outputs, ends))
         change = ends - z
@@ -91,10 +92,10 @@ class Secants:
         return -at_target.double() / len(at_target), at_drawn / math.sqrt(at_drawn.numel())
 
     def quadratic(self, loss: float, folds: Tensor | None = None, n_folds: int = 1) -> Quadratic:
-        """Return the loss, whose value at the point is given, to second order, fold by fold.
+        """Return the loss to second order, fold by fold, given its value at the point.
 
         Args:
-            folds: the fold of each example, int64 [N], below `n_folds`; None where there is one.
+            folds: the fold of each example, int64 [N], below `n_folds`; None if there is only one.
         """
         slopes, roots = torch.stack(self._slopes), torch.stack(self._roots)  # [n, rows, ...]
         parts: list[Tensor | slice] = [slice(None)]
@@ -107,20 +108,20 @@ class Secants:
         return Quadratic(loss, gradient.cpu(), curvature.double().cpu(), len(self._targets))
 
     def _fold_by_row(self, folds: Tensor) -> Tensor:
-        """Return the fold of each row of the slopes: of an example, or of a token that is predicted."""
+        """Return the fold of each row of the slopes, which belongs to an example or a predicted token."""
         if self._loss == "mse" or self._targets.dim() == 1:
             return folds
         return folds.repeat_interleave((self._targets != IGNORED).sum(1).cpu())
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the same few rows of each tensor [N, T, ...], text by text; they are views."""
+    """Yield views of the same few rows of each tensor [N, T, ...], text by text."""
     for texts in zip(*tensors, strict=True):
         yield from zip(*(torch.split(text, _BLOCK_ROWS) for text in texts), strict=True)
 
 
 def _draw(work: Tensor, logits: Tensor, draws: torch.Generator) -> Tensor:
-    """Return tokens drawn by their probabilities, of which logits [n, C] are given, [n, _DRAWN_TOKENS]."""
+    """Return tokens [n, _DRAWN_TOKENS], drawn with the probabilities that logits [n, C] give."""
     z, probabilities, _ = work[:, : len(logits)].unbind()
     torch.softmax(z.copy_(logits), -1, out=probabilities)
     cumulated = torch.cumsum(probabilities, -1, out=z)
@@ -129,7 +130,7 @@ def _draw(work: Tensor, logits: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def _centred(work: Tensor, logits: Tensor, ends: Tensor, tokens: Tensor) -> Tensor:
-    """Return the changes at tokens [n, m], of logits [n, C] to the ends, less their mean under the probabilities."""
+    """Return the changes from logits [n, C] to the end, at tokens [n, m], minus their mean under the probabilities."""
     z, probabilities, change = work[:, : len(logits)].unbind()
     change.copy_(ends).sub_(z.copy_(logits)).masked_fill_(logits == ends, 0)  # a masked token is -inf in both
     torch.softmax(z, -1, out=probabilities)
