@@ -1,4 +1,4 @@
-"""The ways of choosing alpha: a file each, and this registry. Needs no torch until a method is loaded."""
+"""The ways of choosing alpha: one file each, and this registry. Needs no torch until a method is loaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,12 +48,12 @@ Steps = Literal["gauss-newton", "surrogate-first", "probes"]
 
 
 def kind_of_steps(settings: "MixSpec", *, is_smooth: bool, follows_loss: bool) -> Steps:
-    """Return which steps spsa takes: those of Gauss-Newton get more out of the same forwards where there is a slope.
+    """Return which steps spsa takes: Gauss-Newton's get more out of the same forwards, but need a smooth objective.
 
     Args:
         is_smooth: whether the objective is the loss.
-        follows_loss: whether it is a score that is best about where the loss is least: half of the way, then, goes
-            down the loss.
+        follows_loss: whether the objective is a score whose optimum lies close to that of the loss; the first half
+            of the search then minimises the loss instead.
     """
     if settings.search == "plain" or settings.optimizer != "auto":
         return "probes"
@@ -63,7 +63,7 @@ def kind_of_steps(settings: "MixSpec", *, is_smooth: bool, follows_loss: bool) -
 
 
 def makes_gauss_newton_steps(method: str, settings: "MixSpec", goal: "Goal") -> bool:
-    """Tell whether all steps of a search are Gauss-Newton's, so that what probes depend on has no effect."""
+    """Tell whether all steps of a search are Gauss-Newton's, so that settings for probes have no effect."""
     if method != "spsa":
         return False
     return kind_of_steps(settings, is_smooth=goal.is_smooth, follows_loss=goal.follows_loss) == "gauss-newton"

@@ -1,4 +1,4 @@
-"""CMA-ES, the usual search without a derivative, on the logits: by the package cmaes, the extra `search`."""
+"""CMA-ES, the usual search without a derivative, on the logits: with the package cmaes, from the extra `search`."""
 
 from typing import Any
 
@@ -29,9 +29,9 @@ def cmaes(
     checkpoint: Checkpoint = no_checkpoint,
     state: State | None = None,
 ) -> Learned:
-    """Learn alpha with forward passes alone; all that it asks of an objective is a number.
+    """Learn alpha with forward passes alone; the objective need only return a number.
 
-    The search is a staged one in either preset: the paper has no CMA-ES.
+    The search is staged in both presets, as the paper has no CMA-ES.
     """
     domain = Simplex.of(objective)
     return search(
@@ -46,28 +46,28 @@ def cmaes(
 
 
 class CmaEs:
-    """A strategy: a generation a step, all of it on the step's minibatch.
+    """A strategy: each step is one generation, evaluated on the step's minibatch.
 
     Args:
         start: [G, K], a point of the domain.
     Attributes:
-        n_forwards: of a step, the population; n_rounds: steps after which a poor basin shows.
+        n_forwards: of a step, the size of the population; n_rounds: steps after which a poor basin can be told.
     """
 
     n_rounds = 3
 
     def __init__(self, domain: Simplex, start: Tensor, seed: int) -> None:
         logits = domain.logits_of(start)
-        # All G K logits: the package wants two dimensions at least, and K - 1 would be one for two experts.
+        # All G K logits: the package needs at least two dimensions, and K - 1 is only one for two experts.
         self._optimizer = CMA(logits.flatten().numpy(), _SIGMA, seed=derive_seed(seed, "cmaes") % 2**32)
         self.n_forwards = self.least_forwards = self._optimizer.population_size
         self._domain, self._points = domain, np.empty(0)
-        self._optimizer._funhist_values[:] = 0  # it is made without values, which a state would differ by
+        self._optimizer._funhist_values[:] = 0  # not initialised by the package, so that states would differ
         self._state = _state_of(self._optimizer)
 
     @property
     def has_converged(self) -> bool:
-        """Whether its distribution is so narrow that the package would soon divide by rounding errors."""
+        """Whether the distribution is so narrow that the package would soon divide by rounding errors."""
         return bool(self._optimizer.should_stop())
 
     @property
@@ -76,7 +76,7 @@ class CmaEs:
         return self._alphas_of(self._optimizer.mean)
 
     def ask(self, step: int, n_forwards: float) -> Probes:
-        """Ask for the losses of a generation, drawn anew. Two blends are held at a time."""
+        """Draw a new generation and ask for its losses. Two blends are held at a time."""
         self._points = np.stack([self._optimizer.ask() for _ in range(self.n_forwards)])
         return Probes(self._alphas_of(self._points), n_at_once=2)
 
@@ -98,13 +98,13 @@ class CmaEs:
         return self._domain.from_logits(torch.from_numpy(logits).view(*logits.shape[:-1], *self._domain.shape))
 
 
-_RANDOM = "_rng"  # numpy's generator, which the package leaves out where it pickles itself
+_RANDOM = "_rng"  # numpy's generator, which the package leaves out of its pickles
 
 
 def _state_of(optimizer: CMA) -> State:
     """Return a copy of all that the optimizer is made of: arrays as tensors, numbers, and its generator's state.
 
-    It has to be taken before the next generation is drawn: that rounds the covariances anew.
+    Take it before the next generation is drawn, which changes the covariances' rounding.
     """
     state: State = {}
     for name, value in vars(optimizer).items():

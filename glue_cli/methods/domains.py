@@ -1,4 +1,4 @@
-"""Where alpha may be: whatever a method has to know of the simplex, it asks here."""
+"""The set that alpha is in: all that the methods need to know about the simplex."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from glue_cli.blend.coefficients import SUM_TOLERANCE
 from glue_cli.methods.steps.quadratic_program import minimise_quadratic
 from glue_cli.search.protocol import Objective
 
-# Of 1 / K: the least coefficient that logits are made for. Further down, an expert that a start leaves out would be
-# out of reach.
+# Of 1 / K: smaller coefficients are raised to this before logits are taken. With less, a descent could not bring back
+# an expert that its start leaves out.
 _FLOOR = 0.01
 
 
 @dataclass(frozen=True)
 class Simplex:
-    """A simplex a group of tensors: alpha [G, K], float64, no coefficient negative, each row with the sum 1."""
+    """One simplex per group of tensors: alpha [G, K], float64, no coefficient negative, each row with the sum 1."""
 
     n_groups: int
     n_experts: int
@@ -32,7 +32,7 @@ class Simplex:
         return self.n_groups, self.n_experts
 
     def contains(self, alpha: Tensor) -> bool:
-        """Tell whether alpha [G, K] lies here, but for rounding: sums may differ from 1 by 1e-6."""
+        """Tell whether alpha [G, K] is in the domain, up to rounding: sums may differ from 1 by 1e-6."""
         sums = alpha.sum(-1)
         return alpha.shape == self.shape and bool((alpha >= 0).all() and ((sums - 1).abs() <= SUM_TOLERANCE).all())
 
@@ -53,15 +53,15 @@ class Simplex:
         return alpha / alpha.sum(1, keepdim=True)
 
     def without(self, alpha: Tensor, expert: int) -> Tensor | None:
-        """Return alpha [G, K] without an expert, the others in its place; None if it has all of a group's weight."""
+        """Return alpha [G, K] with an expert's weight given to the others; None if it has all of a group's weight."""
         rest = alpha.clone()
         rest[:, expert] = 0
         weights = rest.sum(1, keepdim=True)
         return None if (weights == 0).any() else rest / weights
 
     def project(self, x: Tensor) -> Tensor:
-        """Return the nearest point here to x [..., G, K]; each row by Held, Wolfe and Crowder 1974."""
-        x = x - x.amax(-1, keepdim=True)  # or the 1 is lost beside large entries
+        """Return the point of the domain nearest to x [..., G, K]; each row by Held, Wolfe and Crowder 1974."""
+        x = x - x.amax(-1, keepdim=True)  # otherwise the 1 is lost in rounding next to large entries
         falling = x.sort(-1, descending=True)[0]
         excess = (falling.cumsum(-1) - 1) / torch.arange(1, x.shape[-1] + 1)
         n_positive = (falling > excess).sum(-1, keepdim=True)
@@ -73,18 +73,18 @@ class Simplex:
         Args:
             curvature: [..., G K, G K], symmetric, with no negative eigenvalue, float64; linear: [..., G K]. All
                 finite.
-            start: [G, K], a point here.
+            start: [G, K], a point of the domain.
         """
         return minimise_quadratic(curvature, linear, start, self.project)
 
     # ---- logits
 
     def from_logits(self, beta: Tensor) -> Tensor:
-        """Return alpha = softmax(beta) by group, of any number of betas [..., G, K]."""
+        """Return alpha = softmax(beta) per group, for any number of betas [..., G, K]."""
         return torch.softmax(beta, -1)
 
     def logits_of(self, alpha: Tensor) -> Tensor:
-        """Return logits beta [G, K] of alpha, of which small coefficients are raised so that none is out of reach."""
+        """Return logits beta [G, K] of alpha, with tiny coefficients raised so that a descent can still move them."""
         return alpha.clamp_min(_FLOOR / self.n_experts).log()
 
     def gradient_by_logits(self, alpha: Tensor, by_alpha: Tensor) -> Tensor:
@@ -92,18 +92,18 @@ class Simplex:
         return alpha * (by_alpha - (alpha * by_alpha).sum(1, keepdim=True))
 
     def n_logit_dimensions(self, *, zero_sum: bool) -> int:
-        """Return in how many dimensions directions of logits lie; zero-sum ones leave out one a group."""
+        """Return the dimension of the space of the logits' directions; zero-sum ones have one less per group."""
         return self.n_groups * (self.n_experts - 1 if zero_sum else self.n_experts)
 
     # ---- directions towards experts
 
     @property
     def n_directions(self) -> int:
-        """How many directions towards experts, e_k - alpha, say it all: those of all experts but one a group."""
+        """How many directions towards experts, e_k - alpha, are enough: those of all experts but one per group."""
         return self.n_groups * (self.n_experts - 1)
 
     def coordinates(self, alpha: Tensor) -> Tensor:
-        """Return the positions in alpha [G, K], flattened, of all experts but each group's largest, [G (K - 1)]."""
+        """Return the positions in flattened alpha [G, K] of all coefficients but each group's largest, [G (K - 1)]."""
         positions = torch.arange(alpha.numel())
         return positions[~torch.isin(positions, _largest(alpha))]
 
@@ -111,8 +111,8 @@ class Simplex:
         """Return S [G K, n]: the slopes towards all experts are S @ those towards some, at `coordinates` [n].
 
         The directions e_k - alpha, weighted by alpha_k, sum to zero, and so, to first order, do the slopes along
-        them: the one towards a group's largest coefficient follows from the others without a forward. Those that are
-        not taken count as 0.
+        them: the slope towards a group's largest coefficient follows from the others without a forward. Slopes at
+        none of the `coordinates` count as 0.
         """
         weights, columns = alpha.flatten(), torch.arange(len(coordinates))
         largest = _largest(alpha)[coordinates // self.n_experts]
@@ -123,5 +123,5 @@ class Simplex:
 
 
 def _largest(alpha: Tensor) -> Tensor:
-    """Return the position in alpha [G, K], flattened, of each group's largest coefficient, [G]."""
+    """Return the position in flattened alpha [G, K] of each group's largest coefficient, [G]."""
     return alpha.argmax(1) + alpha.shape[1] * torch.arange(len(alpha))

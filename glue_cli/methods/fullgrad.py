@@ -1,4 +1,4 @@
-"""Coefficients by the true gradient, configuration 3 of the paper's section 5: a forward and a backward a step."""
+"""Coefficients by the true gradient, configuration 3 of the paper's section 5: one forward and backward a step."""
 
 from torch import Tensor
 
@@ -25,8 +25,8 @@ def fullgrad(
 ) -> Learned:
     """Learn alpha by descent along the gradient through the blended network, eq. (9) left.
 
-    The minibatches are those of spsa, and so are the starts, the race and the guard of a staged search; the seed says
-    which experts a small budget lets it start towards.
+    The minibatches are the same as spsa's, and so are the starts, the race and the guard of a staged search. With a
+    small budget, the seed decides which experts it tries to start towards.
     """
     domain = Simplex.of(objective)
     if settings.search == "plain":
@@ -44,7 +44,7 @@ def fullgrad(
 
 
 class TrueGradient:
-    """A rule for the gradient at the logits: by a forward and a backward."""
+    """Computes the gradient at the logits by one forward and one backward."""
 
     n_forwards = 3
 

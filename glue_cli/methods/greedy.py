@@ -1,4 +1,4 @@
-"""Greedy soup, Wortsman et al. 2022: the uniform mean of those experts by which the held-out loss does not rise."""
+"""Greedy soup, Wortsman et al. 2022: the uniform mean of the experts that do not raise the held-out loss."""
 
 import math
 from collections.abc import Iterable
@@ -26,16 +26,16 @@ def greedy(
     checkpoint: Checkpoint = no_checkpoint,
     state: State | None = None,
 ) -> Learned:
-    """Add experts to a soup one by one, from the best alone down; keep each that does not let the soup's loss rise.
+    """Add experts to a soup one by one, from the best alone down; keep each that does not raise the soup's loss.
 
-    Validation data alone are used, for two validations an expert, the uniform blend's included. A budget says of how
-    many batches, the same for all; with one too small for a batch each, only some experts are tried, drawn by `seed`,
-    and with one too small for two experts, the uniform blend is returned. Of each kind of BatchNorm's statistics a
-    soup is made, for an equal share of a budget; the one with the least loss is returned.
+    Uses validation data only: two validations per expert, the uniform blend's included. A budget sets how many batches
+    each validation takes, the same for all. If it is too small for a batch each, only some experts are tried, drawn by
+    `seed`; if it is too small for two experts, the uniform blend is returned. One soup is made for each kind of
+    BatchNorm statistics, with an equal share of the budget; the one with the least loss is returned.
 
     Args:
-        observe: told of every expert tried: the loss with it, and the soup behind it with its own.
-        checkpoint: called between two validations; state: where to go on from.
+        observe: called for every expert tried: with the loss with it, and the soup after it with the soup's own loss.
+        checkpoint: called between two validations; state: to resume from.
     Returns:
         `n_steps` experts were tried; the account has the soup's experts in their order, and the loss after each.
     Raises:
@@ -48,7 +48,7 @@ def greedy(
 
 
 class _Soups:
-    """The state of a search for a soup of each kind of statistics, one after the other."""
+    """Searches for a soup with each kind of statistics, one after the other."""
 
     def __init__(self, objective: Objective, domain: Simplex, settings: MixSpec, seed: int, observe: Observe) -> None:
         purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
@@ -63,8 +63,8 @@ class _Soups:
         if self._n_done < len(self._soups):
             return None
         learned = [soup.learned() for soup in self._soups]
-        known = [found for found in learned if found.val_loss is not None]
-        best = min(known, key=lambda found: found.val_loss or 0, default=learned[0])
+        known = [soup for soup in learned if soup.val_loss is not None]
+        best = min(known, key=lambda soup: soup.val_loss or 0, default=learned[0])
         return replace(best, val_loss_start=learned[0].val_loss_start)
 
     def state(self) -> State:
@@ -79,11 +79,11 @@ class _Soups:
 
 
 class _Soup:
-    """The state of a greedy soup. A step is a look at the budget, then one validation each.
+    """A greedy soup. The first step looks at the budget; each later one is a validation.
 
     Args:
-        statistics: those of BatchNorm that all blends have.
-        number: of the kind of statistics, from 0; by it, what a budget allows grows.
+        statistics: the BatchNorm statistics that all blends have.
+        number: of the kind of statistics, from 0; it may spend the budget up to (number + 1) / (number of kinds).
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class _Soup:
         self._objective, self._domain, self._seed, self._observe = objective, domain, seed, observe
         self._purse, self._statistics, self._number = purse, statistics, number
         self._drawn: list[int] = []  # the experts to be tried, in their order; none before the first step
-        self._n_batches: int | None = None  # of a validation; None for all
+        self._n_batches: int | None = None  # per validation; None for all
         self._alone: list[float] = []  # the losses of the experts drawn
         self._n_added = 0  # experts that were tried in the soup, from the best alone down
         self._ingredients: list[int] = []
@@ -123,14 +123,14 @@ class _Soup:
         return is_done
 
     def _draw(self) -> None:
-        """Draw the experts that the budget can pay for; none where these are not two."""
+        """Draw as many experts as the budget can pay for; none if that is fewer than two."""
         purse, n_experts, share = self._purse, self._domain.n_experts, (self._number + 1) / len(self._objective.kinds)
         cost = self._objective.n_written_forwards(self._statistics, 1)
         if purse.is_limited and purse.forwards(share) >= cost:
             self._try_uniform()
             purse.warmed_up()
         if purse.is_timed and purse.forwards(share):
-            self._try_uniform()  # which shows how many forwards the time is
+            self._try_uniform()  # to measure how many forwards fit in the time
         affordable = purse.forwards(share)
         n_tried = int(min(n_experts, affordable / 2 / cost))
         if n_tried < 2:
@@ -160,12 +160,12 @@ class _Soup:
         self._observe(StepRecord(n_before + self._n_added, loss, soup, self._losses[-1]))
 
     def _validate_uniform(self) -> None:
-        """Find the loss of the uniform blend, unless it was the soup that was tried last."""
+        """Compute the loss of the uniform blend, unless it was the last soup tried."""
         n_experts, tried_last = self._domain.n_experts, {*self._ingredients, self._ranked()[-1]}
         self._uniform_loss = self._last_loss if len(tried_last) == n_experts else self._loss_of(range(n_experts))
 
     def learned(self) -> Learned:
-        """Return the soup; the uniform blend, of unknown loss, where the budget had no room for one."""
+        """Return the soup; if the budget had no room for one, the uniform blend with unknown loss."""
         if not self._drawn:
             return Learned(self._domain.uniform(), None, None, 0, "budget")
         return Learned(

@@ -12,7 +12,7 @@ from glue_cli.foundation.errors import NumericalError
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step as it is shown and written down: alpha [G, K] behind it; `val_loss` only where validation was due."""
+    """One step as it is shown and logged: alpha [G, K] after it, and `val_loss` if a validation was due."""
 
     step: int
     loss: float | None
@@ -22,7 +22,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned alpha [G, K], a simplex a group of tensors.
+    """A learned alpha [G, K], with one simplex for each group of tensors.
 
     Attributes:
         val_loss: its validation loss; val_loss_start: that of the uniform blend. A staged search takes both on
@@ -30,8 +30,8 @@ class Learned:
         n_steps: steps made.
         stopped: "plateau", "steps", "budget" or "converged".
         account: how it was found, as it is written down.
-        statistics: those of BatchNorm that the blend is to be written with.
-        is_as_written: whether `val_loss` is that of the file, on all validation data.
+        statistics: the BatchNorm statistics to write the blend with.
+        is_as_written: whether `val_loss` is the loss of the blend as written to a file, on all validation data.
     """
 
     alpha: Tensor
@@ -48,7 +48,7 @@ def check_finite(loss: float, step: int, what: str) -> float:
     """Return a loss.
 
     Raises:
-        NumericalError: it is infinite, or no number.
+        NumericalError: it is infinite or NaN.
     """
     if not math.isfinite(loss):
         raise NumericalError(f"the {what} is {loss} at mixing step {step}", hint="evaluate the experts one by one")

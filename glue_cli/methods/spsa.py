@@ -28,8 +28,8 @@ def spsa(
 ) -> Learned:
     """Learn alpha with forward passes alone, eq. (9) right.
 
-    A plain search is the paper's: n probe pairs a step, 2n forwards, from the uniform blend. A staged one takes the
-    steps that `kind_of_steps` says; those of Gauss-Newton find one alpha for all groups first.
+    A plain search is the paper's: n probe pairs per step, 2n forwards, from the uniform blend. A staged one takes the
+    steps that `kind_of_steps` chooses; with Gauss-Newton's it learns one alpha for all groups first.
     """
     domain = Simplex.of(objective)
     if settings.search == "plain":

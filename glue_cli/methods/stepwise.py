@@ -1,4 +1,4 @@
-"""Searches for alpha that go on step by step, and can stop between two steps and go on in another process."""
+"""Searches for alpha that run step by step, so that one can stop after any step and resume in another process."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -8,28 +8,28 @@ from glue_cli.foundation.state import Checkpoint, State
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord
 
-# Told of every step that is to be shown and written down.
+# Called with every step that is to be shown and logged.
 Observe = Callable[[StepRecord], None]
 
 
 class StepwiseSearch(Protocol):
-    """A search for alpha: all that later steps depend on is its state."""
+    """A search for alpha; its state holds all that later steps depend on."""
 
     def step(self) -> Learned | None:
         """Make a step, and return what was learned if it was the last one."""
 
     def state(self) -> State:
-        """Return all that later steps depend on, the spent part of the budget included."""
+        """Return all that later steps depend on, including how much of the budget is spent."""
 
     def restore(self, state: State) -> None:
-        """Take on the state of a search with the same settings, seed and objective, to go on in its place."""
+        """Load the state of a search with the same settings, seed and objective, to continue it."""
 
 
 def run(domain: Simplex, search: StepwiseSearch, checkpoint: Checkpoint, state: State | None) -> Learned:
-    """Make a search's steps to the last, from the beginning or from a state, and return what was learned.
+    """Run a search to its end, from the beginning or from a state, and return what was learned.
 
     Raises:
-        NumericalError: the alpha is not one of the domain, which one that is not finite never is.
+        NumericalError: the alpha is outside the domain, as one that is not finite always is.
     """
     if state is not None:
         search.restore(state)
@@ -42,4 +42,4 @@ def run(domain: Simplex, search: StepwiseSearch, checkpoint: Checkpoint, state: 
 
 
 def unobserved(record: StepRecord) -> None:
-    """Take no notice of a step."""
+    """Do nothing with a step."""

@@ -1,4 +1,4 @@
-"""The uniform blend, the baseline that everyone asks for."""
+"""The uniform blend, the usual baseline."""
 
 from glue_cli.blend.coefficients import proportional
 

@@ -1,7 +1,7 @@
-"""BatchNorm's running statistics: differentiated, replaced by those of a batch, or taken anew from data.
+"""BatchNorm's running statistics: with a derivative, replaced by those of a batch, or computed anew from data.
 
 torch's own `batch_norm` has no derivative with respect to them: it raises when they require a gradient. In eval mode
-it is an affine map, so that the gradient of a blend's loss can pass through the blended statistics too.
+BatchNorm is an affine map, so that the gradient of a blend's loss can pass through the blended statistics too.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ from glue_cli.running.forward import Batch
 
 
 def differentiate_statistics(model: nn.Module) -> None:
-    """Replace the forward of every BatchNorm in `model` by one with that derivative; for eval mode only."""
+    """Replace the forward of every BatchNorm in `model` by one that has this derivative; for eval mode only."""
     for _, module in _batchnorms(model):
         module.forward = _DifferentiableForward(module)  # type: ignore[method-assign]
 
@@ -34,7 +34,7 @@ def refresh_statistics(
 ) -> None:
     """Replace the running statistics of a model in eval mode by the mean over batches, by forward passes alone.
 
-    Dropout and the like stay in eval mode; batches count alike, as in `torch.optim.swa_utils.update_bn`.
+    Dropout and the like stay in eval mode; all batches have the same weight, as in `torch.optim.swa_utils.update_bn`.
 
     Source: section 3 of the paper, "refreshing BatchNorm statistics".
     """
@@ -56,7 +56,7 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 def keep_own_counters(model: nn.Module) -> None:
-    """Give each BatchNorm a count of its batches for itself, where a copy of the model shares it with the original."""
+    """Give each BatchNorm its own batch counter, as a copied model may share it with the original."""
     for _, module in _batchnorms(model):
         if module.num_batches_tracked is not None:
             module.num_batches_tracked = module.num_batches_tracked.clone()
@@ -80,9 +80,9 @@ def _batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 class _DifferentiableForward:
     """y = (x - mean) / sqrt(var + eps) * weight + bias, by torch's own kernel.
 
-    To that kernel the statistics are constants m and v; what they contribute to the gradient goes through its weight
-    and bias: y = (x - m) / sqrt(v + eps) * W + B with W = weight sqrt(v + eps) / sqrt(var + eps) and
-    B = bias + (m - mean) weight / sqrt(var + eps), which are weight and bias in value, not in derivative.
+    The kernel gets the statistics as constants m and v; their part of the gradient passes through its weight and
+    bias: y = (x - m) / sqrt(v + eps) * W + B with W = weight sqrt(v + eps) / sqrt(var + eps) and
+    B = bias + (m - mean) weight / sqrt(var + eps), which equal weight and bias in value, but not in derivative.
     """
 
     def __init__(self, module: _BatchNorm) -> None:

@@ -1,1 +1,1 @@
-"""The staged search: screening of starts, the race between the best of them, the guard at the end."""
+"""The staged search: it screens starts, races the best of them, and guards the result."""

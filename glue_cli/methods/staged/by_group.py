@@ -1,4 +1,4 @@
-"""The stage in which every group of tensors gets an alpha of its own, from where one alpha for all has ended."""
+"""The stage that gives every group of tensors its own alpha, from where one alpha for all has ended."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,18 +12,18 @@ from glue_cli.methods.steps.shrinkage import Shrunk
 from glue_cli.methods.steps.strategy import Shrinks, Strategy
 
 SHARE = 0.25  # of a budget
-# Without a budget, a share of what the race and the descent of one alpha have taken. Over spoken and handwritten
-# digits, reviews and CIFAR-10 with 25 and 100 labels the whole search then takes 1.04 to 1.49 times the forwards of a
-# search for one alpha.
+# Without a budget: a share of the forwards that the race and the descent of one alpha have taken. On spoken and
+# handwritten digits, reviews and CIFAR-10 with 25 and 100 labels, the whole search then takes 1.04 to 1.49 times the
+# forwards of a search for one alpha.
 _OF_DESCENT = 0.5
 _FEWEST_STEPS = 4
 
 
 class GroupStrategy(Strategy, Shrinks, Protocol):
-    """A strategy whose estimate is drawn to where the search began, as far as few examples do not bear it out."""
+    """A strategy that pulls an estimate which its examples do not support back to where the search began."""
 
 
-# Returns a strategy from a start, whose estimate is drawn to an anchor; both are alphas [G, K].
+# Returns a strategy from a start and an anchor that its estimate is pulled towards; both are alphas [G, K].
 MakeGroups = Callable[[Tensor, Tensor], GroupStrategy]
 
 
@@ -31,8 +31,8 @@ class ByGroup:
     """The descent of all groups.
 
     Args:
-        one: where one alpha for all groups has ended; anchor: where the search began, [G, K].
-        n_forwards: that it may take in all.
+        one: the end of the search with one alpha for all groups; anchor: where the search began, [G, K].
+        n_forwards: how many it may take in total.
     """
 
     def __init__(self, make: MakeGroups, one: Candidate, anchor: Tensor, n_forwards: float) -> None:
@@ -48,11 +48,11 @@ class ByGroup:
 
     @property
     def forwards_a_step(self) -> float:
-        """How many forwards the next step may take; the fewest steps are made whatever they take."""
+        """How many forwards the next step may take; never fewer than a step needs."""
         return max(self._forwards_a_step, self.strategy.least_forwards)
 
     def found(self, n_examples: int) -> Candidate:
-        """Return the estimate of as many examples as the steps have seen."""
+        """Return the estimate, pulled back as far as `n_examples` examples call for."""
         return candidate_of("an alpha a group", self.strategy.shrunk(n_examples), self.one.statistics)
 
     def state(self) -> State:
@@ -69,7 +69,7 @@ class ByGroup:
 
     @classmethod
     def of(cls, state: State, make: MakeGroups) -> "ByGroup":
-        """Return the stage that has left a state."""
+        """Restore the stage from its state."""
         one = Candidate("one alpha", state["one"], state["statistics"], state["without"])
         stage = cls(make, one, state["anchor"], 0)
         stage._n_steps, stage._forwards_a_step = state["n_steps"], state["forwards_a_step"]
@@ -79,15 +79,15 @@ class ByGroup:
 
 
 def share_of_descent(n_forwards: float) -> float:
-    """Return how many forwards the groups may take without a budget, after so many for one alpha."""
+    """Return how many forwards the groups may take without a budget, after `n_forwards` for one alpha."""
     return _OF_DESCENT * n_forwards
 
 
 def fits(strategy: Strategy, n_forwards: float) -> bool:
-    """Tell whether so many forwards of a budget are worth the stage."""
+    """Tell whether the stage can make enough steps with `n_forwards`."""
     return n_forwards >= _FEWEST_STEPS * strategy.least_forwards
 
 
-def candidate_of(name: str, found: Shrunk, statistics: Statistics) -> Candidate:
+def candidate_of(name: str, estimate: Shrunk, statistics: Statistics) -> Candidate:
     """Return an estimate as a candidate for the guard."""
-    return Candidate(name, found.alpha, statistics, found.without if len(found.without) > 1 else None)
+    return Candidate(name, estimate.alpha, statistics, estimate.without if len(estimate.without) > 1 else None)

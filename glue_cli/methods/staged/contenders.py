@@ -1,4 +1,4 @@
-"""Who takes part in the race: a start, the strategy that descends from it, and how it does."""
+"""The contenders in the race: each is a start, the strategy that descends from it, and its losses so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Contender:
 
     @classmethod
     def of(cls, state: State, starts: list[Start], make_strategy: MakeStrategy) -> "Contender":
-        """Return the contender that has left a state, from one of the starts."""
+        """Restore a contender, which began at one of the starts, from its state."""
         start = next(start for start in starts if start.label == state["start"])
         strategy = make_strategy(start.alpha)
         strategy.restore(part_of(state, "strategy"))
@@ -42,12 +42,12 @@ class Contender:
 
 
 def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -> list[Contender]:
-    """Return as many contenders as can race with so many forwards, one at least.
+    """Return as many contenders as can race with `n_forwards`, at least one.
 
-    They are the best starts, and the uniform blend of each kind of statistics in the place of the worst of them.
+    They are the best starts; the uniform blend of each kind of statistics replaces the worst of these.
 
     Args:
-        starts: from the best down.
+        starts: the best first.
     """
     first = Contender(starts[0], make_strategy(starts[0].alpha))
     affordable = n_forwards / (first.strategy.n_rounds * first.strategy.n_forwards)
@@ -55,7 +55,7 @@ def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -
     entered = starts[:n_contenders]
     if n_contenders > 1:
         uniforms = [start for start in starts if start.name == "uniform"]
-        # That of the other kind comes last: with room for one alone it is the one.
+        # The other kind comes last: if there is room for only one, it takes the place.
         for uniform in sorted(uniforms, key=lambda start: start.statistics != starts[0].statistics):
             if uniform not in entered:
                 others = [i for i in range(1, n_contenders) if entered[i].name != "uniform"]
@@ -64,5 +64,5 @@ def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -
 
 
 def _race_length(n_contenders: int) -> int:
-    """Return how often a contender is moved on by `n_rounds` steps until one of them is left."""
+    """Return how many times `n_rounds` steps are made, by all contenders together, until one is left."""
     return 0 if n_contenders == 1 else n_contenders + _race_length((n_contenders + 1) // 2)

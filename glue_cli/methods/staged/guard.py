@@ -1,6 +1,6 @@
-"""The guard of a search: what it found is held against plain blends on held-out data, example by example.
+"""The guard of a search: it compares the result with plain blends on held-out data, example by example.
 
-All are judged as they would be written: with their own BatchNorm's statistics, in the dtype of the output.
+All are judged as they would be written: with their own BatchNorm statistics, in the dtype of the output.
 """
 
 import math
@@ -17,18 +17,18 @@ from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 
 SHARE = 0.15  # of a budget, its last part
-# Standard errors by which a rival must be better. With one, the end of a search gives way to what only looks better on
-# a few hundred examples: figures in examples/benchmarks/search/README.md.
+# By how many standard errors a rival must be better. With one, it can win by chance on a few hundred examples: figures
+# in examples/benchmarks/search/README.md.
 _MARGIN = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A blend that may be returned: alpha [G, K], and BatchNorm's statistics.
+    """A blend that may be returned: alpha [G, K] and BatchNorm statistics.
 
     Attributes:
-        without: the alphas that were found in the same way without one fold of the examples each, [F, G, K], by which
-            it is judged on that fold; None where alpha depends on none of them.
+        without: [F, G, K], the alphas estimated in the same way, each without one fold of the examples; each is judged
+            on the fold it has not seen. None if alpha depends on none of these examples.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """What an account calls it."""
+        """Its name in the account."""
         return name_with(self.name, self.statistics)
 
     def is_like(self, other: "Candidate") -> bool:
@@ -47,9 +47,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rival:
-    """A blend beside the one that was found: the mean of the paired differences of their losses, rival - found.
+    """A blend to compare with the end of the search; `difference` is the mean of the paired losses, rival - end.
 
-    `standard_error` is that of the difference; None where there is a single term.
+    `standard_error` is that of the difference; None if there is a single term.
     """
 
     candidate: Candidate
@@ -64,12 +64,12 @@ class Rival:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which blend is returned, by how many held-out terms; none is no guard.
+    """Which blend is returned, and by how many held-out terms that was decided; 0 if the guard did not run.
 
     Attributes:
-        name: "end" for the one that was found, else a rival's label.
-        standard_error: of the loss of the one that is returned; None of fewer than two terms.
-        is_whole: whether all held-out batches were judged by.
+        name: "end" for the end of the search, else a rival's label.
+        standard_error: of the returned blend's loss; None with fewer than two terms.
+        is_whole: whether all held-out batches were used.
     """
 
     name: str
@@ -83,20 +83,20 @@ class Verdict:
 
 
 def reserve(objective: Objective, purse: Purse) -> float:
-    """Return how many forwards of a budget are kept for the guard: what it could spend, at most its share."""
+    """Return how many forwards of a budget are kept for the guard: as many as it can use, up to its share."""
     by_kind = [objective.n_written_forwards(kind) for kind in objective.kinds]
     # The end, the one alpha and the runner-up; and of each kind the uniform blend and an expert.
     return min(purse.worth(SHARE), 3 * max(by_kind) + 2 * sum(by_kind))
 
 
 def guard(objective: Objective, purse: Purse, end: Candidate, rivals: Sequence[Candidate]) -> Verdict:
-    """Return the end of a search, or a rival that is better by more than two standard errors of their difference.
+    """Return the end of a search, or a rival that is better by over two standard errors of their difference.
 
-    If the loss of the end is not finite, the best rival whose loss is, is better.
+    If the loss of the end is not finite, the best rival with a finite loss wins.
 
     Args:
-        rivals: in the order in which they matter.
-    Cost: the guard's share of the budget, in held-out batches, the same for each; all batches without a budget.
+        rivals: the most important first; a small budget may leave out the last.
+    Cost: up to the guard's share of the budget, the same held-out batches for each; without a budget, all of them.
     """
     others = [rival for i, rival in enumerate(rivals) if not any(rival.is_like(o) for o in (end, *rivals[:i]))]
     compared, n_batches = _affordable(objective, min(purse.forwards(), purse.worth(SHARE)), [end, *others])
@@ -104,27 +104,27 @@ def guard(objective: Objective, purse: Purse, end: Candidate, rivals: Sequence[C
         return Verdict("end", end, None, None, 0, None, [], False)
     terms = [_terms(objective, candidate, n_batches) for candidate in compared]
     wanted = terms[0]
-    found = [
+    judged = [
         Rival(candidate, own.mean().item(), *paired_difference(own, wanted))
         for candidate, own in zip(compared[1:], terms[1:], strict=True)
     ]
     end_loss = wanted.mean().item()
-    better = [r for r in found if math.isfinite(r.loss) and (r.is_better or not math.isfinite(end_loss))]
+    better = [r for r in judged if math.isfinite(r.loss) and (r.is_better or not math.isfinite(end_loss))]
     best = min(better, key=lambda rival: rival.loss, default=None)
     returned = best.candidate if best else end
     own = next(own for candidate, own in zip(compared, terms, strict=True) if candidate is returned)
     mean, error = paired_difference(own, torch.zeros_like(own))
     name = returned.label if best else "end"
     is_whole = n_batches == objective.n_held_out_batches
-    return Verdict(name, returned, mean, error, len(own), end_loss, found, is_whole)
+    return Verdict(name, returned, mean, error, len(own), end_loss, judged, is_whole)
 
 
 def _affordable(
     objective: Objective, n_forwards: float, candidates: Sequence[Candidate]
 ) -> tuple[list[Candidate], int]:
-    """Return the first candidates that so many forwards can judge by a batch each, and by how many batches they can.
+    """Return the first candidates, as many as `n_forwards` can judge by a batch each, and how many batches they allow.
 
-    None where the end alone could be judged, which tells nothing of others.
+    Returns no candidates if only the end could be judged, as there would be nothing to compare it with.
     """
 
     def cost(n_candidates: int, n_batches: int) -> int:
@@ -148,14 +148,14 @@ def _terms(objective: Objective, candidate: Candidate, n_batches: int) -> Tensor
 
 
 def paired_difference(terms: Tensor, others: Tensor) -> tuple[float, float | None]:
-    """Return the mean of terms [N] less others [N], and its standard error, None of a single term."""
+    """Return the mean of terms [N] less others [N], and its standard error, None for a single term."""
     differences = terms - others
     error = differences.std().item() / math.sqrt(len(terms)) if len(terms) > 1 else None
     return differences.mean().item(), error
 
 
 def account(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as it is written down, without the alphas."""
+    """Return a verdict as it goes into the account, without the alphas."""
     return {
         "returned": verdict.name,
         "guard": {

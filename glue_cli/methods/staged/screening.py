@@ -18,17 +18,17 @@ from glue_cli.search.protocol import Objective
 
 SHARE = 0.25  # the most that screening takes of a budget
 N_MINIBATCHES = 2  # those of the steps 0 and 1
-# How far a start lies towards its expert, from the uniform blend; from nearer to the expert, poor basins are entered.
+# How far a start lies from the uniform blend towards its expert. Starts nearer to the expert end in poor basins.
 _TOWARDS_EXPERT = 0.5
 _N_FINALISTS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where a search may start: alpha [G, K], BatchNorm's statistics, and its losses.
+    """Where a search may start: alpha [G, K], BatchNorm statistics, and its losses.
 
     Attributes:
-        expert: the one that it lies towards; None where it is no single one.
+        expert: the one that it lies towards; None if it lies towards no single one.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Start:
 
     @property
     def label(self) -> str:
-        """What an account calls it."""
+        """Its name in the account."""
         return name_with(self.name, self.statistics)
 
     @property
@@ -60,32 +60,32 @@ def screen(objective: Objective, purse: Purse, seed: int) -> list[Start]:
     """Compare the starts of every kind of statistics on the same minibatches.
 
     Returns:
-        Those that were looked at twice, from the least loss up, and behind them the rest. A kind whose uniform blend
-        has no finite loss is left out, and one that a budget has no forward for.
+        Those that were evaluated twice, the lowest loss first, then the rest. A kind of statistics is left out if its
+        uniform blend has no finite loss, or if the budget has no forward for it.
     Raises:
-        NumericalError: none is left.
+        NumericalError: no start is left.
     """
-    found: list[Start] = []
+    starts: list[Start] = []
     for number, kind in enumerate(objective.kinds, 1):
         share = SHARE * number / len(objective.kinds)
-        if not found or purse.forwards(share) >= 1:
-            found += _screen(objective.with_statistics(kind), kind, purse, seed, share)
-    finite = [start for start in found if math.isfinite(start.loss)]
+        if not starts or purse.forwards(share) >= 1:
+            starts += _screen(objective.with_statistics(kind), kind, purse, seed, share)
+    finite = [start for start in starts if math.isfinite(start.loss)]
     if not finite:
-        check_finite(found[0].loss, 0, "loss")
+        check_finite(starts[0].loss, 0, "loss")
     return sorted(finite, key=lambda start: (-len(start.losses), start.loss))
 
 
 def _screen(objective: Objective, kind: Statistics, purse: Purse, seed: int, share: float) -> list[Start]:
     """Compare starts on one minibatch, and the uniform blend and the best of them on a second one.
 
-    These are the uniform blend, the points half-way to each expert and softmax(-losses) of these; of more experts than
-    the budget allows, some are drawn.
+    The starts are the uniform blend, the points half-way to each expert, and softmax(-losses) of these points. If the
+    budget does not allow all experts, some are drawn.
 
     Args:
-        share: of a budget, until which forwards may be spent.
+        share: of a budget, up to which forwards may be spent.
     Returns:
-        The starts whose loss is finite; the uniform blend alone where its is not.
+        The starts whose loss is finite; the uniform blend alone if its own loss is not.
     """
     domain = Simplex.of(objective)
     uniform = Start("uniform", domain.uniform(), kind)
@@ -116,9 +116,9 @@ def _screen(objective: Objective, kind: Statistics, purse: Purse, seed: int, sha
 
 
 def _look(objective: Objective, starts: list[Start], step: int) -> list[Start]:
-    """Note the starts' losses on the minibatch of `step`, and return those that are finite.
+    """Record the starts' losses on the minibatch of `step`; return the starts whose loss is finite.
 
-    Two blends are made at a time, as many as a search holds anyway.
+    Two blends are made at a time, as in the search itself, so that it needs no more memory.
     """
     if not starts:
         return []

@@ -1,7 +1,7 @@
-"""The default preset's search: screen starts, race the best of them, descend from the winner, guard the end.
+"""The default preset's search: screen starts, race the best, descend from the winner, guard the result.
 
-What descends is a strategy: Gauss-Newton, SPSA, CMA-ES, or the true gradient. Where there are groups of tensors and a
-strategy for them, one alpha for all goes first, and an alpha a group from where that has ended.
+The descent is done by a strategy: Gauss-Newton, SPSA, CMA-ES, or the true gradient. If there are groups of tensors and
+a strategy for them, one alpha for all is learned first, and from there an alpha for each group.
 """
 
 import math
@@ -27,7 +27,7 @@ from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
 _RACE_SHARE = 0.5  # the most that the race takes of a budget
-_ROUNDS = 3  # of Gauss-Newton, by which `validate_every` is meant
+_ROUNDS = 3  # Gauss-Newton's `n_rounds`, for which `validate_every` is meant
 
 
 def search(
@@ -45,10 +45,10 @@ def search(
 
     Args:
         make_strategy: a strategy from a start, alpha [G, K].
-        make_groups: the same for an alpha a group, where `make_strategy` moves all groups as one; None where there is
-            one group, or the strategy moves each from the beginning.
-        observe: told of the uniform blend, of every step of the contender in the lead, and of what is returned.
-        checkpoint: called after the screening, and after every step on a minibatch; state: where to go on from.
+        make_groups: makes the strategy with an alpha for each group, if `make_strategy` moves all groups as one; None
+            if there is one group, or if the strategy moves each group from the beginning.
+        observe: called with the uniform blend, every step of the leading contender, and what is returned.
+        checkpoint: called after the screening, and after every step on a minibatch; state: to resume from.
     Raises:
         NumericalError: a loss is not finite.
     """
@@ -61,7 +61,7 @@ def search(
 
 
 class _StagedSearch:
-    """The state of a search: how far its stages are, what is left of the budget, and what each stage has spent.
+    """A search in progress: its stage, what is left of the budget, and what each stage has spent.
 
     Screening is one step, and so is the guard. A step of the race, the descent or the groups is one minibatch.
     """
@@ -80,9 +80,9 @@ class _StagedSearch:
         self._domain = Simplex.of(objective)
         self._purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
         self._stage: Literal["screen", "race", "descend", "groups", "guard"] = "screen"
-        self._spending: list[dict[str, Any]] = []  # of the stages that are done
-        self._starts: list[Start] = []  # from the best down
-        self._contenders: list[Contender] = []  # the first is in the lead; behind the race it is the winner
+        self._spending: list[dict[str, Any]] = []  # of the finished stages
+        self._starts: list[Start] = []  # the best first
+        self._contenders: list[Contender] = []  # the first leads; after the race it is the winner
         self._runner_up: Candidate | None = None  # what came second in the race
         self._groups: ByGroup | None = None
         self._plateau = Plateau(settings.patience)
@@ -113,7 +113,7 @@ class _StagedSearch:
         self._stage = "race"
 
     def _race(self) -> None:
-        """Let all contenders make a step; whenever as many are made as tell them apart, drop the worse half."""
+        """Let all contenders make a step; after every `n_rounds` steps, drop the worse half."""
         contenders = self._contenders
         if len(contenders) == 1 or not self._can_step():
             self._end_race()
@@ -133,7 +133,7 @@ class _StagedSearch:
         self._stage = "descend"
 
     def _descend(self) -> None:
-        """Go on until the budget's part is spent; without one, until the validation loss is level."""
+        """Make a step, until the budget's part is spent or, without a budget, the validation loss is level."""
         if self._can_step():
             val_loss = self._make_step(validate=self._validation_is_due())
             if val_loss is None or not self._plateau.reached(val_loss):
@@ -144,7 +144,7 @@ class _StagedSearch:
         self._stage = "groups" if self._groups else "guard"
 
     def _begin_groups(self) -> None:
-        """Begin with an alpha a group, where there are several and the budget has room for them."""
+        """Begin to learn an alpha for each group, if there are several and the budget has room for them."""
         if self._make_groups is None:
             return
         (winner,) = self._contenders
@@ -175,7 +175,7 @@ class _StagedSearch:
         self._stage = "guard"
 
     def _guard(self) -> Learned:
-        """Hold the end against plain blends, and return what stands."""
+        """Compare the end with plain blends, and return the blend that wins."""
         (winner,) = self._contenders
         end, rivals = self._end(), self._rivals()
         verdict = guard.guard(self._objective, self._purse, end, rivals)
@@ -205,7 +205,7 @@ class _StagedSearch:
             is_as_written=verdict.is_whole and self._objective.n_folds == 1,
         )
 
-    # ---- what is held against each other
+    # ---- what the guard compares
 
     def _end(self) -> Candidate:
         if self._groups:
@@ -213,7 +213,7 @@ class _StagedSearch:
         return self._estimate("end", self._contenders[0])
 
     def _rivals(self) -> list[Candidate]:
-        """Return the uniform blend and the most promising expert with each kind of statistics, and what was passed.
+        """Return the uniform blend and the best expert with each kind of statistics, and earlier stages' blends.
 
         Those with the statistics of the end come first.
         """
@@ -231,7 +231,7 @@ class _StagedSearch:
         return [*rivals, Candidate(start.name, start.alpha, mine)]
 
     def _promising_expert(self, kind: Statistics) -> int | None:
-        """Return the expert with the least loss on a minibatch; with a budget, by the start that lies towards it."""
+        """Return the expert with the least loss on a minibatch; with a budget, that of the start towards it counts."""
         if self._purse.is_limited:
             looked_at = (s.expert for s in self._starts if s.expert is not None and s.statistics == kind)
             return next(looked_at, None)
@@ -240,15 +240,15 @@ class _StagedSearch:
         return int(losses.nan_to_num(math.inf).argmin())
 
     def _estimate(self, name: str, contender: Contender) -> Candidate:
-        """Return what a contender has found, as far as the examples that it saw bear it out."""
+        """Return a contender's estimate, pulled back as far as the examples that it saw do not support it."""
         strategy, statistics = contender.strategy, contender.start.statistics
         if isinstance(strategy, Shrinks):
-            found = strategy.shrunk(self._n_seen(len(contender.losses)))
-            return by_group.candidate_of(name, found, statistics)
+            shrunk = strategy.shrunk(self._n_seen(len(contender.losses)))
+            return by_group.candidate_of(name, shrunk, statistics)
         return Candidate(name, strategy.alpha, statistics)
 
     def _n_seen(self, n_steps: int) -> int:
-        """Return how many examples so many steps have seen."""
+        """Return how many examples `n_steps` steps have seen."""
         return max(1, min(self._objective.n_examples, n_steps * self._settings.batch_size))
 
     # ---- steps
@@ -266,7 +266,7 @@ class _StagedSearch:
         return False
 
     def _make_step(self, *, validate: bool = False) -> float | None:
-        """Make a step with each contender on one minibatch; tell of the first; return its validation loss if asked."""
+        """Make a step with each contender on one minibatch; report the first; return its validation loss if asked."""
         n_forwards = self._left() / len(self._contenders)
         for contender in self._contenders:
             objective = self._objective.with_statistics(contender.start.statistics)
@@ -282,7 +282,7 @@ class _StagedSearch:
         return val_loss
 
     def _validation_is_due(self) -> bool:
-        """Tell whether the next step is to be followed by a validation: more seldom where a step tells less."""
+        """Tell whether a validation follows the next step: less often for a strategy that needs more steps."""
         strategy: Strategy = self._contenders[0].strategy
         every = self._settings.validate_every * math.ceil(strategy.n_rounds / _ROUNDS)
         return not self._purse.is_limited and (self._n_steps + 1) % every == 0
@@ -290,12 +290,12 @@ class _StagedSearch:
     # ---- the budget
 
     def _left(self) -> float:
-        """Return how many forwards the stage may still take, less what later ones are kept."""
+        """Return how many forwards the stage may still take, without those kept for later stages."""
         kept = guard.reserve(self._objective, self._purse)
         return max(0, self._purse.forwards() - kept - (0 if self._stage == "groups" else self._kept_for_groups()))
 
     def _kept_for_groups(self) -> float:
-        """Return how many forwards of a budget are kept for an alpha a group, where there is room for it."""
+        """Return how many forwards of a budget are kept for the groups' own alphas, if there is room for them."""
         if self._make_groups is None or not self._purse.is_limited:
             return 0
         n_forwards = self._purse.worth(by_group.SHARE)
@@ -303,7 +303,7 @@ class _StagedSearch:
         return n_forwards if by_group.fits(self._make_groups(uniform, uniform), n_forwards) else 0
 
     def _note(self, before: float | None = None, after: float | None = None) -> None:
-        """Note what the stage has spent, and the loss before and after it on the same data, where that is known."""
+        """Record what the stage has spent, and the loss before and after it on the same data, if known."""
         spent = sum(done["forwards"] for done in self._spending)
         forwards = self._objective.cost.forwards - spent
         self._spending.append({"stage": self._stage, "forwards": forwards, "loss_before": before, "loss_after": after})

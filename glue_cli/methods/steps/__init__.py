@@ -1,1 +1,1 @@
-"""Steps of a search for alpha: descents, Gauss-Newton's, SPSA's, and what these are made of."""
+"""The steps of a search for alpha: by gradient, Gauss-Newton or SPSA, and their parts."""

@@ -1,4 +1,4 @@
-"""The plain search, the paper's: a descent from the uniform blend, watched by its validation loss."""
+"""The paper's plain search: a descent from the uniform blend that watches the validation loss."""
 
 import math
 
@@ -16,7 +16,7 @@ from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
-# Of a budget, what a validation may take at most.
+# The largest share of a budget that a validation may take.
 _VALIDATION_SHARE = 0.05
 
 
@@ -31,13 +31,13 @@ def descend(
 ) -> Learned:
     """Minimise the target loss over alpha = softmax(beta) from the uniform blend, eqs. (7) and (8).
 
-    Goes on to a plateau of the validation loss, for `steps`, or, given a budget, until it has no step and validation
-    left; returns the alpha with the lowest validation loss on the way.
+    Stops at a plateau of the validation loss, after `steps`, or when the budget cannot pay for another step and
+    validation; returns the alpha with the lowest validation loss on the way.
 
     Args:
-        rule: how the gradient at beta [G, K] is found.
-        observe: told of every step as it ends.
-        checkpoint: called between two steps; state: where to go on from.
+        rule: how the gradient at beta [G, K] is estimated.
+        observe: called with every step when it ends.
+        checkpoint: called between two steps; state: to resume from.
     Raises:
         NumericalError: a loss is not finite.
     """
@@ -49,10 +49,10 @@ def descend(
 
 
 class _PlainSearch:
-    """The state of a plain search. Its first step validates the start; each later one is a step of the strategy.
+    """A plain search in progress. Its first step validates the start; each later one is a step of the strategy.
 
     Args:
-        strategy: made before, which imports parts of torch: the clock of a budget starts here.
+        strategy: to be made beforehand: that imports parts of torch, and a budget's clock starts here.
     """
 
     def __init__(self, objective: Objective, strategy: Strategy, settings: MixSpec, observe: Observe) -> None:
@@ -60,7 +60,7 @@ class _PlainSearch:
         self._purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
         self._plateau = Plateau(settings.patience)
         self._n_steps = 0
-        self._n_batches: int | None = None  # of a validation; None before the first
+        self._n_batches: int | None = None  # per validation; None before the first
         self._start_loss = self._best_loss = 0.0  # on validation
         self._best_alpha = strategy.alpha
 
@@ -69,7 +69,7 @@ class _PlainSearch:
 
     def _begin(self) -> Learned | None:
         alpha, purse = self._strategy.alpha, self._purse
-        if purse.is_timed:  # the second validation tells the pace, the first sets things up
+        if purse.is_timed:  # the first validation is slow with set-up, the second shows the pace
             self._validate(alpha, 1)
             purse.warmed_up()
             self._validate(alpha, 1)
@@ -103,7 +103,7 @@ class _PlainSearch:
         return Learned(self._best_alpha, self._best_loss, self._start_loss, self._n_steps, stopped)
 
     def _is_too_poor(self, n_batches: int) -> bool:
-        """Tell whether the budget has no step and validation left beside the last validation."""
+        """Tell whether the budget has no room for a step and validation besides the last validation."""
         return self._purse.forwards() < 2 * n_batches + self._strategy.n_forwards
 
     def _validate(self, alpha: Tensor, n_batches: int) -> float:

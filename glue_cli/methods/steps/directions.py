@@ -16,9 +16,8 @@ def draw_directions(
 ) -> Tensor:
     """Draw n independent directions, [n, G, K], float64, each of length 1.
 
-    Zero-sum directions are the same draws projected onto sum(u) = 0 by group: they spend nothing on the directions
-    along which the softmax does not change. A projected Rademacher draw can vanish (half of them at K = 2); it is
-    drawn again.
+    Zero-sum directions are the same draws, projected onto sum(u) = 0 in each group: this removes the part along which
+    the softmax does not change. A projected Rademacher draw can be zero (half of them at K = 2); it is drawn again.
 
     Args:
         shape: (G, K), K at least 2 when `zero_sum`.

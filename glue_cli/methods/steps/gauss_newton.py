@@ -1,7 +1,7 @@
-"""Descent by Gauss-Newton with forward passes alone: the outputs' changes towards the experts say where to go.
+"""Descent by Gauss-Newton with forward passes alone, from how the outputs change towards the experts.
 
-Two losses say how the loss changes along one direction. The outputs of the same forwards say how each example changes,
-and by that the slopes along many directions and the curvatures between them: a step needs no learning rate.
+Two losses tell how the loss changes along one direction only. The outputs of the same forwards tell how each example
+changes, which gives the slopes along many directions and the curvatures between them: a step needs no learning rate.
 """
 
 import math
@@ -16,34 +16,36 @@ from glue_cli.methods.steps.questions import Answer, ToSecondOrder
 from glue_cli.methods.steps.shrinkage import Shrunk, shrink
 from glue_cli.search.secants import Quadratic
 
-# How far towards each expert the outputs are taken, a share of the way. With 0.1 the secants of a deep net mislead: on
-# traffic signs MobileNetV2 ends at a validation loss of 3.158, with 0.03 at 3.123 and with 0.01 at 3.121. In bfloat16,
-# ResNet-20 on CIFAR-10 ends alike with all of them.
+# How far towards each expert the outputs are measured, as a share of the way. With 0.1 the secants of a deep net
+# mislead: on traffic signs MobileNetV2 ends at a validation loss of 3.158, with 0.03 at 3.123 and with 0.01 at 3.121.
+# In bfloat16, ResNet-20 on CIFAR-10 ends alike with all three.
 _RADIUS = 0.03
-# What these were chosen by is in examples/benchmarks/search/README.md. A damping of 0.01 to 0.1 does as well; a memory
+# examples/benchmarks/search/README.md says how these were chosen. A damping of 0.01 to 0.1 does as well; a memory
 # of 0.25 ends a little higher.
-_DAMPING = 0.03  # the curvature that is added, a share of the mean one
-_MEMORY = 0.5  # how far back the mean of the quadratics reaches, a share of the steps made
-# What is kept of the quadratics before it by the point that goes ahead. With all that the mean keeps, it crawls where
-# the loss is less curved than Gauss and Newton have it: the ViT's experts are 24 steps from their optimum, or over 60.
+_DAMPING = 0.03  # the curvature that is added, as a share of the mean curvature
+_MEMORY = 0.5  # how far back the mean of the quadratics reaches, as a share of the steps made
+# The share of the earlier quadratics that the point ahead keeps at each step. If it kept as much as the mean, it would
+# crawl where the loss is less curved than Gauss-Newton assumes: the ViT's experts would need over 60 steps to their
+# optimum instead of 24.
 _KEPT_AHEAD = 0.25
 
 
 class GaussNewton:
-    """A strategy that minimises the quadratics seen so far, on two accounts that differ in what they forget.
+    """A strategy that minimises weighted sums of the quadratics seen so far, two sums that forget at different rates.
 
-    A point goes ahead by the last few; there the next is taken. The estimate is where the mean of many is least, the
-    later with the more weight, as of recursive least squares: averaging makes up for the haste (Polyak and Juditsky
-    1992). Both are kept by fold of the examples, so that `shrunk` can say how far few of them are believed.
+    The point ahead minimises the last few quadratics; the next one is measured there. The estimate minimises the mean
+    of many, the later ones weighted more, as in recursive least squares: averaging evens out the noise of the fast
+    steps (Polyak and Juditsky 1992). Both sums are kept per fold of the examples, so that `shrunk` can tell how far to
+    trust few examples.
 
     Args:
         start: [G, K], a point of the domain.
-        is_tied: whether all groups move as one; they start alike.
-        anchor: what few examples are drawn to, [G, K]; the start by default.
+        is_tied: whether all groups move as one, from the same alpha.
+        anchor: where an estimate from few examples is pulled to, [G, K]; the start by default.
     Attributes:
         alpha: the estimate so far, [G, K].
-        n_forwards: of a whole step; with fewer, down to about half, it takes some of the experts at random.
-        n_rounds: steps after which a poor basin shows.
+        n_forwards: of a full step; with fewer, down to about half, a step measures a random part of the experts.
+        n_rounds: steps after which a poor basin can be told.
     """
 
     n_rounds = 3
@@ -67,9 +69,9 @@ class GaussNewton:
         return self._of_all_groups(self._estimate.alpha)
 
     def shrunk(self, n_examples: int) -> Shrunk:
-        """Return the estimate as far as the examples of the steps, at most `n_examples`, bear it out."""
-        found = self._estimate.shrunk(self._anchor, n_examples)
-        return Shrunk(self._of_all_groups(found.alpha), self._of_all_groups(found.without))
+        """Return the estimate, pulled towards the anchor as far as `n_examples` examples do not support it."""
+        shrunk = self._estimate.shrunk(self._anchor, n_examples)
+        return Shrunk(self._of_all_groups(shrunk.alpha), self._of_all_groups(shrunk.without))
 
     def ask(self, step: int, n_forwards: float) -> ToSecondOrder:
         """Ask for the loss near the point ahead, towards as many experts as `n_forwards` allow."""
@@ -81,7 +83,7 @@ class GaussNewton:
         """Make the step.
 
         Returns:
-            The loss at the point ahead; where outputs on the way are not finite it is NaN, and no step is made.
+            The loss at the point ahead; NaN, with no step made, if some of the outputs are not finite.
         """
         assert isinstance(answer, Quadratic) and len(self._coordinates)
         if not (answer.gradient.isfinite().all() and answer.curvature.isfinite().all()):
@@ -93,7 +95,7 @@ class GaussNewton:
         self._n_steps += 1
         self._ahead.add(curvature, linear, kept=_KEPT_AHEAD)
         self._estimate.add(curvature, linear, kept=1 - 1 / (1 + _MEMORY * self._n_steps))
-        if self._domain.n_groups > 1:  # many unknowns: the point ahead goes no farther than is borne out
+        if self._domain.n_groups > 1:  # many unknowns: hold the point ahead back too
             n_ahead = answer.n_examples / (1 - _KEPT_AHEAD)
             self._ahead.alpha = self._ahead.shrunk(self._anchor, n_ahead).alpha
         return answer.loss
@@ -108,13 +110,13 @@ class GaussNewton:
         self._estimate.restore(part_of(state, "estimate"))
 
     def _of_all_groups(self, alpha: Tensor) -> Tensor:
-        """Return alpha [..., 1 or G, K] with a row a group, [..., G, K]."""
+        """Return alpha [..., 1 or G, K] with one row per group, [..., G, K]."""
         return alpha.expand(*alpha.shape[:-2], self._n_groups, alpha.shape[-1])
 
     def _draw(self, alpha: Tensor, step: int, n_forwards: float) -> Tensor:
-        """Return the experts whose directions are taken: all but each group's largest, or some of them.
+        """Return the experts towards which the step measures: all but each group's largest, or some of them.
 
-        Never fewer than a step can be made with: of a budget of time, more may be gone by now than when it was begun.
+        Never fewer than a step needs, even if `n_forwards` is less: time may have passed since the step was begun.
         """
         n_forwards = max(n_forwards, self.least_forwards)
         order = torch.randperm(alpha.numel(), generator=generator(self._seed, "coordinates", step))
@@ -127,15 +129,15 @@ class _Least:
 
     def __init__(self, domain: Simplex, start: Tensor) -> None:
         self.alpha = start
-        self._domain, self._weight = domain, 0.0  # that of all quadratics together
-        self._curvature = torch.zeros(1, start.numel(), start.numel(), dtype=torch.float64)  # by fold, as they come
+        self._domain, self._weight = domain, 0.0  # the total of the quadratics
+        self._curvature = torch.zeros(1, start.numel(), start.numel(), dtype=torch.float64)  # per fold
         self._linear = torch.zeros(1, start.numel(), dtype=torch.float64)
 
     def add(self, curvature: Tensor, linear: Tensor, *, kept: float) -> None:
-        """Add a quadratic, x . curvature . x / 2 - linear . x; of those before, the share `kept` counts on.
+        """Add a quadratic, x . curvature . x / 2 - linear . x; those before it keep the share `kept` of their weight.
 
         Args:
-            curvature: [F, G K, G K], linear: [F, G K]; the sums over the folds are meant.
+            curvature: [F, G K, G K], linear: [F, G K]; the quadratic is their sum over the folds.
         """
         self._weight = kept * self._weight + 1
         self._curvature = kept * self._curvature + curvature
@@ -147,7 +149,7 @@ class _Least:
         )
 
     def shrunk(self, anchor: Tensor, n_examples: float) -> Shrunk:
-        """Return the estimate drawn to an anchor [G, K], of quadratics of so many examples."""
+        """Return the estimate pulled towards an anchor [G, K], for quadratics from `n_examples` examples."""
         if not self._weight:
             return Shrunk(self.alpha, self.alpha[None])
         curvature, linear = self._curvature / self._weight, self._linear / self._weight

@@ -1,4 +1,4 @@
-"""Descent on the logits beta along an estimate of the gradient, eq. (7): what fullgrad and spsa share."""
+"""Descent on the logits beta along an estimate of the gradient, eq. (7): the part that fullgrad and spsa share."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,10 +22,10 @@ class Estimate:
 
 
 class GradientRule(Protocol):
-    """How the gradient at the logits beta [G, K] is found: what has to be known, and what follows from it.
+    """How to estimate the gradient at the logits beta [G, K]: the question to ask, and what the answer gives.
 
     Attributes:
-        n_forwards: what it costs, a backward counted as two.
+        n_forwards: its cost; a backward counts as two.
     """
 
     @property
@@ -37,14 +37,14 @@ class GradientRule(Protocol):
 
 
 class LogitDescent:
-    """A strategy: the steps of the settings' optimizer along a rule's gradients.
+    """A strategy: the settings' optimizer makes steps with a rule's gradients.
 
     Args:
         beta: where it starts, [G, K], float64; moved in place.
     """
 
-    n_rounds = 10  # the noise of the minibatches lets a poor basin show no earlier
-    has_converged = False  # and never ends
+    n_rounds = 10  # before that, minibatch noise hides which basins are poor
+    has_converged = False  # minibatch noise keeps it moving
 
     def __init__(self, domain: Simplex, beta: Tensor, rule: GradientRule, settings: MixSpec) -> None:
         self.n_forwards = self.least_forwards = rule.n_forwards
@@ -53,7 +53,7 @@ class LogitDescent:
 
     @property
     def alpha(self) -> Tensor:
-        """That of the last step, [G, K]."""
+        """The alpha after the last step, [G, K]."""
         return self._domain.from_logits(self._beta)
 
     def ask(self, step: int, n_forwards: float) -> Question:
@@ -79,7 +79,7 @@ class AveragedDescent:
     Args:
         start: alpha [G, K].
     Attributes:
-        alpha: that mean, [G, K]: the noise of the single steps is left behind.
+        alpha: that mean, [G, K], which averages out the noise of single steps.
     """
 
     has_converged = False

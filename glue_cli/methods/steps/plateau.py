@@ -1,23 +1,23 @@
-"""When a validation loss has stopped falling."""
+"""Tells when a validation loss has stopped falling."""
 
 from glue_cli.foundation.state import State
 
-# A smaller relative improvement counts as none.
+# A relative improvement smaller than this counts as none.
 _MIN_IMPROVEMENT = 1e-3
 
 
 class Plateau:
-    """Waits for a loss to stay level `patience` times running.
+    """Waits until a loss has not improved `patience` times in a row.
 
     Args:
-        loss: where it starts from; None where that is not known yet.
+        loss: the first one; None if it is not known yet.
     """
 
     def __init__(self, patience: int, loss: float | None = None) -> None:
         self._patience, self._loss, self._n_stale = patience, loss, 0
 
     def reached(self, loss: float) -> bool:
-        """Take the next loss; return whether it is a plateau by now."""
+        """Take the next loss; return whether the plateau is reached."""
         if self._loss is None or loss < self._loss - _MIN_IMPROVEMENT * abs(self._loss):
             self._loss, self._n_stale = loss, 0
         else:

@@ -1,4 +1,4 @@
-"""The least value of quadratics over a convex set."""
+"""Minimises quadratics over a convex set."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 _ITERATIONS = 500
 _PRECISION = 1e-7
-_FLAT = 1e-12  # a curvature that is none, of losses about 1: experts alike, or outputs sure beyond float32
+_FLAT = 1e-12  # counts as no curvature, for losses about 1: equal experts, or outputs too sure for float32
 
 
 def minimise_quadratic(
@@ -15,8 +15,8 @@ def minimise_quadratic(
 ) -> Tensor:
     """Return the points of a convex set with the least x . curvature . x / 2 - linear . x, x flattened: [..., G, K].
 
-    By accelerated projected gradients (Beck and Teboulle 2009) whose momentum starts anew where it leads up
-    (O'Donoghue and Candes 2015), to a step of 1e-7 or 500 iterations. Many problems go side by side.
+    By accelerated projected gradients (Beck and Teboulle 2009) whose momentum is reset where it leads uphill
+    (O'Donoghue and Candes 2015), until a step is below 1e-7 or for 500 iterations. Solves many problems at once.
 
     Args:
         curvature: [..., G K, G K], symmetric, with no negative eigenvalue, float64; linear: [..., G K]. All finite.
@@ -29,13 +29,14 @@ def minimise_quadratic(
     momentum = torch.ones_like(rate)
     for _ in range(_ITERATIONS):
         slope = ((curvature @ ahead.flatten(-2)[..., None])[..., 0] - linear).view(alpha.shape)
-        found = project(ahead - rate * slope)
-        leads_up = ((ahead - found) * (found - alpha)).sum((-2, -1), keepdim=True) > 0
+        landed = project(ahead - rate * slope)
+        leads_up = ((ahead - landed) * (landed - alpha)).sum((-2, -1), keepdim=True) > 0
         momentum = torch.where(leads_up, 1.0, momentum)
         grown = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
-        step = (found - ahead).abs().max()  # from alpha it can be 0 anywhere: momentum led out of a corner, and back
-        ahead = found + (momentum - 1) / grown * (found - alpha)
-        alpha, momentum = found, grown
+        # Not from alpha: momentum can leave a corner and the projection return to it, which would be 0 anywhere.
+        step = (landed - ahead).abs().max()
+        ahead = landed + (momentum - 1) / grown * (landed - alpha)
+        alpha, momentum = landed, grown
         if step < _PRECISION:
             break
     return alpha

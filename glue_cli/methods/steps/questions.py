@@ -1,4 +1,4 @@
-"""What a step asks of the objective, and the one place where it is asked."""
+"""What a step can ask of the objective, and the one function that answers it."""
 
 from dataclasses import dataclass
 from typing import assert_never
@@ -16,7 +16,7 @@ class Probes:
 
     Attributes:
         alphas: [m, G, K].
-        n_at_once: how many of the blends may be held at the same time; they share a pass over the experts.
+        n_at_once: how many of the blends may be in memory at once; these share a pass over the experts.
     """
 
     alphas: Tensor
@@ -25,13 +25,13 @@ class Probes:
 
 @dataclass(frozen=True)
 class ToSecondOrder:
-    """The loss near a blend, by how the outputs change towards single experts; the answer is a `Quadratic`.
+    """The loss near a blend, from how the outputs change towards single experts; the answer is a `Quadratic`.
 
     Attributes:
         alpha: [G, K].
-        coordinates: the experts, as positions in alpha flattened, int64 [n].
-        radius: how far towards each of them the outputs are taken, in (0, 1].
-        is_tied: whether all groups go together; coordinates are then experts, below K.
+        coordinates: the experts, as positions in flattened alpha, int64 [n].
+        radius: how far towards each of them the outputs are measured, as a share of the way, in (0, 1].
+        is_tied: whether all groups move together; coordinates are then the numbers of experts, below K.
     """
 
     alpha: Tensor
@@ -42,7 +42,7 @@ class ToSecondOrder:
 
 @dataclass(frozen=True)
 class Gradient:
-    """The loss of the blend alpha [G, K] and dL/dalpha, [G, K], up to a constant by group; the answer is the two."""
+    """The loss of the blend alpha [G, K] and dL/dalpha, [G, K], up to a constant per group; the answer is the pair."""
 
     alpha: Tensor
 

@@ -1,7 +1,7 @@
-"""How far few examples are believed: the least of a quadratic, drawn towards where the search began.
+"""How far to trust few examples: minimises a quadratic, pulled towards where the search began.
 
-The quadratics are kept by fold of the examples. What the other folds say is tried on each by its own quadratic, so
-that the choice between strengths takes no forward.
+The quadratics are kept per fold of the examples. Each fold's quadratic tests the estimate from the other folds, so
+that the choice between strengths of the pull takes no forward.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ from torch import Tensor
 
 from glue_cli.methods.domains import Simplex
 
-# Strengths, in units of the mean curvature; the last ties what it holds. They lie a decade apart: the loss held out
-# hardly differs between 0.03, 0.1 and 0.3 (reviews, spoken digits, handwritten digits; 25 to 100 labels).
+# Strengths of the pull, in units of the mean curvature; the last one leaves no room to move. A factor of 10 between
+# them is fine enough: the held-out loss hardly differs between 0.03, 0.1 and 0.3 (reviews, spoken digits, handwritten
+# digits; 25 to 100 labels).
 _STRENGTHS = (0.0, 0.1, 1.0, 10.0, 1000.0)
-_DAMPING = 0.001  # a curvature where there is none, in the same units
+_DAMPING = 0.001  # keeps the curvature above zero; in the same units
 
 
 @dataclass(frozen=True)
 class Shrunk:
-    """An estimate of alpha, [G, K], and those of the same weights without one fold each, [F, G, K]."""
+    """An estimate of alpha, [G, K], and those with the same weights that each leave out one fold, [F, G, K]."""
 
     alpha: Tensor
     without: Tensor
@@ -29,18 +30,18 @@ class Shrunk:
 def shrink(
     domain: Simplex, curvature: Tensor, linear: Tensor, anchor: Tensor, near: Tensor, n_examples: float
 ) -> Shrunk:
-    """Return the mean of estimates of several strengths, each weighted by the likelihood of what it held out.
+    """Return the mean of estimates of several strengths, each weighted by the likelihood of the held-out folds.
 
     With penalties c |mean_g alpha_g - mean_g anchor_g|^2 and b sum_g |alpha_g - mean|^2, c <= b, a strength's
-    estimate alpha_s is the least of all folds together, and alpha_s,-f that of all folds but f. Its weight is
-    exp(-n L), L the mean loss of the n examples, each by the alpha_s,-f without its fold: stacking by
-    pseudo-likelihood, smooth where a choice of the best would be noise. With one fold there is nothing to choose by,
-    and the estimate is not drawn.
+    estimate alpha_s minimises all folds together, and alpha_s,-f all folds but f. Its weight is exp(-n L), where L
+    is the mean loss of the n examples, each under the alpha_s,-f without its fold: stacking by pseudo-likelihood,
+    which is smooth where picking the best would follow noise. With one fold nothing can be held out, and the estimate
+    is not pulled.
 
     Args:
         curvature: [F, G K, G K], linear: [F, G K]; their sums are the mean loss, x . curvature . x / 2 - linear . x.
-        anchor: where the estimates are drawn to, [G, K]; near: where they are looked for from, [G, K].
-        n_examples: how many the quadratics are of.
+        anchor: where the estimates are pulled to, [G, K]; near: where the minimisation starts, [G, K].
+        n_examples: how many examples the quadratics come from.
     """
     least = partial(_least, domain, anchor=anchor, near=near)
     whole = curvature.sum(0)[None], linear.sum(0)[None]
@@ -57,7 +58,7 @@ def shrink(
 
 
 def _penalties(domain: Simplex) -> Tensor:
-    """Return the curvatures [S, G K, G K] that draw the groups' mean, and the groups' differences from it."""
+    """Return the curvatures [S, G K, G K] that pull on the groups' mean and on the groups' differences from it."""
     n_groups, n_experts = domain.shape
     eye, experts = torch.eye(n_groups, dtype=torch.float64), torch.eye(n_experts, dtype=torch.float64)
     mean = torch.full_like(eye, 1 / n_groups)
@@ -70,7 +71,7 @@ def _penalties(domain: Simplex) -> Tensor:
 def _least(
     domain: Simplex, curvature: Tensor, linear: Tensor, penalties: Tensor, *, anchor: Tensor, near: Tensor
 ) -> Tensor:
-    """Return the least of each of B quadratics under each of S penalties, [S, B, G, K]."""
+    """Return where each of B quadratics is least under each of S penalties, [S, B, G, K]."""
     scale = curvature.diagonal(dim1=1, dim2=2).mean(1)
     added = scale[:, None, None] * penalties[:, None]
     damping = (scale * _DAMPING)[:, None]

@@ -1,4 +1,4 @@
-"""Steps by SPSA: two probes along a random direction tell the slope along it."""
+"""Steps by SPSA: two probes along a random direction give the slope along it."""
 
 import math
 
@@ -30,8 +30,8 @@ def estimate_from(losses: Tensor, directions: Tensor, *, mu: float, n_dimensions
     """Estimate grad_beta L from the losses [2n] of n probe pairs on one minibatch.
 
     Args:
-        directions, mu: as `probe_betas` has made the probes from.
-        n_dimensions: of the space that the directions were drawn in.
+        directions, mu: those that `probe_betas` made the probes from.
+        n_dimensions: of the space that the directions were drawn from.
     Source: eqs. (4) to (6).
     """
     n = len(directions)
@@ -42,7 +42,7 @@ def estimate_from(losses: Tensor, directions: Tensor, *, mu: float, n_dimensions
 
 
 class ProbePairs:
-    """A rule for the gradient: by the settings' number of probe pairs along random directions."""
+    """Estimates the gradient from probe pairs along random directions, as many as the settings say."""
 
     def __init__(self, domain: Simplex, settings: MixSpec, seed: int) -> None:
         self.n_forwards = 2 * settings.n_directions
@@ -68,17 +68,17 @@ class ProbePairs:
         return estimate_from(answer, self._directions, mu=self._settings.mu, n_dimensions=n_dimensions)
 
 
-_SURROGATE_STEPS = 20  # at most: after as many, Gauss-Newton's descents are nearly level
+_SURROGATE_STEPS = 20  # at most: by then, Gauss-Newton's descents are nearly level
 
 
 class SurrogateFirst:
-    """A strategy for a score that follows the loss: half of the way down that, its smooth surrogate, then by probes.
+    """A strategy for a score that follows the loss: the first half minimises the loss, the second the score by probes.
 
-    The loss leads from afar to about where the score is best, with the few steps of Gauss-Newton; from there on the
-    score itself is searched, by probes. A budget too small for both is Gauss-Newton's.
+    The loss is a smooth surrogate: a few steps of Gauss-Newton on it lead close to where the score is best. From
+    there, probes search the score itself. A budget too small for both goes to Gauss-Newton alone.
 
     Attributes:
-        n_forwards: of a whole step of Gauss-Newton's; n_rounds: steps after which a poor basin shows.
+        n_forwards: of a full step of Gauss-Newton; n_rounds: steps after which a poor basin can be told.
     """
 
     has_converged = False
@@ -88,8 +88,8 @@ class SurrogateFirst:
         self._second: AveragedDescent | None = None
         self._domain, self._settings, self._seed = domain, settings, seed
         self.n_rounds, self.n_forwards = self._first.n_rounds, self._first.n_forwards
-        self._most_forwards = 0.0  # that a step was allowed, of a budget
-        # without a budget; before the validation can be level, which would end the search
+        self._most_forwards = 0.0  # allowed to a step so far, with a budget
+        # Without a budget. The switch has to come before the validation loss can be level, which would end the search.
         self._steps_left = min(_SURROGATE_STEPS, settings.steps // 2, settings.patience * settings.validate_every)
 
     @property

@@ -1,4 +1,4 @@
-"""A way down the target loss that asks for what it needs, and is told."""
+"""The interface of the descents: each step asks one question, and is told the answer."""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,16 +11,16 @@ from glue_cli.search.protocol import Objective
 
 
 class Strategy(Protocol):
-    """A way down from a start. It runs no model: it asks one question a step, and is told the answer.
+    """A descent from a start. It runs no model: each step asks one question, and is told the answer.
 
-    Whatever is random in step t follows from the seed and t, or is part of the state. The state is that behind the
-    last step that was told, also while a question is open: a step can be given up and asked for again.
+    All randomness in step t follows from the seed and t, or is part of the state. The state is that after the last
+    answer, even while a question is open: a step can be abandoned and asked for again.
 
     Attributes:
         alpha: the estimate so far, [G, K].
-        n_forwards: of a whole step; least_forwards: the fewest that a step can be made with.
+        n_forwards: of a full step; least_forwards: the fewest that a step can be made with.
         n_rounds: steps after which contenders can be told apart.
-        has_converged: whether further steps serve nothing.
+        has_converged: whether further steps are useless.
     """
 
     n_rounds: int
@@ -38,29 +38,29 @@ class Strategy(Protocol):
     def alpha(self) -> Tensor: ...
 
     def ask(self, step: int, n_forwards: float) -> Question:
-        """Return what step number `step` has to know; it costs at most `n_forwards`, if these are the fewest or more.
+        """Return the question of step number `step`, about the minibatch of that step.
 
-        It is about the minibatch of that step.
+        It costs at most `n_forwards`, or `least_forwards` if that is more.
         """
 
     def tell(self, answer: Answer) -> float:
-        """Make the step by the answer to the last question; return the loss near the old alpha."""
+        """Make the step with the answer to the last question; return the loss near the old alpha."""
 
     def state(self) -> State:
         """Return all that later steps depend on."""
 
     def restore(self, state: State) -> None:
-        """Take on the state of another strategy with the same settings and seed, to go on in its place."""
+        """Load the state of another strategy with the same settings and seed, to continue it."""
 
 
 @runtime_checkable
 class Shrinks(Protocol):
-    """A strategy that knows how far its examples bear its estimate out."""
+    """A strategy that knows how far its examples support its estimate."""
 
     def shrunk(self, n_examples: int) -> Shrunk:
-        """Return the estimate of as many examples as were seen."""
+        """Return the estimate, pulled back as far as `n_examples` examples do not support it."""
 
 
 def make_step(strategy: Strategy, objective: Objective, step: int, n_forwards: float) -> float:
-    """Make a strategy's step on the minibatch of `step` with at most `n_forwards`; return the loss that it tells."""
+    """Make a strategy's step on the minibatch of `step` with at most `n_forwards`; return the loss from `tell`."""
     return strategy.tell(answer(objective, strategy.ask(step, n_forwards), step))
