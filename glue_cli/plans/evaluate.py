@@ -24,9 +24,9 @@ class EvaluatePlan:
     """What `glue evaluate` is asked to do.
 
     Attributes:
-        metrics: figures beyond the usual ones, names of `running.metrics.METRICS`.
-        bars: a figure's least value, by its name.
-        output: a file for the result as JSON, if any; force: whether it may replace one.
+        metrics: figures besides the usual ones; names in `running.metrics.METRICS`.
+        bars: the lowest value that a figure may have, by its name.
+        output: a file for the result as JSON, if any; force: whether an existing file may be replaced.
     """
 
     spec: Spec
@@ -54,15 +54,15 @@ def plan_evaluate(
     junit: Path | None = None,
     weights: str | None = None,
 ) -> EvaluatePlan:
-    """Check the checkpoints' headers, the metrics, the bars and the outputs; a metric with a bar is one to evaluate.
+    """Check the checkpoints' headers, the metrics, the bars and the outputs; metrics with a bar are evaluated.
 
     Args:
-        bars: the least that a figure may be; ceilings: the most.
-        baseline: a checkpoint that the others may not be worse than.
-        junit: a file for how that came out, as JUnit's XML.
-        weights: which set of weights is meant in a file that has several; None leaves it to convention.
+        bars: the lowest values that figures may have; ceilings: the highest.
+        baseline: a checkpoint that the others must not be worse than.
+        junit: a file for the outcome of these checks, as JUnit XML.
+        weights: which set of weights to read from a file that has several; None chooses by convention.
     Raises:
-        UsageError: a checkpoint is not there, or a metric or a bar is for no figure of this loss.
+        UsageError: a checkpoint does not exist, or a metric or a bar names no figure of this loss.
         CheckpointError: a checkpoint is damaged.
         SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
@@ -74,9 +74,9 @@ def plan_evaluate(
     _check_demanded("--fail-over", ceilings, spec.loss, CEILINGS, "less")
     metrics = tuple(dict.fromkeys([*metrics, *(name for name in (*bars, *ceilings) if name in known)]))
     spec = fetched(spec)
-    found = tuple(read_checkpoint(fetch(path), weights) for path in checkpoints)
+    evaluated = tuple(read_checkpoint(fetch(path), weights) for path in checkpoints)
     compared = read_checkpoint(fetch(baseline), weights) if baseline else None
-    read = (*found, *([compared] if compared else []))
+    read = (*evaluated, *([compared] if compared else []))
     check_any_has(read, weights)
     outputs.check(read, spec)
     if junit:
@@ -86,14 +86,14 @@ def plan_evaluate(
     check_data(spec.data, spec.path(spec.data.root))
     spec = as_models_say(spec, read)
     return EvaluatePlan(
-        spec, found, split, metrics, bars, dict(ceilings), compared, outputs.result, junit, outputs.force
+        spec, evaluated, split, metrics, bars, dict(ceilings), compared, outputs.result, junit, outputs.force
     )
 
 
 def _check_demanded(
     option: str, demanded: Collection[str], loss: str, known: Mapping[str, Sequence[str]], better: str
 ) -> None:
-    """Check that what is demanded are figures of this loss, and that they are better in the right direction."""
+    """Check that the demanded figures exist for this loss, and that higher (or lower) values of them are better."""
     for name in demanded:
         if name not in known[loss]:
             raise UsageError(

@@ -22,7 +22,7 @@ class FinetunePlan:
 
     Attributes:
         checkpoint: None to train from scratch.
-        track_test: record the test figures of every epoch too; they select nothing.
+        track_test: record the test figures of every epoch too; they are not used to select anything.
     """
 
     spec: Spec
@@ -37,18 +37,20 @@ def plan_finetune(
     """Check the header of the checkpoint to start from, and the output.
 
     Args:
-        weights: which set of weights is meant in a file that has several; None leaves it to convention.
+        weights: which set of weights to read from a file that has several; None chooses by convention.
     Raises:
-        UsageError: the checkpoint is not there, or the output cannot be.
+        UsageError: the checkpoint does not exist, or the output cannot be written there.
         CheckpointError: the checkpoint is damaged.
         SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
     assert outputs.result
     spec = fetched(spec)
-    found = read_checkpoint(fetch(checkpoint), weights) if checkpoint else None
-    check_any_has([found] if found else [], weights)
+    start_checkpoint = read_checkpoint(fetch(checkpoint), weights) if checkpoint else None
+    check_any_has([start_checkpoint] if start_checkpoint else [], weights)
     destination = plan_model_destination(outputs.result, model_folder(spec))
-    start = [found] if found else initial_checkpoint(spec)
+    start = [start_checkpoint] if start_checkpoint else initial_checkpoint(spec)
     outputs.check(start, spec, destination)
     check_data(spec.data, spec.path(spec.data.root))
-    return FinetunePlan(as_models_say(spec, start), found, track_test, replace(destination, force=outputs.force))
+    return FinetunePlan(
+        as_models_say(spec, start), start_checkpoint, track_test, replace(destination, force=outputs.force)
+    )

@@ -1,4 +1,4 @@
-"""What a command is given that lies on the Hugging Face Hub: fetched first, before anything is checked."""
+"""Fetch the inputs of a command that are on the Hugging Face Hub, before anything is checked."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from glue_cli.spec.schema import Spec
 
 
 def fetched(spec: Spec) -> Spec:
-    """Return a spec whose `model.args.path` and `experts.init` are on this disk: those on the Hub with their commit.
+    """Return the spec with `model.args.path` and `experts.init` on this disk; those from the Hub have their commit.
 
     Raises:
         UsageError, ResourceError: as for `checkpoints.hub.fetch`.

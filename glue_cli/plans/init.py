@@ -1,4 +1,4 @@
-"""What `glue init` is asked to do, checked before the data are looked at."""
+"""What `glue init` is asked to do, checked before the data are read."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from glue_cli.models import architecture_forms
 from glue_cli.spec.goal import GOALS
 from glue_cli.spec.json_schema import json_schema
 
-SCHEMA_FILE = "glue.schema.json"  # beside the spec, for editors
+SCHEMA_FILE = "glue.schema.json"  # written beside the spec, for editors
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class InitPlan:
     """What `glue init` is asked to do.
 
     Attributes:
-        paths: the experts, as they were given.
-        models: their headers; of an adapter, that of its base where this is at hand.
+        paths: the experts, as the user gave them.
+        models: their headers; for an adapter, the header of its base if that is on this disk.
         data: the folder with the target's data.
-        output: the spec; schema_file: its JSON schema, beside it.
-        force: whether a spec that has come into being meanwhile is replaced.
+        output: the file for the spec; schema_file: the file for its JSON schema, beside it.
+        force: whether to replace a spec that was created in the meantime.
     """
 
     paths: tuple[Path, ...]
@@ -45,7 +45,7 @@ def plan_init(paths: Sequence[Path], data: Path, output: Path, *, force: bool) -
     """Read the experts' headers, and check the folder of data and the outputs.
 
     Raises:
-        UsageError: an expert or the folder is not there, or an output exists without `force`.
+        UsageError: an expert or the folder does not exist, or an output exists without `force`.
         CheckpointError: an expert is damaged.
     """
     if not data.is_dir():

@@ -36,21 +36,21 @@ from glue_cli.plans.mix_tokens import check_tokenizer_is_written, spec_with_rows
 from glue_cli.plans.outputs import Outputs
 from glue_cli.results.card import About
 
-if TYPE_CHECKING:  # a blend with given coefficients needs no spec, whose schema takes longer to import than the blend
+if TYPE_CHECKING:  # given coefficients need no spec, and importing its schema takes longer than the blend
     from glue_cli.spec.schema import Spec
 
 
 @dataclass(frozen=True)
 class MixPlan:
-    """What `glue mix` is asked to do, each part as the room has it that needs it.
+    """What `glue mix` is asked to do, in parts that each serve one step of the work.
 
     Attributes:
-        adapters: None where the experts are whole checkpoints.
-        destination: the files that the blend is written to; writing: how.
-        spec: None where nothing needs one.
-        record: what the blend's metadata say of how its tensors came about, as far as the plan knows it.
-        about: what its model card says of it beside these.
-        like: the blend that is made again; None for a new one.
+        adapters: None if the experts are whole checkpoints.
+        destination: the files that the blend is written to; writing: how they are written.
+        spec: None if nothing needs one.
+        record: what the blend's metadata will say of how its tensors were made, as far as the plan knows it.
+        about: what its model card says besides the metadata.
+        like: the blend to make again; None for a new one.
     """
 
     experts: tuple[Checkpoint, ...]
@@ -68,7 +68,7 @@ class MixPlan:
 
     @property
     def method(self) -> str:
-        """How alpha is chosen: a name of `METHODS`, or `GIVEN`."""
+        """How alpha is chosen: a name in `METHODS`, or `GIVEN`."""
         return self.coefficients.method
 
 
@@ -89,14 +89,14 @@ def plan_mix(
     """Check coefficients, experts and output against each other, from the headers alone.
 
     Args:
-        base: what adapters are merged into; None makes an adapter of adapters.
-        weights: which set of weights is meant in an expert that has several; None leaves it to convention.
-        like: a blend that is made again; the other arguments are then as its recipe says.
+        base: the model that adapters are merged into; None mixes adapters into an adapter.
+        weights: which set of weights to read from an expert that has several; None chooses by convention.
+        like: a blend to make again; the other arguments then come from its recipe.
     Raises:
-        UsageError: the command line does not make sense, or the method needs a package that is not installed.
+        UsageError: the options contradict each other, or the method needs a package that is not installed.
         CheckpointError: an expert is damaged, or they do not fit each other.
-        SpecError: the spec's objective is not there, or does not fit the method or the loss; or its data section does
-            not fit the format.
+        SpecError: the spec's objective does not exist, or does not fit the method or the loss; or its data section
+            does not fit the format.
         DataError: there is no folder of data.
         ResourceError: the disk has no room for the blend.
     """
@@ -184,7 +184,7 @@ def _plan_checkpoints(
     assert outputs.result
     experts, renamed = name_alike(experts)
     experts, parts, lacking = with_parts(experts, outputs.result)
-    if parts and groups == "blocks":  # a folder's modules have one alpha
+    if parts and groups == "blocks":  # all modules of a folder share one alpha
         groups = {}
     planned, head = plan_recipe(experts, rules, groups)
     check_groups(planned, experts, parts)
@@ -210,7 +210,7 @@ def _plan_checkpoints(
 
 
 def _check_objective(method: str, spec: "Spec") -> None:
-    """Check that method and objective are there, and go together; imports the user's module."""
+    """Check that method and objective exist and go together; imports the user's module."""
     from glue_cli.search.criterion import criterion_of
     from glue_cli.spec.goal import goal_named
 
@@ -227,7 +227,7 @@ def _check_objective(method: str, spec: "Spec") -> None:
 
 
 def _recorded_sizes(experts: Sequence[Checkpoint]) -> list[int]:
-    """Return how many examples each expert says that it was trained on, [K]."""
+    """Return the number of training examples that each expert records, [K]."""
     sizes, lacking = [], []
     for expert in experts:
         size = expert.glue.get("examples")

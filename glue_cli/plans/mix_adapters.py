@@ -22,7 +22,7 @@ from glue_cli.plans.outputs import Outputs
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec
 
-_FILES = (".safetensors", ".json", *TORCH_SUFFIXES)  # how the names of checkpoints' files end
+_FILES = (".safetensors", ".json", *TORCH_SUFFIXES)  # file endings of checkpoints
 
 
 def plan_adapters(
@@ -37,11 +37,11 @@ def plan_adapters(
     """Check adapters against each other, their base and the output, from the headers alone.
 
     Args:
-        base: the model that they are merged into; None makes an adapter of them.
+        base: the model that they are merged into; None mixes them into an adapter.
     Raises:
-        UsageError: an option does not suit adapters, or the output is there or has the wrong kind of name.
+        UsageError: an option is not for adapters, or the output exists or has the wrong kind of name.
         CheckpointError: an adapter or the base is damaged, or they do not fit each other.
-        SpecError: a search has no base to run.
+        SpecError: a search has no base model to run.
         ResourceError: the disk has no room for the mix.
     """
     if writing.dtype or writing.max_shard_bytes is not None:
@@ -78,7 +78,7 @@ def plan_adapters(
 
 
 def _read_base(base: Path | None, spec: "Spec | None") -> Checkpoint | None:
-    """Return the base: as given, or as the spec's model says, whose folder a search needs anyway."""
+    """Return the base: the given one, or the spec's model, whose folder a search needs anyway."""
     folder = spec.model.args.get("path") if spec else None
     if base:
         return read_checkpoint(base)
@@ -86,13 +86,13 @@ def _read_base(base: Path | None, spec: "Spec | None") -> Checkpoint | None:
 
 
 def _names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> Mapping[str, str]:
-    from glue_cli.models.libraries.transformers_bases import names_in_memory  # which imports torch
+    from glue_cli.models.libraries.transformers_bases import names_in_memory  # this imports torch
 
     return names_in_memory(base, adapter_config)
 
 
 def _class_of_adapted(base: Checkpoint, adapter_config: Mapping[str, Any]) -> str | None:
-    from glue_cli.models.libraries.transformers_bases import class_of_adapted  # which brings torch along
+    from glue_cli.models.libraries.transformers_bases import class_of_adapted  # this imports torch
 
     return class_of_adapted(base, adapter_config)
 
@@ -117,5 +117,5 @@ def _plan_adapter(outputs: Outputs, writing: Writing) -> Destination:
 
 
 def _taking_part(adapters: Sequence[Adapter], alpha: Sequence[float] | None) -> Sequence[Adapter]:
-    """Return the adapters that may be in the mix: all of them until alpha is known."""
+    """Return the adapters that may take part in the mix: all of them if alpha is not known yet."""
     return [adapter for adapter, a in zip(adapters, alpha or [1.0] * len(adapters), strict=True) if a != 0]

@@ -1,4 +1,4 @@
-"""What a blend's model card says beside its metadata: what it was made of, and which library loads it."""
+"""What a blend's model card says besides its metadata: what it was made from, and which library loads it."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def about_blend(experts: Sequence[Checkpoint], adapters: Adapters | None, tensors: Tensors) -> About:
-    """Return what the experts' folders say of the blend."""
+    """Return what the experts' folders tell about the blend."""
     folders = [expert.path for expert in experts]
     if adapters and not adapters.merges:
         return About("peft", "adapter", _hub_ids(folders, CONFIG, "base_model_name_or_path"))
@@ -26,13 +26,13 @@ def about_blend(experts: Sequence[Checkpoint], adapters: Adapters | None, tensor
         ids = ids or _hub_ids(folders, CONFIG, "base_model_name_or_path")
         return About(_library(home), "finetune", ids, adapters.changes.architecture or _architecture(home))
     home = experts[tensors.tokens.keeper if tensors.tokens else 0].folder
-    fetched = tuple(dict.fromkeys(found.name for folder in folders if (found := id_of(folder))))
+    fetched = tuple(dict.fromkeys(hub_id.name for folder in folders if (hub_id := id_of(folder))))
     ids = fetched or _hub_ids([folder for folder in folders if folder.is_dir()], "config.json", "_name_or_path")
     return About(_library(home), "merge", ids, _architecture(home))
 
 
 def _hub_ids(folders: Sequence[Path], file: str, key: str) -> tuple[str, ...]:
-    """Return what the configurations name under a key, as far as these are names on the Hub."""
+    """Return the names on the Hub that the configurations have under a key."""
     named = [read_object(folder / file).get(key) for folder in folders]
     return tuple(dict.fromkeys(name for name in named if isinstance(name, str) and _HUB_ID.fullmatch(name)))
 

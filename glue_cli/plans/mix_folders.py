@@ -1,4 +1,4 @@
-"""A mix of models' folders: which modules they have beside the model itself, and what the output's folder is."""
+"""A mix of model folders: the modules in them besides the model itself, and the output's folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from glue_cli.plans.mix_records import OUTPUT_DTYPES, Writing
 def with_parts(
     experts: Sequence[Checkpoint], output: Path
 ) -> tuple[tuple[Checkpoint, ...], tuple[Part, ...], tuple[str, ...]]:
-    """Add to experts what their folders hold in modules of their own, where the output is a folder too.
+    """Add to each expert the further modules in its folder, if the output is a folder too.
 
     Returns:
-        the experts, their parts, and a sentence on parts that the output cannot hold.
+        the experts, their parts, and a note on parts that the output cannot hold.
     Raises:
-        CheckpointError: as `add_parts`.
+        CheckpointError: as for `add_parts`.
     """
     if is_folder_name(output):
         return (*add_parts(experts, apart=[output]), ())
@@ -32,10 +32,10 @@ def with_parts(
 
 
 def check_groups(recipe: Recipe, experts: Sequence[Checkpoint], parts: Sequence[Part]) -> None:
-    """Check that a search can find coefficients for every group: it runs the model without its parts.
+    """Check that a search can find coefficients for every group; it runs the model without its parts.
 
     Raises:
-        SpecError: a group has tensors of parts alone.
+        SpecError: a group has only tensors of parts.
     """
     prefixes = tuple(part.prefix for part in parts)
     own = {recipe.group_of.get(name, 0) for name in experts[0].entries if not name.startswith(prefixes)}
@@ -61,7 +61,7 @@ def plan_blend_destination(
     Args:
         keeper: the expert whose configuration and tokenizer the blend gets.
     Raises:
-        UsageError, CheckpointError: as `plan_destination`.
+        UsageError, CheckpointError: as for `plan_destination`.
     """
     along = None
     if keeper.folder and is_folder_name(output):

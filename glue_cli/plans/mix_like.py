@@ -1,4 +1,4 @@
-"""The recipe that a blend carries in its metadata, and a plan's part of making the blend again from it."""
+"""The recipe in a blend's metadata, from which a plan can make the blend again."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.plans.mix_records import Writing
 
-if TYPE_CHECKING:  # pydantic takes longer to import than a small blend takes
+if TYPE_CHECKING:  # importing pydantic takes longer than making a small blend
     from glue_cli.results.blend import BlendMetadata, RecordedRecipe
 
 
@@ -22,12 +22,12 @@ _FROM = "from:"
 
 @dataclass(frozen=True)
 class Like:
-    """A blend that is to be made again.
+    """A blend to make again.
 
     Attributes:
         blend: its header.
-        said: what its metadata say of its making.
-        rules: what was said about its tensors, for these experts.
+        said: what its metadata say of how it was made.
+        rules: the recorded rules for its tensors, with these experts' paths.
     """
 
     blend: Checkpoint
@@ -36,7 +36,7 @@ class Like:
 
     @property
     def overrides(self) -> list[str]:
-        """Settings of the spec, `KEY=VALUE`, with which BatchNorm's statistics were taken; none if they were not."""
+        """The spec's settings, as `KEY=VALUE`, that BatchNorm statistics were taken with; empty if none were taken."""
         refreshed = self.said.recipe.refreshed
         if refreshed is None:
             return []
@@ -48,35 +48,35 @@ class Like:
 
 
 def record_of(experts: Sequence[Checkpoint], rules: TensorRules, groups: Groups, writing: Writing) -> dict[str, Any]:
-    """Return what a blend's metadata say of how its tensors came about; what was left as usual is left out.
+    """Return what a blend's metadata will say of how its tensors were made; defaults are left out.
 
     Experts that rules name are recorded by their numbers, since their files may have other names next time.
     """
     said = {key: value for key, value in asdict(rules).items() if value != getattr(NO_RULES, key)}
     if rules.copy_from is not None:
         said["copy_from"] = find_expert(experts, rules.copy_from, "--copy-from")
-    said.pop("batchnorm", None)  # whether statistics were taken anew is known only when they were
+    said.pop("batchnorm", None)  # known only once statistics have been taken anew
     for key, policy in (("head_policy", rules.head_policy or ""), ("batchnorm", rules.batchnorm)):
         if policy.startswith(_FROM):
             number = find_expert(experts, policy.removeprefix(_FROM), f"--{key.replace('_', '-')} from:")
             said[key] = f"{_FROM}{number}"
-    found = {
+    record = {
         "rules": said,
         "groups": groups if isinstance(groups, str) else dict(groups),
         "dtype": writing.dtype,
         "max_shard_bytes": writing.max_shard_bytes,
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in record.items() if value}
 
 
 def read_like(path: Path, experts: Sequence[Path]) -> Like:
     """Read the recipe of a blend.
 
     Args:
-        experts: what it is to be made from again, in the order of old.
+        experts: what to make it from again, in the same order as before.
     Raises:
-        UsageError: there is nothing at `path`, or the number of experts is another.
-        CheckpointError: it is damaged, or holds no recipe, or not the experts' sha256.
+        UsageError: `path` does not exist, or the number of experts differs.
+        CheckpointError: it is damaged, or lacks a recipe or the experts' sha256.
     """
     from pydantic import ValidationError
 

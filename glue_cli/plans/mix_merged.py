@@ -1,4 +1,4 @@
-"""The folder of a base with adapters merged into it: what it says otherwise than the base's, and whose tokenizer."""
+"""The folder of a base with adapters merged into it: how it differs from the base's, and whose tokenizer it has."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.tokenizer_files import is_of_tokenizer
 from glue_cli.foundation.errors import CheckpointError
 
-FindClass = Callable[[Checkpoint, Mapping[str, Any]], str | None]  # of a base and an adapter's configuration
+FindClass = Callable[[Checkpoint, Mapping[str, Any]], str | None]  # given a base and an adapter's configuration
 
 _OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight")
-_WITH_LABELS = ("Classification", "ForQuestionAnswering")  # in the names of classes whose outputs are labels
+_WITH_LABELS = ("Classification", "ForQuestionAnswering")  # in the names of model classes whose outputs are labels
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Merged:
 
 
 def plan_merged(adapted: AdaptedBase, output: Path, *, card: bool, find_class: FindClass) -> Merged:
-    """Decide what a merged model's files say.
+    """Decide what the files of a merged model contain.
 
     Args:
-        find_class: finds the class of the model that was adapted, where the base is one without its head.
+        find_class: finds the class of the adapted model, if the base lacks its head.
     Raises:
-        CheckpointError: the adapters' tokenizers differ where they replace the embeddings.
+        CheckpointError: the adapters replace the embeddings, but have different tokenizers.
     """
     folder, resized = adapted.base.folder, _resized(adapted)
     changes = Changes(
@@ -60,12 +60,12 @@ def plan_merged(adapted: AdaptedBase, output: Path, *, card: bool, find_class: F
 
 
 def _replaced(adapted: AdaptedBase) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of what the adapters have in place of the base's tensors, or beside them."""
+    """Return the shapes of the whole tensors in the adapters, which replace the base's or are added to them."""
     return {name: entry.shape for name, entry in adapted.adapters[0].plain.entries.items()}
 
 
 def _new_head(adapted: AdaptedBase) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the matrices of a head that the base lacks, or has for other classes."""
+    """Return the shapes of a new head's matrices: those that the base lacks, or has with another shape."""
     base = adapted.base.entries
     return {
         name: shape
@@ -75,14 +75,14 @@ def _new_head(adapted: AdaptedBase) -> dict[str, tuple[int, ...]]:
 
 
 def _new_architecture(adapted: AdaptedBase, find_class: FindClass) -> str | None:
-    """Return the class of the model that was adapted, where the adapters bring a head that the base lacks."""
+    """Return the class of the adapted model, if the adapters add a head that the base lacks."""
     if not any(name not in adapted.base.entries for name in _new_head(adapted)):
         return None
     return find_class(adapted.base, adapted.adapters[0].config)
 
 
 def _labels(adapted: AdaptedBase, architecture: str | None) -> tuple[str, ...]:
-    """Return the classes of a new head: as the adapters name them, else by number as transformers does."""
+    """Return the classes of a new head: as the adapters name them, else numbered as in transformers."""
     head, folder = _new_head(adapted), adapted.base.folder
     if not head or folder is None:
         return ()
@@ -101,10 +101,10 @@ def _labels(adapted: AdaptedBase, architecture: str | None) -> tuple[str, ...]:
 
 
 def _resized(adapted: AdaptedBase) -> tuple[int, int] | None:
-    """Return the rows of the base's embeddings and of those that the adapters bring; None where they are as many.
+    """Return the number of rows in the base's embeddings and in the adapters'; None if they are equal.
 
     Raises:
-        CheckpointError: the adapters bring tables of several sizes.
+        CheckpointError: the adapters' tables have different sizes.
     """
     base = adapted.base.entries
     tables = {name: shape[0] for name, shape in _replaced(adapted).items() if is_table(name) and shape}
@@ -125,7 +125,7 @@ def _resized(adapted: AdaptedBase) -> tuple[int, int] | None:
 
 
 def _unties(adapted: AdaptedBase) -> bool:
-    """Tell whether the output layer was the embeddings' tensor in the base, and is one of its own now."""
+    """Tell whether the output layer shared the embeddings' tensor in the base, and now has its own."""
     changed, folder = set(adapted.changed), adapted.base.folder
     own = [name for name, _, _ in adapted.merged if name.endswith(_OUTPUT_LAYERS)]
     if folder is None or not own:
@@ -136,31 +136,33 @@ def _unties(adapted: AdaptedBase) -> bool:
 
 
 def _own_tokenizer(adapted: AdaptedBase, resized: tuple[int, int] | None) -> tuple[Path | None, tuple[str, ...]]:
-    """Return the adapter's folder whose tokenizer fits embeddings that the adapters bring; None for the base's.
+    """Return the adapter folder whose tokenizer fits the adapters' embeddings, and a note; None for the base's.
 
     Raises:
-        CheckpointError: the adapters have several tokenizers.
+        CheckpointError: the adapters have different tokenizers.
     """
     if not any(is_table(name) for name in _replaced(adapted)):
         return None, ()
-    found = [(adapter, v) for adapter in adapted.adapters if (v := read_vocabulary(adapter.path))]
-    if not found:
+    own_vocabularies = [(adapter, v) for adapter in adapted.adapters if (v := read_vocabulary(adapter.path))]
+    if not own_vocabularies:
         if resized is None:
             return None, ()
         text = f"the adapters' embeddings have {resized[1]:,} rows, the base's {resized[0]:,}, and no adapter has"
         return None, (f"{text} its tokenizer beside it: that of the base goes along, without the added tokens",)
-    _check_equal(found)
-    return found[0][0].path, ()
+    _check_equal(own_vocabularies)
+    return own_vocabularies[0][0].path, ()
 
 
-def _check_equal(found: Sequence[tuple[Adapter, Vocabulary]]) -> None:
-    first, *others = in_one_kind([vocabulary for _, vocabulary in found])
+def _check_equal(own_vocabularies: Sequence[tuple[Adapter, Vocabulary]]) -> None:
+    first, *others = in_one_kind([vocabulary for _, vocabulary in own_vocabularies])
     differing = [
-        str(adapter.path) for (adapter, _), own in zip(found[1:], others, strict=True) if own.numbers != first.numbers
+        str(adapter.path)
+        for (adapter, _), own in zip(own_vocabularies[1:], others, strict=True)
+        if own.numbers != first.numbers
     ]
     if differing:
         raise CheckpointError(
-            f"the adapters replace the embeddings, and number tokens otherwise than '{found[0][0].path}'",
+            f"the adapters replace the embeddings, and number tokens otherwise than '{own_vocabularies[0][0].path}'",
             items=differing,
             hint="merge each adapter into its base, and mix those: glue aligns the tokens that were added",
         )

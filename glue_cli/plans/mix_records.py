@@ -1,4 +1,4 @@
-"""What a plan of `glue mix` is made of: small records, each for the part of the work that needs it."""
+"""The parts of a plan of `glue mix`: small records, each for one step of the work."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.methods import METHODS
 from glue_cli.search.bank.kinds import KINDS
 
-GIVEN = "alpha"  # the "method" of a blend whose coefficients were given
+GIVEN = "alpha"  # the "method" of a blend with given coefficients
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 BANKS = ("auto", *KINDS)
 
@@ -24,9 +24,9 @@ class Coefficients:
     """Where alpha comes from.
 
     Attributes:
-        method: a name of `METHODS`, or `GIVEN`.
-        alpha: the given coefficients [K]; None where a method chooses them.
-        sizes: the experts' numbers of training examples [K]; None where no method asks for them.
+        method: a name in `METHODS`, or `GIVEN`.
+        alpha: the given coefficients [K]; None if a method chooses them.
+        sizes: the experts' numbers of training examples [K]; None if the method does not need them.
     """
 
     method: str
@@ -35,7 +35,7 @@ class Coefficients:
 
     @property
     def is_search(self) -> bool:
-        """Whether a search over alpha runs the model."""
+        """Whether alpha is chosen by a search that runs the model."""
         return self.method in METHODS and METHODS[self.method].is_search
 
     @property
@@ -45,17 +45,17 @@ class Coefficients:
 
     @property
     def lacks_sizes(self) -> bool:
-        """Whether the experts themselves have to say how many examples they were trained on."""
+        """Whether the numbers of training examples have to be read from the experts themselves."""
         return self.sizes is None and self.method in METHODS and METHODS[self.method].needs == "sizes"
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search is asked for beyond the spec.
+    """What a search is asked to do besides what the spec says.
 
     Attributes:
-        bank: where the experts are kept meanwhile, one of `BANKS`.
-        explains: whether each expert's leave-one-out value is found afterwards.
+        bank: where the experts are kept during the search, one of `BANKS`.
+        explains: whether each expert's leave-one-out value is measured afterwards.
     """
 
     bank: str = "auto"
@@ -70,9 +70,9 @@ class Writing:
     """How the blend is written.
 
     Attributes:
-        dtype: a key of `OUTPUT_DTYPES`, for all of the blend; None where each tensor keeps its own.
-        max_shard_bytes: the most bytes of tensors in a file; None puts all into one.
-        memory_bytes: what the blend's buffers may take.
+        dtype: a key of `OUTPUT_DTYPES`, for the whole blend; None if each tensor keeps its own.
+        max_shard_bytes: the most bytes of tensors in one file; None puts all into a single file.
+        memory_bytes: the memory that the blend's buffers may take.
         hashing: whether the experts' sha256 are taken.
         card: whether a folder gets a model card.
     """
@@ -89,16 +89,16 @@ AS_IT_COMES = Writing()
 
 @dataclass(frozen=True)
 class Tensors:
-    """How the tensors of the blend come about.
+    """How the tensors of the blend are made.
 
     Attributes:
         recipe: the rule for each tensor.
-        head: the head that is made anew; None where there is none.
-        head_classes: the classes of a head that is not blended; none where it is, or nobody says them.
-        classes: the names of all outputs of the blend; none where nobody says them.
-        statistics: BatchNorm's: those blended, those taken anew from the target's data, or what does better there.
-        tokens: how embeddings are aligned whose rows are other tokens in some expert; None where there are none.
-        notes: sentences on the experts that the user is to see.
+        head: the head that is made anew; None if there is none.
+        head_classes: the classes of a head that is not blended; empty if it is blended, or they are not known.
+        classes: the names of all outputs of the blend; empty if they are not known.
+        statistics: of BatchNorm: blended, taken anew on the target's data, or whichever does better on them.
+        tokens: how to align embeddings if the experts' rows stand for different tokens; None if they do not.
+        notes: sentences about the experts to show the user.
     """
 
     recipe: Recipe = PLAIN
@@ -115,11 +115,11 @@ class Adapters:
     """The experts as adapters.
 
     Attributes:
-        adapters: one an expert.
-        adapted: the adapters on their base; None where the base is not known.
-        merges: whether the blend is merged into the base; else it is an adapter too.
-        changes: what the merged model is otherwise than the base.
-        notes: sentences on them that the user is to see.
+        adapters: one for each expert.
+        adapted: the adapters on their base; None if the base is not known.
+        merges: whether the blend is merged into the base; if not, it is an adapter too.
+        changes: how the merged model differs from the base.
+        notes: sentences about them to show the user.
     """
 
     adapters: tuple[Adapter, ...]

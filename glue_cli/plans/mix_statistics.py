@@ -1,4 +1,4 @@
-"""Which statistics of BatchNorm a blend is written with, and which tensors have an alpha of their own."""
+"""Which BatchNorm statistics a blend is written with, and which groups of tensors have an alpha of their own."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plan_groups(coefficients: Coefficients, n_experts: int, spec: "Spec | None") -> Groups:
-    """Return the groups of a search: those that are asked for, or the blocks of the model where they may pay."""
+    """Return a search's groups: those asked for, or with `auto` the model's blocks if Gauss-Newton steps are made."""
     if spec is None or not coefficients.is_search:
         return {}
     if spec.mix.groups != "auto":
@@ -29,13 +29,13 @@ def plan_groups(coefficients: Coefficients, n_experts: int, spec: "Spec | None")
 def plan_statistics(
     policy: str, experts: Sequence[Checkpoint], recipe: Recipe, coefficients: Coefficients, spec: "Spec | None"
 ) -> Statistics | Literal["auto"]:
-    """Return what --batchnorm comes to for these experts and this method.
+    """Return what --batchnorm means for these experts and this method.
 
-    `auto` is a choice by evidence where a method looks at data, all statistics are blended, and no preset or setting
-    says otherwise; else the experts' own.
+    `auto` lets the data decide if the method uses data, all statistics are blended, and no preset or setting says
+    otherwise; if not, it means the experts' own statistics.
 
     Raises:
-        SpecError: the search would use statistics that the blend is not written with.
+        SpecError: the search would use other statistics than the blend is written with.
     """
     if policy == "refresh":
         return "refreshed"

@@ -1,4 +1,4 @@
-"""A mix of experts that added different tokens: whether its tokenizer can be written, and what its spec has to say."""
+"""A mix of experts that added different tokens: whether its tokenizer can be written, and what the spec needs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,15 +13,15 @@ from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec
 
-_LISTED = 5  # tokens in a message
+_LISTED = 5  # at most this many tokens in a message
 
 
 def check_tokenizer_is_written(tokens: TokenPlan, experts: Sequence[Checkpoint], destination: Destination) -> None:
-    """Check that a tokenizer which no expert has can be written along with the blend.
+    """Check that a tokenizer that no expert has can be written with the blend.
 
     Raises:
-        UsageError: the blend is a file, which has no tokenizer.
-        CheckpointError: the tokenizer that is extended is not in one file.
+        UsageError: the blend is a single file, which has no tokenizer beside it.
+        CheckpointError: the tokenizer to extend has no `tokenizer.json`.
     """
     if not tokens.new or any(copy.name == "tokenizer.json" for _, copy in destination.companions):
         return
@@ -33,17 +33,17 @@ def check_tokenizer_is_written(tokens: TokenPlan, experts: Sequence[Checkpoint],
 
 
 def spec_with_rows(spec: "Spec", tokens: TokenPlan) -> "Spec":
-    """Return the spec with the blend's number of tokens, for a model of transformers that is built from a folder.
+    """Return the spec with the blend's number of tokens, if it is a transformers model built from a folder.
 
     Raises:
-        SpecError: the tokenizer in that folder, by which texts are read, numbers tokens otherwise than the blend.
+        SpecError: that folder's tokenizer, which reads the texts, gives tokens other numbers than the blend.
     """
     path = spec.model.args.get("path")
     if not isinstance(path, str) or not spec.model.arch.startswith("transformers:"):
         return spec
     folder = spec.path(path)
-    if found := read_vocabulary(folder):
-        (own,) = in_one_kind([tokens.vocabulary, found])[1:]
+    if vocabulary := read_vocabulary(folder):
+        (own,) = in_one_kind([tokens.vocabulary, vocabulary])[1:]
         odd = sorted(token for token, number in own.numbers.items() if tokens.vocabulary.numbers.get(token) != number)
         if odd:
             raise SpecError(

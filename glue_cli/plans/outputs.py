@@ -1,4 +1,4 @@
-"""What a command is asked to do, checked as far as that is cheap: before torch is imported and any data is read."""
+"""What a command is asked to do, checked as far as is cheap: before torch is imported and any data is read."""
 
 import os
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a command writes, and what it may not write over.
+    """Where a command writes, and what it must not overwrite.
 
     Attributes:
-        result: the checkpoint or the report; None where there is none.
-        history: a file that gets a JSON line a step or epoch; None writes none.
-        spec_file: where the spec is, or would be.
-        force: whether files that exist may be replaced; inputs never are.
-        resumes: whether the command goes on with an earlier run's work, whose files may be there.
+        result: the checkpoint or the report; None if there is none.
+        history: a file that gets one JSON line for each step or epoch; None for no history.
+        spec_file: the path of the spec, whether or not it exists.
+        force: whether existing files may be replaced; inputs never are.
+        resumes: whether the command continues an earlier run, whose files may exist.
     """
 
     result: Path | None
@@ -41,11 +41,11 @@ class Outputs:
         *,
         option: str = "--output",
     ) -> None:
-        """Check the outputs against each other and against all that the command reads.
+        """Check that the outputs do not collide with each other or with anything that the command reads.
 
         Args:
-            destination: the files that the result becomes, where it is not one file.
-            option: what names another result.
+            destination: the files of the result, if it is more than one file.
+            option: the option with which the user can name another result.
 
         Raises:
             UsageError: an output is an input or another output, is a folder, or exists without `force`.
@@ -55,7 +55,7 @@ class Outputs:
         if spec:
             inputs += _data_files(spec)
             inputs += [folder, folder / "config.json"] if (folder := model_folder(spec)) else []
-        may_exist = self.force or self.resumes  # what it then does with it, the work decides
+        may_exist = self.force or self.resumes  # the command decides later what to do with it
         results = destination.paths if destination else [self.result]
         if destination and destination.is_folder:
             check_output_folder(destination.result, inputs, force=may_exist)
@@ -65,15 +65,15 @@ class Outputs:
         for path in outputs:
             named = "--history" if path == self.history else option
             check_output(path, inputs, force=may_exist, option=named)
-        for stale in destination.stale_files() if destination else []:  # which go
+        for stale in destination.stale_files() if destination else []:  # these are removed
             check_output(stale, inputs, force=may_exist)
 
 
 def _data_files(spec: "Spec") -> list[Path]:
-    """Return the files of the spec's data sets that an output could be taken for: safetensors and JSON lines."""
+    """Return the files of the spec's data sets that an output could overwrite: safetensors and JSON lines."""
     members = spec.experts.members if spec.experts else []
     return [
-        spec.path(data.root) / f"{name}.{data.format}"  # which is the ending too
+        spec.path(data.root) / f"{name}.{data.format}"  # the format is also the file ending
         for data in (spec.data, *(member.data for member in members))
         if data.format in ("safetensors", "jsonl")
         for name in ("train", "val", "test", *data.splits.values())
@@ -81,7 +81,7 @@ def _data_files(spec: "Spec") -> list[Path]:
 
 
 def model_folder(spec: "Spec") -> Path | None:
-    """Return the folder of a model of transformers, which the folders of its finetuned copies resemble."""
+    """Return the folder of a transformers model, whose layout its finetuned copies get."""
     folder = spec.model.args.get("path")
     if not spec.model.arch.startswith("transformers:") or not isinstance(folder, str):
         return None

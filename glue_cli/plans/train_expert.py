@@ -23,10 +23,10 @@ class TrainExpertPlan:
 
 
 def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertPlan:
-    """Check that the spec has the expert, what it starts from, and where it goes: by default, to its own name.
+    """Check that the spec has the expert, its initial checkpoint, and the output (by default, named by its number).
 
     Raises:
-        UsageError: there is no such expert, or the output cannot be.
+        UsageError: there is no such expert, or the output cannot be written there.
         SpecError: the spec has no experts, or its data section does not fit the format.
         DataError: there is no folder of data.
         CheckpointError: the checkpoint to start from is damaged.
@@ -50,6 +50,6 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
 
 
 def initial_checkpoint(spec: Spec) -> list[Checkpoint]:
-    """Return the pretrained checkpoint that `experts.init` names, if it names one."""
+    """Return the pretrained checkpoint that `experts.init` names, if any."""
     init = spec.experts.init if spec.experts else "shared"
     return [] if init in ("shared", "independent") else [read_checkpoint(spec.path(init))]

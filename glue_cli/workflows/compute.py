@@ -1,4 +1,4 @@
-"""The device, precision and threads of a run: as the user wants, or the fastest by timing the run's own work."""
+"""The device, precision and threads of a run: as the user chose, or the fastest in timings of the run's own work."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MakeStep = Callable[[Compute], Callable[[Compute], object]]
 
 
 def training_compute(spec: Spec, model: nn.Module, examples: Examples, settings: Settings, run: Run) -> Compute:
-    """Return what to train with, and set torch's threads; `precision: auto` times training steps of a copy."""
+    """Choose what to train with, and set torch's threads; `precision: auto` times training steps of a copy."""
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
         copied = compute.to_device(copy.deepcopy(model)).train()
@@ -33,12 +33,12 @@ def training_compute(spec: Spec, model: nn.Module, examples: Examples, settings:
 
 
 def mixing_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:
-    """Return what to mix with, and set torch's threads; `precision: auto` times passes of a copy on a minibatch."""
+    """Choose what to mix with, and set torch's threads; `precision: auto` times forward passes of a copy."""
     return _forward_compute(spec, model, examples, _first(examples, spec.mix.batch_size), spec.mix.batch_size, run)
 
 
 def evaluation_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:
-    """Return what to evaluate with, and set torch's threads; `precision: auto` times passes of a copy on a batch."""
+    """Choose what to evaluate with, and set torch's threads; `precision: auto` times forward passes of a copy."""
     first = examples.first_in_order
     return _forward_compute(spec, model, examples, first, len(first), run)
 
@@ -46,7 +46,7 @@ def evaluation_compute(spec: Spec, model: nn.Module, examples: Examples, run: Ru
 def _forward_compute(
     spec: Spec, model: nn.Module, examples: Examples, timed: Examples, batch_size: int, run: Run
 ) -> Compute:
-    """Return what to make forward passes with, by those on the examples `timed`."""
+    """Choose what to make forward passes with, timed on the examples `timed`."""
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
         copied = compute.to_device(copy.deepcopy(model))

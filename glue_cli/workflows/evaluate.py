@@ -31,22 +31,22 @@ from glue_cli.workflows.gates import ByExample, gates_of
 
 @restored_threads()
 def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
-    """Evaluate every checkpoint, and hold its figures against the bars and those of the baseline.
+    """Evaluate every checkpoint, and compare its figures with the bars and with the baseline.
 
     Raises:
-        UsageError: a metric is for labels, which the data do not have, or torchmetrics is not there.
+        UsageError: a metric is for labels, which the data do not have, or torchmetrics is not installed.
         CheckpointError: a checkpoint does not fit the spec's model.
         SpecError, DataError: the spec, the model and the data do not fit each other, or their classes do not.
-        ResourceError: the device is not there.
+        ResourceError: the device is not available.
     """
-    make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
+    make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     spec = plan.spec
     metrics = _load_metrics(plan, run)
     examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)
     checkpoints = [*([plan.baseline] if plan.baseline else []), *plan.checkpoints]
     views = [examples.renumbered(_classes_of(checkpoint), f"'{spec.data.where}'") for checkpoint in checkpoints]
-    found: list[tuple[EvaluatedCheckpoint, ByExample]] = []
+    evaluated: list[tuple[EvaluatedCheckpoint, ByExample]] = []
     run.progress(Started("evaluate", len(checkpoints), "checkpoints"))
     for k, (checkpoint, view) in enumerate(zip(checkpoints, views, strict=True)):
         model = load_model(spec, checkpoint)
@@ -65,15 +65,15 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
             figures=_figures(evaluation, checkpoint.path, run),
             class_accuracy=_by_class(evaluation, view),
         )
-        found.append((row, evaluation.by_example()))
-        run.progress(Advanced(len(found)))
+        evaluated.append((row, evaluation.by_example()))
+        run.progress(Advanced(len(evaluated)))
     run.progress(Finished())
-    baseline = found.pop(0) if plan.baseline else None
+    baseline = evaluated.pop(0) if plan.baseline else None
     if baseline and len(examples) == 1:
         run.progress(Noted("--compare: a single example has no standard error, so nothing was compared", warning=True))
-    gates = gates_of(plan, found, baseline)
+    gates = gates_of(plan, evaluated, baseline)
     result = EvaluateResult(
-        results=[row for row, _ in found],
+        results=[row for row, _ in evaluated],
         seed=spec.seed,
         **origin_of(spec),
         **compute.recorded,
@@ -89,8 +89,8 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
 
 
 def _figures(evaluation: Evaluation, path: Path, run: Run) -> dict[str, float]:
-    """Return the figures of an evaluation; what torchmetrics has to say of them is noted."""
-    with warnings.catch_warnings(record=True) as caught:  # such as of a class without examples
+    """Return the figures of an evaluation, and report the warnings of torchmetrics as notes."""
+    with warnings.catch_warnings(record=True) as caught:  # such as for a class without examples
         warnings.simplefilter("always")
         figures = evaluation.figures()
     for warning in caught:
@@ -104,7 +104,7 @@ def _write(path: Path, content: bytes, plan: EvaluatePlan) -> None:
 
 
 def _load_metrics(plan: EvaluatePlan, run: Run) -> dict[str, MakeMetric]:
-    """Return the metrics that were asked for, and those of a regression where torchmetrics is to be had."""
+    """Return the metrics that were asked for, and those of a regression if torchmetrics is installed."""
     loss = plan.spec.loss
     try:
         return load_metrics(loss, plan.metrics if loss == "cross_entropy" else [*METRICS[loss]])
@@ -126,16 +126,16 @@ def _check_figures(plan: EvaluatePlan, examples: Examples) -> None:
 
 
 def _classes_of(checkpoint: Checkpoint) -> Classes:
-    """Return what a checkpoint's outputs stand for."""
+    """Return the classes that a checkpoint's outputs stand for."""
     hint = "evaluate it on data with its own classes, or give the classes one name in the data and in config.json"
     return Classes(class_names_of(checkpoint), str(checkpoint.path), hint)
 
 
 def _by_class(evaluation: Evaluation, examples: Examples) -> dict[str, float | None] | None:
-    """Return the accuracy of each class, by its name if that is its own, else by its number; None without labels.
+    """Return each class's accuracy, by name if all names differ, else by number; None without labels.
 
     Args:
-        examples: whose labels number the model's classes.
+        examples: with labels that are the model's class numbers.
     """
     labels, names = examples.dataset.labels, examples.class_names or []
     if labels is None:

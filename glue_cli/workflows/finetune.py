@@ -30,21 +30,21 @@ _OTHER_HEAD = "to train another head on its other layers, set experts.init to it
 def finetune(plan: FinetunePlan, run: Run) -> FinetuneResult:
     """Train on the target's training data, and write the checkpoint.
 
-    Epoch 0 of the history is the start itself. The test figures, where tracked, select nothing. Where the trial has
-    folds, the training has the validation examples too, and the validation figures are those of the folds.
+    Epoch 0 of the history is the start itself. Test figures, if tracked, are never used to select anything. If the
+    trial uses folds, the training uses the validation examples too, and the validation figures are those of the folds.
 
     Raises:
         CheckpointError: the checkpoint does not fit the spec's model.
         SpecError, DataError: the spec, the model and the data do not fit each other.
         NumericalError: the loss diverges.
-        ResourceError: the output cannot be written, or the device is not there.
+        ResourceError: the output cannot be written, or the device is not available.
     """
     with keeping(plan.destination.result, run) as keeper:
         return _finetune(plan, run, keeper)
 
 
 def described(plan: FinetunePlan) -> dict[str, Any]:
-    """Return what the checkpoint's metadata say that is known ahead."""
+    """Return the part of the checkpoint's metadata that is known before the work begins."""
     spec = plan.spec
     return {
         "glue": __version__,
@@ -59,7 +59,7 @@ def described(plan: FinetunePlan) -> dict[str, Any]:
 
 def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     began = time.perf_counter()
-    make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
+    make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     spec = keeper.as_before(plan.spec)
     watched = ["val", "test"] if plan.track_test else ["val"]
     if plan.checkpoint:

@@ -1,4 +1,4 @@
-"""A finetuning from its start to its end: a trial of lr where one is due, then the training that is kept."""
+"""A whole finetuning: a trial of learning rates if one is needed, then the training whose result is kept."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,14 +19,14 @@ from glue_cli.workflows.training import Measure, Training, with_lr
 
 
 class Finetuning:
-    """The trial and the training of one model; between two steps, all that later steps depend on is its state.
+    """The trial and the training of one model; its state between two steps is all that later steps depend on.
 
     Args:
-        plan: what the trial does; also which examples the training has.
+        plan: what the trial does, and which examples the training uses.
         model: the start, on the device; changed in place.
-        judges: examples whose figures every epoch gets, by split; val unless the trial has its folds.
+        judges: by split, the examples to evaluate after every epoch; `val` is among them unless the trial uses folds.
     Attributes:
-        tried: what came of each lr; nothing before the trial is done, or where there is none.
+        tried: the result of each lr; empty before the trial is done, or if there is none.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Finetuning:
             progress=progress,
         )
         self._training: Training | None = None
-        self._training_state: State = {}  # to go on from
+        self._training_state: State = {}  # to resume from
 
     def run(self, write: Write, checkpoint: Checkpoint = no_checkpoint) -> None:
-        """Go on from where it stands to the end.
+        """Continue from the current state to the end.
 
         Args:
-            write: gets each line of the history.
+            write: called with each line of the history.
             checkpoint: called between two steps, with a function that returns the state there.
         Raises:
             NumericalError: the loss is not finite, or the weights at the end.
@@ -83,13 +83,13 @@ class Finetuning:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A line an epoch of the training."""
+        """One line for each epoch of the training."""
         assert self._training
         return self._training.history
 
     @property
     def account(self) -> dict[str, Any]:
-        """What a result says of it beside the history."""
+        """What a result records of it besides the history."""
         assert self._training
         keep = self._spec.finetune.keep
         return {
@@ -120,14 +120,14 @@ class Finetuning:
         )
 
     def _measure(self, epoch: int) -> dict[str, float]:
-        """Return the figures of an epoch, by split: of folds, what the trial found for this lr."""
-        found: dict[str, float] = {}
+        """Return the figures of an epoch; with folds, the validation figures are the trial's for this lr."""
+        figures: dict[str, float] = {}
         if self._plan.is_folded:
             tried = best_of(self.tried, self._spec.finetune.keep)
-            found = {name: column[epoch].item() for name, column in tried.figures.items()}
+            figures = {name: column[epoch].item() for name, column in tried.figures.items()}
         for split, batches in self._judges.items():
-            found |= self._figures(split, batches)
-        return found
+            figures |= self._figures(split, batches)
+        return figures
 
     def _figures(self, split: str, batches: Batches) -> dict[str, float]:
         figures = evaluate_model(self._model, batches, loss=self._spec.loss, compute=self._compute)
@@ -142,7 +142,7 @@ class Finetuning:
         self._progress(Noted(text))
 
     def _warn_of_harm(self) -> None:
-        """Say where the training has brought nothing."""
+        """Warn if the training has not improved on its start."""
         start, *later = (line["val_loss"] for line in self.history)
         if self._spec.finetune.keep == "best":
             if self._training and self._training.kept == 0:
@@ -153,12 +153,12 @@ class Finetuning:
             self._progress(Noted(f"{text}; finetune.keep: best would keep the best epoch", warning=True))
 
     def state(self) -> State:
-        """Return all that later steps of the training depend on, what the trial found included."""
+        """Return all that later steps of the training depend on, including the trial's results."""
         assert self._training
         return {**prefixed("trial", self._trial.state()), **prefixed("training", self._training.state())}
 
     def restore(self, state: State) -> None:
-        """Take on the state of a finetuning with the same plan, start and seed, to go on in its place."""
+        """Load the state of a finetuning with the same plan, start and seed, to continue it."""
         if self._plan.splits:
             self._trial.restore(part_of(state, "trial"))
         self._training_state = part_of(state, "training")

@@ -32,7 +32,7 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
         outputs = outputs_of(model, inputs)
     except GlueError:
         raise
-    except Exception as error:  # a model that is not glue's own may raise anything
+    except Exception as error:  # a model from outside glue may raise anything
         if is_out_of_memory(error):
             raise
         raise SpecError(

@@ -18,20 +18,20 @@ from glue_cli.workflows.training import Measure, Training, with_lr
 
 LRS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 _N_FOLDS = 5
-_HANDFUL = 50  # fewer validation examples than these are joined with the training examples, and folds take their place
-_FOLDED = 500  # examples at most, since folds take as long as five trainings for each lr
-_SHARE = 4  # without folds, a trial has this part of the epochs, or as many as are
-_LEAST_STEPS = 100  # since running statistics of BatchNorm and Adam's moments take tens of steps to settle
+_HANDFUL = 50  # fewer validation examples than this are joined with the training examples, and divided into folds
+_FOLDED = 500  # most examples for folds, which take as long as five trainings for each lr
+_SHARE = 4  # without folds, a trial has a quarter of the epochs, or more to reach the least number of steps
+_LEAST_STEPS = 100  # in a trial without folds: BatchNorm's running statistics and Adam's moments take tens to settle
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What a trial does; with a single lr, it only tells how many epochs are best.
+    """What a trial does; with a single lr, it only shows how many epochs are best.
 
     Attributes:
         lrs: those to try, from the largest down.
-        epochs: of each training.
-        splits: pairs of examples, to train on and to judge by; each lr is tried on all of them. None for no trial.
+        epochs: the length of each training.
+        splits: pairs of examples to train on and to judge by; each lr is tried on all of them. Empty for no trial.
         examples: what the finetuning itself trains on afterwards.
         is_folded: whether the splits are folds of `examples`, so that none are left to judge the finetuning itself.
     """
@@ -44,7 +44,7 @@ class TrialPlan:
 
 
 def plan_trial(settings: FinetuneSpec, train: Examples, val: Examples, seed: int) -> TrialPlan:
-    """Decide what to try, and on which examples: on the validation split, or by folds where that is a handful."""
+    """Decide what to try, and on which examples: the validation split, or folds if that split is too small."""
     lrs = LRS if settings.lr == "auto" else (float(settings.lr),)
     if settings.lr != "auto" and settings.keep == "last":
         return TrialPlan(lrs, 0, (), train, is_folded=False)
@@ -61,33 +61,33 @@ def plan_trial(settings: FinetuneSpec, train: Examples, val: Examples, seed: int
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of one lr: the figures of the held-out examples by epoch, float64 [1 + epochs], 0 being the start.
+    """The result of one lr: the held-out examples' figures by epoch, float64 [1 + epochs], where 0 is the start.
 
-    They are means over the folds, weighted by their examples; all NaN where a training diverged.
+    They are means over the folds, weighted by their examples; all NaN if a training diverged.
     """
 
     lr: float
     figures: Mapping[str, Tensor]
 
     def val_loss(self, keep: str) -> float:
-        """Return the loss that this lr comes to: after the last epoch, or after the best, the start included."""
+        """Return the loss that this lr reaches: after the last epoch, or after the best one or at the start."""
         losses = self.figures["val_loss"].nan_to_num(math.inf, posinf=math.inf)
         return (losses[-1] if keep == "last" else losses.min()).item()
 
 
-# Make a training of the model on batches, with a measure of its epochs.
+# Makes a training of the model on batches, with a function that measures each epoch.
 MakeTraining = Callable[[FinetuneSpec, Batches, Measure, Progress], Training]
 
 
 class Trial:
-    """The trainings of a trial one after another, each from the same start, between two steps of one of them.
+    """The trainings of a trial, made one after another from the same start; the state is taken between two steps.
 
     Args:
-        model: on the device, at the start; it is there again after the trial.
-        settings: of the finetuning.
-        measure: returns the figures of the model on held-out examples.
+        model: on the device; after the trial it is back at its start.
+        settings: the finetuning's.
+        measure: returns the model's figures on held-out examples.
     Attributes:
-        n_steps: those of the trainings that are done.
+        n_steps: the steps of the finished trainings.
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class Trial:
         self._start: dict[str, Tensor] = {}
         splits = [(train.on(compute), held_out.on(compute)) for train, held_out in plan.splits]
         self._runs = [(lr, *split) for lr in plan.lrs for split in splits]
-        self._done: list[dict[str, Tensor]] = []  # the figures by epoch, a run each
-        self._training_state: State = {}  # of the run at work, to go on from
+        self._done: list[dict[str, Tensor]] = []  # the figures by epoch, one entry for each run
+        self._training_state: State = {}  # of the current run, to resume from
 
     def run(self, checkpoint: Checkpoint = no_checkpoint) -> list[Tried]:
-        """Make the trainings that are left, and return what came of all.
+        """Make the remaining trainings, and return the results of all.
 
         Args:
             checkpoint: called between two steps, with a function that returns the state there.
@@ -175,15 +175,15 @@ class Trial:
         return Tried(self._plan.lrs[number], figures)
 
     def state(self) -> State:
-        """Return all that later runs depend on, between two of them."""
+        """Return all that later runs depend on, between two runs."""
         return {"n_steps": self.n_steps, **list_state("done", [dict(figures) for figures in self._done])}
 
     def restore(self, state: State) -> None:
-        """Take on the state of a trial with the same plan, start and seed, to go on in its place."""
+        """Load the state of a trial with the same plan, start and seed, to continue it."""
         self.n_steps, self._done = state["n_steps"], list_of(state, "done")
         self._training_state = part_of(state, "training")
 
 
 def best_of(tried: Sequence[Tried], keep: str) -> Tried:
-    """Return the lr with the least validation loss; of equals the largest, which gets furthest."""
+    """Return the lr with the lowest validation loss; of equals the largest, which gets furthest."""
     return min(tried, key=lambda one: one.val_loss(keep))

@@ -1,4 +1,4 @@
-"""Runs that can be stopped: their state is saved now and then, and a later run goes on from it."""
+"""Runs that can be stopped: their state is saved regularly, and a later run continues from it."""
 
 import json
 import time
@@ -30,15 +30,15 @@ from glue_cli.running.device import find_device
 from glue_cli.spec.schema import Spec
 
 _USUAL_S = 30.0
-_SHARE = 0.02  # of the time, that saving takes at most where nobody says how often
+_SHARE = 0.02  # the largest share of the time that saving may take, if its interval is not given
 
 
 class Keeper:
-    """Keeps the state of one run in its file, and knows the state that the run goes on from.
+    """Keeps the state of one run in a file, and holds the state that the run continues from.
 
     Attributes:
-        state: what to restore; None for a run that begins.
-        precision: that of the steps, to be set before the first one.
+        state: what to restore; None for a new run.
+        precision: of the steps; has to be set before the first one.
     """
 
     def __init__(self, file: Path, run: Run, saved: SavedState | None) -> None:
@@ -50,58 +50,58 @@ class Keeper:
         self._last_s, self._saving_s = time.monotonic(), 0.0
 
     def history(self, *, force: bool, **always: Any) -> AbstractContextManager[Write]:
-        """Open the run's history as `writing_history` does, behind the lines that the state knows of."""
+        """Open the run's history with `writing_history`, to add to the lines written before the state was saved."""
         replace = force or self._run.saving.resumes
         return writing_history(self._run.history, replace=replace, kept_bytes=self.history_bytes, **always)
 
     @property
     def history_bytes(self) -> int | None:
-        """How long the history was at the state that the run goes on from; None where it begins."""
+        """The length of the history when the state to continue from was saved; None for a new run."""
         return self._saved.history_bytes if self._saved else None
 
     def as_before(self, spec: Spec) -> Spec:
-        """Return a spec with the precision of the run's first part, and set torch's threads to its number."""
+        """Return the spec with the precision of the run's first part, and set torch to its number of threads."""
         if self._saved is None or self._saved.precision is None:
             return spec
         torch.set_num_threads(self._saved.threads)
         return spec.model_copy(update={"precision": self._saved.precision})
 
     def begin(self, **identity: Any) -> None:
-        """Say all that the run depends on; where it goes on, compare it with that of the state.
+        """Register all that the run depends on; if the run continues, compare that with the saved state.
 
         Args:
-            identity: settings and fingerprints by name, as JSON has them; may be nested.
+            identity: settings and fingerprints by name, as JSON values; may be nested.
         Raises:
             UsageError: the state is that of another run.
         """
         device = find_device(self._run.device).type
         named = flat({"glue": __version__, "torch": torch.__version__, "device": device, **identity})
-        self._identity = json.loads(json.dumps(named))  # as it is read again
+        self._identity = json.loads(json.dumps(named))  # as it is when read back
         if self._saved is None:
             return
-        found = differences(self._saved.identity, self._identity)
+        differing = differences(self._saved.identity, self._identity)
         if self._run.history and self._saved.history_bytes is None:
-            found.append("history: none there, one here")
-        if found:
+            differing.append("history: none there, one here")
+        if differing:
             raise UsageError(
                 f"the state '{self._file}' is that of another run",
-                items=found,
+                items=differing,
                 hint="run what was run before, or leave out --resume to begin again",
             )
         self._run.progress(Noted(f"going on from the state '{self._file}'"))
 
     @contextmanager
     def steps(self) -> Iterator[None]:
-        """Let a signal wait for the end of a step as long as the block lasts, which calls `checkpoint` after each."""
+        """Hold back a signal until the current step ends; the block has to call `checkpoint` after each step."""
         with self._run.stop.deferred():
             yield
-        self._run.stop.give_up()  # if it was asked to behind the last one
+        self._run.stop.give_up()  # if a signal came after the last step
 
     def checkpoint(self, make_state: Callable[[], State]) -> None:
-        """Save the state between two steps if it is time, and stop if the run is asked to.
+        """Save the state between two steps if it is due, and stop if the run was asked to.
 
         Raises:
-            Stopped: it is.
+            Stopped: the run was asked to stop.
             ResourceError: the state cannot be written.
         """
         self._n_steps += 1
@@ -129,12 +129,12 @@ class Keeper:
 
 @contextmanager
 def keeping(output: Path, run: Run) -> Iterator[Keeper]:
-    """Hold the state of the run that makes `output` until it is there; then the state is removed.
+    """Hold the state of the run that makes `output`, and remove it when the output is written.
 
     Raises:
-        UsageError: a living process holds the state.
+        UsageError: another running process holds the state.
         CheckpointError: the state is damaged.
-        Stopped: by a signal; it says where the state is, if there is one.
+        Stopped: by a signal; the exception says where the state is, if there is one.
     """
     with holding_state(output) as file:
         saved = None
@@ -157,19 +157,19 @@ def keeping(output: Path, run: Run) -> Iterator[Keeper]:
 
 
 def is_finished(output: Path, wanted: Mapping[str, Any], run: Run, *, force: bool) -> bool:
-    """Tell whether a run that is to go on has nothing left to do, since the output that is there is its own. Says so.
+    """Tell (and report) whether a run to resume has nothing left to do, because its output exists already.
 
     Args:
-        wanted: what the output's metadata say if it is, among other things.
-        force: whether another output is to be replaced.
+        wanted: what the metadata of the run's own output contain, among other things.
+        force: whether the output of another run may be replaced.
     Raises:
-        UsageError: there is another output at its place.
+        UsageError: the output exists and is that of another run.
     """
     try:
-        found = read_checkpoint(output).glue
+        metadata = read_checkpoint(output).glue
     except GlueError:
-        found = {}
-    named, said = json.loads(json.dumps(flat(wanted))), flat(found)
+        metadata = {}
+    named, said = json.loads(json.dumps(flat(wanted))), flat(metadata)
     differing = differences({name: said[name] for name in named if name in said}, named)
     if differing and not force:
         raise UsageError(

@@ -24,18 +24,18 @@ def save_model(
     *,
     start: Checkpoint | None = None,
 ) -> None:
-    """Write a model's tensors with glue's metadata, and into a folder its configuration and tokenizer too.
+    """Write a model's tensors with glue's metadata; in a folder, its configuration and tokenizer too.
 
-    All files appear together at the end, the configuration last, or none does.
+    Either all files appear together at the end, the configuration last, or none does.
 
     Args:
-        model: of transformers, where the destination is a folder.
-        class_names: what the outputs mean, for the configuration.
-        start: the checkpoint that the model was loaded from, whose names the tensors get; None where it has none.
+        model: one of transformers if the destination is a folder.
+        class_names: the meaning of the outputs, for the configuration.
+        start: the checkpoint that the model was loaded from, whose tensor names are used; None if there is none.
     Raises:
         ResourceError: the output cannot be written.
     """
-    from glue_cli.models.matching import tensors_on_disk  # which a plain blend does without
+    from glue_cli.models.matching import tensors_on_disk  # a plain blend does not need it
 
     with ExitStack() as stack:
         stack.enter_context(destination.claimed())
@@ -50,12 +50,12 @@ def save_model(
 
 
 def configured_beside(copy: Path, source: Path, destination: Destination, changes: Changes) -> bytes | None:
-    """Return the text of the `config.json` that is to lie at `copy`; None where it is that of `source`.
+    """Return the text of the `config.json` to write at `copy`; None if it is the same as that of `source`.
 
     Args:
-        changes: of the model itself; those of its parts stay as they are, but for their dtype.
+        changes: to the model's own settings; the settings of its parts are kept, except their dtype.
     Raises:
-        CheckpointError: something changes, and it is no configuration.
+        CheckpointError: something changes, and `source` is no configuration.
     """
     if source.name != "config.json":
         return None
@@ -66,7 +66,7 @@ def configured_beside(copy: Path, source: Path, destination: Destination, change
 def _configuration(model: Any, class_names: Sequence[str] | None) -> str:
     config = copy.deepcopy(model.config)
     if hasattr(config, "use_cache"):
-        config.use_cache = True  # which was off while the model was trained
+        config.use_cache = True  # it was off while the model was trained
     config.architectures = [type(model).__name__]
     if class_names and len(class_names) == config.num_labels:
         config.id2label = dict(enumerate(class_names))

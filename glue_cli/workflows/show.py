@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, from its header alone. Needs no torch, but for the files that torch wrote."""
+"""Describe a checkpoint from its header alone. Needs no torch, except for files that torch wrote."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ def show(path: Path, weights: str | None = None) -> dict[str, Any]:
     """Return `glue.show/1` of a checkpoint: its files, tensors, metadata and configuration.
 
     Args:
-        path: whatever is an expert to `glue mix`: a file, an index of shards, a model folder or an adapter's.
-        weights: which set of weights is meant in a file that has several; None leaves it to convention.
+        path: anything that `glue mix` takes as an expert: a file, an index of shards, a model or adapter folder.
+        weights: which set of weights to read from a file that has several; None chooses by convention.
     Raises:
-        UsageError: there is nothing at `path`.
-        CheckpointError: it is no checkpoint, or a damaged one.
+        UsageError: `path` does not exist.
+        CheckpointError: it is not a checkpoint, or is damaged.
     """
     path = fetch(path)
     if is_adapter(path):
@@ -54,7 +54,7 @@ def show(path: Path, weights: str | None = None) -> dict[str, Any]:
 
 
 def _by_dtype(entries: Iterable[TensorEntry]) -> dict[str, dict[str, int]]:
-    """Return how many tensors there are of each dtype, and their bytes; the dtype with most bytes first."""
+    """Return the number of tensors of each dtype and their bytes; the dtype with the most bytes comes first."""
     tensors, n_bytes = Counter[str](), Counter[str]()
     for entry in entries:
         tensors[entry.dtype] += 1
@@ -63,5 +63,5 @@ def _by_dtype(entries: Iterable[TensorEntry]) -> dict[str, dict[str, int]]:
 
 
 def _other_metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the metadata beside glue's own; glue's too where it cannot be read."""
+    """Return the metadata other than glue's own, and glue's too if they cannot be parsed."""
     return {key: text for key, text in checkpoint.metadata.items() if key != "glue" or not checkpoint.glue}

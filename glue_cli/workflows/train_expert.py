@@ -27,14 +27,14 @@ def train_expert(plan: TrainExpertPlan, run: Run) -> TrainExpertResult:
     Raises:
         SpecError, DataError: the spec, the model and the data do not fit each other.
         NumericalError: the loss diverges.
-        ResourceError: the output cannot be written, or the device is not there.
+        ResourceError: the output cannot be written, or the device is not available.
     """
     with keeping(plan.destination.result, run) as keeper:
         return _train_expert(plan, run, keeper)
 
 
 def described(plan: TrainExpertPlan) -> dict[str, Any]:
-    """Return what the checkpoint's metadata say that is known ahead."""
+    """Return the part of the checkpoint's metadata that is known before the work begins."""
     spec = plan.spec
     assert spec.experts is not None
     settings = {
@@ -54,7 +54,7 @@ def described(plan: TrainExpertPlan) -> dict[str, Any]:
 
 def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExpertResult:
     began = time.perf_counter()
-    make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
+    make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     spec = keeper.as_before(plan.spec)
     examples = read_expert(spec, plan.expert, run)
     model = initial_model(spec, plan.expert, class_names=examples.class_names, progress=run.progress)

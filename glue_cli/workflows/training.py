@@ -23,27 +23,27 @@ from glue_cli.running.random_state import random_state, restore_random
 from glue_cli.spec.schema import FinetuneSpec, TrainSpec
 
 Settings = TrainSpec | FinetuneSpec
-# Return figures of the model at the end of an epoch, 0 being the start.
+# Returns figures of the model at the end of an epoch; epoch 0 is the start.
 Measure = Callable[[int], dict[str, float]]
 
 _STEPS_A_REPORT = 10
 
 
 class Training:
-    """A training of all parameters with Adam, between two of its steps: all that later steps depend on is its state.
+    """A training of all parameters with Adam; its state between two steps is all that later steps depend on.
 
-    The examples of an epoch come in an order that follows from the seed and the epoch; so do the draws of dropout.
+    The seed and the epoch determine the order of an epoch's examples and the random draws of dropout.
 
     Args:
         model: on the device; changed in place.
-        settings: with an lr that is a number.
+        settings: their lr is a number.
         measure: returns figures of the model on other data; taken at the start, as epoch 0, and after every epoch.
-        keeps_best: whether the tensors after the epoch with the least `val_loss` are kept, those of the start among
-            them; one that is no number is more than any other.
+        keeps_best: whether to keep the tensors of the epoch with the lowest `val_loss`, which may be the start; NaN
+            counts as higher than any number.
     Attributes:
-        history: a line an epoch: `epoch`, `train_loss`, and the figures.
-        kept: the epoch whose tensors are kept; the last one unless `keeps_best`.
-        n_steps: made so far.
+        history: one line for each epoch: `epoch`, `train_loss`, and the figures.
+        kept: the epoch whose tensors are kept; without `keeps_best`, the last one.
+        n_steps: the number of steps made so far.
     """
 
     def __init__(
@@ -66,20 +66,20 @@ class Training:
         self._loss, self._compute, self._seed, self._task = loss, compute, seed, task
         self._progress, self._measure, self._keeps_best = progress, measure, keeps_best
         self._optimizer = make_optimizer(model, settings)
-        self._epoch, self._steps_made = 0 if measure else 1, 0  # the epoch that is at work, and its steps so far
+        self._epoch, self._steps_made = 0 if measure else 1, 0  # the current epoch, and its steps so far
         self._total = torch.zeros((), dtype=torch.float64, device=compute.device)  # of the epoch's losses so far
         self._n_losses = self._n_seen = 0
         self._best: dict[str, Tensor] = {}
         self._best_loss = math.inf
 
     def run(self, write: Write, checkpoint: Checkpoint = no_checkpoint) -> None:
-        """Train from where it stands to the last epoch.
+        """Train from the current state to the last epoch.
 
         Args:
-            write: gets each line of the history.
+            write: called with each line of the history.
             checkpoint: called between two steps, with a function that returns the state there.
         Raises:
-            NumericalError: the loss is not finite, or the weights at the end.
+            NumericalError: the loss is not finite, or the final weights are not.
         """
         self._progress(Started(self._task, self._settings.epochs * len(self._batches), "examples"))
         while self._epoch <= self._settings.epochs:
@@ -91,11 +91,11 @@ class Training:
         self._progress(Finished())
 
     def best_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the best epoch where it is kept, else those of the last."""
+        """Return the tensors of the best epoch if it is kept, else those of the last."""
         return self._best or self._model.state_dict()
 
     def _steps(self) -> Iterator[None]:
-        """Make the steps of the epoch that are left, and yield after each."""
+        """Make the remaining steps of the epoch, and yield after each."""
         if self._steps_made == 0:
             torch.manual_seed(derive_seed(self._seed, self._task, self._epoch))  # dropout
         self._model.train()
@@ -133,7 +133,7 @@ class Training:
             self.kept = self._epoch
 
     def _report(self, n_seen: int) -> float:
-        """Tell of the epoch's mean loss so far, and return it."""
+        """Report the epoch's mean loss so far, and return it."""
         mean = self._total.item() / self._n_losses
         if not math.isfinite(mean):
             message = f"the training loss is {mean} in epoch {self._epoch} of '{self._task}'"
@@ -152,7 +152,7 @@ class Training:
             "total": self._total,
             "n_losses": self._n_losses,
             "n_seen": self._n_seen,
-            "best_loss": torch.tensor(self._best_loss, dtype=torch.float64),  # in JSON it could not be infinite
+            "best_loss": torch.tensor(self._best_loss, dtype=torch.float64),  # a tensor, since JSON has no infinity
             **prefixed("best", self._best),
             **prefixed("model", self._model.state_dict()),
             **prefixed("optimizer", optimizer_state(self._optimizer)),
@@ -161,7 +161,7 @@ class Training:
         }
 
     def restore(self, state: State) -> None:
-        """Take on the state of a training with the same model, data, settings and seed, to go on in its place."""
+        """Load the state of a training with the same model, data, settings and seed, to continue it."""
         self._epoch, self._steps_made = state["epoch"], state["steps_made"]
         self.n_steps, self.kept = state["n_steps"], state["kept"]
         self._total = state["total"].to(self._compute.device, copy=True)
@@ -181,7 +181,7 @@ def training_step(
     loss: Loss,
     compute: Compute,
 ) -> Tensor:
-    """Make one step on a batch; return its losses, as `example_losses` does.
+    """Make one step on a batch; return the losses that `example_losses` gives for it.
 
     Raises:
         SpecError: the batch is too small for the model's BatchNorm.
@@ -202,7 +202,7 @@ def training_step(
 
 
 def with_lr(settings: FinetuneSpec, lr: float) -> FinetuneSpec:
-    """Return the settings with an lr that is a number."""
+    """Return the settings with the given number as lr."""
     return settings.model_copy(update={"lr": lr})
 
 
@@ -213,7 +213,7 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
 
 
 def _check_weights(model: nn.Module, task: str) -> None:
-    """Check the weights after the last step, which no loss has seen."""
+    """Check the weights after the last step, from which no loss has been computed."""
     constants = constant_buffers(model)
     for name, tensor in model.state_dict().items():
         if name not in constants and not torch.isfinite(tensor).all():

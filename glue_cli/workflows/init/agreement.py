@@ -1,11 +1,11 @@
-"""What a user has to check before the experts found and the data found are used together. Needs no torch."""
+"""What a user has to check before using the recognised experts and data together. Needs no torch."""
 
 from glue_cli.data.recognise.found_data import FoundData
 from glue_cli.models.recognise.recognised import Recognised
 
 
 def find_doubts(model: Recognised | None, data: FoundData | None) -> tuple[str, ...]:
-    """Return a line for each thing that nothing told, or in which model and data do not agree."""
+    """Return a line for each thing that could not be determined, or on which model and data disagree."""
     doubts = [*(model.doubts if model else ()), *(data.doubts if data else ())]
     if model and data and model.n_outputs and data.n_classes and model.n_outputs != data.n_classes:
         doubts.append(
@@ -16,7 +16,7 @@ def find_doubts(model: Recognised | None, data: FoundData | None) -> tuple[str, 
 
 
 def chosen_size(model: Recognised | None, data: FoundData) -> int | None:
-    """Return the size that images are brought to: the model's, where they have another; None where none is needed."""
+    """Return the model's image size if the images have to be resized to it; None if not."""
     if data.format not in ("image-folder", "huggingface") or model is None or model.image_size is None:
         return None
     is_theirs = data.sizes <= {(model.image_size, model.image_size)}

@@ -1,4 +1,4 @@
-"""Write a spec for the experts and the data that were found."""
+"""Write a spec for the experts and the data that were recognised."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
     model = recognise(plan.models, folder)
     try:
         data = recognise_data(plan.data, run.cache)
-    except SpecError as error:  # of a library that reads them, and is not installed
+    except SpecError as error:  # from a library that reads them and is not installed
         data = None
         run.progress(Noted(f"the data were not looked at: {error.message}; {error.hint}", warning=True))
     doubts = find_doubts(model, data)
     spec = spec_text(plan, model, data, doubts)
     _write(plan.output, spec.text, replace=plan.force)
-    _write(plan.schema_file, schema_text(), replace=True)  # the same whoever writes it
+    _write(plan.schema_file, schema_text(), replace=True)  # its text is always the same
     return {
         "schema": "glue.init/1",
         "output": str(plan.output),

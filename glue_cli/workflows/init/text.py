@@ -1,4 +1,4 @@
-"""The text of a new spec: what was found as keys, what was not as commented lines with the choices."""
+"""The text of a new spec: what was recognised becomes keys, the rest commented lines with the choices."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -29,10 +29,10 @@ class SpecText:
 
 
 def spec_text(plan: InitPlan, model: Recognised | None, data: FoundData | None, doubts: Sequence[str]) -> SpecText:
-    """Return the spec for what was found.
+    """Return the spec for the recognised experts and data.
 
     Args:
-        doubts: what the user has to check, a line each.
+        doubts: what the user has to check, one line for each.
     """
     left_open = [*([] if model else ["model.arch"]), *_open_data(model, data)]
     lines = [
@@ -47,7 +47,7 @@ def spec_text(plan: InitPlan, model: Recognised | None, data: FoundData | None, 
         "",
         *_other_lines(data, len(plan.paths)),
     ]
-    text = "".join(" ".join(line.splitlines()) + "\n" for line in lines)  # a file's name may have a line break
+    text = "".join(" ".join(line.splitlines()) + "\n" for line in lines)  # a file name may contain a line break
     return SpecText(text, tuple(left_open))
 
 
@@ -105,7 +105,7 @@ def _open_data(model: Recognised | None, data: FoundData | None) -> list[str]:
 
 
 def _needs_size(model: Recognised | None, data: FoundData) -> bool:
-    """Tell whether images differ in size, and nothing says which one they are brought to."""
+    """Tell whether images differ in size and nothing says which size to resize them to."""
     return len(data.sizes) > 1 and chosen_size(model, data) is None
 
 
@@ -143,6 +143,6 @@ def _sizes(data: FoundData) -> str:
 def _flow(value: Any) -> str:
     """Return a value as YAML on one line."""
     if isinstance(value, str) and not value.isprintable():
-        return json.dumps(value)  # which is YAML too
+        return json.dumps(value)  # JSON is YAML too
     text = yaml.safe_dump([value], default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
     return text.strip()[1:-1]

@@ -29,10 +29,10 @@ from glue_cli.workflows.mix.labels import share_out
 
 
 def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write) -> Choice:
-    """Evaluate every expert on the target's validation data, and let the method weigh the accuracies.
+    """Evaluate every expert on the target's validation data, and let the method turn the accuracies into alpha.
 
-    Where BatchNorm's statistics are a choice, this is done with both kinds, and the blend is the one of the two with
-    the lower loss there.
+    If either kind of BatchNorm statistics may be used, this is done with both, and the blend with the lower loss on
+    the validation data is chosen.
     """
     val = target["val"]
     if val.dataset.labels is None:
@@ -43,7 +43,7 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
     judge = _Judge(plan, spec, target, experts, run)
     kinds: list[Statistics] = ["averaged", "refreshed"] if judge.may_refresh else ["averaged"]
     run.progress(Started("evaluate experts", len(kinds) * len(plan.experts), "experts"))
-    found = []
+    candidates = []
     for number, kind in enumerate(kinds):
         accuracies: list[float] = []
         for one_hot in torch.eye(len(plan.experts), dtype=torch.float64):
@@ -53,9 +53,9 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
             write(line | ({"statistics": kind} if len(kinds) > 1 else {}))
             run.progress(Advanced(number * len(plan.experts) + len(accuracies)))
         alpha = torch.tensor([METHODS[plan.method].load()(accuracies)], dtype=torch.float64)
-        found.append((alpha, accuracies, kind, judge.evaluate(alpha, kind) if len(kinds) > 1 else None))
+        candidates.append((alpha, accuracies, kind, judge.evaluate(alpha, kind) if len(kinds) > 1 else None))
     run.progress(Finished())
-    alpha, accuracies, kind, blend = min(found, key=lambda one: one[3].figures["loss"] if one[3] else 0.0)
+    alpha, accuracies, kind, blend = min(candidates, key=lambda one: one[3].figures["loss"] if one[3] else 0.0)
     return Choice(
         alpha,
         settings=judge.compute.recorded,
@@ -73,7 +73,7 @@ class _Evaluated:
 
 
 class _Judge:
-    """Evaluates blends on the validation data, and keeps account of it."""
+    """Evaluates blends on the validation data, and counts the cost."""
 
     def __init__(self, plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run) -> None:
         self._plan, self._spec, self._target, self._experts = plan, spec, target, experts
@@ -85,7 +85,7 @@ class _Judge:
         self.may_refresh = plan.tensors.statistics == "auto" and has_batchnorm(model)
 
     def evaluate(self, alpha: Tensor, statistics: Statistics) -> _Evaluated:
-        """Return the blend for alpha [1, K] with such statistics, and its figures."""
+        """Return the blend for alpha [1, K] with the given kind of statistics, and its figures."""
         model = self.compute.to_device(self._model(alpha)).eval()
         if statistics == "refreshed":
             goal, settings = goal_named("loss"), self._spec.mix

@@ -1,4 +1,4 @@
-"""A chosen alpha, and how it is shown."""
+"""A chosen alpha, and how results show it."""
 
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -25,16 +25,16 @@ from glue_cli.search.account import Cost
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen alpha [G, K], float64, and its account.
+    """A chosen alpha [G, K], float64, and how it was chosen.
 
     Attributes:
-        settings: what it takes to choose it again.
-        cost: of all of it; afterwards: how much of that came after alpha was chosen.
+        settings: what is needed to choose it again.
+        cost: of the whole choice; afterwards: the part of it that was spent after alpha was chosen.
         loss, objective, steps, stopped, search, left_out, before_refresh: of a search, as in `MixResult`.
-        val_accuracies: those of the experts, where the method goes by them.
-        statistics: BatchNorm's that were chosen; None where there was no choice.
-        made: tensors that the blend is to be written with, in place of blended ones; None where nobody made any.
-        refreshed_on: what BatchNorm's statistics among them were taken with, for `results.blend.Refreshed`.
+        val_accuracies: the experts' accuracies, if the method uses them.
+        statistics: the chosen kind of BatchNorm statistics; None if there was no choice.
+        made: tensors to write in place of blended ones; None if there are none.
+        refreshed_on: what the BatchNorm statistics in `made` were taken with, for `results.blend.Refreshed`.
     """
 
     alpha: Tensor
@@ -59,7 +59,7 @@ class Choice:
         """Return the choice of a search after BatchNorm's statistics were taken anew.
 
         Args:
-            figure: what the blend as it is written has on validation data: its loss, or what else was searched for.
+            figure: of the written blend on validation data: its loss, or the figure of another objective.
         """
         seen = self.objective or self.loss or Losses()
         before = Losses(val=seen.val, val_uniform=seen.val_uniform)
@@ -69,12 +69,12 @@ class Choice:
 
 
 def by_expert(alpha: Tensor) -> list[float]:
-    """Return one coefficient an expert, [K]: the mean over the groups of alpha [G, K], exact where all are equal."""
+    """Return one coefficient per expert, [K]: the mean over the groups of alpha [G, K], exact if all are equal."""
     return (alpha.mean(0) if (alpha != alpha[0]).any() else alpha[0]).tolist()
 
 
 def by_group(plan: MixPlan, alpha: Tensor) -> dict[str, list[float]] | None:
-    """Return each group's coefficients, where there are several groups, and they differ or were asked for."""
+    """Return each group's coefficients, if there are several groups that differ or were asked for."""
     groups = plan.tensors.recipe.groups
     was_asked_for = plan.spec is not None and bool(plan.spec.mix.named_groups)
     if len(groups) == 1 or not (was_asked_for or (alpha != alpha[0]).any()):
@@ -83,7 +83,7 @@ def by_group(plan: MixPlan, alpha: Tensor) -> dict[str, list[float]] | None:
 
 
 def search_of(account: dict[str, Any]) -> StagedSearch | GreedySearch | None:
-    """Return a method's account of its search; None where it has nothing to say."""
+    """Return a method's account of its search; None if it gives none."""
     if not account:
         return None
     if "ingredients" in account:
@@ -114,6 +114,6 @@ def search_of(account: dict[str, Any]) -> StagedSearch | GreedySearch | None:
 
 
 def passes_since(before: Cost, cost: Cost, began: float) -> Passes:
-    """Return the passes that were made since the account stood at `before`, and the clock at `began`."""
+    """Return the passes made since the cost was `before` and the clock was at `began`."""
     counts = {name: count - getattr(before, name) for name, count in asdict(cost).items()}
     return Passes(**counts, wall_s=time.perf_counter() - began)

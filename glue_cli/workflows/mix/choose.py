@@ -11,7 +11,7 @@ from glue_cli.results.history import Write
 from glue_cli.workflows.mix.choice import Choice
 from glue_cli.workflows.mix.experts import Experts
 
-if TYPE_CHECKING:  # nothing of it is needed where alpha is given
+if TYPE_CHECKING:  # not needed at run time if alpha is given
     from glue_cli.data.target import Target
     from glue_cli.workflows.resuming import Keeper
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:  # nothing of it is needed where alpha is given
 def choose_alpha(
     plan: MixPlan, target: "Target | None", experts: Experts, run: Run, write: Write, keeper: "Keeper | None" = None
 ) -> Choice:
-    """Give the plan's method what it needs, and return its alpha with the account.
+    """Give the plan's method what it needs, and return the alpha that it chooses.
 
     Args:
-        target: there wherever the plan has a spec.
-        write: gets a line a step of a search, or an expert that is evaluated.
-        keeper: of the state of a search; there is one wherever the method is a search.
+        target: given if the plan has a spec.
+        write: gets a line for each step of a search, or for each expert that is evaluated.
+        keeper: keeps the state of a search; given if the method is a search.
     """
     coefficients = plan.coefficients
     if plan.like:
         alphas = torch.tensor(plan.like.said.alphas, dtype=torch.float64)
-        n_groups = len(plan.tensors.recipe.groups)  # of blocks, one alpha may be all that was recorded
+        n_groups = len(plan.tensors.recipe.groups)  # for blocks, a single alpha may have been recorded
         return Choice(alphas.expand(n_groups, -1) if len(alphas) == 1 else alphas)
     if coefficients.alpha is not None:
         return _given(coefficients.alpha)

@@ -1,4 +1,4 @@
-"""The experts of a mix, whole checkpoints or adapters: as a model, as the bank of a search, as the blend on disk."""
+"""The experts of a mix, whole checkpoints or adapters: as a model, as a search's bank, and as the blend on disk."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ class Experts(ABC):
     """What a mix does with its experts.
 
     Attributes:
-        header: the blend's, as a checkpoint's: the names, dtypes and shapes of its tensors.
+        header: of the blend, as for a checkpoint: the names, dtypes and shapes of its tensors.
     """
 
     header: Checkpoint
@@ -66,21 +66,21 @@ class Experts(ABC):
         return model
 
     def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
-        """Return the tensors that follow from `alphas` [G, K] in another way than as a blend; differentiable.
+        """Return the tensors that are computed from `alphas` [G, K] other than by blending; differentiable.
 
-        By the names of the model, which `model` has made.
+        They have their names in the model, so `model` has to be called first.
         """
         return self._naming.in_memory(self._make(alphas))
 
     def dtypes(self) -> dict[str, str]:
-        """Return the dtypes that the blend's tensors have on disk, by the names of the model."""
+        """Return the dtypes of the blend's tensors on disk, by their names in the model."""
         entries = self.header.entries
         parts = {name: source.names[0] for name, source in self._naming.sources.items()}
         return {name: entries[part].dtype for name, part in parts.items() if part in entries}
 
     @abstractmethod
     def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
-        """Return a bank of the tensors that are blended, for the model that `model` has made."""
+        """Return a bank of the tensors that are blended; `model` has to be called first."""
 
     @abstractmethod
     def write(
@@ -91,11 +91,11 @@ class Experts(ABC):
         hashes: Sequence[StreamedHash],
         run: Run,
     ) -> Sequence[str | None]:
-        """Write the blend; return the experts' sha256 [K], None where they are not taken.
+        """Write the blend; return the experts' sha256 [K], each None if it was not taken.
 
         Args:
-            made: tensors to write in place of their blend, by the names of the model.
-            hashes: the experts' sha256 [K], to be completed; none to leave them out.
+            made: tensors to write in place of blended ones, by their names in the model.
+            hashes: the experts' sha256 [K], to be completed; empty to take none.
         """
 
     @abstractmethod
@@ -103,20 +103,20 @@ class Experts(ABC):
         """Return the tensors of the blend in memory, by their names on disk."""
 
     def _make(self, alphas: Tensor) -> dict[str, Tensor]:
-        """Return what `make_tensors` does, by the names on disk."""
+        """Return the tensors of `make_tensors`, by their names on disk."""
         return {}
 
     @abstractmethod
     def _rewritten(self, source: Path, copy: Path) -> bytes | None:
-        """Return the text of a file beside the weights that is to say something else; None for one that is copied."""
+        """Return the new text of a file beside the weights; None if the file is copied unchanged."""
 
     def _write_companions(self, stack: ExitStack) -> int | None:
-        """Write what lies beside the weights; open the model card, which says what the weights were, for later.
+        """Write the files beside the weights, and open the model card, which is written after the weights.
 
         Args:
-            stack: gives the files their names when it is closed.
+            stack: the files get their names when it is closed.
         Returns:
-            the card's descriptor; None where there is none.
+            the card's file descriptor; None if there is no card.
         """
         goes_to = self._destination
         for source, copy in goes_to.companions:
@@ -128,7 +128,7 @@ class Experts(ABC):
         return stack.enter_context(writing(goes_to.card, replace=goes_to.force)) if goes_to.card else None
 
     def _write_card(self, card: int | None, glue: Mapping[str, Any]) -> None:
-        """Write the model card to an open file, if there is one; `glue` are the blend's metadata."""
+        """Write the model card to its open file, if there is one; `glue` holds the blend's metadata."""
         if card is not None:
             write_all(card, make_card(glue, self._about).encode(), 0)
 
@@ -138,7 +138,7 @@ class WholeExperts(Experts):
 
     Args:
         bank: where a search keeps them, a name of `plans.mix_records.BANKS`.
-        seed: of a head that is reset.
+        seed: for a head that is initialised anew.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class AdapterExperts(Experts):
 
     @property
     def _adapted(self) -> AdaptedBase:
-        assert self._adapters.adapted  # there wherever a plan needs a model, or merges
+        assert self._adapters.adapted  # given if the plan needs a model, or merges
         return self._adapters.adapted
 
     def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:

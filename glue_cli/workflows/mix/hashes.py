@@ -1,4 +1,4 @@
-"""The experts' sha256, which a mix begins to take before torch is there. Needs no torch."""
+"""The experts' sha256, which a mix begins to compute while torch is still being imported. Needs no torch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from glue_cli.plans.mix import MixPlan
 
 
 def hashes_of(plan: MixPlan) -> Sequence[StreamedHash]:
-    """Return a hash to be taken of each expert of a plan; none where they are not wanted.
+    """Return a hash to compute for each expert of a plan; empty if hashes are not wanted.
 
-    Those of a blend that is made again have to be the recorded ones.
+    When a blend is made again, the hashes must equal the recorded ones.
     """
     if plan.like:
         recorded = [expert.sha256 for expert in plan.like.said.experts]
@@ -20,7 +20,7 @@ def hashes_of(plan: MixPlan) -> Sequence[StreamedHash]:
 
 @contextmanager
 def hashing_experts(plan: MixPlan) -> Iterator[Sequence[StreamedHash]]:
-    """Take the experts' sha256, as far as they come, while the block waits for something else."""
+    """Compute as much of the experts' sha256 as the block leaves time for, while it waits for something else."""
     hashes = hashes_of(plan)
     with hashing_ahead(hashes):
         yield hashes

@@ -1,4 +1,4 @@
-"""How the target's labels are shared out between finding alpha and judging what was found."""
+"""How the target's labels are shared out between searching for alpha and judging the result."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ from glue_cli.search.objective import Minibatches
 from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import MixSpec
 
-# Up to as many labels, training and validation together, all are searched and all judge, by folds: of 25 to 400 a
-# share of a fifth for validation is too few to choose by, and too many to do without.
+# With up to this many labels, training and validation together, folds use all of them both to search and to judge: of
+# 25 to 400 labels, a fifth is too few to choose by, and too many for the search to lose.
 _FEW = 512
 _N_FOLDS = 5
-# Of so many examples BatchNorm's statistics are taken, of four minibatches of the usual size.
+# BatchNorm statistics are taken from this many examples: four minibatches of the usual size.
 _REFRESHING = 256
 OF_TRAIN: Sample = "some of train"
 OF_ALL: Sample = "some of train and val"
@@ -30,8 +30,8 @@ class Labels:
 
     Attributes:
         parts: what blends are judged on.
-        refreshing: what the statistics of a written blend are taken from; sample: which examples these are.
-        validation: what the loss of a written blend is of.
+        refreshing: the batches that a written blend's statistics are taken from; sample: which examples these are.
+        validation: the batches that a written blend's loss is measured on.
     """
 
     minibatches: Minibatches
@@ -49,7 +49,7 @@ def share_out(target: Target, goal: Goal, settings: MixSpec, compute: Compute, *
     """Share out the target's training and validation examples.
 
     Args:
-        may_fold: whether the search can leave out folds; else it has the training data, and validation data judge.
+        may_fold: whether the search can leave out folds; if not, it uses training data, and validation data judge.
     """
     train, val = target["train"], target["val"]
     validation = _batches(val, validation_size(goal, settings, len(val)), compute, seed)
@@ -65,7 +65,7 @@ def share_out(target: Target, goal: Goal, settings: MixSpec, compute: Compute, *
 
 
 def validation_size(goal: Goal, settings: MixSpec, n_examples: int) -> int:
-    """Return how many examples a validation batch has; few enough for four, where a batch has one term in all."""
+    """Return the size of a validation batch; if a batch yields a single term, small enough for four batches."""
     return settings.batch_size if goal.has_example_terms else min(settings.batch_size, -(-n_examples // 4))
 
 
@@ -88,7 +88,7 @@ def _minibatches(
 
 
 def _folds(pool: Examples, batch_size: int, compute: Compute, seed: int) -> list[Part]:
-    """Return a part a fold: every fifth example is judged by what the others say."""
+    """Return one part for each fold: every fifth example is judged with what the other examples give."""
     places, n_folds = torch.arange(len(pool)), min(_N_FOLDS, len(pool))
     return [
         Part(
@@ -105,17 +105,17 @@ def sampled(target: Target, sample: Sample) -> Examples:
 
 
 def refreshing_batches(target: Target, sample: Sample, batch_size: int, compute: Compute, seed: int) -> Batches:
-    """Return the batches that statistics were taken from in a search."""
+    """Return the batches from which a search took statistics."""
     return _some_of(sampled(target, sample), batch_size, compute, seed)
 
 
 def _some_of(examples: Examples, batch_size: int, compute: Compute, seed: int) -> Batches:
-    """Return the batches that statistics are taken from, of examples that are drawn."""
+    """Draw examples at random, and return them in the batches that statistics are taken from."""
     chosen = torch.randperm(len(examples), generator=generator(seed, "refresh"))[:_REFRESHING]
     return _batches(examples.subset(chosen), batch_size, compute, seed)
 
 
 def _batches(examples: Examples, batch_size: int, compute: Compute, seed: int) -> Batches:
-    """Return examples in batches of like size, the same each time."""
+    """Return the examples in batches of about equal size, the same batches each time."""
     on_device = examples.on(compute)
     return Batches(lambda: on_device.in_random_order(batch_size, seed), on_device.n_in_random_order(batch_size))

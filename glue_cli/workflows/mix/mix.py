@@ -35,7 +35,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
     """Choose alpha by the plan's method and write the blend.
 
     Args:
-        hashes: the experts' sha256, already begun, as `hashing_experts` has them; None to begin here.
+        hashes: the experts' sha256 that `hashing_experts` has begun; None to begin them here.
     Raises:
         CheckpointError: an expert is damaged, or does not fit the spec's model.
         SpecError, DataError: the spec, the model and the data do not fit each other.
@@ -51,7 +51,7 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
 
 
 def described(plan: MixPlan) -> dict[str, Any]:
-    """Return what the blend's metadata say that is known ahead."""
+    """Return the part of the blend's metadata that is known before the work begins."""
     if plan.like:
         return dict(plan.like.blend.glue)
     given = {} if plan.coefficients.alpha is None else {"alpha": list(plan.coefficients.alpha)}
@@ -59,7 +59,7 @@ def described(plan: MixPlan) -> dict[str, Any]:
 
 
 def described_in_full(plan: MixPlan, hashes: Sequence[StreamedHash]) -> dict[str, Any]:
-    """Return what tells the plan's blend from others, its experts' sha256 included, which are taken for that."""
+    """Return what distinguishes the plan's blend from others; takes the experts' sha256, which are part of it."""
     if plan.like:
         return described(plan)
     digests: list[str | None] = [streamed.finish() for streamed in hashes] or [None] * len(plan.experts)
@@ -83,7 +83,7 @@ def _experts_of(plan: MixPlan, digests: Sequence[str | None]) -> list[dict[str, 
 
 def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper: "Keeper | None") -> MixResult:
     began = time.perf_counter()
-    make_repeatable(find_device(run.device))  # a missing GPU shows before the data are read
+    make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     for note in plan.tensors.notes:
         run.progress(Noted(note, warning=True))
     experts = gather_experts(plan)
@@ -104,7 +104,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
     afterwards = chosen.afterwards
     is_refreshed = "refreshed" in (plan.tensors.statistics, chosen.statistics)
     if is_refreshed and chosen.made is None:
-        from glue_cli.workflows.mix.refresh import refresh  # which brings models and data along
+        from glue_cli.workflows.mix.refresh import refresh  # this imports the models and data too
 
         assert plan.spec is not None and target is not None
         before, clock = replace(chosen.cost), time.perf_counter()
@@ -162,7 +162,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
 
 
 def _begin(keeper: "Keeper", plan: MixPlan, target: "Target") -> None:
-    """Say what the search depends on."""
+    """Tell the keeper what the search depends on."""
     from glue_cli.checkpoints.run_state import fingerprint_of_files, fingerprint_of_tensors
 
     assert plan.spec is not None
@@ -179,7 +179,7 @@ def _begin(keeper: "Keeper", plan: MixPlan, target: "Target") -> None:
 
 
 def _target_of(plan: MixPlan, run: Run) -> "Target | None":
-    """Return the target's data, to be read as far as they are asked for; None where nothing needs them."""
+    """Return the target's data, which are read only when they are used; None if nothing needs them."""
     if plan.spec is None:
         return None
     from glue_cli.data.classes import Classes
@@ -190,7 +190,7 @@ def _target_of(plan: MixPlan, run: Run) -> "Target | None":
 
 
 def _base(plan: MixPlan) -> dict[str, str]:
-    """Return the sha256 of the model that adapters are merged into; nothing where they are not, or none is wanted.
+    """Return the sha256 of the model that adapters are merged into; empty if there is none or no hash is wanted.
 
     Raises:
         CheckpointError: a blend is made again, and its base was another.
@@ -203,29 +203,29 @@ def _base(plan: MixPlan) -> dict[str, str]:
 
 
 def _measured(plan: MixPlan, chosen: Choice) -> dict[str, Any]:
-    """Return what a search found of the blend, and on which data; nothing where there was none."""
-    found = chosen.objective or chosen.loss
-    if plan.spec is None or found is None or found.val is None:
+    """Return the figures that a search measured of the blend, and on which data; empty if nothing was measured."""
+    measured = chosen.objective or chosen.loss
+    if plan.spec is None or measured is None or measured.val is None:
         return {}
-    figures = {"objective": plan.spec.objective, "val": found.val, "val_uniform": found.val_uniform}
+    figures = {"objective": plan.spec.objective, "val": measured.val, "val_uniform": measured.val_uniform}
     return {"measured": {**figures, "data": plan.spec.data.model_dump(exclude={"root"})}}
 
 
 def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
-    """Return what the experts say of themselves alike, which is then true of the blend: the model and the classes."""
+    """Return the metadata that all experts share and that hold for the blend too: the model and the classes."""
     shared: dict[str, Any] = {}
     models = [expert.glue.get("model") for expert in plan.experts]
     if models[0] is not None and all(model == models[0] for model in models):
         shared["model"] = models[0]
     if plan.tensors.head_classes:
-        shared.pop("model", None)  # whose number of classes may be another
+        shared.pop("model", None)  # its number of classes may differ
     if plan.tensors.classes:
         shared["class_names"] = list(plan.tensors.classes)
     return shared
 
 
 def _peak_bytes(run: Run) -> int:
-    """Return the most memory that the run has held: on the GPU where it used one, else the process's resident set."""
+    """Return the run's peak memory: on the GPU if it used one, else the process's resident set."""
     device = find_device(run.device)
     if device.type == "cuda" and (on_gpu := torch.cuda.max_memory_allocated(device)):
         return on_gpu

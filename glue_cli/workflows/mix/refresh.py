@@ -1,4 +1,4 @@
-"""BatchNorm's statistics of a blend, taken anew on the target's data, and what the blend is worth with them."""
+"""Take a blend's BatchNorm statistics anew on the target's data, and measure the blend with them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,14 +33,14 @@ Forward = Callable[[nn.Module, Batch], Tensor]
 def refresh(
     plan: MixPlan, spec: Spec, target: Target, experts: Experts, chosen: Choice, run: Run
 ) -> tuple[dict[str, Tensor], Choice, dict[str, Any]]:
-    """Return BatchNorm's statistics of the chosen blend on the target's training data, by forward passes alone.
+    """Take the chosen blend's BatchNorm statistics on the target's training data, by forward passes alone.
 
-    A search chose its alpha by the statistics as they were before. The figure that it found is therefore measured
-    again, so that what is reported is that of the blend as it is written.
+    A search chose alpha with the earlier statistics. Its figure is therefore measured again, so that the reported
+    figure is that of the blend as it is written.
 
     Returns:
-        the statistics by their names; the choice with that figure, the passes charged to its account; and on what the
-        statistics were taken, for `results.blend.Refreshed`, empty where there are none.
+        the statistics by name; the choice with the new figure and the cost of these passes; and the model and data
+        that the statistics were taken with, for `results.blend.Refreshed` (empty if there are none to record).
     Raises:
         SpecError, DataError: a blend is made again, and was refreshed with another model or other data.
     """
@@ -54,7 +54,7 @@ def refresh(
     record = {**identity(spec, train), **compute.recorded}
     if plan.like and (recorded := plan.like.said.recipe.refreshed):
         check_same({**record, **identity(spec, sampled(target, recorded.sample))}, recorded.model_dump())
-        torch.set_num_threads(recorded.threads)  # which decides the order in which sums are taken
+        torch.set_num_threads(recorded.threads)  # the number of threads decides the order of sums
         if recorded.sample != "train":
             return (
                 _repeat_search(plan, spec, target, experts, chosen, compute, model, recorded.sample, run),
@@ -84,7 +84,7 @@ def _repeat_search(
     sample: Sample,
     run: Run,
 ) -> dict[str, Tensor]:
-    """Return the statistics that a search took of its blend in memory, taken in the same way again."""
+    """Take statistics again in the way that the recorded search took them of its blend in memory."""
 
     def charge(targets: Tensor) -> None:
         chosen.cost.forwards += 1
@@ -100,7 +100,7 @@ def _repeat_search(
 
 
 def _charging(cost: Cost, compute: Compute) -> Forward:
-    """Return a forward pass that is charged to an account."""
+    """Return a function that makes a forward pass and adds its cost to `cost`."""
 
     def forward(model: nn.Module, batch: Batch) -> Tensor:
         cost.forwards += 1
@@ -113,7 +113,7 @@ def _charging(cost: Cost, compute: Compute) -> Forward:
 
 @torch.no_grad()
 def _measure(model: nn.Module, spec: Spec, target: Target, compute: Compute, seed: int, forward: Forward) -> float:
-    """Return the figure that the spec's objective is about, on the same validation batches as a search has."""
+    """Return the figure of the spec's objective, on the same validation batches that a search uses."""
     criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
     val = target["val"].on(compute)
     batches = val.in_random_order(validation_size(criterion.goal, spec.mix, len(val)), seed)

@@ -1,4 +1,4 @@
-"""With which model and examples the statistics of BatchNorm in a blend were taken, so that they can be taken again."""
+"""The model and examples that a blend's BatchNorm statistics were taken with, so that they can be taken again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,15 @@ from glue_cli.spec.schema import Spec
 
 
 def identity(spec: Spec, examples: Examples) -> dict[str, Any]:
-    """Return which model and which examples statistics are taken with; the same on another machine."""
-    args = {name: value for name, value in spec.model.args.items() if name != "path"}  # a path on somebody's disk
+    """Identify the model and the examples that statistics are taken with, in the same way on every machine."""
+    args = {
+        name: value for name, value in spec.model.args.items() if name != "path"
+    }  # a path, which differs between machines
     return {"arch": spec.model.arch, "args": args, "batch_size": spec.mix.batch_size, "data": identity_of(examples)}
 
 
 def check_same(actual: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
-    """Check that statistics are taken again with the model and the examples of old.
+    """Check that statistics are taken again with the same model and examples as before.
 
     Raises:
         SpecError, DataError: they are not.

@@ -30,7 +30,7 @@ from glue_cli.workflows.mix.refreshed_on import identity
 from glue_cli.workflows.mix.setting import Setting
 from glue_cli.workflows.resuming import Keeper
 
-# What the steps of an optimizer depend on, and those of Gauss-Newton do not.
+# Settings that an optimizer's steps depend on, and Gauss-Newton steps do not.
 _OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum", "mu")
 
 
@@ -85,26 +85,26 @@ def search(
         )
     run.progress(Finished())
     before, clock = replace(objective.cost), time.perf_counter()
-    as_file = setting.found(learned)
+    as_written = setting.as_written(learned)
     afterwards = passes_since(before, objective.cost, clock)
-    objective_found, losses = None, Losses(val=as_file.val, val_uniform=as_file.val_uniform)
+    objective_found, losses = None, Losses(val=as_written.val, val_uniform=as_written.val_uniform)
     if not goal.is_smooth:
         objective_found = Objective(
             name=goal.name, val=_figure(goal, losses.val), val_uniform=_figure(goal, losses.val_uniform)
         )
-    found = search_of(learned.account)
+    search_account = search_of(learned.account)
     searched = {"forwards": before.equivalents, "stopped": learned.stopped}
     searched |= {key: learned.account[key] for key in ("start", "returned") if key in learned.account}
-    if isinstance(found, StagedSearch) and afterwards.forwards:
-        found.stages.append(Stage(stage="write", forwards=afterwards.forwards))
+    if isinstance(search_account, StagedSearch) and afterwards.forwards:
+        search_account.stages.append(Stage(stage="write", forwards=afterwards.forwards))
     left_out = None
     if plan.search.explains:
         before, clock = replace(objective.cost), time.perf_counter()
         left_out = [LeftOut(**without) for without in leave_one_out(objective, learned.alpha, learned.statistics)]
         explained = passes_since(before, objective.cost, clock)
         afterwards = afterwards.plus(explained)
-        if isinstance(found, StagedSearch):
-            found.stages.append(Stage(stage="explain", forwards=explained.forwards))
+        if isinstance(search_account, StagedSearch):
+            search_account.stages.append(Stage(stage="explain", forwards=explained.forwards))
     return Choice(
         learned.alpha,
         settings={
@@ -121,16 +121,16 @@ def search(
         stopped=learned.stopped,
         **compute.recorded,
         objective=objective_found,
-        search=found,
+        search=search_account,
         left_out=left_out,
         statistics=learned.statistics if len(objective.kinds) > 1 else None,
-        made=as_file.made,
-        refreshed_on=_refreshed_on(spec, target, setting, compute) if as_file.made else {},
+        made=as_written.made,
+        refreshed_on=_refreshed_on(spec, target, setting, compute) if as_written.made else {},
     )
 
 
 def _refreshed_on(spec: Spec, target: Target, setting: Setting, compute: Compute) -> dict[str, Any]:
-    """Return with what the statistics of a blend were taken, for `results.blend.Refreshed`."""
+    """Return which model and data a blend's statistics were taken with, for `results.blend.Refreshed`."""
     sample = setting.sample
     return {**identity(spec, sampled(target, sample)), "sample": sample, **compute.recorded}
 
@@ -145,7 +145,7 @@ def _groups_of(plan: MixPlan, alpha: Tensor) -> dict[str, Any]:
 
 
 def _warn_of_idle_settings(method: str, settings: MixSpec, goal: Goal, run: Run) -> None:
-    """Say which settings that differ from their preset have no part in this search."""
+    """Warn of settings that were changed from their preset but have no effect on this search."""
     preset = PRESETS[settings.preset]
     if makes_gauss_newton_steps(method, settings, goal):
         idle = [f"mix.{key}" for key in _OF_OPTIMIZERS if getattr(settings, key) != preset[key]]

@@ -1,4 +1,4 @@
-"""What a search has before it: the function that it minimises, and the blend as it would be written."""
+"""What a search works on: the function that it minimises, and the blend as it would be written."""
 
 import math
 from dataclasses import dataclass
@@ -29,18 +29,18 @@ from glue_cli.spec.schema import MixSpec
 from glue_cli.workflows.mix.experts import Experts
 from glue_cli.workflows.mix.labels import Labels, share_out
 
-_MOST_KEPT = 0.2  # of a budget, for statistics and loss of the file
-# Examples of a minibatch whose statistics can stand for those of a refreshed blend. Held out by folds, 10 spoken or
-# handwritten digits tell which statistics are better in 94 of 100 draws, 25 in all.
+_MOST_KEPT = 0.2  # share of the budget that measuring the written blend may take
+# The smallest minibatch whose statistics may stand for those of a refreshed blend. Held out by folds, 10 spoken or
+# handwritten digits show which statistics are better in 94 of 100 draws, and 25 digits in all 100.
 _FEWEST_REFRESHING = 8
 
 
 @dataclass(frozen=True)
-class Found:
-    """A blend that a search has found, as its file will be.
+class BlendAsWritten:
+    """The blend that a search chose, as it will be written.
 
     Attributes:
-        val, val_uniform: the mean terms on the validation data, of the file and of the uniform blend.
+        val, val_uniform: the mean terms on the validation data, of the written blend and of the uniform blend.
         made: the statistics of BatchNorm to write with it; None where they are the blended ones.
     """
 
@@ -52,12 +52,12 @@ class Found:
 class Setting:
     """The objective of a search, and its blend as it would be written.
 
-    A plain search, the paper's, judges its blends as it sees them; a staged one as they would be written.
+    A plain search, as in the paper, judges blends as they are in memory; a staged search as they would be written.
 
     Args:
         model: the spec's, with any blend of the experts, placed on the device.
     Attributes:
-        settings: those of the search itself, whose budget leaves room for what comes after it.
+        settings: of the search itself; its budget is reduced by what the steps after the search need.
     """
 
     def __init__(
@@ -106,29 +106,29 @@ class Setting:
         """Which examples BatchNorm's statistics are taken from."""
         return self._labels.sample
 
-    def found(self, learned: Learned) -> Found:
-        """Return what a search has found as its file will be, with its loss.
+    def as_written(self, learned: Learned) -> BlendAsWritten:
+        """Return the chosen blend as it will be written, with its loss.
 
-        That is measured, unless the guard has done so, or a small budget has no room for it.
+        The loss is measured here, unless the guard has measured it or a small budget has no room for that.
         """
         has_searched = learned.val_loss is not None or learned.stopped == "budget"
         if self._written is None or not has_searched:
-            return Found(learned.val_loss, learned.val_loss_start, None)
+            return BlendAsWritten(learned.val_loss, learned.val_loss_start, None)
         self._load(learned.alpha, learned.statistics)
         made = self._written.statistics() if learned.statistics == "refreshed" else None
         is_limited = self.settings.parsed_budget is not None
         if learned.is_as_written or (is_limited and not self._n_kept):
-            return Found(learned.val_loss, learned.val_loss_start, made)
+            return BlendAsWritten(learned.val_loss, learned.val_loss_start, made)
         val, val_uniform = self._measure(), learned.val_loss_start
         if not is_limited:
             self._load(Simplex.of(self.objective).uniform(), self.objective.kinds[0])
             val_uniform = self._measure()
         elif self._labels.is_in_folds:
-            val_uniform = None  # the guard's is of all labels
-        return Found(val, val_uniform, made)
+            val_uniform = None  # the guard measured it on all labels
+        return BlendAsWritten(val, val_uniform, made)
 
     def _kept_for_the_file(self, settings: MixSpec) -> int:
-        """Return how many forwards of a budget are kept for statistics and loss of the file; none of a small one."""
+        """Return how many forwards of the budget to reserve for measuring the written blend; 0 if that is too many."""
         budget = settings.parsed_budget
         if budget is None:
             return 0
@@ -154,7 +154,7 @@ class Setting:
 
 
 def _with_less(settings: MixSpec, n_forwards: int) -> MixSpec:
-    """Return the settings with a budget of so many forwards less; one of time stays as it is."""
+    """Return the settings with the budget reduced by `n_forwards`; a budget in seconds is not changed."""
     budget = settings.parsed_budget
     if budget is None or budget.unit == "seconds" or not n_forwards:
         return settings
@@ -182,7 +182,7 @@ def _has_enough(settings: MixSpec, labels: Labels) -> bool:
 
 
 def _count_blends(method: str, settings: MixSpec) -> int:
-    """Return how many float32 models a search holds: its blends, of spsa for each pair of probes, and one more."""
+    """Return how many float32 models a search holds: one, and its blends (with spsa, for each pair of probes)."""
     return 1 + METHODS[method].n_blends * (settings.n_directions if method == "spsa" else 1)
 
 
@@ -197,5 +197,5 @@ def written_blend(
         if dtype in FLOAT_DTYPES
     }
     if plan.adapters and not plan.adapters.merges:
-        dtypes = {}  # its factors are written, and no tensor of the model
+        dtypes = {}  # only the factors are written, none of the model's tensors
     return WrittenBlend(model, bank, criterion, dtypes=dtypes, make_tensors=experts.make_tensors)
