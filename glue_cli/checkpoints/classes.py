@@ -1,4 +1,4 @@
-"""The names of a checkpoint's classes, and which of two lists of names stand for the same classes. Needs no torch."""
+"""The names of a checkpoint's classes, and which names in two lists mean the same class. Needs no torch."""
 
 import re
 from collections import Counter
@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 
-_PLACEHOLDER = re.compile(r"LABEL_\d+")  # what transformers writes where nobody has named the classes
+_PLACEHOLDER = re.compile(r"LABEL_\d+")  # written by transformers when the classes have no names
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
-_LISTED = 20  # names in a message
+_LISTED = 20  # the most names in a message
 
 
 def class_names_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the names of a checkpoint's classes, in the order of its outputs; none where it does not say them.
+    """Return the names of a checkpoint's classes, in the order of its outputs; empty if they are not known.
 
-    They are in glue's metadata, or in the `config.json` of the model's folder: `id2label`, as transformers has them,
-    or `label_names`, as timm does. transformers' placeholders (LABEL_0, LABEL_1) are no names.
+    They are in glue's metadata, or in the `config.json` of the model's folder: as `id2label` by transformers, or as
+    `label_names` by timm. The placeholders of transformers (LABEL_0, LABEL_1) do not count as names.
     """
     said = checkpoint.glue.get("class_names")
     names = tuple(map(str, said)) if isinstance(said, list) else ()
@@ -27,9 +27,9 @@ def class_names_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
-    """Return the place in `among` of each of `names`, [n], as `match_spellings` does.
+    """Return the index in `among` of each of `names`, [n], as `match_spellings` does.
 
-    Names that are whole numbers say which class is meant where the other side's are words.
+    If one side has only whole numbers and the other side only words, the numbers are the indices of the classes.
     """
     if all(map(is_number, names)) and not any(map(is_number, among)):
         return [int(name) if int(name) < len(among) else None for name in names]
@@ -39,15 +39,15 @@ def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int | None
 
 
 def match_spellings(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
-    """Return the place in `among` of each of `names`, [n]; None for one that is not there, or not once.
+    """Return the index in `among` of each of `names`, [n]; None for a name that is missing or repeated.
 
-    Names are compared as they are or, if more of them are then found, with no regard to upper case, spaces, hyphens
-    and underscores.
+    Names are compared exactly or, if that matches more of them, ignoring case and treating spaces, hyphens and
+    underscores alike.
     """
     if tuple(names) == tuple(among):
-        return list(range(len(names)))  # even if a name is there twice
-    found = [_look_up(names, among, spelling) for spelling in (str, _plain)]
-    return max(found, key=lambda places: sum(place is not None for place in places))
+        return list(range(len(names)))  # even if a name is repeated
+    by_spelling = [_look_up(names, among, spelling) for spelling in (str, _plain)]
+    return max(by_spelling, key=lambda places: sum(place is not None for place in places))
 
 
 def are_same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
@@ -56,27 +56,27 @@ def are_same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def is_numbering(names: Sequence[str]) -> bool:
-    """Tell whether each name is but the number of its class."""
+    """Tell whether each name is only the number of its class."""
     return all(name == str(number) for number, name in enumerate(names))
 
 
 def is_number(name: str) -> bool:
-    """Tell whether a name is a class's number in quotes; 007 is a name, and so are too many digits."""
+    """Tell whether a name is a class number as text; 007 and numbers of more than 10 digits are not."""
     return bool(_NUMBER.fullmatch(name))
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names as a message has them; of many the first."""
+    """Return names as text for a message, shortened if there are many."""
     more = f", ... ({len(names):,} in all)" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
 
-def _numbered(found: object) -> tuple[str, ...]:
-    """Return the names in a list, or in an object whose keys are the numbers from 0 on; none in anything else."""
-    if isinstance(found, list):
-        return tuple(map(str, found))
-    if isinstance(found, dict) and found.keys() == {str(number) for number in range(len(found))}:
-        return tuple(str(found[str(number)]) for number in range(len(found)))
+def _numbered(names: object) -> tuple[str, ...]:
+    """Return the names in a list, or in a dict whose keys are the numbers from 0 on; empty for anything else."""
+    if isinstance(names, list):
+        return tuple(map(str, names))
+    if isinstance(names, dict) and names.keys() == {str(number) for number in range(len(names))}:
+        return tuple(str(names[str(number)]) for number in range(len(names)))
     return ()
 
 

@@ -1,4 +1,4 @@
-"""What a model's folder holds beside the weights that are read of it. Needs no torch."""
+"""What a model's folder holds besides the weights that are read from it. Needs no torch."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from glue_cli.checkpoints.links import check_links
 
 CARD = "README.md"
 
-# Weights by which libraries know a folder as a model's, or as a part's: a folder, or the file in it.
+# Files by which libraries recognise a model or a part of one; glue reads the folder for the first list, and the file
+# itself for the second.
 _PART = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npz", ".npy")
-# How weights are called that are the model once more: in shards, in another dtype, for another program.
+# Names of weights that are copies of the model: in shards, in another dtype, for another program.
 _COPIES = (
     *("model.*", "model-*-of-*", "pytorch_model.*", "pytorch_model-*", "diffusion_pytorch_model.*"),
     *("diffusion_pytorch_model-*", "consolidated.*"),
@@ -22,7 +23,7 @@ _OTHER_FORMATS = (
     *("*.onnx", "*.onnx_data", "*.gguf", "*.ot", "*.msgpack", "*.h5", "*.tflite", "*.mlmodel", "openvino_*"),
     "*.index.json",
 )
-# What training leaves behind, and figures that were measured on one expert and not on the blend.
+# Files left over from training, and metrics that were measured on one expert and not on the blend.
 _LEFTOVERS = (
     *("optimizer*", "scheduler.*", "rng_state*", "scaler.pt", "trainer_state.json", "training_args.*"),
     *("events.out.*", "*_results.json", "*_results.csv"),
@@ -35,13 +36,13 @@ _FOLDERS = (
 
 @dataclass(frozen=True)
 class FolderContent:
-    """What lies beside a model's weights.
+    """What a model's folder holds besides its weights.
 
     Attributes:
-        companions: what a folder needs besides weights to be a model: configurations, tokenizers, code.
-        parts: the weights of modules that a library keeps in subfolders, by the subfolder's name in the folder: what
-            `read_checkpoint` is given.
-        others: further files of weights, of which glue does not know what reads them.
+        companions: what a model needs besides weights: configurations, tokenizers, code.
+        parts: the paths to give to `read_checkpoint` for modules that a library keeps in subfolders, by the
+            subfolder's path within the folder.
+        others: further weights files, whose purpose glue does not know.
     """
 
     companions: tuple[Path, ...]
@@ -50,12 +51,12 @@ class FolderContent:
 
 
 def look_into(folder: Path, *, apart: Collection[Path] = ()) -> FolderContent:
-    """Sort what a model's folder holds; copies in other formats, leftovers of training and the card are passed over.
+    """Sort the content of a model's folder, without copies in other formats, leftovers of training, and the card.
 
     Args:
-        apart: folders that are none of the model's, such as the output, should they lie within.
+        apart: folders within it that do not belong to the model, such as the output.
     Raises:
-        CheckpointError: something is a link that leads out of the folder.
+        CheckpointError: a link leads out of the folder.
     """
     companions: list[Path] = []
     others: list[Path] = []
@@ -63,8 +64,8 @@ def look_into(folder: Path, *, apart: Collection[Path] = ()) -> FolderContent:
     for place in _folders(folder, {path.resolve() for path in apart}):
         files = [path for path in sorted(place.iterdir()) if path.is_file()]
         names = {path.name for path in files}
-        if place != folder and (found := _weights_of_part(place, names)):
-            parts[str(place.relative_to(folder))] = found
+        if place != folder and (weights := _weights_of_part(place, names)):
+            parts[str(place.relative_to(folder))] = weights
         for path in files:
             if _is_passed_over(path, is_top=place == folder):
                 continue
@@ -74,7 +75,7 @@ def look_into(folder: Path, *, apart: Collection[Path] = ()) -> FolderContent:
 
 
 def files_to_copy(folder: Path, *, apart: Collection[Path] = ()) -> tuple[Path, ...]:
-    """Return all that goes along with one model's weights, the weights of its parts included.
+    """Return all files to copy along with one model's weights, including the weights of its parts.
 
     Raises:
         CheckpointError: as `look_into`.
@@ -86,7 +87,7 @@ def files_to_copy(folder: Path, *, apart: Collection[Path] = ()) -> tuple[Path, 
 
 
 def _folders(folder: Path, apart: Collection[Path]) -> Iterator[Path]:
-    """Yield a folder and those within, links to folders included, each once."""
+    """Yield a folder and all folders within it, also linked ones, each once."""
     seen, waiting = set(apart), [folder]
     while waiting:
         place = waiting.pop()

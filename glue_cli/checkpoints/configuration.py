@@ -1,4 +1,4 @@
-"""The `config.json` of a folder that is written, which has to say what its weights are. Needs no library."""
+"""The `config.json` of a folder that glue writes, adapted to the weights in it. Needs no library."""
 
 import json
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ _NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float1
 
 @dataclass(frozen=True)
 class Changes:
-    """What is otherwise than in the folder that a configuration comes from.
+    """What differs from the folder that a configuration comes from.
 
     Attributes:
-        class_names: those of the outputs; none where they stay.
-        n_tokens: the rows that the embeddings had, and have now; None where they stay.
-        architecture: the class that loads the weights; None where it stays.
-        unties: whether embeddings and output layer, which were one tensor, are two.
+        class_names: the new names of the outputs; empty if unchanged.
+        n_tokens: the number of rows of the embeddings before and now; None if unchanged.
+        architecture: the class that loads the weights; None if unchanged.
+        unties: whether embeddings and output layer are now two tensors instead of one.
     """
 
     class_names: tuple[str, ...] = ()
@@ -34,20 +34,20 @@ NO_CHANGES = Changes()
 
 
 def dtype_of(tensors: Iterable[Described]) -> str | None:
-    """Return the name of the floating-point dtype that all tensors have which have one; None where they differ."""
-    found = {dtype for _, dtype, _ in tensors if dtype in _NAMES}
-    return _NAMES[found.pop()] if len(found) == 1 else None
+    """Return the name of the dtype that all floating-point tensors share; None if they differ or there are none."""
+    dtypes = {dtype for _, dtype, _ in tensors if dtype in _NAMES}
+    return _NAMES[dtypes.pop()] if len(dtypes) == 1 else None
 
 
 def configured(source: Path, changes: Changes, dtype: str | None) -> bytes | None:
-    """Return the text of a Hugging Face configuration for other weights; None where it says what they are already.
+    """Return the text of a Hugging Face configuration adapted to other weights; None if it fits them already.
 
-    transformers would load the weights in the dtype of the configuration, whatever their own.
+    The dtype matters: transformers loads the weights in the dtype of the configuration, even if theirs is another.
 
     Args:
-        dtype: that of the weights, as torch calls it; None where they have several.
+        dtype: the weights' dtype, by torch's name; None if they have several.
     Raises:
-        CheckpointError: something changes, and it is no configuration.
+        CheckpointError: `source` has to be changed but is not a configuration.
     """
     try:
         text = read_text(source)
@@ -61,7 +61,7 @@ def configured(source: Path, changes: Changes, dtype: str | None) -> bytes | Non
             return None
         raise CheckpointError(f"'{source}' is no JSON object", hint="copy or download it again")
     if names := changes.class_names:
-        config.pop("num_labels", None)  # which transformers counts itself
+        config.pop("num_labels", None)  # transformers derives it from the names
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
     if dtype:
@@ -79,23 +79,23 @@ def configured(source: Path, changes: Changes, dtype: str | None) -> bytes | Non
 
 def _parsed(text: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(text)
+        config = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return config if isinstance(config, dict) else None
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Name a dtype wherever a configuration names one: its own, and those of the models that it is made of."""
+    """Set the dtype wherever a configuration has one: its own, and those of nested models."""
     for key, value in config.items():
-        if key in ("dtype", "torch_dtype") and isinstance(value, str):  # as transformers 5 and 4 call it
+        if key in ("dtype", "torch_dtype") and isinstance(value, str):  # the key in transformers 5, and in 4
             config[key] = dtype
         elif key.endswith("_config") and isinstance(value, dict):
             _set_dtype(value, dtype)
 
 
 def _set_vocabulary_size(config: dict[str, Any], before: int, now: int) -> None:
-    """Name the number of tokens wherever a configuration does, which may be that of a model within."""
+    """Set the number of tokens wherever a configuration has it, also for nested models."""
     for key, value in config.items():
         if key == "vocab_size" and value == before:
             config[key] = now

@@ -1,4 +1,4 @@
-"""Where a blend goes: one file, shards with an index, or a Hugging Face folder. Needs no torch."""
+"""Where a blend is written: one file, shards with an index, or a Hugging Face folder. Needs no torch."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from glue_cli.foundation.output_files import writing_alone
 
 _INDEX = ".index.json"
 _WEIGHTS = ".safetensors"
-# The weights that a reader looks for in a model's folder; others, such as somebody's backup, are not glue's to delete.
+# Weights that libraries look for in a model's folder; glue does not delete others, such as a backup.
 _LOADED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -24,14 +24,14 @@ class Destination:
     """The files of a blend.
 
     Attributes:
-        result: what the next command is given: a file, an index, or a folder.
+        result: the path to give to the next command: a file, an index, or a folder.
         shards: the tensors (name, dtype, shape) of each weights file.
-        files: the weights files, as many as there are shards.
-        index: the index of the shards; None where there is none.
-        companions: files that are copied along, each with its copy.
-        parts: the modules whose weights are the last of `files`, in subfolders.
-        card: the model card; None where none is written.
-        force: whether a file that has come into being since this was planned is replaced.
+        files: the weights files, one for each shard.
+        index: the index of the shards; None if there is none.
+        companions: files to copy, each with the path of its copy.
+        parts: the modules in subfolders, whose weights are the last of `files`.
+        card: the model card; None if none is written.
+        force: whether to replace a file that was created after this was planned.
     """
 
     result: Path
@@ -45,7 +45,7 @@ class Destination:
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """What the names of each file's tensors begin with in the blend, and not in the file."""
+        """For each file, the prefix that its tensors' names have in the blend, but not in the file."""
         return ("",) * (len(self.files) - len(self.parts)) + tuple(part.prefix for part in self.parts)
 
     @property
@@ -58,11 +58,11 @@ class Destination:
         return sum(entry.n_bytes for number, shard in enumerate(self.shards) for entry in lay_out(shard, number))
 
     def claimed(self) -> AbstractContextManager[None]:
-        """Return what keeps other runs from writing to the same folder; of a file, its name does."""
+        """Return a context that keeps other runs from writing to the same folder; a single file does not need it."""
         return writing_alone(self.result, replace=self.force) if self.is_folder else nullcontext()
 
     def with_companions(self, pairs: Iterable[tuple[Path, Path]]) -> "Destination":
-        """Return the same with more files that are copied along."""
+        """Return this destination with more files to copy."""
         return replace(self, companions=(*self.companions, *pairs))
 
     def tensors_in(self, folder: Path) -> list[Described]:
@@ -71,15 +71,15 @@ class Destination:
         return [described for file, shard in placed if file.parent == folder for described in shard]
 
     def stale_files(self) -> list[Path]:
-        """Return what an earlier blend left in the folder that would be read in place of this one, or beside it."""
+        """Return files of an earlier blend in the folder that would be read instead of or along with this one."""
         if not self.is_folder:
             return []
-        found = (path for path in sorted(self.result.glob("model*")) if _LOADED.fullmatch(path.name))
-        return [path for path in found if path not in self.paths]
+        loaded = (path for path in sorted(self.result.glob("model*")) if _LOADED.fullmatch(path.name))
+        return [path for path in loaded if path not in self.paths]
 
     @property
     def paths(self) -> list[Path]:
-        """Every file that is written."""
+        """All files that are written."""
         written = [*self.files, self.index, *(copy for _, copy in self.companions), self.card]
         return [path for path in written if path]
 
@@ -94,22 +94,22 @@ def plan_destination(
     max_shard_bytes: int | None = None,
     card: bool = False,
 ) -> Destination:
-    """Decide from the output's name which files a blend is written to.
+    """Decide by the output's name which files a blend is written to.
 
-    `NAME.safetensors` is one file, or `NAME-0000I-of-0000N.safetensors` with `NAME.safetensors.index.json` where it
-    would be larger than a shard; an index's name asks for shards; any other name, where there is a model folder, for
-    such a folder.
+    `NAME.safetensors` is one file, or `NAME-0000I-of-0000N.safetensors` with `NAME.safetensors.index.json` if
+    the blend is larger than a shard may be. The name of an index means shards. With a model folder, any other name
+    means a folder like it.
 
     Args:
-        tensors: those of the blend.
-        model_folder: the Hugging Face folder whose companions the blend gets; None where it has none.
-        companions: the files of it that go along; None for all that it holds.
-        parts: modules whose tensors are in files of their own.
-        card: whether a folder gets a model card.
-        max_shard_bytes: the most bytes of tensors in a file; None puts all into one. A larger tensor has a file alone.
+        tensors: the blend's tensors.
+        model_folder: the Hugging Face folder to copy files from; None if there is none.
+        companions: the files to copy from it; None for all.
+        parts: modules whose tensors have their own files.
+        card: whether to write a model card into a folder.
+        max_shard_bytes: the most bytes of tensors in a file; None for no limit. A larger tensor gets its own file.
     Raises:
-        UsageError: the name is that of another kind of file.
-        CheckpointError: the model's folder has a link that leads out of it.
+        UsageError: the output is named like another kind of file.
+        CheckpointError: a link in the model's folder leads out of it.
     """
     _check_name(output)
     own, of_parts = _apart(tensors, parts)
@@ -134,12 +134,12 @@ def plan_destination(
 
 
 def plan_model_destination(output: Path, model_folder: Path | None) -> Destination:
-    """Decide from the output's name where a trained model is written to: one file, or a Hugging Face folder.
+    """Decide by the output's name where a trained model is written: to one file, or to a Hugging Face folder.
 
     Args:
-        model_folder: where the configuration and the tokenizer of a model of transformers are; None for other models.
+        model_folder: the folder with configuration and tokenizer of a transformers model; None for other models.
     Raises:
-        UsageError: the name is that of another kind of file.
+        UsageError: the output is named like another kind of file.
     """
     _check_name(output)
     if model_folder is None or output.suffix == _WEIGHTS:
@@ -150,7 +150,7 @@ def plan_model_destination(output: Path, model_folder: Path | None) -> Destinati
 
 
 def _check_name(output: Path) -> None:
-    """Check that the output is not named as what it will not be: a reader would go by the name."""
+    """Check that the output is not named like another kind of file, since programs go by the name."""
     if output.suffix in TORCH_SUFFIXES or output.suffix == ".json" and not output.name.endswith(_WEIGHTS + _INDEX):
         raise UsageError(
             f"the output '{output}' has the name of another kind of file",
@@ -159,7 +159,7 @@ def _check_name(output: Path) -> None:
 
 
 def is_folder_name(output: Path) -> bool:
-    """Tell whether a blend of that name is a folder, where its experts are."""
+    """Tell whether a blend with this name is a folder, provided that its experts are folders."""
     return not output.name.endswith((_WEIGHTS, _INDEX))
 
 
@@ -171,12 +171,13 @@ def _copies(files: Sequence[Path], folder: Path, output: Path) -> tuple[tuple[Pa
 def _apart(
     tensors: Iterable[Described], parts: Sequence[Part]
 ) -> tuple[list[Described], tuple[tuple[Described, ...], ...]]:
-    """Return the tensors that are no part's, and those of each part."""
+    """Return the tensors that belong to no part, and those of each part."""
     own: list[Described] = []
     of_parts: list[list[Described]] = [[] for _ in parts]
     for described in tensors:
         home = next(
-            (found for part, found in zip(parts, of_parts, strict=True) if described[0].startswith(part.prefix)), own
+            (of_part for part, of_part in zip(parts, of_parts, strict=True) if described[0].startswith(part.prefix)),
+            own,
         )
         home.append(described)
     return own, tuple(map(tuple, of_parts))

@@ -1,4 +1,4 @@
-"""Bytes from and to a checkpoint's files. Needs no torch."""
+"""Read bytes from a checkpoint's files. Needs no torch."""
 
 import errno
 import os
@@ -44,10 +44,10 @@ def open_files(checkpoint: Checkpoint) -> Iterator[list[int]]:
 
 
 def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
-    """Check that nobody wrote to a checkpoint's open files since its header was read.
+    """Check that a checkpoint's open files have not changed since its header was read.
 
     Raises:
-        CheckpointError: somebody did.
+        CheckpointError: one has changed.
     """
     for file, descriptor, stamp in zip(checkpoint.files, descriptors, checkpoint.stamps, strict=True):
         _check_unchanged(file, descriptor, stamp)
@@ -89,11 +89,11 @@ def read_blocks(checkpoint: Checkpoint, entry: TensorEntry) -> Iterator[bytes]:
 
 
 def same_bytes(left: Checkpoint, entry: TensorEntry, right: Checkpoint, other: TensorEntry) -> bool:
-    """Tell whether two tensors have one dtype, one shape and the same bytes.
+    """Tell whether two tensors have the same dtype, shape and bytes.
 
     Raises:
         CheckpointError: as `read_blocks`.
-    Cost: reads as far as they are equal.
+    Cost: reads up to the first difference.
     """
     if (entry.dtype, entry.shape) != (other.dtype, other.shape):
         return False

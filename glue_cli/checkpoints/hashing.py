@@ -1,4 +1,4 @@
-"""sha256 of the experts, from the blocks that a blend has read anyway. Needs no torch."""
+"""sha256 of the experts, computed from the blocks that a blend reads anyway. Needs no torch."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,17 +10,17 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError
 
 _READ_BYTES = 1 << 20
-# Ahead, more: between two reads a thread may have to wait for the interpreter, which is busy with imports.
+# Larger reads ahead, since between two of them the thread may wait for the interpreter, which is busy with imports.
 _AHEAD_BYTES = 8 << 20
 
 
 class StreamedHash:
-    """The sha256 of an expert's files one after another, fed with parts of them as they come by.
+    """The sha256 of an expert's files, one after another, updated with parts of them as a blend reads these.
 
-    Parts must be given in the files' order; what lies between them is read here.
+    Parts must be given in the files' order; the bytes between them are read here.
 
     Args:
-        wanted: the digest that it has to be; None where any will do.
+        wanted: the digest to expect; None to accept any.
     """
 
     def __init__(self, expert: Checkpoint, wanted: str | None = None) -> None:
@@ -31,7 +31,7 @@ class StreamedHash:
         self._turn, self._turned, self._stopped = 0, Condition(), False
 
     def update(self, turn: int, file: int, offset: int, part: memoryview) -> None:
-        """Add the bytes `part` at `offset` of file number `file`; waits until the turns before this one are done."""
+        """Add the bytes `part` at `offset` of file number `file`; waits until all turns before this one are done."""
         with self._turned:
             self._turned.wait_for(lambda: self._turn == turn or self._stopped)
             if not self._stopped:
@@ -44,13 +44,13 @@ class StreamedHash:
             self._turned.notify_all()
 
     def stop(self) -> None:
-        """Let go of everyone who waits: the blend has failed."""
+        """Release all waiting threads, because the blend has failed."""
         with self._turned:
             self._stopped = True
             self._turned.notify_all()
 
     def read_ahead(self, enough: Event) -> None:
-        """Read the files from where the hash is on, to their end or until there is `enough`.
+        """Read the files from the current position to their end, or until `enough` is set.
 
         Raises:
             CheckpointError: a file cannot be read, or changed since its header was read.
@@ -65,7 +65,7 @@ class StreamedHash:
         """Read what is left and return the digest in hexadecimal.
 
         Raises:
-            CheckpointError: as for `read_ahead`, or it is not the digest that was wanted.
+            CheckpointError: as for `read_ahead`, or the digest is not the expected one.
         """
         self._catch_up(len(self._sizes), 0)
         digest = self._sha256.hexdigest()
@@ -97,15 +97,15 @@ class StreamedHash:
 
 @contextmanager
 def hashing_ahead(hashes: Sequence[StreamedHash]) -> Iterator[None]:
-    """Let a thread take hashes, one after the other and as far as it comes, while the block waits for other things."""
+    """Let a thread compute the hashes in turn, as far as it gets, while the block waits for other work."""
     enough = Event()
 
     def work() -> None:
-        with suppress(CheckpointError, ResourceError):  # which the blend will meet again
+        with suppress(CheckpointError, ResourceError):  # the blend will raise it again
             for streamed in hashes:
                 streamed.read_ahead(enough)
 
-    thread = Thread(target=work, daemon=True)  # which nobody waits for when a signal comes before the block
+    thread = Thread(target=work, daemon=True)  # so that a signal before the block does not have to wait for it
     thread.start()
     try:
         yield

@@ -1,6 +1,6 @@
-"""Checkpoints as they lie on disk: safetensors headers, sharded indexes and Hugging Face folders.
+"""Checkpoints on disk: which tensors they have, and where in their files.
 
-Needs no torch, but for the files that torch wrote.
+Needs no torch.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from glue_cli.checkpoints.hub import id_of
 from glue_cli.foundation.batchnorm_names import COUNTER
 
-# Bytes an element, in the order in which safetensors sorts dtypes within a file (last first).
+# Bytes per element; safetensors stores the last of these dtypes first.
 DTYPE_BYTES = {
     "BOOL": 1,
     "U8": 1,
@@ -37,14 +37,14 @@ DTYPE_BYTES = {
     "I64": 8,
     "U64": 8,
 }
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # the last of .pth.tar
-# The weights of a Hugging Face folder, named alone.
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # .tar is the end of .pth.tar
+# Names of weights that belong to the Hugging Face folder they are in.
 _OF_A_FOLDER = re.compile(r"(pytorch_|diffusion_pytorch_)?model\.(safetensors|bin)(\.index\.json)?")
 Described = tuple[str, str, tuple[int, ...]]  # a tensor's name, dtype and shape
 
 
 class TensorEntry(NamedTuple):
-    """Where one tensor lies: `n_bytes` at `offset` of the checkpoint's file number `file`, row-major."""
+    """Where one tensor is: `n_bytes` at `offset` in the checkpoint's file number `file`, row-major."""
 
     name: str
     dtype: str
@@ -67,11 +67,11 @@ class Checkpoint:
 
     Attributes:
         path: as the user gave it.
-        files: the files of tensors, absolute positions of `TensorEntry.file`.
+        files: the weights files; `TensorEntry.file` is an index into them.
         entries: every tensor, by name.
-        metadata: the files' `__metadata__` together.
-        stamps: each file's size and time of change when its header was read; see `stamp_of`.
-        weights: which of several sets of weights in the file these are, by its name; None where it has one.
+        metadata: the `__metadata__` of all files, merged.
+        stamps: each file's size and modification time when its header was read; see `stamp_of`.
+        weights: the name of the set of weights that was chosen in the file; None if it has only one.
     """
 
     path: Path
@@ -83,32 +83,32 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path | None:
-        """The Hugging Face folder that it was read as; None for a file or an index."""
+        """The Hugging Face folder that was read; None for a file or an index."""
         return self.path if self.path.is_dir() else None
 
     @property
     def model_folder(self) -> Path | None:
-        """The folder whose configuration and tokenizer belong to the weights: its own, or that around a file of it."""
+        """The folder with the weights' configuration and tokenizer: `folder`, or the one that contains the file."""
         return self.folder or (self.path.parent if _OF_A_FOLDER.fullmatch(self.path.name) else None)
 
     @property
     def name(self) -> str:
-        """What people know it by: its id on the Hub with the commit, or the path as the user gave it."""
+        """The name for people: the id on the Hub with the commit, or the path as the user gave it."""
         return str(id_of(self.path) or self.path)
 
     @property
     def short_name(self) -> str:
-        """Its id on the Hub with the commit, or the last part of its path, which tells nothing of a machine."""
+        """The id on the Hub with the commit, or the last part of the path, which reveals nothing about the machine."""
         return str(id_of(self.path) or self.path.name)
 
     @property
     def glue(self) -> dict[str, Any]:
-        """What glue wrote about this checkpoint; empty for one that glue did not write."""
+        """glue's metadata; empty for a checkpoint that glue did not write."""
         try:
-            found = json.loads(self.metadata.get("glue", "{}"))
+            glue = json.loads(self.metadata.get("glue", "{}"))
         except (ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return glue if isinstance(glue, dict) else {}
 
     @property
     def n_bytes(self) -> int:
@@ -116,7 +116,7 @@ class Checkpoint:
 
 
 def stamp_of(descriptor: int) -> tuple[int, int]:
-    """Return what changes when somebody writes to an open file: its size and time of change."""
+    """Return an open file's size and modification time, by which a change is noticed."""
     status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns
 
@@ -125,5 +125,5 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def is_counter(entry: TensorEntry) -> bool:
-    """Tell whether a tensor is BatchNorm's `num_batches_tracked`, whose blend is chosen and not copied."""
+    """Tell whether a tensor is BatchNorm's `num_batches_tracked`; a blend's is computed, not copied."""
     return entry.name.endswith(COUNTER) and entry.dtype == "I64" and entry.n_elements == 1

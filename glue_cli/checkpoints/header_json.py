@@ -1,6 +1,6 @@
-"""The JSON of a safetensors header: taken and refused exactly as the safetensors library does. Needs no torch.
+"""The JSON of a safetensors header, accepted and rejected exactly as by the safetensors library. Needs no torch.
 
-Python's own reading of JSON is more lenient: it takes NaN, half characters, and of repeated keys the last.
+Python's own JSON parser is more lenient: it accepts NaN, unpaired surrogates, and repeated keys (the last one wins).
 """
 
 import json
@@ -11,16 +11,16 @@ from typing import Any, NamedTuple, NoReturn
 from glue_cli.foundation.printable import shown
 
 _FIELDS = ("dtype", "shape", "data_offsets")
-_MOST_NESTED = 127  # lists and objects in each other, the header included: the limit of the library's parser
-_LARGEST = 2**64  # the library's whole numbers are smaller
-_LARGEST_SHAPE = 2**63  # elements, a dimension of none counted as one: PyTorch can describe fewer
+_MOST_NESTED = 127  # levels of lists and objects, including the header: the limit of the library's parser
+_LARGEST = 2**64  # the library's integers are smaller
+_LARGEST_SHAPE = 2**63  # elements, counting a dimension of 0 as 1; PyTorch supports fewer than this
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
-# Bytes that Python takes at most: for a value, and what its list grows by; for a key, its pair and its object.
+# The most bytes that Python needs for a value and its place in a list, and for a key, its pair and its object.
 _VALUE_BYTES, _KEY_BYTES = 72, 120
 
 
 class HeaderFault(ValueError):
-    """What is wrong with a header, as the end of a sentence."""
+    """What is wrong with a header, worded as the end of a sentence."""
 
 
 class HeaderEntry(NamedTuple):
@@ -34,7 +34,7 @@ class HeaderEntry(NamedTuple):
 
 
 def memory_to_parse(header: bytes) -> int:
-    """Return a bound, in bytes, for what `parse_header` takes."""
+    """Return an upper bound, in bytes, of the memory that `parse_header` needs."""
     n_values = header.count(b",") + header.count(b"[") + header.count(b"{")
     text = len(header) if header.isascii() else 4 * len(header)
     return 2 * text + n_values * _VALUE_BYTES + header.count(b":") * _KEY_BYTES
@@ -43,24 +43,24 @@ def memory_to_parse(header: bytes) -> int:
 def parse_header(header: bytes) -> tuple[list[HeaderEntry], dict[str, str]]:
     """Return the tensors that a header describes, in its order, and its metadata.
 
-    Whether the tensors lie end to end is not looked at.
+    It does not check that the tensors follow each other without gaps.
 
     Raises:
-        HeaderFault: the safetensors library would refuse it too, or a shape is one that PyTorch cannot describe.
+        HeaderFault: the safetensors library would reject it too, or PyTorch does not support a shape.
     """
     try:
-        found = _DECODER.decode(header.decode())
+        pairs = _DECODER.decode(header.decode())
         if _HALF_CHARACTER.search(header):
-            _check_unread(found)
+            _check_unread(pairs)
     except (ValueError, RecursionError):
         raise HeaderFault("its header is no JSON") from None
-    if type(found) is not tuple:
+    if type(pairs) is not tuple:
         raise HeaderFault("its header is no object")
     entries: dict[str, HeaderEntry] = {}
     metadata: dict[str, str] | None = None
-    for name, value in found:
+    for name, value in pairs:
         if name != "__metadata__":
-            entries[name] = _read_entry(name, value)  # of two with one name the library, too, takes the last
+            entries[name] = _read_entry(name, value)  # the last one wins if a name is repeated, as in the library
         elif metadata is not None:
             raise HeaderFault("its metadata stand there twice")
         else:
@@ -71,7 +71,7 @@ def parse_header(header: bytes) -> tuple[list[HeaderEntry], dict[str, str]]:
 
 
 def _integer(text: str) -> int | float:
-    if text == "-0" or len(text) > 300:  # numbers with a point to the library
+    if text == "-0" or len(text) > 300:  # the library reads these as floats
         return _real(text)
     return int(text)
 
@@ -94,9 +94,9 @@ _DECODER = json.JSONDecoder(
 
 
 def _check_unread(value: Any, depth: int = 1) -> None:
-    """Check what nobody reads: half characters and deep nesting are refused there too."""
+    """Reject unpaired surrogates and deep nesting, also in values that are not used."""
     if isinstance(value, str):
-        value.encode()  # raises for half a character
+        value.encode()  # raises for an unpaired surrogate
     elif isinstance(value, list | tuple):
         if depth > _MOST_NESTED:
             raise RecursionError
@@ -119,7 +119,7 @@ def _read_entry(name: str, value: Any) -> HeaderEntry:
     try:
         dtype, shape, (begin, end) = _fields_of(value)
         if type(dtype) is tuple and len(dtype) == 1 and dtype[0][1] is None:
-            dtype = dtype[0][0]  # {"F32": null}, another spelling that the library takes
+            dtype = dtype[0][0]  # {"F32": null}, another spelling that the library accepts
         if not isinstance(dtype, str) or type(shape) is not list:
             raise ValueError
         for n in (begin, end, *shape):
@@ -134,25 +134,25 @@ def _check_shape(entry: HeaderEntry) -> None:
     n_spanned = 1
     for n in entry.shape:
         n_spanned *= n or 1
-        if n_spanned >= _LARGEST_SHAPE:  # asked at every factor: 300,000 of them took minutes to multiply
+        if n_spanned >= _LARGEST_SHAPE:  # checked after each factor: multiplying 300,000 of them took minutes
             shape = shown(list(entry.shape))
             raise HeaderFault(f"'{shown(entry.name)}' has more elements than a tensor can have: {shape}")
 
 
 def _fields_of(value: Any) -> list[Any]:
-    """Return dtype, shape and offsets of an entry: an object, or (which the library takes too) a list of the three."""
+    """Return dtype, shape and offsets of an entry: an object or, as the library also accepts, a list of the three."""
     if type(value) is list and len(value) == len(_FIELDS):
         return value
     if type(value) is not tuple:
         raise ValueError
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, inner in value:
         if key not in _FIELDS:
             _check_unread(inner, depth=3)
-        elif key in found:
+        elif key in fields:
             raise ValueError
         else:
-            found[key] = inner
-    if len(found) < len(_FIELDS):
+            fields[key] = inner
+    if len(fields) < len(_FIELDS):
         raise ValueError
-    return [found[key] for key in _FIELDS]
+    return [fields[key] for key in _FIELDS]

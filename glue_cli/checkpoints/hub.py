@@ -1,6 +1,6 @@
 """Models on the Hugging Face Hub: `hf:OWNER/NAME[@REVISION]` becomes a folder of the Hub's own cache.
 
-Needs no torch, and `huggingface_hub` only where such a model is named.
+Needs no torch, and needs `huggingface_hub` only for such models.
 """
 
 import re
@@ -16,16 +16,16 @@ from glue_cli.foundation.printable import shown
 PREFIX = "hf:"
 _WRITTEN = re.compile(r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FOLDER = "models--"  # how a model's folder in the cache begins
+_FOLDER = "models--"  # the prefix of a model's folder in the cache
 _TIMEOUT_S = 10.0
 _FORM = "wanted hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
 _MODULES = ("huggingface_hub", "huggingface_hub.errors", "huggingface_hub.constants")
-# Weights of other libraries, and copies of the weights for other programs, which nobody reads here.
+# Weights of other libraries and copies for other programs, which glue does not read.
 _FOREIGN = [
     *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.gguf", "*.tflite", "*.mlmodel"),
     *("onnx/*", "openvino/*", "coreml/*", "original/*", "runs/*"),
 ]
-# A second set of weights where there are safetensors; those of modules in subfolders are no such set.
+# Weights that are not needed if there are safetensors; those of modules in subfolders are still needed.
 _OF_TORCH = [
     *("pytorch_model*.bin", "pytorch_model*.bin.index.json", "adapter_model.bin", "consolidated*"),
     *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*.pth"),
@@ -57,24 +57,24 @@ class _Hub(NamedTuple):
 
 
 def fetch(path: Path) -> Path:
-    """Return the folder of a model on the Hub, fetched unless it is in the cache; any other path as it is.
+    """Return the folder of a model on the Hub, downloading what the cache lacks; return any other path unchanged.
 
-    The cache is that of `huggingface_hub`, which HF_HUB_CACHE names. Without a network, or with HF_HUB_OFFLINE, what
-    is in it counts.
+    The cache is that of `huggingface_hub`, set by HF_HUB_CACHE. Without a network, or with HF_HUB_OFFLINE, only the
+    cache is used.
 
     Raises:
-        UsageError: the name is wrong, the Hub has no such model or revision or does not give it to this user, or there
-            is no network and the cache lacks it; or `huggingface_hub` is not installed.
-        ResourceError: it cannot be fetched.
+        UsageError: the name is wrong, the Hub has no such model or revision or denies this user access, there is no
+            network and the model is not in the cache, or `huggingface_hub` is not installed.
+        ResourceError: the download failed.
     """
     wanted = parse(str(path))
     if wanted is None:
         return path
     hub = _import_hub(wanted)
     try:
-        # Without the retries of a listing, which make one wait 23 s for what is cached where there is no network.
+        # This call does not retry: without a network, retries would delay the use of a cached model by 23 s.
         info = hub.library.HfApi().model_info(wanted.name, revision=wanted.revision, timeout=_TIMEOUT_S)
-    except Exception as error:  # the Hub's refusals, and what each of many layers says without a network
+    except Exception as error:  # a refusal by the Hub, or an error of any network layer
         return _find_cached(hub, wanted, error)
     try:
         folder = hub.library.snapshot_download(
@@ -90,21 +90,21 @@ def fetch(path: Path) -> Path:
 
 
 def parse(written: str) -> HubId | None:
-    """Return which model on the Hub a text names; None for a path.
+    """Return the model on the Hub that a text names; None for a path.
 
     Raises:
-        UsageError: it begins as one, and is none.
+        UsageError: it begins with `hf:`, but is not a valid name.
     """
     if not written.startswith(PREFIX):
         return None
-    found = _WRITTEN.fullmatch(written)
-    if not found or ".." in written:
+    match = _WRITTEN.fullmatch(written)
+    if not match or ".." in written:
         raise UsageError(f"'{written}' names no model on the Hub", hint=_FORM)
-    return HubId(found["name"], found["revision"])
+    return HubId(match["name"], match["revision"])
 
 
 def id_of(path: Path) -> HubId | None:
-    """Return which model a path in the Hub's cache belongs to, with its commit; None for any other path."""
+    """Return the model, with its commit, that a path in the Hub's cache belongs to; None for any other path."""
     for folder in (path, *path.parents):
         model = folder.parent.parent.name
         if folder.parent.name == "snapshots" and model.startswith(_FOLDER) and _COMMIT.fullmatch(folder.name):
@@ -113,12 +113,12 @@ def id_of(path: Path) -> HubId | None:
 
 
 def is_called(path: Path, written: str) -> bool:
-    """Tell whether a text names the model that a path in the Hub's cache belongs to; with any branch or tag."""
-    found = id_of(path)
-    named = _WRITTEN.fullmatch(written) if found else None
-    if not found or not named or named["name"] != found.name:
+    """Tell whether a text names the model of a path in the Hub's cache; with any branch or tag, or the same commit."""
+    hub_id = id_of(path)
+    named = _WRITTEN.fullmatch(written) if hub_id else None
+    if not hub_id or not named or named["name"] != hub_id.name:
         return False
-    return not _COMMIT.fullmatch(named["revision"] or "") or named["revision"] == found.revision
+    return not _COMMIT.fullmatch(named["revision"] or "") or named["revision"] == hub_id.revision
 
 
 def _import_hub(wanted: HubId) -> _Hub:
@@ -131,7 +131,7 @@ def _import_hub(wanted: HubId) -> _Hub:
 
 
 def _left_out(names: Sequence[str]) -> list[str]:
-    """Return patterns of what is not fetched: of two sets of weights, that which is not read."""
+    """Return patterns of the files not to fetch, given all files' names: weights that glue would not read."""
     has_safetensors = any("/" not in name and name.endswith(".safetensors") for name in names)
     return [*_FOREIGN, *_OF_TORCH] if has_safetensors else _FOREIGN
 
@@ -140,10 +140,10 @@ def _find_cached(hub: _Hub, wanted: HubId, fault: Exception) -> Path:
     """Return a model's folder in the cache.
 
     Args:
-        fault: why the Hub was of no help.
+        fault: the error of asking the Hub.
     """
     try:
-        found = hub.library.snapshot_download(
+        folder = hub.library.snapshot_download(
             wanted.name,
             revision=wanted.revision,
             cache_dir=hub.cache,
@@ -152,11 +152,11 @@ def _find_cached(hub: _Hub, wanted: HubId, fault: Exception) -> Path:
         )
     except Exception as error:
         raise _refusal(hub, wanted, fault) or _not_cached(hub, wanted, fault) from error
-    return Path(found)
+    return Path(folder)
 
 
 def _refusal(hub: _Hub, wanted: HubId, error: Exception) -> GlueError | None:
-    """Return what the Hub's answer means to the user; None where it gave none."""
+    """Return the error to show the user for a refusal by the Hub; None if it was no refusal."""
     errors = hub.errors
     if isinstance(error, errors.HFValidationError):
         return UsageError(f"'{wanted}' names no model on the Hub: {shown(error)}", hint=_FORM)

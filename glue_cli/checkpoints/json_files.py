@@ -1,4 +1,4 @@
-"""The JSON files beside a checkpoint: its configuration, its tokenizer."""
+"""Read JSON files next to a checkpoint, such as its configuration and its tokenizer."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,15 @@ from glue_cli.foundation.regular_files import read_text
 
 
 def read_json(file: Path) -> object:
-    """Return what a JSON file holds; None where there is none that can be read."""
+    """Return the content of a JSON file; None if it is missing or cannot be read."""
     try:
-        found: object = json.loads(read_text(file))
+        content: object = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError):
         return None
-    return found
+    return content
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one where there is none that can be read."""
-    found = read_json(file)
-    return found if isinstance(found, dict) else {}
+    """Return the JSON object in a file; empty if it is missing or cannot be read."""
+    content = read_json(file)
+    return content if isinstance(content, dict) else {}

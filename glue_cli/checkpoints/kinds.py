@@ -1,4 +1,4 @@
-"""What a file of weights is, told by its first bytes: names lie, or have no suffix. Needs no torch."""
+"""The kind of a weights file, told by its first bytes, since a suffix can be wrong or missing. Needs no torch."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,10 +11,10 @@ from glue_cli.foundation.regular_files import regular
 Kind = Literal["safetensors", "torch"]
 
 _HEAD_BYTES = 512
-_SAFETENSORS = b"{"  # behind the header's length, of 8 bytes
+_SAFETENSORS = b"{"  # after 8 bytes with the header's length
 _TORCH = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # a zip archive; a pickle
 _CONVERT = "load it with {}, and save its weights as safetensors"
-# What other files begin with: what they are, and what to do.
+# First bytes of other kinds of files, with what they are and what to do.
 _OTHERS = {
     b"GGUF": ("a GGUF file, as llama.cpp reads", "name the model that it was converted from"),
     b"\x89HDF\r\n\x1a\n": (
@@ -31,17 +31,17 @@ _TAR_MAGIC = slice(257, 262), b"ustar"
 
 
 def kind_of(path: Path) -> Kind:
-    """Tell what a file of weights is: by its first bytes, and by its suffix where these do not tell.
+    """Return the kind of a weights file, by its first bytes or, if these do not decide, by its suffix.
 
     Raises:
-        CheckpointError: it is of a kind that glue does not read, or cannot be read.
+        CheckpointError: glue does not support this kind, or the file cannot be read.
     """
     try:
         with open(path, "rb", opener=regular) as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
-    if head[8:9] == _SAFETENSORS and head[5:8] == bytes(3):  # a length that could be one
+    if head[8:9] == _SAFETENSORS and head[5:8] == bytes(3):  # a plausible length
         return "safetensors"
     if head.startswith(_TORCH):
         return "torch"

@@ -1,4 +1,4 @@
-"""Links in a model's folder: they may not lead out of it, to what nobody meant to read or to copy. Needs no torch."""
+"""Check that links in a model's folder do not lead out of it, so nothing else is read or copied. Needs no torch."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,12 +7,12 @@ from glue_cli.foundation.errors import CheckpointError
 
 
 def check_links(folder: Path, files: Iterable[Path]) -> None:
-    """Check that files in a folder lie there, whatever links they are.
+    """Check that files in a folder are really inside it, with all links followed.
 
-    The Hub's cache is allowed: a folder in `snapshots` whose files are links to the `blobs` beside that.
+    The Hub's cache is allowed: a folder in `snapshots` whose files are links to `blobs`, next to `snapshots`.
 
     Raises:
-        CheckpointError: one leads elsewhere.
+        CheckpointError: a link leads elsewhere.
     """
     home = folder.resolve()
     snapshots = next((path for path in (home, *home.parents) if path.name == "snapshots"), None)

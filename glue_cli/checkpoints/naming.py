@@ -1,4 +1,4 @@
-"""Where a model's tensors come from in a checkpoint, which may name and cut them in another way than the model."""
+"""Where a model's tensors come from in a checkpoint, which may name and split them differently from the model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,49 +15,49 @@ class Source:
     """Where one of a model's tensors comes from.
 
     Attributes:
-        names: the checkpoint's tensors that it is made of.
-        make: makes it of them, given in that order; None for a single one that is taken as it is. Linear, so that the
-            blend of what is made is what is made of the blend; not differentiable.
+        names: the checkpoint's tensors that the model's tensor is made from.
+        make: makes the model's tensor from them, in that order; None for a single one that is taken unchanged. It is
+            linear, so blending before or after it gives the same result. It is not differentiable.
     """
 
     names: tuple[str, ...]
     make: Callable[[Sequence[Tensor]], Tensor] | None = None
 
     def take(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the model's tensor, from the checkpoint's by their names."""
+        """Make the model's tensor from the checkpoint's tensors, given by name."""
         parts = [tensors[name] for name in self.names]
         return self.make(parts) if self.make else parts[0]
 
     def entry(self, checkpoint: Checkpoint) -> TensorEntry | None:
-        """Return the dtype and shape of what `take` gives, at the place of its first part, from the header alone.
+        """Return the dtype and shape that `take` gives, with the file offset of its first part; reads no tensors.
 
         Returns:
-            None where the parts do not go together.
+            None if the parts do not fit together.
         """
         parts = [checkpoint.entries[name] for name in self.names]
         if self.make is None:
             return parts[0]
         try:
             made = self.make([torch.empty(e.shape, dtype=TORCH_DTYPES[e.dtype], device="meta") for e in parts])
-        except Exception:  # a library's own code, on parts that it was not written for
+        except Exception:  # a library's code, which may get parts that it does not expect
             return None
         return parts[0]._replace(dtype=FILE_DTYPES[made.dtype], shape=tuple(made.shape))
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Which of a checkpoint's tensors are which of a model's.
+    """Which of a checkpoint's tensors each of a model's tensors comes from.
 
     Attributes:
-        sources: by the model's names; names that are tied to one tensor may have the same source.
-        unused: the checkpoint's tensors that the model has no use for.
+        sources: by the model's names; tied names may have the same source.
+        unused: the checkpoint's tensors that the model does not use.
     """
 
     sources: Mapping[str, Source]
     unused: tuple[str, ...]
 
     def distinct(self) -> Iterator[tuple[str, Source]]:
-        """Yield each of the model's tensors once: of names that are tied to one tensor, the first."""
+        """Yield each of the model's tensors once; tied tensors under their first name."""
         seen = set()
         for name, source in self.sources.items():
             if source not in seen:
@@ -65,7 +65,7 @@ class Naming:
             seen.add(source)
 
     def in_memory(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return by the model's names what can be had of some of the checkpoint's tensors."""
+        """Return, by the model's names, every tensor that can be made from these tensors of the checkpoint."""
         return {
             name: source.take(tensors)
             for name, source in self.distinct()
@@ -73,7 +73,7 @@ class Naming:
         }
 
     def on_disk(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return by the checkpoint's names those of the model's tensors that it has as they are."""
+        """Return, by the checkpoint's names, those of the model's tensors that the checkpoint stores unchanged."""
         return {
             source.names[0]: tensors[name]
             for name, source in self.distinct()
@@ -81,7 +81,7 @@ class Naming:
         }
 
     def respelled(self, spelling: Mapping[str, str]) -> "Naming":
-        """Return the naming for a checkpoint in which the tensors are called as `spelling` says."""
+        """Return the naming for a checkpoint whose tensors are renamed by `spelling`."""
         sources = {
             name: replace(source, names=tuple(spelling[part] for part in source.names))
             for name, source in self.sources.items()

@@ -1,8 +1,9 @@
-"""Modules that a library keeps in subfolders of a model's folder, each with weights of its own. Needs no torch.
+"""Modules that a library keeps in subfolders of a model's folder, each with its own weights. Needs no torch.
 
-sentence-transformers keeps a Dense layer in `2_Dense/model.safetensors`, for one. Such weights are the model's as much
-as those in the folder itself, so they are read as further files of one checkpoint: their tensors are called
-`2_Dense/linear.weight`, are compared, blended and hashed like all others, and go to the same subfolder of the output.
+For example, sentence-transformers keeps a Dense layer in `2_Dense/model.safetensors`. Such weights belong to the model
+like those in the folder itself, so they are read as further files of the same checkpoint: their tensors get names such
+as `2_Dense/linear.weight`, are compared, blended and hashed like all others, and are written to the same subfolder of
+the output.
 """
 
 import filecmp
@@ -17,8 +18,8 @@ from glue_cli.checkpoints.json_files import read_json, read_object
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 
-_MODULES = "modules.json"  # of sentence-transformers
-# What a module's configuration says of how it was made, and not of what it computes.
+_MODULES = "modules.json"  # written by sentence-transformers
+# Keys of a module's configuration that do not change what it computes.
 _OF_NO_EFFECT = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
 
 
@@ -27,7 +28,8 @@ class Part:
     """A module in a subfolder.
 
     Attributes:
-        name: the subfolder's, seen from the model's folder; stem: that of its file of weights.
+        name: the subfolder's path within the model's folder.
+        stem: the name of its weights file without the suffix.
     """
 
     name: str
@@ -35,27 +37,27 @@ class Part:
 
     @property
     def prefix(self) -> str:
-        """What its tensors' names begin with in the whole checkpoint, and not in their own file."""
+        """The prefix that its tensors' names have in the whole checkpoint, but not in their own file."""
         return f"{self.name}/"
 
     @property
     def file(self) -> str:
-        """The file that a blend writes, seen from the output's folder."""
+        """The weights file of a blend, relative to the output's folder."""
         return f"{self.name}/{self.stem}.safetensors"
 
 
 def add_parts(
     experts: Sequence[Checkpoint], *, apart: Collection[Path] = ()
 ) -> tuple[tuple[Checkpoint, ...], tuple[Part, ...]]:
-    """Read what the experts' folders hold in modules of their own, and add it to the experts.
+    """Read the modules in subfolders of the experts' folders, and add their tensors to the experts.
 
     Args:
-        apart: folders that are none of the models', should they lie within.
+        apart: folders within the models' folders that do not belong to the models.
     Returns:
-        the experts, and the parts that they have; none unless all experts are folders.
+        the experts and their parts; no parts unless all experts are folders.
     Raises:
-        CheckpointError: one has a part that another lacks, or the modules differ in what they compute, or there are
-            weights that glue cannot blend and that differ.
+        CheckpointError: an expert lacks a part that another has, the modules compute different things, or weights
+            that glue cannot blend differ.
     """
     folders = [expert.folder for expert in experts]
     if any(folder is None for folder in folders):
@@ -64,7 +66,7 @@ def add_parts(
     content = [look_into(home, apart=[*apart, *(other for other in homes if other != home)]) for home in homes]
     _check_modules(homes, content)
     _check_others(homes, content)
-    parts = tuple(Part(name, _stem_of(found)) for name, found in content[0].parts.items())
+    parts = tuple(Part(name, _stem_of(weights)) for name, weights in content[0].parts.items())
     return tuple(_whole(expert, own.parts) for expert, own in zip(experts, content, strict=True)), parts
 
 
@@ -82,21 +84,21 @@ def _stem_of(weights: Path) -> str:
 
 
 def _whole(expert: Checkpoint, parts: Mapping[str, Path]) -> Checkpoint:
-    """Return an expert with the tensors of its parts, in further files."""
+    """Return an expert with the tensors of its parts, as further files."""
     for name, path in parts.items():
-        found = read_checkpoint(path)
-        if not found.entries:
+        part = read_checkpoint(path)
+        if not part.entries:
             raise CheckpointError(f"'{path}' has no tensors", hint="remove these weights, which are none")
         n_files = len(expert.files)
         entries = {
             f"{name}/{entry.name}": entry._replace(name=f"{name}/{entry.name}", file=n_files + entry.file)
-            for entry in found.entries.values()
+            for entry in part.entries.values()
         }
         expert = replace(
             expert,
-            files=(*expert.files, *found.files),
+            files=(*expert.files, *part.files),
             entries={**expert.entries, **entries},
-            stamps=(*expert.stamps, *found.stamps),
+            stamps=(*expert.stamps, *part.stamps),
         )
     return expert
 
@@ -132,8 +134,8 @@ def _check_modules(folders: Sequence[Path], content: Sequence[FolderContent]) ->
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """Return the subfolders and the types of the modules of sentence-transformers, in their order."""
-    found = read_json(folder / _MODULES)
-    listed = [module for module in found if isinstance(module, dict)] if isinstance(found, list) else []
+    modules = read_json(folder / _MODULES)
+    listed = [module for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
     return [(str(module.get("path")), str(module.get("type"))) for module in listed]
 
 
@@ -143,7 +145,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def _check_others(folders: Sequence[Path], content: Sequence[FolderContent]) -> None:
-    """Check that weights which glue does not know how to blend are the same files in all experts."""
+    """Check that weights which glue cannot blend are the same in all experts."""
     names = dict.fromkeys(
         path.relative_to(folder) for folder, own in zip(folders, content, strict=True) for path in own.others
     )

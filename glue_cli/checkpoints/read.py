@@ -1,6 +1,6 @@
 """Read the headers of checkpoints: a file, the shards of an index, a Hugging Face folder; one, or many experts.
 
-Needs no torch, but for the files that torch wrote."""
+Needs torch only for files that `torch.save` wrote."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from glue_cli.foundation.printable import shown
 from glue_cli.foundation.regular_files import read_bytes
 from glue_cli.foundation.units import size
 
-# The weights of a model's folder, in the order in which the libraries' from_pretrained looks for them.
+# The weights of a model's folder, in the order in which from_pretrained looks for them.
 _OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
-_PIPELINE = "model_index.json"  # of diffusers: several models, each in a folder of its own
+_PIPELINE = "model_index.json"  # of diffusers: several models, each in its own folder
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _NAME_IT = "name a checkpoint's file, an index, or a Hugging Face model folder"
 
@@ -30,13 +30,13 @@ _NAME_IT = "name a checkpoint's file, an index, or a Hugging Face model folder"
 def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
     """Read the header of a file of safetensors or `torch.save`, of an index's shards, or of a model folder.
 
-    What a file is, its first bytes tell.
+    The kind of a file is told by its first bytes.
 
     Args:
-        weights: which set of weights is meant in a file that has several; None leaves it to convention.
+        weights: the set of weights to choose in a file that has several; None to choose by convention.
     Raises:
-        UsageError: there is nothing at `path`, or a file has not the set of weights that is meant.
-        CheckpointError: it is no checkpoint, or a damaged one, or has several sets of weights.
+        UsageError: there is nothing at `path`, or a file lacks the set of weights that was asked for.
+        CheckpointError: it is not a checkpoint, is damaged, or has several sets and convention does not decide.
     """
     if path.is_dir():
         return choose_by_prefix(_read_folder(path, weights), weights)
@@ -99,7 +99,7 @@ def _read_index(path: Path, index: Path) -> Checkpoint:
     outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
         raise CheckpointError(f"'{index}' names shards outside its own folder", items=outside, hint=WRONG_FILE)
-    missing = [str(file) for file in files if not os.path.exists(file)]  # Path.exists raises where a name is too long
+    missing = [str(file) for file in files if not os.path.exists(file)]  # Path.exists raises for too long a name
     if missing:
         raise CheckpointError(f"'{index}' names shards that are not there", items=missing, hint="copy them beside it")
     check_links(index.parent, files)
@@ -130,11 +130,12 @@ def read_experts(paths: Sequence[Path], weights: Sequence[str | None] = ()) -> t
     """Read the headers of experts, as `read_checkpoint` does.
 
     Args:
-        weights: which set of weights is meant in each, as for `read_checkpoint`; [K], or none.
+        weights: the set of weights to choose in each, as for `read_checkpoint`; [K], or empty.
 
     Raises:
         UsageError, CheckpointError: as `read_checkpoint`.
-    Cost: an expert with the tensors of the first keeps nothing, or 12 bytes a tensor where their order differs.
+    Cost: an expert with the same tensors as the first takes no more memory, or 12 bytes per tensor if they are at
+        other offsets.
     """
     names = weights or [None] * len(paths)
     first = read_checkpoint(paths[0], names[0])
@@ -146,7 +147,7 @@ def read_experts(paths: Sequence[Path], weights: Sequence[str | None] = ()) -> t
 def _reduce(expert: Checkpoint, first: Checkpoint, positions: Mapping[str, int]) -> Checkpoint:
     if len(expert.entries) != len(positions):
         return expert
-    if expert.entries == first.entries:  # at the same places too: the rule among experts of one origin
+    if expert.entries == first.entries:  # at the same offsets too, as usual for experts of the same origin
         return replace(expert, entries=first.entries)
     files, offsets = array("I", bytes(4 * len(positions))), array("Q", bytes(8 * len(positions)))
     for name, entry in expert.entries.items():
@@ -159,7 +160,7 @@ def _reduce(expert: Checkpoint, first: Checkpoint, positions: Mapping[str, int])
 
 
 class _Places(Mapping[str, TensorEntry]):
-    """The entries of an expert whose tensors are those of another one, at places of their own."""
+    """The entries of an expert that has the same tensors as another one, but at other offsets."""
 
     def __init__(
         self,

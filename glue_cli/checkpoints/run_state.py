@@ -1,6 +1,6 @@
-"""The state of a run that was stopped, in a file beside its output: tensors, and all else as JSON. No pickle.
+"""The state of a run that was stopped, in a file beside its output: tensors, and the rest as JSON. No pickle.
 
-A state belongs to what the run depends on, its identity: settings, and fingerprints of what it reads.
+The file also holds the run's identity, which is all that it depends on: settings, and fingerprints of what it reads.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from glue_cli.foundation.state import State
 from glue_cli.foundation.temporary_files import held_file
 
 _KIND = "state"
-_PART = 32 << 20  # bytes; of larger tensors and files, a fingerprint looks at the first and the last so many
+_PART = 32 << 20  # bytes that a fingerprint covers at each end of tensors and files larger than two parts
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state as it was read.
+    """A state and the run that it belongs to, as in the file.
 
     Attributes:
-        identity: what the run depends on, by dotted names; values as JSON has them.
-        history_bytes: how long the file of `--history` was; None where there was none.
+        identity: what the run depends on, by dotted names; values as read from JSON.
+        history_bytes: the size of the `--history` file; None if there was none.
     """
 
     state: State
@@ -41,13 +41,13 @@ class SavedState:
 
 
 def state_file(output: Path) -> Path:
-    """Return where the state of a run lies: hidden, so that no `*` takes it for a checkpoint."""
+    """Return the file for a run's state: hidden, so that `*` in a shell does not match it as a checkpoint."""
     return output.with_name(f".{output.name}.state")
 
 
 @contextmanager
 def holding_state(output: Path) -> Iterator[Path]:
-    """Keep other processes from the state of an output as long as the block lasts; yield its file.
+    """Lock the state of an output against other processes while the block runs; yield its file.
 
     Raises:
         UsageError: a living process holds it.
@@ -62,7 +62,7 @@ def holding_state(output: Path) -> Iterator[Path]:
 
 
 def write_state(file: Path, saved: SavedState) -> None:
-    """Write a state in place of the one before, whole or not at all.
+    """Replace the saved state by a new one. If that fails, the old one stays.
 
     Raises:
         ResourceError: it cannot be written.
@@ -85,16 +85,16 @@ def read_state(file: Path) -> SavedState:
     Raises:
         CheckpointError: it is no state, or damaged.
     """
-    found = read_checkpoint(file)
-    about = found.glue
+    checkpoint = read_checkpoint(file)
+    about = checkpoint.glue
     if about.get("kind") != _KIND:
         raise CheckpointError(f"'{file}' is no state of a run", hint="remove it, and begin again")
-    state = {**about["values"], **read_tensors(found)}
+    state = {**about["values"], **read_tensors(checkpoint)}
     return SavedState(state, about["identity"], about["precision"], about["threads"], about["history_bytes"])
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return in words where two identities differ."""
+    """Describe how two identities differ, one text for each name."""
     return [
         f"{name}: {_said(saved, name)} there, {_said(wanted, name)} here"
         for name in sorted(saved.keys() | wanted.keys())
@@ -107,43 +107,43 @@ def _said(identity: Mapping[str, Any], name: str) -> str:
 
 
 def flat(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested sections under dotted names."""
-    found: dict[str, Any] = {}
+    """Return the values of nested sections by dotted names."""
+    by_dotted_name: dict[str, Any] = {}
     for name, value in sections.items():
         if isinstance(value, Mapping) and value:
-            found |= {f"{name}.{inner}": deep for inner, deep in flat(value).items()}
+            by_dotted_name |= {f"{name}.{inner}": deep for inner, deep in flat(value).items()}
         else:
-            found[name] = value
-    return found
+            by_dotted_name[name] = value
+    return by_dotted_name
 
 
 def fingerprint_of_tensors(tensors: Iterable[Tensor]) -> str:
-    """Return what tells tensors from others: of large ones, their ends are looked at."""
-    found = hashlib.sha256()
+    """Return a hash that identifies tensors; it covers only both ends of large ones."""
+    sha256 = hashlib.sha256()
     for tensor in tensors:
-        found.update(f"{tensor.dtype} {list(tensor.shape)};".encode())
+        sha256.update(f"{tensor.dtype} {list(tensor.shape)};".encode())
         plain = tensor.detach().contiguous().flatten().view(torch.uint8)
         parts = [plain] if len(plain) <= 2 * _PART else [plain[:_PART], plain[-_PART:]]
         for part in parts:
-            found.update(bytes_of(part.to("cpu")))
-    return found.hexdigest()[:16]
+            sha256.update(bytes_of(part.to("cpu")))
+    return sha256.hexdigest()[:16]
 
 
 def fingerprint_of_files(files: Iterable[Path]) -> str:
-    """Return what tells files from others: their sizes, and of large ones the ends.
+    """Return a hash that identifies files by size and content; it covers only both ends of large ones.
 
     Raises:
         CheckpointError: one cannot be read.
     """
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path in files:
         try:
             with open(path, "rb") as file:
                 size = file.seek(0, 2)
-                found.update(f"{size};".encode())
+                sha256.update(f"{size};".encode())
                 for start in [0] if size <= 2 * _PART else [0, size - _PART]:
                     file.seek(start)
-                    found.update(file.read(size if size <= 2 * _PART else _PART))
+                    sha256.update(file.read(size if size <= 2 * _PART else _PART))
         except OSError as error:
             raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
-    return found.hexdigest()[:16]
+    return sha256.hexdigest()[:16]

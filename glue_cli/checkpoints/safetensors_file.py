@@ -1,4 +1,4 @@
-"""The safetensors format: headers read and checked, and the layout of a file that glue writes. Needs no torch."""
+"""The safetensors format: read and check headers, and lay out the files that glue writes. Needs no torch."""
 
 import gc
 import json
@@ -18,15 +18,15 @@ from glue_cli.foundation.units import size
 
 _DTYPE_ORDER = {dtype: rank for rank, dtype in enumerate(DTYPE_BYTES)}
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-MAX_HEADER_MEMORY = 512 << 20  # to parse it: enough for 400,000 tensors
+MAX_HEADER_MEMORY = 512 << 20  # for parsing; enough for 400,000 tensors
 WRONG_FILE = "check that the file is a complete safetensors file; copy or download it again"
 
 
 @contextmanager
 def paused_collection() -> Iterator[None]:
-    """Let Python not look for garbage in cycles while the many small objects of a long header are made.
+    """Pause garbage collection while the many small objects of a long header are created.
 
-    It would look at all of them again and again: 100,000 tensors took 0.86 s to parse, and take 0.39.
+    Otherwise Python visits all of them repeatedly. This cut the time to parse 100,000 tensors from 0.86 s to 0.39 s.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -38,14 +38,14 @@ def paused_collection() -> Iterator[None]:
 
 
 def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], tuple[int, int]]:
-    """Read where the tensors of a safetensors file lie.
+    """Read where the tensors are in a safetensors file.
 
     Args:
         number: the file's number within the checkpoint.
     Returns:
         the entries, the metadata, and the file's stamp.
     Raises:
-        CheckpointError: it is no safetensors file, or a damaged one.
+        CheckpointError: it is not a safetensors file, or it is damaged.
     """
     try:
         with open(path, "rb", opener=regular) as file:
@@ -74,16 +74,16 @@ def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEn
         )
     with paused_collection():
         try:
-            found, metadata = parse_header(header)
+            described, metadata = parse_header(header)
         except HeaderFault as fault:
             raise CheckpointError(f"'{path}' is not a safetensors file: {fault}", hint=WRONG_FILE) from None
-        entries = {entry.name: _entry(path, number, entry, 8 + length) for entry in found}
-        _check_coverage(path, found, file_bytes - 8 - length)
+        entries = {entry.name: _entry(path, number, entry, 8 + length) for entry in described}
+        _check_coverage(path, described, file_bytes - 8 - length)
     return entries, metadata, stamp
 
 
-def _entry(path: Path, number: int, found: HeaderEntry, data_start: int) -> TensorEntry:
-    name, dtype, shape, begin, end = found
+def _entry(path: Path, number: int, entry: HeaderEntry, data_start: int) -> TensorEntry:
+    name, dtype, shape, begin, end = entry
     if dtype not in DTYPE_BYTES:
         raise CheckpointError(f"'{path}': '{shown(name)}' has the dtype '{shown(dtype)}', which glue does not know")
     if math.prod(shape) * DTYPE_BYTES[dtype] != end - begin:
@@ -96,8 +96,8 @@ def _check_coverage(path: Path, entries: Sequence[HeaderEntry], data_bytes: int)
     """Check that the tensors follow each other without holes or overlaps and end where the file ends.
 
     Args:
-        entries: each one right by itself.
-        data_bytes: the size of the file behind the header.
+        entries: each already checked on its own.
+        data_bytes: the size of the file after the header.
     """
     position, previous = 0, "the header"
     for begin, end, name in sorted((entry.begin, entry.end, entry.name) for entry in entries):
@@ -114,18 +114,18 @@ def _check_coverage(path: Path, entries: Sequence[HeaderEntry], data_bytes: int)
 
 
 def metadata_of(glue: Mapping[str, Any]) -> dict[str, str]:
-    """Return the two metadata keys of a checkpoint that glue writes; both sorted, for equal bytes.
+    """Return the two metadata keys of a checkpoint that glue writes; sorted, so that equal content has equal bytes.
 
-    In ASCII, since a file's name need not be text that the header could hold otherwise.
+    In ASCII, since a file name may hold bytes that are not valid UTF-8.
     """
     return {"format": "pt", "glue": json.dumps(glue, sort_keys=True)}
 
 
 def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], file: int = 0) -> list[TensorEntry]:
-    """Lay tensors (name, dtype, shape) out as safetensors does: wide dtypes first, then by name, without holes.
+    """Lay out tensors (name, dtype, shape) as safetensors does: wide dtypes first, then by name, without gaps.
 
     Returns:
-        the entries in file order, of file number `file`; offsets count from the end of the header.
+        the entries in file order, for file number `file`; offsets count from the end of the header.
     """
     entries: list[TensorEntry] = []
     position = 0
@@ -136,9 +136,9 @@ def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]], file: int = 0) 
 
 
 def header_of(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
-    """Return a file's header for tensors laid out, its length in front, padded to 8 bytes."""
+    """Return the header for tensors that are laid out, starting with its length and padded to 8 bytes."""
     lines = [f'"__metadata__":{_compact(dict(sorted(metadata.items())))}'] if metadata else []
-    for name, dtype, shape, _, offset in entries:  # written out: objects for 100,000 tensors would take 60 MB
+    for name, dtype, shape, _, offset in entries:  # as text, since objects for 100,000 tensors would take 60 MB
         end = offset + math.prod(shape) * DTYPE_BYTES[dtype]
         dimensions = ",".join(map(str, shape))
         lines.append(f'{_compact(name)}:{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":[{offset},{end}]}}')

@@ -1,13 +1,13 @@
-"""Names of the same tensors in several spellings: with wrappers' prefixes, old parametrisations. Needs no torch."""
+"""Match different names of the same tensors: with prefixes of wrappers, with old parametrisations. Needs no torch."""
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-# What torch.compile, FSDP and activation checkpointing put into a name, wherever the wrapped module is.
+# Inserted by torch.compile, FSDP and activation checkpointing, at the place of the wrapped module.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_PARALLEL = "module."  # what DataParallel and DistributedDataParallel put before all names, once a wrapper
-# torch.nn.utils.parametrizations' names, and those of torch.nn.utils.weight_norm and spectral_norm for the same.
+_PARALLEL = "module."  # added before all names by DataParallel and DistributedDataParallel, once for each wrapper
+# Names by torch.nn.utils.parametrizations, and the older ones by torch.nn.utils.weight_norm and spectral_norm.
 _PARAMETRISATIONS = [
     (re.compile(rf"(?<![^.])parametrizations\.(\w+)\.{new}$"), rf"\1_{old}")
     for new, old in (("original0", "g"), ("original1", "v"), ("original", "orig"), (r"0\._u", "u"), (r"0\._v", "v"))
@@ -15,14 +15,14 @@ _PARAMETRISATIONS = [
 
 
 def align_names(names: Collection[str], wanted: Collection[str]) -> dict[str, str]:
-    """Find the same tensors in two spellings.
+    """Match names of the same tensors that are spelt differently.
 
-    What wrappers add is passed over, old and new names of parametrisations are one, and all names of either side may
+    Additions by wrappers are ignored, old and new names of parametrisations are equal, and all names of one side may
     have a prefix that the other side lacks, such as the `model.` of a Lightning module.
 
     Returns:
-        for each of `names` that has a partner, the one of `wanted` that it is. Empty where it is not clear which:
-        where several names, or several prefixes, fit alike.
+        the name in `wanted` for each of `names` that has a match. Empty if the match is ambiguous: several names or
+        several prefixes fit equally well.
     """
     theirs, ours = {_plain(name): name for name in names}, {_plain(name): name for name in wanted}
     if len(theirs) < len(names) or len(ours) < len(wanted):
@@ -39,7 +39,7 @@ def align_names(names: Collection[str], wanted: Collection[str]) -> dict[str, st
 
 
 def without_wrappers(name: str) -> str:
-    """Return a name without what torch's own wrappers of models and modules put into it."""
+    """Return a name without the additions by torch's own wrappers."""
     name = _WRAPPERS.sub("", name)
     while name.startswith(_PARALLEL):
         name = name.removeprefix(_PARALLEL)
@@ -54,7 +54,7 @@ def _plain(name: str) -> str:
 
 
 def _common_prefix(longer: Iterable[str], shorter: Collection[str]) -> str | None:
-    """Return the prefix without which most of `longer` are in `shorter`; None where several do alike."""
+    """Return the prefix whose removal leaves most of `longer` in `shorter`; None if several are equally good."""
     counts = Counter(
         name[:end]
         for name in longer

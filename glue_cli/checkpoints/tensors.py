@@ -1,4 +1,4 @@
-"""Tensors to and from checkpoint files."""
+"""Read tensors from checkpoint files, and write them."""
 
 import ctypes
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> 
     """Read tensors of a checkpoint into memory, with their own dtypes.
 
     Args:
-        names: which; None for all.
+        names: the tensors to read; None for all.
     Raises:
         CheckpointError: a file cannot be read, or changed since its header was read.
     """
@@ -74,12 +74,12 @@ def read_tensor(checkpoint: Checkpoint, descriptors: Sequence[int], name: str) -
 def write_checkpoint(
     output: Path, tensors: Mapping[str, Tensor], glue: Mapping[str, Any], *, replace: bool = True
 ) -> None:
-    """Write `tensors` as one safetensors file with glue's metadata, whole or not at all.
+    """Write `tensors` as one safetensors file with glue's metadata. If that fails, no partial file is left.
 
     Tensors that share memory are each written in full, so that every reader finds every name.
 
     Args:
-        replace: whether an `output` that has come into being meanwhile is replaced.
+        replace: whether to replace an `output` that another process has created in the meantime.
     """
     described = [(name, FILE_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
     entries = lay_out(described)

@@ -1,4 +1,4 @@
-"""The files of a folder's tokenizer, with more tokens. Needs no library."""
+"""Add tokens to the tokenizer files of a model's folder. Needs no library."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from glue_cli.checkpoints.json_files import read_object
 
-# How the files of a tokenizer are called, of whatever kind.
+# File names of tokenizers of all kinds.
 _NAMES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
     *("tekken.json", "spiece*", "*.spm", "*.bpe", "chat_template*", "*tokeniz*.py"),
@@ -19,10 +19,10 @@ _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that a tokenizer sets apart from the text.
+    """A token that a tokenizer does not split.
 
     Attributes:
-        settings: how it is found in a text, and whether it is special, as `tokenizer.json` writes it.
+        settings: how a text is searched for it, and whether it is special, with the keys of `tokenizer.json`.
     """
 
     text: str
@@ -31,21 +31,21 @@ class AddedToken:
 
 
 def is_of_tokenizer(file: Path) -> bool:
-    """Tell whether a file of a model's folder, seen from there, belongs to its tokenizer."""
+    """Tell whether a file of a model's folder belongs to its tokenizer."""
     return any(fnmatchcase(file.name, pattern) for pattern in _NAMES)
 
 
 def read_added_token(folder: Path, text: str, number: int) -> AddedToken:
-    """Return a token as the tokenizer of `folder` has it, with another number."""
+    """Return a token with the settings from the tokenizer of `folder`, and another number."""
     listed = read_object(folder / "tokenizer.json").get("added_tokens")
     decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
     entries = [*(listed if isinstance(listed, list) else ()), *(decoder.values() if isinstance(decoder, dict) else ())]
-    found: dict[str, Any] = next((e for e in entries if isinstance(e, dict) and e.get("content") == text), {})
-    return AddedToken(text, number, {key: bool(found.get(key, value)) for key, value in _PLAIN.items()})
+    entry: dict[str, Any] = next((e for e in entries if isinstance(e, dict) and e.get("content") == text), {})
+    return AddedToken(text, number, {key: bool(entry.get(key, value)) for key, value in _PLAIN.items()})
 
 
 def with_tokens(file: Path, tokens: Sequence[AddedToken]) -> bytes | None:
-    """Return the text of a tokenizer's file with more tokens behind its own; None for a file that lists none."""
+    """Return the text of a tokenizer file with `tokens` appended; None for a file that lists no tokens."""
     content = read_object(file)
     if file.name == "tokenizer.json":
         entries = [{"id": token.number, "content": token.text, **token.settings} for token in tokens]

@@ -1,7 +1,7 @@
-"""The header of a file that `torch.save` wrote: where its tensors lie, found without reading or running them.
+"""Find where the tensors are in a file that `torch.save` wrote, without reading them and without running its code.
 
-The file is a zip archive with a pickle and, uncompressed, a record for each storage. `torch.load` unpickles it with
-`weights_only=True` into tensors without memory, which know the offset that they would be read from.
+The file is a zip archive with a pickle and an uncompressed record for each storage. `torch.load` unpickles it with
+`weights_only=True` into tensors without memory, which know their offset in the file.
 """
 
 import lzma
@@ -26,7 +26,7 @@ from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
 
 _LOCAL_HEADER_BYTES = 30
-# What reading a damaged archive raises, which may be compressed in four ways.
+# Errors on reading a damaged archive, which can be compressed in four ways.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError, RuntimeError)
 _SAVE_AGAIN = "load it with the PyTorch that wrote it, and save the model's state_dict() again"
 _TENSORS_ALONE = "save the tensors alone: {name: tensor for name, tensor in state_dict.items() if is_tensor(tensor)}"
@@ -34,12 +34,12 @@ _TENSORS_ALONE = "save the tensors alone: {name: tensor for name, tensor in stat
 
 @dataclass(frozen=True)
 class TorchHeader:
-    """Where the tensors of a file of `torch.save` lie.
+    """Where the tensors are in a file that `torch.save` wrote.
 
     Attributes:
         entries: in the state dict's order.
-        stamp: the file's size and time of change.
-        weights: which of several state dicts they are, by its name; None where the file has one.
+        stamp: the file's size and modification time.
+        weights: the name of the state dict that was chosen; None if the file has only one.
     """
 
     entries: dict[str, TensorEntry]
@@ -48,15 +48,15 @@ class TorchHeader:
 
 
 def read_torch_header(path: Path, number: int, wanted: str | None = None) -> TorchHeader:
-    """Read where the tensors of a file of `torch.save` lie: of a state dict, or a training checkpoint with one.
+    """Find the tensors in a file that `torch.save` wrote: a state dict, or a training checkpoint that has one.
 
     Args:
         number: the file's number within the checkpoint.
-        wanted: which state dict is meant where there are several; None leaves it to convention.
+        wanted: the name of the state dict to choose if there are several; None to choose by convention.
     Raises:
-        UsageError: there are several, and not the one that is wanted.
-        CheckpointError: the file is damaged, of PyTorch before 1.6, or has anything but tensors that lie row-major; or
-            there are several state dicts, and no convention decides.
+        UsageError: there are several, and `wanted` is not one of them.
+        CheckpointError: the file is damaged, was written by PyTorch before 1.6, or holds anything but tensors in
+            row-major order; or there are several state dicts, and convention does not decide.
     """
     try:
         with open(path, "rb", opener=regular) as file:
@@ -64,7 +64,7 @@ def read_torch_header(path: Path, number: int, wanted: str | None = None) -> Tor
             records = _find_records(path, file)
             weights, state = _state_dict_in(path, _load(path, file), wanted)
     except OSError as error:
-        reason = error.strerror or error  # bzip2's own has no number
+        reason = error.strerror or error  # bzip2's errors have no strerror
         raise CheckpointError(f"'{path}' cannot be read: {reason}") from None
     strided = [f"'{name}' is {list(t.shape)}, strides {list(t.stride())}" for name, t in state.items() if _is_odd(t)]
     if strided:
@@ -75,7 +75,7 @@ def read_torch_header(path: Path, number: int, wanted: str | None = None) -> Tor
 
 
 def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
-    """Return the size of every record of the archive by the offset of its first byte."""
+    """Return the size of each uncompressed record of the archive, by the offset of its first byte."""
     records = {}
     try:
         with zipfile.ZipFile(file) as archive:
@@ -100,14 +100,14 @@ def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
 
 
 def _check_pickles(path: Path, archive: zipfile.ZipFile, file_bytes: int) -> None:
-    """Refuse pickles that would take far more memory than the file: compressed ones, and those with a bytearray."""
+    """Reject pickles that could need far more memory than the file: compressed ones, and those with a bytearray."""
     for member in archive.infolist():
         if not member.filename.endswith("/data.pkl"):
             continue
         if member.file_size > file_bytes:
             message = f"'{path}' has a pickle of {size(member.file_size)} in {size(file_bytes)}"
             raise CheckpointError(message, hint=_SAVE_AGAIN)
-        if b"bytearray" in archive.read(member):  # torch.load makes one of any length that a file names
+        if b"bytearray" in archive.read(member):  # torch.load would create one of any length that the file asks for
             raise CheckpointError(f"'{path}' makes a bytearray, which is not loaded", hint=_SAVE_AGAIN)
 
 
@@ -123,10 +123,10 @@ def _load(path: Path, file: IO[bytes]) -> Any:
 
 
 def _without_memory() -> AbstractContextManager[object]:
-    """Return what keeps `torch.load` to the meta device from reading, where it would read to throw away."""
+    """Return a context in which `torch.load` to the meta device reads no tensors; older versions would read them."""
     if torch.__version__ >= "2.11":
         return nullcontext()
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes seconds: it brings the compiler along
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes seconds, since it imports the compiler
 
     return FakeTensorMode()
 
@@ -138,37 +138,39 @@ def _foreign_classes(file: IO[bytes]) -> list[str]:
     return []
 
 
-def _state_dict_in(path: Path, found: Any, wanted: str | None) -> tuple[str | None, Mapping[str, Tensor]]:
-    """Return the state dict that is meant, and its name where there are several."""
+def _state_dict_in(path: Path, content: Any, wanted: str | None) -> tuple[str | None, Mapping[str, Tensor]]:
+    """Return the chosen state dict, and its name if there are several."""
     weights = None
-    if isinstance(found, Mapping) and (sets := _state_dicts_in(found)):
+    if isinstance(content, Mapping) and (sets := _state_dicts_in(content)):
         name = choose_set(path, {name: len(state) for name, state in sets.items()}, wanted)
-        weights, found = name if len(sets) > 1 else None, sets[name]
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"'{path}' has a {_kind(found)}, not a state dict", hint=_SAVE_AGAIN)
-    others = [f"{n!r}: {_kind(value)}" for n, value in found.items() if type(n) is not str or _kind(value) != "tensor"]
+        weights, content = name if len(sets) > 1 else None, sets[name]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"'{path}' has a {_kind(content)}, not a state dict", hint=_SAVE_AGAIN)
+    others = [
+        f"{n!r}: {_kind(value)}" for n, value in content.items() if type(n) is not str or _kind(value) != "tensor"
+    ]
     if others:
         raise CheckpointError(f"'{path}' has more than tensors in its state dict", items=others, hint=_TENSORS_ALONE)
-    return weights, found
+    return weights, content
 
 
-def _state_dicts_in(found: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
-    """Return the state dicts in a training checkpoint, by name; those of optimisers and generators left out.
+def _state_dicts_in(content: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
+    """Return the state dicts in a training checkpoint, by name, without those of optimisers and generators.
 
-    Where weights lie beside them at the top, only what is called like a state dict is one.
+    If the top level also holds weights, only entries with a usual name for a state dict count.
     """
     sets = {}
-    for name, value in found.items():
+    for name, value in content.items():
         if isinstance(name, str) and (state := _state_dict_of(value)):
             sets[name] = state
-    if any(_is_weight(value) for value in found.values()):
+    if any(_is_weight(value) for value in content.values()):
         sets = {name: state for name, state in sets.items() if name in AVERAGES | CONVENTIONAL}
     return sets
 
 
 def _state_dict_of(value: Any) -> Mapping[Any, Any] | None:
-    """Return what a part of a training checkpoint has of weights: itself, or a state dict in it, as averages have."""
-    if not isinstance(value, Mapping) or "param_groups" in value:  # an optimiser's
+    """Return an entry of a training checkpoint if it is a state dict, or the one inside it, as in averages."""
+    if not isinstance(value, Mapping) or "param_groups" in value:  # the state of an optimiser
         return None
     if any(_is_weight(inner) for inner in value.values()):
         return value
@@ -177,12 +179,12 @@ def _state_dict_of(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _is_weight(value: Any) -> bool:
-    """Tell whether something is a weight, and no figure of a training or state of a random generator."""
+    """Tell whether something is a weight, not a training metric or the state of a random generator."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
 
 
-def _kind(found: Any) -> str:
-    return "tensor" if isinstance(found, Tensor) else type(found).__name__
+def _kind(value: Any) -> str:
+    return "tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _is_odd(tensor: Tensor) -> bool:
@@ -198,7 +200,7 @@ def _entry(path: Path, number: int, name: str, tensor: Tensor, records: Mapping[
         raise CheckpointError(f"'{path}': '{name}' has no place in the file", hint="update PyTorch to 2.7 or later")
     skipped = int(tensor.storage_offset()) * tensor.element_size()
     entry = TensorEntry(name, FILE_DTYPES[tensor.dtype], tuple(tensor.shape), number, start + skipped)
-    # torch.load works offsets out from how torch.save lays a file out: archives that others rewrote lie otherwise
+    # torch.load assumes torch.save's layout to compute offsets; archives that other programs rewrote differ
     if records.get(start) != storage.nbytes():
         message = f"'{path}': '{name}' does not lie where PyTorch looks for it"
         raise CheckpointError(message, hint="copy the file again; if another program rewrote it, save it with PyTorch")

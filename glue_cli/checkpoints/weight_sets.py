@@ -1,4 +1,4 @@
-"""Files with several sets of weights, such as a model and its moving average: which there are, and which is meant.
+"""Files with several sets of weights, such as a model and its moving average: list the sets, and choose one.
 
 Needs no torch.
 """
@@ -10,35 +10,35 @@ from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.units import counted
 
-# What averages of a model's weights over its training are called, beside the weights themselves.
+# Usual names for averages of a model's weights over its training.
 AVERAGES = frozenset(
     (
         *("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema", "module_ema"),
         *("teacher", "averaged_model", "swa_model", "model_swa"),
     )
 )
-# What a training checkpoint calls the weights that it is about, where none of its sets is an average.
+# Usual names for the weights themselves in a training checkpoint.
 CONVENTIONAL = frozenset(
     ("state_dict", "model_state_dict", "model", "net", "network", "network_weights", "params", "module", "weights")
 )
-# As the first part of a tensor's name, a teacher is as often a part of one model.
+# As the first part of a tensor's name, "teacher" is just as often a module of one model.
 _PREFIXES = AVERAGES - {"teacher"}
-WHOLE = "all"  # in place of a set's name, where sets are told by the tensors' names: the file as it is
-_ALIKE = 0.9  # the share of an average's tensors that the weights beside it have as well, by name and shape
+WHOLE = "all"  # given instead of a prefix, it means the whole file
+_ALIKE = 0.9  # the least share of an average's tensors that its model has too, by name and shape
 _OR_ALONE = "or save the one that is meant alone"
 _OR_WHOLE = f"or, if they are parts of one model, --weights {WHOLE}"
 
 
 def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, otherwise: str = _OR_ALONE) -> str:
-    """Return which set of weights is meant: the one asked for, the only one, or the one that by convention is.
+    """Choose a set of weights: the one asked for, the only one, or the one with a conventional name.
 
     Args:
         path: the file, for messages.
-        sizes: how many tensors each set has, by its name; not empty.
-        otherwise: what else than a choice would mend it, as the end of a hint.
+        sizes: the number of tensors in each set, by its name; not empty.
+        otherwise: another remedy than choosing a set, as the end of a hint.
     Raises:
-        UsageError: the one asked for is not there.
-        CheckpointError: there are several, and no convention decides.
+        UsageError: the set asked for does not exist.
+        CheckpointError: there are several, and convention does not decide.
     """
     if wanted is not None and wanted in sizes:
         return wanted
@@ -61,10 +61,10 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, other
 
 
 def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
-    """Return one set of a checkpoint's weights, where it holds an average beside them: `ema.w` beside `model.w`.
+    """Choose one set of weights if a checkpoint also holds an average of them: `ema.w` besides `model.w`.
 
     Args:
-        wanted: which set is meant; `WHOLE` for a model that has both as its parts; None is refused.
+        wanted: the set to choose; `WHOLE` if both are parts of one model; None is an error if there are several.
     Raises:
         UsageError, CheckpointError: as `choose_set`.
     """
@@ -89,7 +89,7 @@ def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
 
 
 def _sets_by_prefix(entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
-    """Return the tensors by the first part of their names; each set by the rest of the names."""
+    """Group the tensors by the first part of their names; in each group, they are named by the rest."""
     sets: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in entries.items():
         prefix, dot, rest = name.partition(".")
@@ -104,7 +104,7 @@ def _share_alike(average: Mapping[str, TensorEntry], weights: Mapping[str, Tenso
 
 
 def check_any_has(checkpoints: Sequence[Checkpoint], wanted: str | None) -> None:
-    """Check that a set of weights that was asked for is one of a file's; a file with one set is read as it is.
+    """Check that at least one file has several sets of weights if one was asked for by name.
 
     Raises:
         UsageError: no file has several.

@@ -133,9 +133,9 @@ def _bar(option: str, text: str) -> tuple[str, float]:
 def _show(result: "EvaluateResult") -> None:
     names = list(result.results[0].figures)
     rows = []
-    for found in (*result.results, *([result.baseline] if result.baseline else [])):
-        cells = [percent(value) if name == "accuracy" else number(value) for name, value in found.figures.items()]
-        rows.append([found.checkpoint, found.split, f"{found.examples:,}", *cells])
+    for evaluation in (*result.results, *([result.baseline] if result.baseline else [])):
+        cells = [percent(value) if name == "accuracy" else number(value) for name, value in evaluation.figures.items()]
+        rows.append([evaluation.checkpoint, evaluation.split, f"{evaluation.examples:,}", *cells])
     print_table(["checkpoint", "split", "examples", *names], rows)
     if gates := [gate for gate in result.gates or () if gate.demand == "compare"]:
         print_lines("", *(f"{gate.checkpoint}: {gate.text}" for gate in gates))
@@ -143,11 +143,11 @@ def _show(result: "EvaluateResult") -> None:
 
 def _show_with_classes(result: "EvaluateResult") -> None:
     _show(result)
-    by_checkpoint = [found.class_accuracy for found in result.results if found.class_accuracy]
+    by_checkpoint = [evaluation.class_accuracy for evaluation in result.results if evaluation.class_accuracy]
     names = dict.fromkeys(name for accuracies in by_checkpoint for name in accuracies)
     if not names:
         return
-    paths = [Path(found.checkpoint) for found in result.results]
+    paths = [Path(evaluation.checkpoint) for evaluation in result.results]
     stems = [path.stem for path in paths]
     columns = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
     print()

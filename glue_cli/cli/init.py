@@ -10,7 +10,7 @@ from glue_cli.cli.output import print_lines
 from glue_cli.cli.session import Session, with_session
 from glue_cli.foundation.errors import UsageError
 
-_NAMED = 6  # experts that the hint names one by one
+_NAMED = 6  # the most experts that the hint lists by name
 
 
 @with_session(without=("spec", "set_", "device", "precision", "seed", "history", "dry_run", "resume", "save_every"))

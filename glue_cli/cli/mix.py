@@ -198,7 +198,7 @@ def mix(
 
     uniform, data-size and --alpha need the experts alone, the other methods also a spec and its data.
     """
-    from glue_cli.cli.show_mix import show_mix  # here, for the sake of --version and --help
+    from glue_cli.cli.show_mix import show_mix  # imported here to keep --version and --help fast
     from glue_cli.plans.mix import plan_mix
     from glue_cli.plans.mix_like import read_like
     from glue_cli.plans.mix_records import BANKS, Search
@@ -227,7 +227,7 @@ def mix(
     needs_spec = coefficients.needs_data or rules.batchnorm == "refresh"
     asks_for_spec = "spec" in session.typed or session.set_
     spec = session.read_spec(*overrides) if needs_spec or asks_for_spec else None
-    with redirect_stdout(sys.stderr):  # of a user's module, which is imported here
+    with redirect_stdout(sys.stderr):  # a user's module is imported here, and may print
         plan = plan_mix(
             experts or [],
             session.outputs(output),
@@ -245,7 +245,7 @@ def mix(
         session.finish_dry_run("mix", planned(plan))
         return
     with session.running() as run:
-        with holding_signals(), hashing_experts(plan) as hashes:  # while torch is imported, which takes a second
+        with holding_signals(), hashing_experts(plan) as hashes:  # meanwhile torch is imported, which takes a second
             from glue_cli.workflows.mix.mix import described_in_full
             from glue_cli.workflows.mix.mix import mix as work
         is_finished = session.is_finished(plan.destination.result, lambda: described_in_full(plan, hashes), run)
@@ -263,7 +263,7 @@ def mix(
 def _check_alone(
     numbers: Mapping[str, str | None], session: Session, rules: TensorRules, writing: "Writing", search: "Search"
 ) -> None:
-    """Refuse options that would say something else than the recipe of a blend does."""
+    """Reject options that could contradict the recipe of the blend given with --like."""
     from glue_cli.plans.mix_records import NO_EXTRAS, Writing
 
     others = {
@@ -280,7 +280,11 @@ def _check_alone(
 
 
 def _repeating(like: "Like", asked: "Writing") -> tuple["Coefficients", TensorRules, "Writing", list[str]]:
-    """Return what a blend was made with, and the settings of the spec for that; `asked` has the memory for it."""
+    """Return the coefficients, rules and output format a blend was made with, and settings to override in the spec.
+
+    Args:
+        asked: supplies the memory to use, whether to hash, and whether to write a card.
+    """
     from glue_cli.plans.mix_records import GIVEN, Coefficients
 
     recipe = like.said.recipe
@@ -341,9 +345,9 @@ def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
 
 
 def _bytes(option: str, text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?B|B)", text)
-    if not found or float(found[1]) == 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]i?B|B)", text)
+    if not match or float(match[1]) == 0:
         raise UsageError(f"{option} {text}: not a size", hint=f"for example {option} {_MEMORY}, or 1GB")
-    unit = found[2]
+    unit = match[2]
     power = " kMG".index(unit[0]) if len(unit) > 1 else 0
-    return int(float(found[1]) * (1024 if "i" in unit else 1000) ** power)
+    return int(float(match[1]) * (1024 if "i" in unit else 1000) ** power)

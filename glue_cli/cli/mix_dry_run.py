@@ -1,4 +1,4 @@
-"""What glue mix would do."""
+"""The result of glue mix --dry-run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def planned(plan: "MixPlan") -> dict[str, Any]:
-    """Return what a plan reads, spends and writes, as the result of a dry run has it."""
+    """Return what a plan would read, spend and write."""
     first = plan.experts[0]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "method": plan.method,
         "experts": len(plan.experts),
         "tensors": len(first.entries),
@@ -21,28 +21,29 @@ def planned(plan: "MixPlan") -> dict[str, Any]:
         "output": str(plan.destination.result),
     }
     if plan.tensors.notes:
-        found["notes"] = list(plan.tensors.notes)
+        result["notes"] = list(plan.tensors.notes)
     if plan.spec and plan.coefficients.is_search:
-        found |= _search(plan, plan.spec)
-    return found
+        result |= _search(plan, plan.spec)
+    return result
 
 
 def _search(plan: "MixPlan", spec: "Spec") -> dict[str, Any]:
     """Return what a search may spend."""
-    found: dict[str, Any] = {"budget": spec.mix.budget} if spec.mix.budget else {}
+    spending: dict[str, Any] = {"budget": spec.mix.budget} if spec.mix.budget else {}
     if plan.method == "greedy":
-        n_kinds = 2 if plan.tensors.statistics == "auto" else 1  # of BatchNorm's statistics, each with a soup
-        return found | {"validations_at_most": 2 * len(plan.experts) * n_kinds}
-    found = found or {"steps_at_most": spec.mix.steps}
+        n_kinds = 2 if plan.tensors.statistics == "auto" else 1  # kinds of BatchNorm statistics; each has its own soup
+        return spending | {"validations_at_most": 2 * len(plan.experts) * n_kinds}
+    spending = spending or {"steps_at_most": spec.mix.steps}
     if plan.method == "spsa":
-        found |= _spsa_steps(plan, spec)
-    return found
+        spending |= _spsa_steps(plan, spec)
+    return spending
 
 
 def _spsa_steps(plan: "MixPlan", spec: "Spec") -> dict[str, int]:
-    """Return the forwards of a step, of the later ones where there are two kinds.
+    """Return the number of forwards per step, and per step by group if there are such steps.
 
-    Those of Gauss-Newton go towards all experts but one, at last in every group; the others probe in pairs.
+    A step of Gauss-Newton tries a direction for each expert except one, and later does so in every group. Other steps
+    try each direction both ways.
     """
     if not makes_gauss_newton_steps(plan.method, spec.mix, goal_named(spec.objective)):
         return {"forwards_a_step": 2 * spec.mix.n_directions}

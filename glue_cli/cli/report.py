@@ -44,8 +44,8 @@ def _show(result: dict[str, Any]) -> None:
         measures = ("prior", "last", "tail", "epochs")
         rows = []
         for method in row["methods"]:
-            found = [method["merit"][name] for name in measures]
-            cells = [number(stat["mean"] if stat else None, digits) for stat in found]
+            stats = [method["merit"][name] for name in measures]
+            cells = [number(stat["mean"] if stat else None, digits) for stat in stats]
             rows.append([method["name"], str(len(method["seeds"])), *cells])
         what = f"{row['row']}, {merit['name']} {merit['unit']}".strip() if merit else row["row"]
         print_table([what, "seeds", "prior", "last epoch", "last five", "all epochs"], rows)

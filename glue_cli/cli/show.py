@@ -12,7 +12,8 @@ from glue_cli.cli.session import Session, with_session
 
 _SHOWN_CLASSES = 10
 _LONGEST = 200  # characters of a value; --json has all of it
-_LAST = ("settings", "experts", "alpha", "groups")  # of glue's metadata: what is shown elsewhere, or left to --json
+# glue's metadata that are shown elsewhere, or only by --json.
+_LAST = ("settings", "experts", "alpha", "groups")
 
 
 @with_session(
@@ -68,7 +69,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _glue_facts(glue: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what glue wrote, a line a key: first what the checkpoint is."""
+    """Yield glue's metadata as pairs of key and text."""
     if not glue:
         yield "glue", "no metadata of glue"
     for key, value in glue.items():
@@ -84,21 +85,21 @@ def _glue_facts(glue: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _config_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what a configuration says of the architecture, in the words of transformers, timm and PEFT."""
+    """Yield what a configuration says about the architecture, under the keys of transformers, timm and PEFT."""
     for key in ("architectures", "architecture", "model_type", "peft_type", "base_model_name_or_path"):
         if config.get(key):
             yield f"config {key}", _one_line(config[key])
 
 
 def _expert_rows(glue: Mapping[str, Any]) -> list[list[str]]:
-    """Return a blend's experts, each with its coefficients; none where that is not what the metadata hold."""
+    """Return a row for each expert of a blend, with its coefficients; empty if the metadata do not have them."""
     try:
         alphas = [*glue.get("groups", {"": glue["alpha"]}).values()]
         return [
             [str(expert["name"]), *(number(float(alpha[k])) for alpha in alphas), (expert["sha256"] or "-")[:12]]
             for k, expert in enumerate(glue["experts"])
         ]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # somebody else's key of that name
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # another program's key with the same name
         return []
 
 

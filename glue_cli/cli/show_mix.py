@@ -1,4 +1,4 @@
-"""What glue mix tells people: the coefficients, and how a search came by them."""
+"""The output of glue mix: the coefficients, and how a search got them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ _ENDED = {
 
 
 def show_mix(result: MixResult) -> None:
-    """Print what a mix has come to."""
+    """Print the result of a mix."""
     _show_experts(result)
     if isinstance(result.search, StagedSearch):
         if result.search.guard.has_compared:
@@ -83,7 +83,7 @@ def _show_guard(result: MixResult, search: StagedSearch) -> None:
 
 
 def _show_stages(result: MixResult, stages: Sequence[Stage]) -> None:
-    """Print what each stage spent, and what that bought: the objective before and after it, on the same data."""
+    """Print what each stage spent, and the objective before and after it on the same data."""
     label = result.goal.label
     columns = ["stage", "forwards", f"{label} before", f"{label} after"]
     rows = []
@@ -120,7 +120,7 @@ def _search_lines(result: MixResult) -> list[str]:
 
 
 def _refresh_line(result: MixResult, before: Losses) -> str:
-    """Return the figure of the blend as it is written, and what the search saw: other statistics of BatchNorm."""
+    """Return the objective of the blend that is written, and what it was before BatchNorm's refresh."""
     seen = (("blend", before.val), ("uniform blend", before.val_uniform))
     known = [f"{name} {number(value)}" for name, value in seen if value is not None]
     beside = f"; before BatchNorm was refreshed: {', '.join(known)}" if known else ""
@@ -142,7 +142,7 @@ def _guard_lines(result: MixResult, search: StagedSearch) -> list[str]:
 
 
 def _returned_line(result: MixResult, guard: Guard) -> str:
-    """Return what is written, in a line: how many alphas, which statistics, and its loss with its standard error."""
+    """Describe the blend that is written in one line: number of alphas, statistics, loss with standard error."""
     alphas = f"{len(result.groups)} alphas, one a group of tensors" if result.groups else "one alpha for all tensors"
     statistics = {"averaged": ", BatchNorm's statistics averaged", "refreshed": f", {_REFRESHED}"}
     kind = statistics[result.statistics] if result.statistics else ""
@@ -151,7 +151,7 @@ def _returned_line(result: MixResult, guard: Guard) -> str:
 
 
 def _lack(result: MixResult, guard: Guard) -> str:
-    """Return why a guard could compare nothing."""
+    """Say why the guard could not compare anything."""
     if guard.terms == 1:
         return f"a single held-out {_term(result)}: nothing could be compared"
     return "the budget had no room for the guard"
@@ -172,7 +172,7 @@ def _cost_lines(result: MixResult) -> list[str]:
 
 
 def _names(result: MixResult) -> list[str]:
-    """Return a short name of each expert; the path where others would have the same."""
+    """Return a short name for each expert, or its path if the short name is not unique."""
     paths = [expert.path for expert in result.experts]
     names = [name_of(path) for path in paths]
     n_of = Counter(names)
@@ -180,7 +180,7 @@ def _names(result: MixResult) -> list[str]:
 
 
 def _blends(result: MixResult) -> dict[str, str]:
-    """Return what people call each blend that a search may name."""
+    """Return a readable name for each blend that a search can name."""
     names = _names(result)
     plain = {
         UNIFORM: "uniform blend",
@@ -195,7 +195,7 @@ def _blends(result: MixResult) -> dict[str, str]:
 
 
 def _is_plain(name: str) -> bool:
-    """Tell whether a blend is known by what it is, and takes an article."""
+    """Tell whether the readable name of a blend is a noun that needs an article."""
     return name.partition(",")[0] in (UNIFORM, BY_LOSS, RUNNER_UP, ONE_ALPHA)
 
 
@@ -216,7 +216,7 @@ def _soup(names: Sequence[str], n_tried: int) -> str:
 
 
 def _term(result: MixResult) -> str:
-    """Return what the goal is a mean over."""
+    """Return the noun for one term of the goal's mean."""
     return "example" if result.goal.has_example_terms else "minibatch"
 
 
@@ -224,7 +224,7 @@ def _term(result: MixResult) -> str:
 
 
 def _figure(result: MixResult, mean: float | None) -> str:
-    """Return the goal's own figure for a mean of its terms, which a search minimises."""
+    """Return the value of the goal's metric, given the mean of terms that the search minimises."""
     if mean is None or result.goal.is_smooth:
         return number(mean)
     return _signed(result.goal.figure(mean)).removeprefix("+")
@@ -239,6 +239,6 @@ def _difference(result: MixResult, compared: Rival | LeftOut) -> str:
 
 
 def _signed(figure: float) -> str:
-    """Return a figure with its sign, and zero without one."""
+    """Return a number with its sign; zero has none."""
     text = number(abs(figure))
     return text if float(text) == 0 else f"{'-' if figure < 0 else '+'}{text}"

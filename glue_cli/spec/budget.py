@@ -1,4 +1,4 @@
-"""Budgets of a search, as people write them. Needs no torch."""
+"""Parse the budget of a search. Needs no torch."""
 
 import re
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ _UNITS: dict[str, tuple[Literal["forwards", "seconds", "examples"], int]] = {
     "ex": ("examples", 1),
 }
 
-_MOST = 1e15  # more is a slip of the keyboard, and overflows
+_MOST = 1e15  # more is a typing error, and would overflow
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit on a search: forwards of a minibatch, where a backward counts for two; examples likewise; or seconds."""
+    """A limit on a search: forwards of a minibatch (a backward counts as two), examples (likewise), or seconds."""
 
     limit: float
     unit: Literal["forwards", "seconds", "examples"]
@@ -29,9 +29,9 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ValueError: it is none of these.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\+?\d+)?) ?(s|m|h|ex|)", text.strip())
-    unit, factor = _UNITS[found[2] if found else ""]
-    limit = float(found[1]) * factor if found else 0
+    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\+?\d+)?) ?(s|m|h|ex|)", text.strip())
+    unit, factor = _UNITS[match[2] if match else ""]
+    limit = float(match[1]) * factor if match else 0
     if not 0 < limit <= _MOST:
         raise ValueError(f"'{text}' is no budget: wanted forwards, time or examples, such as 300, 2m or 1e6ex")
     return Budget(limit, unit)

@@ -1,4 +1,4 @@
-"""What mixing searches for, by the objective's name in the spec. Needs no torch."""
+"""The goal of mixing, by the objective's name in the spec. Needs no torch."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,17 @@ from glue_cli.foundation.user_code import PREFIX
 
 @dataclass(frozen=True)
 class Goal:
-    """What mixing searches for: the least loss, or the most of another figure.
+    """The goal of mixing: the lowest loss, or the highest value of another metric.
 
-    Whatever the goal, a search makes the mean of some terms as small as it can; `figure` turns that mean into the
-    number that people read.
+    For every goal, a search minimises a mean of terms; `figure` converts this mean into the metric that people read.
 
     Attributes:
         name: as in the spec: loss, accuracy, f1, or python:MODULE:FUNCTION.
-        is_smooth: whether the terms are the model's own loss; no other goal has a slope in the model's outputs.
-        follows_loss: whether the goal is reached about where the loss is least, so that a search may go down the loss
-            first.
-        has_example_terms: whether there is a term for every example or token; else one for a whole minibatch.
-        best: what the terms are taken from to give the figure; None where the figure is the mean itself.
+        is_smooth: whether the terms are the model's own loss; only this goal has a gradient in the model's outputs.
+        follows_loss: whether a low loss usually means a good value of the metric too, so that a search may first
+            minimise the loss.
+        has_example_terms: whether there is a term per example or token; otherwise one per minibatch.
+        best: the metric is `best` minus the mean of the terms; None if it is the mean itself.
     """
 
     name: str
@@ -29,12 +28,12 @@ class Goal:
     best: float | None = 1
 
     def figure(self, mean: float) -> float:
-        """Return the figure that a mean of terms stands for; it is its own inverse."""
+        """Convert a mean of terms into the metric; the same function converts it back."""
         return mean if self.best is None else self.best - mean
 
     @property
     def label(self) -> str:
-        """A short name: of a user's function, the function's own."""
+        """A short name; for a user's function, the name of the function."""
         return self.name.rpartition(":")[2]
 
 
@@ -46,14 +45,14 @@ _NAMED = {
         Goal("f1", follows_loss=True),
     )
 }
-GOALS = tuple(_NAMED)  # the names that are not a user's function
+GOALS = tuple(_NAMED)  # all names except those of users' functions
 
 
 def goal_named(name: str) -> Goal:
-    """Return the goal of an objective; of a user's function, without looking for it.
+    """Return the goal of an objective; a user's function is not imported.
 
     Raises:
-        SpecError: there is none of that name.
+        SpecError: there is no objective with this name.
     """
     if name.startswith(PREFIX):
         return Goal(name, best=0)

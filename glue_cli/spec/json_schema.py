@@ -1,4 +1,4 @@
-"""The spec's schema as JSON schema, by which editors complete and check `glue.yaml`."""
+"""The spec's schema as JSON schema, with which editors complete and check `glue.yaml`."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +14,7 @@ Schema = dict[str, Any]
 
 
 class _Plain(GenerateJsonSchema):
-    """Without a title for every key, which would only say the key again."""
+    """Omits the titles of keys, which would only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -23,10 +23,10 @@ class _Plain(GenerateJsonSchema):
 def json_schema(known_names: Mapping[str, Collection[str]]) -> Schema:
     """Return the JSON schema of the spec, draft 2020-12, made from `Spec` itself.
 
-    A schema knows less than `read_spec`: it leaves the rules between several keys to the command.
+    The schema checks less than `read_spec`: it lacks rules that involve several keys.
 
     Args:
-        known_names: as `glue_cli.spec.yaml_file.read_spec` takes them.
+        known_names: as for `glue_cli.spec.yaml_file.read_spec`.
     """
     schema = Spec.model_json_schema(schema_generator=_Plain)
     sections: dict[str, Schema] = {Spec.__name__: schema, **schema["$defs"]}
@@ -52,10 +52,10 @@ def _sections(section: type[BaseModel] = Spec) -> Iterator[type[BaseModel]]:
 
 
 def _fill_from_presets(section: type[BaseModel], schema: Schema) -> None:
-    """Give the keys that a section fills in by itself, as from its preset, the value that they have by default."""
+    """Add the defaults of keys that a section fills in itself, for example from its preset."""
     try:
         by_default = section.model_validate({}).model_dump()
-    except ValidationError:  # some keys have to be given
+    except ValidationError:  # a section with required keys
         return
     schema.pop("required", None)
     for name, property_ in schema["properties"].items():
@@ -64,7 +64,7 @@ def _fill_from_presets(section: type[BaseModel], schema: Schema) -> None:
 
 
 def _one_of(forms: Collection[str]) -> list[Schema]:
-    """Return the schemas of plain names and of those that begin with what stands before a form's first colon."""
+    """Return the schema of the plain names, and one for each prefix of the forms with a colon."""
     names = [form for form in forms if ":" not in form]
     prefixes = [form.partition(":")[0] for form in forms if ":" in form]
     return [

@@ -1,16 +1,16 @@
-"""How a model wants its images normalised, where its files say so."""
+"""The normalisation of images that a model's files ask for."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ImageNormalisation:
-    """What is taken from images, and what they are divided by, in units of white = 1.
+    """The mean to subtract from images and the standard deviation to divide them by, with white = 1.
 
     Attributes:
-        mean, std: a number a channel, or one for all channels.
-        source: the file that says so.
-        warnings: what else that file, or another model's, says of images and glue does not do.
+        mean, std: a number per channel, or one for all channels.
+        source: the file that they come from.
+        warnings: settings for images, in this file or another model's, that glue does not apply.
     """
 
     mean: tuple[float, ...]

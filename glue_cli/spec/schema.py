@@ -1,4 +1,4 @@
-"""The spec's schema: what `glue.yaml` may say, with every default. `spec_file` reads the file itself."""
+"""The schema of `glue.yaml`, with all defaults. `yaml_file` reads the file itself."""
 
 import math
 import os
@@ -36,7 +36,7 @@ Columns = Annotated[
 
 
 def _check_budget(given: Any) -> Any:
-    """Return a budget as its text: YAML reads 300 as a number."""
+    """Check a budget and return it as text, since YAML reads 300 as a number."""
     if given is None:
         return None
     text = str(given)
@@ -44,7 +44,7 @@ def _check_budget(given: Any) -> Any:
     return text
 
 
-# Section 5 of the paper as far as it is stated, then what it leaves open.
+# First the values that section 5 of the paper states, then those that it leaves open.
 _PAPER: dict[str, Any] = {
     "optimizer": "adam",
     "lr": 0.01,
@@ -64,7 +64,7 @@ _PAPER: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
-    # What pays in examples/benchmarks/search/README.md; lr, directions and zero_sum count where the optimizer is Adam.
+    # What did best in examples/benchmarks/search/README.md; lr, directions and zero_sum matter only with Adam.
     "default": {
         **_PAPER,
         "search": "staged",
@@ -87,7 +87,7 @@ FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _check_lr(given: Any) -> Any:
-    """Return a finetuning's lr: `auto`, or a number above 0."""
+    """Check and return the lr for finetuning: `auto`, or a number above 0."""
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if given == "auto" or is_number and 0 < given < math.inf:
         return float(given) if is_number else given
@@ -95,7 +95,7 @@ def _check_lr(given: Any) -> Any:
 
 
 def _filled(given: Any, presets: dict[str, dict[str, Any]]) -> Any:
-    """Return a section with what is not given from its preset; from the default one where it names none that is."""
+    """Fill in the missing keys of a section from its preset; from the default preset if it names no known one."""
     if not isinstance(given, dict):
         return given
     preset = given.get("preset")
@@ -138,7 +138,7 @@ class DataSpec(_Section):
 
     @property
     def where(self) -> str:
-        """Where the data are from, for messages."""
+        """Where the data come from, for messages."""
         return self.root or self.format
 
     @field_validator("root")
@@ -261,7 +261,7 @@ class MixSpec(_Section):
 
     @property
     def named_groups(self) -> dict[str, str | list[str]]:
-        """The groups that are spelt out."""
+        """The groups that the spec lists by name."""
         return self.groups if isinstance(self.groups, dict) else {}
 
     @property
@@ -300,7 +300,7 @@ class Spec(_Section):
         return objective
 
     def of_expert(self, expert: int) -> "Spec":
-        """Return the spec for training one expert: with the arguments of the model that are its own."""
+        """Return the spec for training one expert, with this expert's own arguments of the model."""
         members = self.experts.members if self.experts else []
         if not members or not members[expert].args:
             return self
@@ -308,35 +308,35 @@ class Spec(_Section):
         return self.model_copy(update={"model": model})
 
     def path(self, written: str) -> Path:
-        """Return a path as written in the spec, looked up from the spec's own folder, or where it was fetched to."""
+        """Return the real path for one in the spec: where it was fetched to, or relative to the spec's folder."""
         return self._fetched.get(written) or self._folder / os.path.expanduser(written)
 
     def located_in(self, folder: Path) -> "Spec":
-        """Return this spec with its paths looked up from `folder`."""
+        """Return this spec with its paths relative to `folder`."""
         located = self.model_copy()
         located._folder = folder
         return located
 
     def with_fetched(self, places: Mapping[str, Path]) -> "Spec":
-        """Return this spec with the places of what it names and is not on this disk by that name."""
+        """Return this spec with the local paths of things it names that had to be fetched."""
         changed = self.model_copy()
         changed._fetched = {**self._fetched, **places}
         return changed
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """`model.args`, with the folder that is meant where `path` names what was fetched."""
+        """`model.args`, with the local folder as `path` if that was fetched."""
         path = self.model.args.get("path")
-        found = self._fetched.get(path) if isinstance(path, str) else None
-        return {**self.model.args, **({"path": str(found)} if found else {})}
+        fetched = self._fetched.get(path) if isinstance(path, str) else None
+        return {**self.model.args, **({"path": str(fetched)} if fetched else {})}
 
     @property
     def of_images(self) -> ImageNormalisation | None:
-        """How the model wants its images normalised, where the spec does not say it and the model's files do."""
+        """The normalisation of images from the model's files, used if the spec does not give one."""
         return self._of_images
 
     def normalising(self, of_images: ImageNormalisation) -> "Spec":
-        """Return this spec for a model that wants its images normalised so."""
+        """Return this spec with the normalisation that the model's files ask for."""
         changed = self.model_copy()
         changed._of_images = of_images
         return changed

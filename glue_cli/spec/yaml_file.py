@@ -1,4 +1,4 @@
-"""Read `glue.yaml`: YAML with line numbers, overrides, and every fault of the file reported at once."""
+"""Read `glue.yaml`, with line numbers and overrides; all faults of the file are reported at once."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ from glue_cli.spec.schema import Spec
 
 KeyPath = tuple[str | int, ...]
 
-# Wordings of pydantic's faults, where its own would not say what was wanted.
+# What was wanted, for errors of pydantic whose own message does not say it.
 _WANTED = {
     "float_type": "a number",
     "int_type": "a whole number",
@@ -32,7 +32,7 @@ _WANTED = {
 }
 
 
-# A spec of a thousand experts has a tenth of either; YAML's aliases make any number of values of a few lines.
+# A spec of a thousand experts has a tenth of each; with aliases, a few lines of YAML can make any number of values.
 _MOST_CHARACTERS, _MOST_VALUES = 500_000, 100_000
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
@@ -41,7 +41,7 @@ class _Fault(NamedTuple):
     """What is wrong with one key.
 
     Attributes:
-        line: where it stands in the file, counted from 1; None where `--set` gave it.
+        line: its line in the file, counted from 1; None if it came from `--set`.
         text: the key, what is wrong with it, and what was wanted.
     """
 
@@ -50,7 +50,7 @@ class _Fault(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with `1e-3` read as the number that it is."""
+    """YAML's safe loader, except that `1e-3` is read as a number."""
 
 
 _Loader.add_implicit_resolver(
@@ -61,7 +61,7 @@ _Loader.add_implicit_resolver(
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Return `; did you mean 'x'?` for a near name, else the list of the known ones."""
+    """Return `; did you mean 'x'?` if a known name is similar, otherwise the list of known names."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
@@ -75,12 +75,12 @@ def read_spec(
     """Read and validate the spec at `path`.
 
     Args:
-        overrides: `key.path=value` items, which win over the file; values are read as YAML.
-        known_names: what a key's value may be, by the key's name (`arch`, `format`), beyond what the schema says; one
-            with a colon, such as `timm:NAME`, stands for all that begin so.
+        overrides: `key.path=value` items that replace values of the file; values are read as YAML.
+        known_names: the values that a key may have, by the key's name (`arch`, `format`), in addition to the schema's
+            rules; a value with a colon, such as `timm:NAME`, allows everything with the same prefix.
     Raises:
-        SpecError: the file is no YAML, or its content is wrong; every fault is listed with its line.
-        UsageError: the file is not there, or an override is wrong.
+        SpecError: the file is not YAML, or its content is wrong; every fault is listed with its line.
+        UsageError: the file does not exist, or an override is wrong.
     """
     try:
         text = read_text(path)
@@ -113,11 +113,11 @@ def read_spec(
 
 
 def _refuse(faults: Sequence[_Fault], path: Path) -> None:
-    """Raise what there is to say of the command line's faults, else of the file's, in the order of its lines."""
+    """Raise an error for the faults of the command line or, if it has none, for those of the file, by line."""
     if given := [f"--set: {text}" for line, text in faults if line is None]:
         raise UsageError("--set does not fit the spec", items=given, hint="see the spec's keys in the README")
     if faults:
-        in_order = sorted(faults, key=lambda fault: fault.line or 0)  # stable: as found within a line
+        in_order = sorted(faults, key=lambda fault: fault.line or 0)  # stable, so the order within a line stays
         items = [f"{path}:{line}: {text}" for line, text in in_order]
         noun = "fault" if len(items) == 1 else "faults"
         raise SpecError(f"{len(items)} {noun} in the spec '{path}'", items=items, hint="mend the lines named above")
@@ -179,13 +179,13 @@ def _construct(loader: _Loader, node: yaml.Node, at: KeyPath, lines: dict[KeyPat
     _check_text(node)
     try:
         return loader.construct_object(node)
-    except (ValueError, LookupError, AttributeError):  # PyYAML's own, on a date that is none, `!!int x`, `!!bool x`
+    except (ValueError, LookupError, AttributeError):  # raised by PyYAML for an invalid date, `!!int x` or `!!bool x`
         problem = f"'{shown(node.value)}' is no {node.tag.rpartition(':')[2]}"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 def _check_text(node: yaml.Node) -> None:
-    """Refuse what YAML can write as an escape, but no name of a file and no JSON can hold."""
+    """Reject characters that YAML can escape, but that file names and JSON cannot hold."""
     if _NO_TEXT.search(node.value):
         problem = f"{ascii(shown(node.value))} holds NUL or half a character"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
@@ -218,17 +218,17 @@ def _apply(override: str, value: dict[str, Any]) -> KeyPath:
 
 
 def _line_of(at: KeyPath, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, int]) -> int | None:
-    """Return the line of the file that a key stands on; None where it comes from `--set`."""
+    """Return the line of a key in the file; None if the key comes from `--set`."""
     for key in set_keys:
-        if at[: len(key)] == key or (key[: len(at)] == at and at not in lines):  # below it, or a section that it made
+        if at[: len(key)] == key or (key[: len(at)] == at and at not in lines):  # below it, or --set made the section
             return None
-    while at not in lines and at:  # a missing key is reported where its section stands
+    while at not in lines and at:  # a missing key is reported on the line of its section
         at = at[:-1]
     return lines.get(at, 1)
 
 
 def _explain(detail: ErrorDetails) -> str:
-    loc, found = detail["loc"], detail["input"]
+    loc, given = detail["loc"], detail["input"]
     key = _dotted(loc)
     match detail["type"]:
         case "missing":
@@ -237,14 +237,14 @@ def _explain(detail: ErrorDetails) -> str:
             return f"{key}: unknown key{nearest(str(loc[-1]), _known_keys(loc[:-1]))}"
         case "too_short" | "too_long":
             limits = detail["ctx"]
-            return f"{key}: wanted {limits.get('min_length', limits.get('max_length'))} items, found {found}"
+            return f"{key}: wanted {limits.get('min_length', limits.get('max_length'))} items, found {given}"
         case "value_error":
             return f"{key}: {str(detail['msg']).removeprefix('Value error, ')}"
     wanted = _WANTED.get(detail["type"])
     if wanted is None:
         wanted = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    said = "nothing" if found is None else shown(repr(found))
-    if isinstance(found, bool) and detail["type"] == "string_type":
+    said = "nothing" if given is None else shown(repr(given))
+    if isinstance(given, bool) and detail["type"] == "string_type":
         said += " (YAML reads yes, no, on and off so; quote the word)"
     return f"{key}: wanted {wanted}, found {said}"
 
@@ -265,15 +265,15 @@ def _known_keys(at: KeyPath) -> list[str]:
 
 
 def _named(value: Any, known_names: Mapping[str, Collection[str]], at: KeyPath = ()) -> list[tuple[KeyPath, str]]:
-    """Return every text value under a key of `known_names`, outside free-form `args`, with its path."""
-    found: list[tuple[KeyPath, str]] = []
+    """Return all text values of keys in `known_names`, with their paths, except within free-form `args`."""
+    named: list[tuple[KeyPath, str]] = []
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         if key in known_names and isinstance(inner, str):
-            found.append(((*at, key), inner))
+            named.append(((*at, key), inner))
         elif key != "args":
-            found += _named(inner, known_names, (*at, key))
-    return found
+            named += _named(inner, known_names, (*at, key))
+    return named
 
 
 def _dotted(at: KeyPath) -> str:
