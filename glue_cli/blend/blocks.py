@@ -14,7 +14,6 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint, TensorEntry, is_counter
 from glue_cli.checkpoints.safetensors_file import lay_out
 
-MEMORY_BYTES = 192 << 20  # the default limit on the buffers of all threads together
 COPIED = "U8"  # stands as the dtype of blocks that are copied from one expert, byte for byte
 
 

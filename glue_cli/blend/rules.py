@@ -7,39 +7,15 @@ from typing import Literal
 from glue_cli.blend.compatibility import find_differences
 from glue_cli.blend.recipe import PLAIN, Recipe, find_expert, find_matching, group_tensors, matches
 from glue_cli.blend.submodules import find_blocks
+from glue_cli.blend.tensor_rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
 from glue_cli.checkpoints.classes import class_names_of, match_spellings
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.foundation.batchnorm_names import is_statistic
 from glue_cli.foundation.errors import CheckpointError, UsageError
 
-HEAD_POLICIES = ("blend", "from:EXPERT", "align", "reset")
-BATCHNORM_POLICIES = ("auto", "average", "refresh", "from:EXPERT")
 # Patterns of the tensors of each group, which get their own alpha; or the blocks that the model consists of.
 Groups = Mapping[str, str | Sequence[str]] | Literal["blocks"]
 _FROM = "from:"
-
-
-@dataclass(frozen=True)
-class TensorRules:
-    """What the command line says about tensors.
-
-    Attributes:
-        include, exclude: patterns of tensors to blend, and not to blend; the others are copied from `copy_from`.
-        head: a pattern of the head's tensors; head_policy: one of `HEAD_POLICIES`.
-        classes: the class names of the target.
-        batchnorm: one of `BATCHNORM_POLICIES`.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    copy_from: str | None = None
-    head: str | None = None
-    head_policy: str | None = None
-    classes: tuple[str, ...] = ()
-    batchnorm: str = "auto"
-
-
-NO_RULES = TensorRules()
 
 
 @dataclass(frozen=True)

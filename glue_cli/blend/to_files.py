@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glue_cli.blend.blocks import COPIED, MEMORY_BYTES, Block, Plan, plan_blend, survey
+from glue_cli.blend.blocks import COPIED, Block, Plan, plan_blend, survey
 from glue_cli.blend.compatibility import check_copied
 from glue_cli.blend.constants import not_finite
 from glue_cli.blend.recipe import PLAIN, Recipe
@@ -28,6 +28,7 @@ from glue_cli.checkpoints.header import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.safetensors_file import header_of, metadata_of
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
 from glue_cli.foundation.errors import CheckpointError, NumericalError
+from glue_cli.foundation.memory import MEMORY_BYTES
 from glue_cli.foundation.output_files import copy_into, reserve, write_all, writing
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.foundation.threads import single_threaded

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from glue_cli.blend.blocks import MEMORY_BYTES
-from glue_cli.blend.rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
+from glue_cli.blend.tensor_rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
 from glue_cli.cli import completion
 from glue_cli.cli.mix_dry_run import planned
 from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.session import Session, check_name, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.memory import MEMORY_BYTES
 from glue_cli.methods import METHODS, SEARCHES
 from glue_cli.spec.budget import parse_budget
 

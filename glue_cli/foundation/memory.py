@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+MEMORY_BYTES = 192 << 20  # the default limit on the buffers of a blend, of all threads together
+
 _CGROUP, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Files in which Linux describes a control group's memory: its limit, its use, and how much of that is cached files,
 # which the kernel can drop.

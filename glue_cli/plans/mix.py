@@ -10,7 +10,8 @@ from glue_cli.blend.adapters.adapter import is_adapter
 from glue_cli.blend.classes import compare_classes_of_adapters
 from glue_cli.blend.coefficients import check_alpha
 from glue_cli.blend.comparing import compare, name_alike
-from glue_cli.blend.rules import NO_RULES, Groups, TensorRules, head_classes_of, plan_recipe
+from glue_cli.blend.rules import Groups, head_classes_of, plan_recipe
+from glue_cli.blend.tensor_rules import NO_RULES, TensorRules
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.hub import fetch

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
 from glue_cli.blend.recipe import find_expert
-from glue_cli.blend.rules import NO_RULES, Groups, TensorRules
+from glue_cli.blend.rules import Groups
+from glue_cli.blend.tensor_rules import NO_RULES, TensorRules
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, UsageError

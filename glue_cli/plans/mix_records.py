@@ -5,12 +5,12 @@ from typing import Literal
 
 from glue_cli.blend.adapters.adapted_base import AdaptedBase
 from glue_cli.blend.adapters.adapter import Adapter
-from glue_cli.blend.blocks import MEMORY_BYTES
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.blend.rules import HeadPlan
 from glue_cli.blend.tokens import TokenPlan
 from glue_cli.checkpoints.configuration import NO_CHANGES, Changes
 from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.foundation.memory import MEMORY_BYTES
 from glue_cli.methods import METHODS
 from glue_cli.search.bank.kinds import KINDS
 

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from glue_cli.blend.classes import ComparedClasses, compare_classes, compare_classes_of_adapters
 from glue_cli.blend.comparing import compare
 from glue_cli.blend.recipe import PLAIN
-from glue_cli.blend.rules import TensorRules, plan_recipe
+from glue_cli.blend.rules import plan_recipe
+from glue_cli.blend.tensor_rules import TensorRules
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 

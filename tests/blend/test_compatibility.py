@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from glue_cli.blend.compatibility import check_compatible, check_copied, find_differences
-from glue_cli.blend.rules import TensorRules, plan_recipe
+from glue_cli.blend.rules import plan_recipe
+from glue_cli.blend.tensor_rules import TensorRules
 from glue_cli.foundation.errors import CheckpointError
 
 FIRST = {"w": torch.zeros(2, 3), "b": torch.zeros(3), "ids": torch.arange(3)}

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from glue_cli.blend.recipe import PLAIN
-from glue_cli.blend.rules import NO_RULES, TensorRules, head_classes_of, plan_recipe
+from glue_cli.blend.rules import head_classes_of, plan_recipe
+from glue_cli.blend.tensor_rules import NO_RULES, TensorRules
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError

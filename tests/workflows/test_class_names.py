@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stripes import stripes
 
-from glue_cli.blend.rules import NO_RULES, TensorRules
+from glue_cli.blend.tensor_rules import NO_RULES, TensorRules
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, DataError

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from glue_cli.blend.rules import TensorRules
+from glue_cli.blend.tensor_rules import TensorRules
 from glue_cli.foundation.progress import Advanced, Noted, Started
 from glue_cli.foundation.run import Run
 from glue_cli.plans.evaluate import plan_evaluate

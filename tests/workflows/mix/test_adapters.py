@@ -12,7 +12,7 @@ from torch import nn
 
 from glue_cli.blend.adapters.adapter import read_adapter
 from glue_cli.blend.adapters.disk_space import mixed_bytes
-from glue_cli.blend.rules import TensorRules
+from glue_cli.blend.tensor_rules import TensorRules
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError, SpecError, UsageError

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from glue_cli.blend.rules import TensorRules
+from glue_cli.blend.tensor_rules import TensorRules
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
 from glue_cli.foundation.progress import Noted

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from glue_cli.blend.rules import TensorRules
+from glue_cli.blend.tensor_rules import TensorRules
 from glue_cli.foundation.errors import SpecError
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
