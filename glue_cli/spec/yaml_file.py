@@ -86,7 +86,8 @@ def read_spec(
         text = read_text(path)
     except FileNotFoundError:
         raise UsageError(
-            f"no spec at '{path}'", hint="write a glue.yaml here, or name one with --spec PATH or GLUE_SPEC"
+            f"no spec at '{path}'",
+            hint="write one with glue init EXPERT... --data FOLDER, or name one with --spec PATH or GLUE_SPEC",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"the spec '{path}' cannot be read: {error}") from None

@@ -51,7 +51,7 @@ class ByGroup:
         """How many forwards the next step may take; never fewer than a step needs."""
         return max(self._forwards_a_step, self.strategy.least_forwards)
 
-    def found(self, n_examples: int) -> Candidate:
+    def candidate(self, n_examples: int) -> Candidate:
         """Return the estimate, pulled back as far as `n_examples` examples call for."""
         return candidate_of("an alpha a group", self.strategy.shrunk(n_examples), self.one.statistics)
 

@@ -209,7 +209,7 @@ class _StagedSearch:
 
     def _end(self) -> Candidate:
         if self._groups:
-            return self._groups.found(self._n_seen(self._groups.n_made))
+            return self._groups.candidate(self._n_seen(self._groups.n_made))
         return self._estimate("end", self._contenders[0])
 
     def _rivals(self) -> list[Candidate]:
