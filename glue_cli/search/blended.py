@@ -2,8 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,39 +13,17 @@ from glue_cli.foundation.seeds import derive_seed
 from glue_cli.running.batchnorm import differentiate_statistics, use_batch_statistics
 from glue_cli.running.cuda_graphs import CudaCapture, GraphedForwards
 from glue_cli.running.device import Compute
-from glue_cli.running.forward import Batch, outputs_of
+from glue_cli.running.forward import Batch, Inputs, outputs_of
+from glue_cli.running.timing import Precision
 from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.search.bound_models import bind, set_tensors
-from glue_cli.search.protocol import MeanLoss
+from glue_cli.search.bound_models import MakeTensors, bind, make_nothing, set_tensors
+from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
+from glue_cli.search.written import WrittenInMemory
 
 # Limit on the memory of the blends towards all experts together; above it they are made one at a time.
 _PASS_BYTES = 64 << 20
 # A larger model computes longer on a GPU than its kernels take to launch.
 _GRAPHED_COLUMNS = 1 << 24
-
-# Makes tensors that depend on alpha [G, K] but are not blended; differentiable.
-MakeTensors = Callable[[Tensor], Mapping[str, Tensor]]
-
-
-def make_nothing(alpha: Tensor) -> dict[str, Tensor]:
-    """Make no tensors: every tensor of the model is blended or does not depend on alpha."""
-    return {}
-
-
-@dataclass(frozen=True)
-class BatchNormMode:
-    """What BatchNorm does in the blends of a search.
-
-    Attributes:
-        statistics: whether it uses the blended running statistics or those of the batch.
-        is_differentiated: whether a gradient passes through the blended running statistics.
-    """
-
-    statistics: Literal["running", "batch"] = "running"
-    is_differentiated: bool = True
-
-
-BLENDED_STATISTICS = BatchNormMode()
 
 
 class ResidentBlends:
@@ -72,10 +50,9 @@ class ResidentBlends:
     ) -> None:
         self.n_groups, self.n_experts, self.batchnorm = bank.n_groups, bank.n_experts, batchnorm
         self._uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
-        self._model, self._bank, self._compute = model.eval().requires_grad_(False), bank, compute
+        self.model, self._bank, self.compute = model.eval().requires_grad_(False), bank, compute
         self._seed, self._make_tensors = seed, make_tensors
-        is_graphed = compute.device.type == "cuda" and bank.n_columns <= _GRAPHED_COLUMNS
-        self._outputs_of = GraphedForwards(CudaCapture(compute.device)) if is_graphed else outputs_of
+        self._outputs_of = self._forwards()
         self._rows = torch.empty(0, bank.n_columns, device=bank.device)
         self._copies: list[nn.Module] = []
         self._differentiable: tuple[nn.Module, Tensor, Tensor] | None = None
@@ -83,12 +60,17 @@ class ResidentBlends:
     def with_statistics(self, statistics: Statistics) -> "ResidentBlends":
         """As `Blends.with_statistics`; both share the experts, but not the rows of blends."""
         by_batch = replace(self.batchnorm, statistics="batch" if statistics == "refreshed" else "running")
-        if by_batch == self.batchnorm:
-            return self
-        other = copy.copy(self)
-        other.batchnorm, other._copies, other._differentiable = by_batch, [], None
-        other._rows = self._rows.new_empty(0, self._bank.n_columns)
+        return self if by_batch == self.batchnorm else self._changed(batchnorm=by_batch)
+
+    def with_precision(self, precision: Precision) -> "ResidentBlends":
+        """As `Blends.with_precision`; both share the experts, but not the rows of blends."""
+        other = self._changed(compute=replace(self.compute, precision=precision))
+        other._outputs_of = other._forwards()  # a graph is captured in one precision
         return other
+
+    def as_written(self, dtypes: Mapping[str, torch.dtype]) -> WrittenInMemory:
+        """As `Blends.as_written`."""
+        return WrittenInMemory(self.model, self._bank, dtypes=dtypes, make_tensors=self._make_tensors)
 
     def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`. Cost: m rows of d float32 in memory."""
@@ -127,6 +109,19 @@ class ResidentBlends:
             products += torch.autograd.grad(list(made.values()), by_alpha, slopes)[0]
         return loss.item(), products
 
+    def _forwards(self) -> Callable[[nn.Module, Inputs], Tensor]:
+        """Return a function that runs a model; on a GPU it replays the passes of small ones."""
+        is_graphed = self.compute.device.type == "cuda" and self._bank.n_columns <= _GRAPHED_COLUMNS
+        return GraphedForwards(CudaCapture(self.compute.device)) if is_graphed else outputs_of
+
+    def _changed(self, **changes: Any) -> "ResidentBlends":
+        """Return the same blends with other attributes, and rows and models of their own."""
+        other = copy.copy(self)
+        other._rows, other._copies, other._differentiable = self._rows.new_empty(0, self._bank.n_columns), [], None
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
+
     @torch.no_grad()  # not on the generator, which would then hold its last outputs while the next are made
     def _outputs(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         return self._forward(model, batch, step)
@@ -136,7 +131,7 @@ class ResidentBlends:
         devices: Sequence[torch.device] = [targets.device] if targets.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(derive_seed(self._seed, "probe", step))
-            with self._compute.autocast():
+            with self.compute.autocast():
                 return self._outputs_of(model, inputs)
 
     @torch.no_grad()
@@ -153,7 +148,7 @@ class ResidentBlends:
             self._copies, self._rows = [], self._rows.new_empty(0)  # frees the memory before new ones are made
             self._rows = torch.empty(m, self._bank.n_columns, device=self._bank.device)
             made = self._make_tensors(self._uniform)
-            self._copies = [bind(self._model, self._bank.spans, row, made.keys()) for row in self._rows]
+            self._copies = [bind(self.model, self._bank.spans, row, made.keys()) for row in self._rows]
             if self.batchnorm.statistics == "batch":
                 for copied in self._copies:
                     use_batch_statistics(copied)
@@ -185,7 +180,7 @@ class ResidentBlends:
             theta = torch.empty(1, self._bank.n_columns, device=self._bank.device)
             gradient = torch.zeros_like(theta)
             made = self._make_tensors(self._uniform)
-            model = bind(self._model, self._bank.spans, theta[0], made.keys())
+            model = bind(self.model, self._bank.spans, theta[0], made.keys())
             if self.batchnorm.statistics == "batch":
                 use_batch_statistics(model)
             leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))

@@ -9,6 +9,14 @@ from torch import Tensor, nn
 
 from glue_cli.search.bank.matrix import Span
 
+# Makes tensors that depend on alpha [G, K] but are not blended; differentiable.
+MakeTensors = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+def make_nothing(alpha: Tensor) -> dict[str, Tensor]:
+    """Make no tensors: every tensor of the model is blended or does not depend on alpha."""
+    return {}
+
 
 def bind(model: nn.Module, spans: Mapping[str, Span], row: Tensor, made: Collection[str]) -> nn.Module:
     """Return a copy of the model whose tensors at `spans` are views of `row` [d].

@@ -1,20 +1,17 @@
-"""Blends as they would be written, and their loss on examples that were not used to make them."""
+"""The loss of blends, as they would be written, on examples that were not used to make them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
-from glue_cli.running.batchnorm import keep_own_counters, refresh_statistics, statistics_of
-from glue_cli.running.forward import Batch, outputs_of
+from glue_cli.running.forward import Batch
 from glue_cli.running.means import ExampleSums
-from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.search.blended import MakeTensors, make_nothing
-from glue_cli.search.bound_models import bind, set_tensors
 from glue_cli.search.criterion import Criterion
+from glue_cli.search.protocol import WrittenBlend
 
 Charge = Callable[[Tensor], None]  # is called with the targets of every forward
 
@@ -27,73 +24,32 @@ class Batches:
     n: int
 
 
-class WrittenBlend:
-    """One blend in memory, as its file will be: each tensor in the file's dtype, with its own BatchNorm statistics.
+class Judge:
+    """Judges one blend after the other, each as it would be written; `blend` is the last one."""
 
-    All passes are in float32, so that experts that hardly differ can be told apart, and `glue evaluate` gives the same
-    figures with `--set precision=fp32`.
+    def __init__(self, blend: WrittenBlend, criterion: Criterion) -> None:
+        self.blend, self._criterion = blend, criterion
 
-    Args:
-        model: the architecture, on the device; it is copied, except for tensors that do not depend on alpha.
-        dtypes: the dtype in which each tensor is written, by name; float32 by default.
-        make_tensors: makes the tensors that depend on alpha but are not blended.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        bank: ExpertBank,
-        criterion: Criterion,
-        *,
-        dtypes: Mapping[str, torch.dtype],
-        make_tensors: MakeTensors = make_nothing,
-    ) -> None:
-        self._bank, self._criterion, self._dtypes, self._make_tensors = bank, criterion, dtypes, make_tensors
-        self._row = torch.empty(1, bank.n_columns, device=bank.device)
-        uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
-        self._model = bind(model, bank.spans, self._row[0], make_tensors(uniform).keys()).eval()
-        keep_own_counters(self._model)
+    def load(self, alpha: Tensor, refreshing: Batches | None, charge: Charge) -> None:
+        """Set the blend to alpha [G, K], with statistics of BatchNorm from the batches `refreshing` if given."""
+        self.blend.load(alpha)
+        if refreshing:
+            self.blend.refresh(_charged(refreshing.again(), charge))
 
     @torch.no_grad()
-    def load(self, alpha: Tensor) -> None:
-        """Set it to the blend for alpha [G, K]."""
-        self._bank.blend(alpha[None], self._row)
-        self._round()
-        made = {name: self._as_written(name, tensor) for name, tensor in self._make_tensors(alpha).items()}
-        set_tensors(self._model, made)
+    def terms(self, batches: Iterable[Batch], charge: Charge) -> list[ExampleSums]:
+        """Return the terms of the criterion for the blend, batch by batch."""
+        return list(starmap(self._sum_up, self.blend.outputs(_charged(batches, charge))))
 
-    @torch.no_grad()
-    def refresh(self, batches: Iterable[Batch], charge: Charge) -> None:
-        """Recompute BatchNorm's statistics."""
+    def _sum_up(self, outputs: Tensor, targets: Tensor) -> ExampleSums:
+        return ExampleSums.of(self._criterion.terms(outputs, targets), targets)
 
-        def forward(model: nn.Module, batch: Batch) -> None:
-            charge(batch[1])
-            outputs_of(model, batch[0])
 
-        refresh_statistics(self._model, batches, forward)
-        self._round()
-
-    @torch.no_grad()
-    def judge(self, batches: Iterable[Batch], charge: Charge) -> Iterable[ExampleSums]:
-        """Return the terms of the criterion, batch by batch."""
-        sums = []
-        for inputs, targets in batches:
-            charge(targets)
-            sums.append(ExampleSums.of(self._criterion.terms(outputs_of(self._model, inputs), targets), targets))
-        return sums
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Return BatchNorm's statistics, by their names in a state dict, on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in statistics_of(self._model).items()}
-
-    def _round(self) -> None:
-        for name, span in self._bank.spans.items():
-            if self._dtypes.get(name, torch.float32) != torch.float32:
-                there = span.view(self._row[0])
-                there.copy_(self._as_written(name, there))
-
-    def _as_written(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor.to(self._dtypes.get(name, torch.float32)).to(tensor.dtype)
+def _charged(batches: Iterable[Batch], charge: Charge) -> Iterator[Batch]:
+    """Yield the batches, and charge a forward for each."""
+    for batch in batches:
+        charge(batch[1])
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -111,18 +67,17 @@ class HeldOut:
     each fold is a part, which judges a blend whose alpha and statistics come from the other folds.
     """
 
-    def __init__(self, blend: WrittenBlend, parts: Sequence[Part]) -> None:
-        self._blend, self._parts = blend, parts
+    def __init__(self, judge: Judge, parts: Sequence[Part]) -> None:
+        self._judge, self._parts = judge, parts
         self.n_batches = sum(part.judged.n for part in parts)
 
     def terms(self, alphas: Tensor, statistics: Statistics, n_batches: int | None, charge: Charge) -> Tensor:
         """Return the held-out terms of a blend, [N], float64; see `Objective.written_terms`."""
         sums: list[ExampleSums] = []
         for number, (part, n_judged) in enumerate(self._shared_out(n_batches)):
-            self._blend.load(alphas if alphas.dim() == 2 else alphas[number])
-            if statistics == "refreshed":
-                self._blend.refresh(part.refreshing.again(), charge)
-            sums += self._blend.judge(islice(part.judged.again(), n_judged), charge)
+            refreshing = part.refreshing if statistics == "refreshed" else None
+            self._judge.load(alphas if alphas.dim() == 2 else alphas[number], refreshing, charge)
+            sums += self._judge.terms(islice(part.judged.again(), n_judged), charge)
         return ExampleSums.join(sums).shares
 
     def n_forwards(self, statistics: Statistics, n_batches: int | None = None) -> int:

@@ -1,16 +1,59 @@
 """The interfaces that a search uses: the objective that a method minimises, and the outputs of blends behind it."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch
+from glue_cli.running.timing import Precision
 from glue_cli.search.account import Cost
 from glue_cli.search.secants import Quadratic
 
 MeanLoss = Callable[[Tensor, Tensor], Tensor]  # outputs and targets of a batch -> their mean loss, [], differentiable
+
+
+@dataclass(frozen=True)
+class BatchNormMode:
+    """What BatchNorm does in the blends of a search.
+
+    Attributes:
+        statistics: whether it uses the blended running statistics or those of the batch.
+        is_differentiated: whether a gradient passes through the blended running statistics.
+    """
+
+    statistics: Literal["running", "batch"] = "running"
+    is_differentiated: bool = True
+
+
+BLENDED_STATISTICS = BatchNormMode()
+
+
+class WrittenBlend(Protocol):
+    """One blend as its file will be: each tensor in the file's dtype, with its own BatchNorm statistics.
+
+    All passes are in float32, so that experts that hardly differ can be told apart, and `glue evaluate` gives the same
+    figures with `--set precision=fp32`. It may share memory with the `Blends` that it comes from: loading it ends
+    their outputs, and theirs end its own.
+    """
+
+    def load(self, alpha: Tensor) -> None:
+        """Set it to the blend for alpha [G, K]."""
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """Take BatchNorm's statistics anew. Cost: a forward for each batch."""
+
+    def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield its outputs on each batch, with the batch's targets. Cost: a forward for each batch."""
+        ...
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return BatchNorm's statistics, by their names in a state dict, on the CPU."""
+        ...
 
 
 class Blends(Protocol):
@@ -19,6 +62,10 @@ class Blends(Protocol):
     An implementation decides where the experts are stored, what BatchNorm uses, and whether a blend is made as a whole
     or layer by layer. It knows nothing of losses, and charges nothing. Within a step, all forwards use the same random
     state, whatever alpha is.
+
+    Attributes:
+        model: the architecture; its tensors need not have values.
+        compute: what the forwards run with; batches have to be on its device, in its memory format.
     """
 
     @property
@@ -26,6 +73,24 @@ class Blends(Protocol):
 
     @property
     def n_experts(self) -> int: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def compute(self) -> Compute: ...
+
+    def with_precision(self, precision: Precision) -> Self:
+        """Return the same blends, whose forwards run in another precision."""
+        ...
+
+    def as_written(self, dtypes: Mapping[str, torch.dtype]) -> WrittenBlend:
+        """Return one blend as its file will be.
+
+        Args:
+            dtypes: the dtype in which each tensor is written, by its name in the model; float32 by default.
+        """
+        ...
 
     def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the outputs of each blend on the first batch, then on the next, each with the batch's targets.

@@ -1,6 +1,7 @@
 """The device, precision and threads of a run: as the user chose, or the fastest in timings of the run's own work."""
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ from glue_cli.data.loader import Examples
 from glue_cli.foundation.run import Run
 from glue_cli.running.device import Compute, find_device, likes_channels_last
 from glue_cli.running.precision import choose_way
-from glue_cli.running.timing import Precision
+from glue_cli.running.timing import PRECISIONS, Precision
+from glue_cli.search.protocol import Blends
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.training import Settings, make_optimizer, training_step
@@ -35,6 +37,19 @@ def training_compute(spec: Spec, model: nn.Module, examples: Examples, settings:
 def mixing_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:
     """Choose what to mix with, and set torch's threads; `precision: auto` times forward passes of a copy."""
     return _forward_compute(spec, model, examples, _first(examples, spec.mix.batch_size), spec.mix.batch_size, run)
+
+
+def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -> Compute:
+    """Choose what a search computes with, and set torch's threads; `precision: auto` times blends and their passes."""
+    uniform = torch.full((1, blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
+    timed = _first(examples, spec.mix.batch_size)
+
+    def make_step(compute: Compute) -> Callable[[Compute], object]:
+        batches = list(timed.on(compute).in_order())
+        by_precision = {precision: blends.with_precision(precision) for precision in PRECISIONS}
+        return lambda compute: deque(by_precision[compute.precision].outputs(uniform, batches, 0), maxlen=0)
+
+    return _choose("blend", make_step, spec, blends.model, examples, spec.mix.batch_size, run)
 
 
 def evaluation_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:

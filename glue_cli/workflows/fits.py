@@ -1,10 +1,10 @@
 """Whether a model and the data fit each other, by a forward pass over a few examples."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.data.loader import Examples
@@ -12,8 +12,9 @@ from glue_cli.foundation.errors import DataError, GlueError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
 from glue_cli.models.libraries.faults import reason_of
 from glue_cli.running.device import Compute
-from glue_cli.running.forward import Inputs, outputs_of
+from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.running.losses import Loss
+from glue_cli.search.protocol import Blends
 
 
 @torch.no_grad()
@@ -24,12 +25,38 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
         SpecError: it does not take the inputs, or its outputs have another shape than the targets.
         DataError: a label is out of range, or a token is not in the model's vocabulary.
     """
-    _check_tokens(model, examples.dataset, where)
     was_training = model.training
     model.eval()
-    inputs, targets = next(examples.on(Compute(torch.device("cpu"))).in_order(2))
     try:
-        outputs = outputs_of(model, inputs)
+        on_cpu = Compute(torch.device("cpu"))
+        _check(model, on_cpu, lambda batch: outputs_of(model, batch[0]), examples, loss, where)
+    finally:
+        model.train(was_training)
+
+
+def check_blends_fit_data(blends: Blends, examples: Examples, loss: Loss, where: str) -> None:
+    """As `check_fits_data`, for the uniform blend."""
+    uniform = torch.full((1, blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
+
+    def forward(batch: Batch) -> Tensor:
+        ((outputs, _),) = blends.outputs(uniform, [batch], 0)
+        return outputs
+
+    _check(blends.model, blends.compute, forward, examples, loss, where)
+
+
+def _check(
+    model: nn.Module,
+    compute: Compute,
+    forward: Callable[[Batch], Tensor],
+    examples: Examples,
+    loss: Loss,
+    where: str,
+) -> None:
+    _check_tokens(model, examples.dataset, where)
+    inputs, targets = next(examples.on(compute).in_order(2))
+    try:
+        outputs = forward((inputs, targets))
     except GlueError:
         raise
     except Exception as error:  # a model from outside glue may raise anything
@@ -39,8 +66,6 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
             f"the model does not take the data's inputs {_shape_of(inputs)}: {reason_of(error)}",
             hint="set model.args to fit the data",
         ) from error
-    finally:
-        model.train(was_training)
     if loss == "mse":
         if outputs.shape[1:].numel() != targets.shape[1:].numel():
             raise SpecError(

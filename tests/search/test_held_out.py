@@ -9,7 +9,8 @@ from glue_cli.blend.recipe import PLAIN
 from glue_cli.running.batchnorm import refresh_statistics, statistics_of
 from glue_cli.running.losses import example_losses
 from glue_cli.search.bank.load import bank_of_tensors
-from glue_cli.search.held_out import Batches, HeldOut, Part, WrittenBlend
+from glue_cli.search.held_out import Batches, HeldOut, Judge, Part
+from glue_cli.search.written import WrittenInMemory
 
 REFRESHING = [batch_of(7), batch_of(8)]
 
@@ -26,7 +27,11 @@ def made():
 def written_of(made, dtype=None):
     model, experts, bank = made
     dtypes = dict.fromkeys(experts[0], dtype) if dtype else {}
-    return WrittenBlend(model, bank, of_loss("cross_entropy"), dtypes=dtypes)
+    return WrittenInMemory(model, bank, dtypes=dtypes)
+
+
+def held_out_of(made, parts, dtype=None):
+    return HeldOut(Judge(written_of(made, dtype), of_loss("cross_entropy")), parts)
 
 
 def by_hand(made, alpha, *, dtype=torch.float32, refreshing=None):
@@ -56,7 +61,7 @@ def nothing(targets):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("statistics", ["averaged", "refreshed"])
 def test_a_blend_is_judged_as_it_is_written(made, dtype, statistics):
-    held_out = HeldOut(written_of(made, dtype), [Part(Batches(lambda: BOTH, 2), Batches(lambda: REFRESHING, 2))])
+    held_out = held_out_of(made, [Part(Batches(lambda: BOTH, 2), Batches(lambda: REFRESHING, 2))], dtype)
     for alpha in ALPHAS:  # one after the other: nothing of the last one stays
         found = held_out.terms(alpha, statistics, None, nothing)
         refreshing = REFRESHING if statistics == "refreshed" else None
@@ -66,7 +71,7 @@ def test_a_blend_is_judged_as_it_is_written(made, dtype, statistics):
 
 def test_the_dtype_of_the_output_shows(made):
     part = Part(Batches(lambda: BOTH, 2), Batches(lambda: REFRESHING, 2))
-    exact, rounded = (HeldOut(written_of(made, dtype), [part]) for dtype in (None, torch.bfloat16))
+    exact, rounded = (held_out_of(made, [part], dtype) for dtype in (None, torch.bfloat16))
     one, other = (held_out.terms(ALPHA, "averaged", None, nothing) for held_out in (exact, rounded))
     assert 1e-5 < (one - other).abs().max() < 0.1
 
@@ -75,7 +80,7 @@ def test_each_fold_is_judged_by_its_own_alpha_and_by_statistics_of_other_example
     parts = [
         Part(Batches(lambda b=batch: [b], 1), Batches(lambda o=other: [o], 1)) for batch, other in (BOTH, BOTH[::-1])
     ]
-    found = HeldOut(written_of(made), parts).terms(ALPHAS[:2], "refreshed", None, nothing)
+    found = held_out_of(made, parts).terms(ALPHAS[:2], "refreshed", None, nothing)
     wanted = [
         losses_of(by_hand(made, alpha, refreshing=[other]), [batch])
         for alpha, (batch, other) in zip(ALPHAS, (BOTH, BOTH[::-1]), strict=False)
@@ -86,7 +91,7 @@ def test_each_fold_is_judged_by_its_own_alpha_and_by_statistics_of_other_example
 def test_the_statistics_of_the_file_are_those_it_was_judged_by(made):
     written = written_of(made)
     written.load(ALPHA)
-    written.refresh(REFRESHING, nothing)
+    written.refresh(REFRESHING)
     wanted = statistics_of(by_hand(made, ALPHA, refreshing=REFRESHING))
     found = written.statistics()
     assert found.keys() == wanted.keys() and any("num_batches" in name for name in found)
@@ -101,7 +106,7 @@ def test_the_statistics_of_the_file_are_those_it_was_judged_by(made):
 def test_forwards_are_foretold_and_charged(made, n_batches, n_terms, averaged, refreshed):
     both = Part(Batches(lambda: BOTH, 2), Batches(lambda: REFRESHING, 2))
     one = Part(Batches(lambda: BOTH[:1], 1), Batches(lambda: REFRESHING, 2))
-    held_out = HeldOut(written_of(made), [both, one])
+    held_out = held_out_of(made, [both, one])
     assert held_out.n_batches == 3
     for statistics, wanted in (("averaged", averaged), ("refreshed", refreshed)):
         charged = []

@@ -1,4 +1,4 @@
-"""The experts of a mix, whole checkpoints or adapters: as a model, as a search's bank, and as the blend on disk."""
+"""The experts of a mix, whole checkpoints or adapters: as a model, as a search's blends, and as the blend on disk."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from glue_cli.blend.adapters.adapted_base import AdaptedBase
@@ -27,9 +28,11 @@ from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import Adapters, Tensors, Writing
 from glue_cli.results.card import About, make_card
-from glue_cli.running.device import Compute
+from glue_cli.running.device import Compute, find_device, likes_channels_last
 from glue_cli.search.bank.load import bank_of_tensors, choose_bank, load_bank
 from glue_cli.search.bank.matrix import ExpertBank
+from glue_cli.search.blended import ResidentBlends
+from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, Blends
 from glue_cli.workflows.save import configured_beside
 
 if TYPE_CHECKING:
@@ -65,22 +68,36 @@ class Experts(ABC):
         model.load_state_dict(self._naming.in_memory(tensors), strict=False)
         return model
 
-    def make_tensors(self, alphas: Tensor) -> dict[str, Tensor]:
-        """Return the tensors that are computed from `alphas` [G, K] other than by blending; differentiable.
-
-        They have their names in the model, so `model` has to be called first.
-        """
-        return self._naming.in_memory(self._make(alphas))
-
     def dtypes(self) -> dict[str, str]:
-        """Return the dtypes of the blend's tensors on disk, by their names in the model."""
+        """Return the dtypes of the blend's tensors on disk, by their names in the model; `blends` comes first."""
         entries = self.header.entries
         parts = {name: source.names[0] for name, source in self._naming.sources.items()}
         return {name: entries[part].dtype for name, part in parts.items() if part in entries}
 
-    @abstractmethod
-    def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
-        """Return a bank of the tensors that are blended; `model` has to be called first."""
+    def blends(
+        self,
+        spec: "Spec",
+        run: Run,
+        *,
+        seed: int,
+        n_blends: int,
+        batchnorm: BatchNormMode = BLENDED_STATISTICS,
+    ) -> Blends:
+        """Return what yields the outputs of blends, in float32 until another precision is chosen.
+
+        Args:
+            seed: for the random state of the forwards.
+            n_blends: how many blends are used at once.
+        Raises:
+            CheckpointError: the experts do not fit the model, or one has NaN or infinity.
+        """
+        n_groups, n_experts = self._n_coefficients
+        model = self.model(spec, torch.eye(n_experts, dtype=torch.float64)[:1].expand(n_groups, n_experts))
+        compute = Compute(find_device(run.device), channels_last=likes_channels_last(model))
+        bank = self._bank(compute, n_blends + 2, run)
+        return ResidentBlends(
+            compute.to_device(model), bank, compute, seed=seed, batchnorm=batchnorm, make_tensors=self._make_in_memory
+        )
 
     @abstractmethod
     def write(
@@ -98,12 +115,25 @@ class Experts(ABC):
             hashes: the experts' sha256 [K], to be completed; empty to take none.
         """
 
+    @property
+    @abstractmethod
+    def _n_coefficients(self) -> tuple[int, int]:
+        """The shape [G, K] of alpha."""
+
+    @abstractmethod
+    def _bank(self, compute: Compute, n_blends: int, run: Run) -> ExpertBank:
+        """Return a bank of the tensors that are blended."""
+
     @abstractmethod
     def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
         """Return the tensors of the blend in memory, by their names on disk."""
 
+    def _make_in_memory(self, alphas: Tensor) -> dict[str, Tensor]:
+        """Return the tensors that are computed from `alphas` [G, K] other than by blending; differentiable."""
+        return self._naming.in_memory(self._make(alphas))
+
     def _make(self, alphas: Tensor) -> dict[str, Tensor]:
-        """Return the tensors of `make_tensors`, by their names on disk."""
+        """Return the tensors of `_make_in_memory`, by their names on disk."""
         return {}
 
     @abstractmethod
@@ -154,7 +184,7 @@ class WholeExperts(Experts):
     ) -> None:
         self._about = about
         self._experts, self._rules = experts, tensors
-        self._destination, self._writing, self._bank = destination, writing, bank
+        self._destination, self._writing, self._bank_kind = destination, writing, bank
         self._searched = [without_parts(expert, destination.parts) for expert in experts]
         described = tensors.recipe.describe(self._searched)
         entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in described}
@@ -166,12 +196,16 @@ class WholeExperts(Experts):
         if (tokens := tensors.tokens) and tokens.names:
             self._rows = AlignedRows(experts, tokens, tensors.recipe)
 
-    def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
+    @property
+    def _n_coefficients(self) -> tuple[int, int]:
+        return len(self._rules.recipe.groups), len(self._experts)
+
+    def _bank(self, compute: Compute, n_blends: int, run: Run) -> ExpertBank:
         if self._rows:
             self._rows.hold()
         recipe, device = self._rules.recipe, compute.device
         kind = choose_bank(
-            self._bank,
+            self._bank_kind,
             self._searched,
             recipe,
             device=device,
@@ -247,7 +281,11 @@ class AdapterExperts(Experts):
         assert self._adapters.adapted  # given if the plan needs a model, or merges
         return self._adapters.adapted
 
-    def bank(self, compute: Compute, *, n_blends: int, run: Run) -> ExpertBank:
+    @property
+    def _n_coefficients(self) -> tuple[int, int]:
+        return 1, len(self._adapters.adapters)
+
+    def _bank(self, compute: Compute, n_blends: int, run: Run) -> ExpertBank:
         adapted = self._adapted
         experts = (expert_tensors(adapted, k, self._naming) for k in range(len(adapted.adapters)))
         return bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)

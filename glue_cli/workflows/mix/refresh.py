@@ -18,6 +18,7 @@ from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.means import ExampleSums
 from glue_cli.search.account import Cost
 from glue_cli.search.criterion import criterion_of
+from glue_cli.search.held_out import Judge
 from glue_cli.spec.schema import AugmentSpec, Spec
 from glue_cli.workflows.compute import mixing_compute
 from glue_cli.workflows.fits import check_fits_data
@@ -25,7 +26,7 @@ from glue_cli.workflows.mix.choice import Choice
 from glue_cli.workflows.mix.experts import Experts
 from glue_cli.workflows.mix.labels import refreshing_batches, sampled, validation_size
 from glue_cli.workflows.mix.refreshed_on import check_same, identity
-from glue_cli.workflows.mix.setting import written_blend
+from glue_cli.workflows.mix.setting import as_written
 
 Forward = Callable[[nn.Module, Batch], Tensor]
 
@@ -56,11 +57,8 @@ def refresh(
         check_same({**record, **identity(spec, sampled(target, recorded.sample))}, recorded.model_dump())
         torch.set_num_threads(recorded.threads)  # the number of threads decides the order of sums
         if recorded.sample != "train":
-            return (
-                _repeat_search(plan, spec, target, experts, chosen, compute, model, recorded.sample, run),
-                chosen,
-                {},
-            )
+            made = _repeat_search(plan, spec, target, experts, chosen, compute, recorded.sample, run)
+            return made, chosen, {}
     forward = _charging(chosen.cost, compute)
     model = compute.to_device(model).eval()
     batches = train.on(compute).epoch(spec.mix.batch_size, plan.seed, 0, AugmentSpec())
@@ -80,7 +78,6 @@ def _repeat_search(
     experts: Experts,
     chosen: Choice,
     compute: Compute,
-    model: nn.Module,
     sample: Sample,
     run: Run,
 ) -> dict[str, Tensor]:
@@ -90,12 +87,10 @@ def _repeat_search(
         chosen.cost.forwards += 1
         chosen.cost.examples += len(targets)
 
-    criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
-    model = compute.to_device(model).eval()
-    blend = written_blend(plan, experts, model, experts.bank(compute, n_blends=2, run=run), criterion)
-    blend.load(chosen.alpha)
+    blend = as_written(plan, experts, experts.blends(spec, run, seed=plan.seed, n_blends=1))
     batches = refreshing_batches(target, sample, spec.mix.batch_size, compute, plan.seed)
-    blend.refresh(batches.again(), charge)
+    judge = Judge(blend, criterion_of(spec.objective, spec.loss, spec.path(".")))
+    judge.load(chosen.alpha, batches, charge)
     return blend.statistics()
 
 

@@ -5,7 +5,6 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from glue_cli.data.target import Target
@@ -19,10 +18,11 @@ from glue_cli.results.history import Write
 from glue_cli.results.mix import LeftOut, Losses, Objective, Stage, StagedSearch
 from glue_cli.running.device import Compute
 from glue_cli.search.criterion import criterion_of
+from glue_cli.search.protocol import BatchNormMode
 from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
-from glue_cli.workflows.compute import mixing_compute
-from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.compute import blending_compute
+from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, search_of
 from glue_cli.workflows.mix.experts import Experts
 from glue_cli.workflows.mix.labels import sampled
@@ -42,12 +42,12 @@ def search(
     criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
     goal = criterion.goal
     n_experts = len(plan.experts)
-    first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(len(plan.tensors.recipe.groups), n_experts)
-    model = experts.model(spec, first)
+    n_blends = _count_blends(plan.method, settings)
+    blends = experts.blends(spec, run, seed=plan.seed, n_blends=n_blends, batchnorm=_batchnorm(settings))
     for split in ("train", "val"):
-        check_fits_data(model, target[split], spec.loss, spec.data.where)
-    compute = mixing_compute(spec, model, target["train"], run)
-    setting = Setting(plan, settings, target, experts, compute.to_device(model), criterion, compute, run)
+        check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
+    compute = blending_compute(spec, blends, target["train"], run)
+    setting = Setting(plan, settings, target, experts, blends.with_precision(compute.precision), criterion, run)
     objective = setting.objective
     budget, began = settings.parsed_budget, time.monotonic()
     total, unit = (math.ceil(budget.limit), budget.unit) if budget else (settings.steps, "steps")
@@ -127,6 +127,15 @@ def search(
         made=as_written.made,
         refreshed_on=_refreshed_on(spec, target, setting, compute) if as_written.made else {},
     )
+
+
+def _batchnorm(settings: MixSpec) -> BatchNormMode:
+    return BatchNormMode("running" if settings.search == "staged" else settings.bn_statistics, settings.bn_gradient)
+
+
+def _count_blends(method: str, settings: MixSpec) -> int:
+    """Return how many blends a search has in memory at once; with spsa, so many for each pair of probes."""
+    return METHODS[method].n_blends * (settings.n_directions if method == "spsa" else 1)
 
 
 def _refreshed_on(spec: Spec, target: Target, setting: Setting, compute: Compute) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from glue_cli.checkpoints.header import FLOAT_DTYPES
 from glue_cli.checkpoints.tensors import TORCH_DTYPES
@@ -11,20 +11,18 @@ from glue_cli.data.target import Target
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
-from glue_cli.methods import METHODS, makes_gauss_newton_steps
+from glue_cli.methods import makes_gauss_newton_steps
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
 from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import OUTPUT_DTYPES
 from glue_cli.results.blend import Sample
 from glue_cli.running.batchnorm import has_batchnorm
-from glue_cli.running.device import Compute
 from glue_cli.running.means import ExampleSums
-from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.search.blended import BatchNormMode, ResidentBlends
 from glue_cli.search.criterion import Criterion
-from glue_cli.search.held_out import HeldOut, WrittenBlend
+from glue_cli.search.held_out import HeldOut, Judge
 from glue_cli.search.objective import BlendObjective
+from glue_cli.search.protocol import Blends, WrittenBlend
 from glue_cli.spec.schema import MixSpec
 from glue_cli.workflows.mix.experts import Experts
 from glue_cli.workflows.mix.labels import Labels, share_out
@@ -55,7 +53,7 @@ class Setting:
     A plain search, as in the paper, judges blends as they are in memory; a staged search as they would be written.
 
     Args:
-        model: the spec's, with any blend of the experts, placed on the device.
+        blends: of the experts.
     Attributes:
         settings: of the search itself; its budget is reduced by what the steps after the search need.
     """
@@ -66,36 +64,24 @@ class Setting:
         settings: MixSpec,
         target: Target,
         experts: Experts,
-        model: nn.Module,
+        blends: Blends,
         criterion: Criterion,
-        compute: Compute,
         run: Run,
     ) -> None:
         goal = criterion.goal
         is_staged = settings.search == "staged"
         may_fold = is_staged and makes_gauss_newton_steps(plan.method, settings, goal)
-        self._labels = share_out(target, goal, settings, compute, seed=plan.seed, may_fold=may_fold)
-        kinds = _kinds(plan, settings, model, self._labels, run) if is_staged else ("averaged",)
-        n_blends = len(kinds) * _count_blends(plan.method, settings) + 1
-        bank = experts.bank(compute, n_blends=n_blends, run=run)
-        by_batch = settings.bn_statistics if not is_staged else "running"
-        blends = ResidentBlends(
-            model,
-            bank,
-            compute,
-            seed=plan.seed,
-            batchnorm=BatchNormMode(by_batch, settings.bn_gradient),
-            make_tensors=experts.make_tensors,
-        )
+        self._labels = share_out(target, goal, settings, blends.compute, seed=plan.seed, may_fold=may_fold)
+        kinds = _kinds(plan, settings, blends, self._labels, run) if is_staged else ("averaged",)
         if kinds == ("refreshed",) and _has_enough(settings, self._labels):
             blends = blends.with_statistics("refreshed")
-        self._written = written_blend(plan, experts, model, bank, criterion) if is_staged else None
+        self._judge = Judge(as_written(plan, experts, blends), criterion) if is_staged else None
         self.objective = BlendObjective(
             blends,
             criterion,
             self._labels.minibatches,
             seed=plan.seed,
-            held_out=HeldOut(self._written, self._labels.parts) if self._written else None,
+            held_out=HeldOut(self._judge, self._labels.parts) if self._judge else None,
             kinds=kinds,
         )
         self._n_kept = self._kept_for_the_file(settings) if is_staged else 0
@@ -112,10 +98,10 @@ class Setting:
         The loss is measured here, unless the guard has measured it or a small budget has no room for that.
         """
         has_searched = learned.val_loss is not None or learned.stopped == "budget"
-        if self._written is None or not has_searched:
+        if self._judge is None or not has_searched:
             return BlendAsWritten(learned.val_loss, learned.val_loss_start, None)
         self._load(learned.alpha, learned.statistics)
-        made = self._written.statistics() if learned.statistics == "refreshed" else None
+        made = self._judge.blend.statistics() if learned.statistics == "refreshed" else None
         is_limited = self.settings.parsed_budget is not None
         if learned.is_as_written or (is_limited and not self._n_kept):
             return BlendAsWritten(learned.val_loss, learned.val_loss_start, made)
@@ -139,16 +125,15 @@ class Setting:
         return n_forwards if n_forwards <= _MOST_KEPT * limit[budget.unit] else 0
 
     def _load(self, alpha: Tensor, statistics: Statistics) -> None:
-        assert self._written
-        self._written.load(alpha)
-        if statistics == "refreshed":
-            self._written.refresh(self._labels.refreshing.again(), self.objective.charge)
+        assert self._judge
+        refreshing = self._labels.refreshing if statistics == "refreshed" else None
+        self._judge.load(alpha, refreshing, self.objective.charge)
 
     def _measure(self) -> float:
-        assert self._written
+        assert self._judge
         before = self.objective.cost.forwards
         batches = self._labels.validation.again()
-        terms = ExampleSums.join(self._written.judge(batches, self.objective.charge)).shares
+        terms = ExampleSums.join(self._judge.terms(batches, self.objective.charge)).shares
         self.objective.cost.validation_forwards += self.objective.cost.forwards - before
         return terms.mean().item()
 
@@ -163,10 +148,10 @@ def _with_less(settings: MixSpec, n_forwards: int) -> MixSpec:
     return settings.model_copy(update={"budget": f"{less:.0f}ex" if in_examples else f"{less:.0f}"})
 
 
-def _kinds(plan: MixPlan, settings: MixSpec, model: nn.Module, labels: Labels, run: Run) -> tuple[Statistics, ...]:
+def _kinds(plan: MixPlan, settings: MixSpec, blends: Blends, labels: Labels, run: Run) -> tuple[Statistics, ...]:
     """Return the kinds of BatchNorm's statistics that the blend may be written with."""
     wanted = plan.tensors.statistics
-    if wanted == "averaged" or not has_batchnorm(model):
+    if wanted == "averaged" or not has_batchnorm(blends.model):
         return ("averaged",)
     if wanted == "refreshed":
         return ("refreshed",)
@@ -181,14 +166,7 @@ def _has_enough(settings: MixSpec, labels: Labels) -> bool:
     return min(settings.batch_size, labels.minibatches.n_examples) >= _FEWEST_REFRESHING
 
 
-def _count_blends(method: str, settings: MixSpec) -> int:
-    """Return how many float32 models a search holds: one, and its blends (with spsa, for each pair of probes)."""
-    return 1 + METHODS[method].n_blends * (settings.n_directions if method == "spsa" else 1)
-
-
-def written_blend(
-    plan: MixPlan, experts: Experts, model: nn.Module, bank: ExpertBank, criterion: Criterion
-) -> WrittenBlend:
+def as_written(plan: MixPlan, experts: Experts, blends: Blends) -> WrittenBlend:
     """Return a blend in memory as its file will be."""
     wanted = plan.writing.dtype
     dtypes = {
@@ -198,4 +176,4 @@ def written_blend(
     }
     if plan.adapters and not plan.adapters.merges:
         dtypes = {}  # only the factors are written, none of the model's tensors
-    return WrittenBlend(model, bank, criterion, dtypes=dtypes, make_tensors=experts.make_tensors)
+    return blends.as_written(dtypes)
