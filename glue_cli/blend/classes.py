@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from glue_cli.blend.misfit import Misfit
 from glue_cli.blend.recipe import Recipe
 from glue_cli.checkpoints.classes import are_same_classes, class_names_of, is_numbering, listed
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
-from glue_cli.foundation.errors import CheckpointError
 
 _HEAD = re.compile(r"(^|[._])(classifier|score|fc|heads?|logits|out_proj|linear)([._]|$)")  # usual names of heads
 _ADAPTERS = "mix adapters that were trained for the same classes, in the same order"
@@ -20,10 +20,12 @@ class ComparedClasses:
     Attributes:
         names: the names of the blend's outputs; empty if no expert gives names, or if a new head is made.
         notes: sentences to show the user.
+        misfits: why heads cannot be blended row by row; empty if they can.
     """
 
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    misfits: tuple[Misfit, ...] = ()
 
 
 def compare_classes(experts: Sequence[Checkpoint], recipe: Recipe) -> ComparedClasses:
@@ -31,9 +33,9 @@ def compare_classes(experts: Sequence[Checkpoint], recipe: Recipe) -> ComparedCl
 
     Args:
         recipe: the recipe before tensors are aligned by token. Heads that it copies or makes may differ.
-    Raises:
-        CheckpointError: the experts have different classes, or the same in different orders, and their heads would be
-            blended row by row.
+    Returns:
+        with a misfit if the experts have different classes, or the same in different orders, and their heads would be
+        blended row by row.
     """
     if recipe.made:
         return ComparedClasses()
@@ -51,11 +53,11 @@ def compare_classes(experts: Sequence[Checkpoint], recipe: Recipe) -> ComparedCl
 def compare_classes_of_adapters(adapters: Sequence[Checkpoint], base: Checkpoint | None) -> ComparedClasses:
     """Compare the class names of adapters; if none gives any, use those of the base, if it is known.
 
-    Raises:
-        CheckpointError: they have different classes, or the same in different orders.
+    Returns:
+        with a misfit if they have different classes, or the same in different orders.
     """
     compared = _compare(adapters, [class_names_of(adapter) for adapter in adapters], _ADAPTERS)
-    return compared if compared.names or base is None else ComparedClasses(class_names_of(base))
+    return compared if compared.names or compared.misfits or base is None else ComparedClasses(class_names_of(base))
 
 
 def _compare(experts: Sequence[Checkpoint], known: Sequence[tuple[str, ...]], hint: str) -> ComparedClasses:
@@ -65,11 +67,9 @@ def _compare(experts: Sequence[Checkpoint], known: Sequence[tuple[str, ...]], hi
     names = next((names for names in said if not is_numbering(names)), said[0])
     if not all(are_same_classes(own, names) for own in said):
         is_order = all(sorted(own) == sorted(names) for own in said)
-        raise CheckpointError(
-            "the experts know their classes in different orders" if is_order else "the experts know different classes",
-            items=[f"{expert.path}: {listed(own)}" for expert, own in zip(experts, known, strict=True) if own],
-            hint=hint,
-        )
+        message = f"the experts know {'their classes in different orders' if is_order else 'different classes'}"
+        items = tuple(f"{expert.path}: {listed(own)}" for expert, own in zip(experts, known, strict=True) if own)
+        return ComparedClasses(misfits=(Misfit("classes", message, items, hint),))
     silent = [str(expert.path) for expert, own in zip(experts, known, strict=True) if not own]
     if not silent:
         return ComparedClasses(names)

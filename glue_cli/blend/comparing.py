@@ -1,15 +1,16 @@
-"""Decide whether experts can be blended: all comparisons before any weight is read. Needs no torch."""
+"""Compare experts in everything that decides whether they can be blended, before any weight is read. No torch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from glue_cli.blend.classes import compare_classes
-from glue_cli.blend.compatibility import check_compatible, check_copied
-from glue_cli.blend.configurations import check_configurations
+from glue_cli.blend.compatibility import copied_misfits, tensor_misfits
+from glue_cli.blend.configurations import configuration_misfits
 from glue_cli.blend.constants import find_constants
 from glue_cli.blend.differences import settle_differences
-from glue_cli.blend.factors import check_no_factors
-from glue_cli.blend.quantised import check_unquantised
+from glue_cli.blend.factors import factor_misfits
+from glue_cli.blend.misfit import Misfit
+from glue_cli.blend.quantised import quantised_misfits
 from glue_cli.blend.recipe import Recipe, with_copies
 from glue_cli.blend.tokens import TokenPlan, align_tokens
 from glue_cli.checkpoints.header import Checkpoint
@@ -19,7 +20,7 @@ from glue_cli.foundation.batchnorm_names import COUNTER
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of comparing experts that can be blended.
+    """The result of comparing experts.
 
     Attributes:
         experts: the experts; a tensor that one stores only under another name is added under the first expert's name.
@@ -27,6 +28,7 @@ class Comparison:
         tokens: how the rows of the embeddings are aligned; None if all experts have the same rows.
         classes: the names of the blend's outputs; empty if no expert gives names, or if a new head is made.
         notes: sentences to show the user.
+        misfits: why the experts cannot be blended; empty if they can. The recipe is complete only then.
     """
 
     experts: tuple[Checkpoint, ...]
@@ -34,6 +36,7 @@ class Comparison:
     tokens: TokenPlan | None
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    misfits: tuple[Misfit, ...] = ()
 
 
 def name_alike(experts: Sequence[Checkpoint]) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
@@ -76,21 +79,23 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
 
     Args:
         dtype_given: whether the user chose the blend's dtype, so that those of the experts may differ.
-    Raises:
-        CheckpointError: they cannot be blended; it lists what differs.
+    Returns:
+        all that differs in every respect; only what requires equal tensors is not compared where they differ.
     """
-    check_no_factors(experts, apart=recipe.apart)
-    check_unquantised(experts, apart=recipe.apart)
+    misfits = [*factor_misfits(experts, apart=recipe.apart), *quantised_misfits(experts, apart=recipe.apart)]
     settled = settle_differences(experts, apart=recipe.apart)
     experts, recipe = settled.experts, with_copies(recipe, settled.copied)
-    notes = [*settled.notes, *check_configurations(experts)]
-    tokens, given = align_tokens(experts, recipe, dtype_given=dtype_given), recipe
+    of_configurations, notes = configuration_misfits(experts)
+    notes = [*settled.notes, *notes]
+    (tokens, of_tokens), given = align_tokens(experts, recipe, dtype_given=dtype_given), recipe
     if tokens:
         shapes = {name: tokens.shape_of(name, experts) for name in tokens.names}
         recipe = replace(recipe, made={**recipe.made, **shapes})
         notes.append(tokens.note(experts))
-    check_compatible(experts, dtype_given=dtype_given, apart=recipe.apart)
-    check_copied(experts, apart=recipe.apart)
-    recipe = with_copies(recipe, find_constants(experts, apart=recipe.apart))
+    of_tensors = tensor_misfits(experts, dtype_given=dtype_given, apart=recipe.apart)
+    if not of_tensors:
+        of_tensors = copied_misfits(experts, apart=recipe.apart)
+        recipe = with_copies(recipe, find_constants(experts, apart=recipe.apart))
     classes = compare_classes(experts, given)
-    return Comparison(settled.experts, recipe, tokens, classes.names, (*notes, *classes.notes))
+    misfits += [*of_configurations, *of_tokens, *of_tensors, *classes.misfits]
+    return Comparison(settled.experts, recipe, tokens, classes.names, (*notes, *classes.notes), tuple(misfits))

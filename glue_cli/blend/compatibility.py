@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from glob import escape
 from typing import Literal
 
+from glue_cli.blend.misfit import Misfit
 from glue_cli.checkpoints.files import same_bytes
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
-from glue_cli.foundation.errors import CheckpointError
 
 _FEW = 0.2  # up to this share of tensors may differ between experts that count as one architecture
 _MOST_PATTERNS = 5  # in a hint
@@ -46,21 +46,21 @@ def find_differences(experts: Sequence[Checkpoint]) -> list[Difference]:
     return differences
 
 
-def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: Collection[str] = ()) -> None:
-    """Check that the experts can be blended; float dtypes may differ when the user says what to blend to.
+def tensor_misfits(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: Collection[str] = ()) -> list[Misfit]:
+    """Compare the experts' tensors; float dtypes may differ when the user says what to blend to.
 
     BatchNorm's counters may be missing, since torch before 0.4.1 had none.
 
     Args:
         apart: tensors that may differ, since they are not blended.
-    Raises:
-        CheckpointError: they cannot; it lists every tensor that differs, and options that would help if there are any.
+    Returns:
+        if the experts cannot be blended, a misfit that lists every tensor that differs, and options that would help.
     """
     differences = [d for d in find_differences(experts) if d.name not in apart and not _is_missing_counter(d, experts)]
     if dtype_given:
         differences = [d for d in differences if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]
     if not differences:
-        return
+        return []
     if all(d.kind == "dtype" and _float_everywhere(d.name, experts) for d in differences):
         message, hint = "the experts differ in dtype", "say what to blend to: --dtype float32"
     elif all(d.kind == "shape" and _differ_in_classes(d.name, experts) for d in differences):
@@ -72,7 +72,7 @@ def check_compatible(experts: Sequence[Checkpoint], *, dtype_given: bool, apart:
         hint = f"to have them in the blend as in {experts[0].path}, or not at all: {exclusion(list(names), experts)}"
     else:
         message, hint = "the experts are not of one architecture", "blend checkpoints of one architecture only"
-    raise CheckpointError(message, items=[difference.text for difference in differences], hint=hint)
+    return [Misfit("tensors", message, tuple(difference.text for difference in differences), hint)]
 
 
 def _is_missing_counter(difference: Difference, experts: Sequence[Checkpoint]) -> bool:
@@ -131,16 +131,17 @@ def _patterns(names: Sequence[str], others: Collection[str]) -> list[str]:
     return list(patterns)
 
 
-def check_copied(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:
-    """Check that tensors that are neither floating point nor counters are equal in all compatible experts.
+def copied_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> list[Misfit]:
+    """Compare the tensors of compatible experts that are neither floating point nor counters, and have to be equal.
 
     Args:
         apart: tensors that may differ.
-    Raises:
-        CheckpointError: one differs.
+    Returns:
+        a misfit for each expert and tensor that differs from the first expert's.
     Cost: reads these tensors, which are few and small in a network.
     """
     first, *others = experts
+    misfits = []
     for entry in first.entries.values():
         if entry.dtype in FLOAT_DTYPES or is_counter(entry) or entry.name in apart:
             continue
@@ -148,10 +149,10 @@ def check_copied(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) 
             if not same_bytes(first, entry, other, other.entries[entry.name]):
                 kind = "holds complex numbers" if entry.dtype.startswith("C") else "is not floating point"
                 options = exclusion([entry.name], experts)
-                raise CheckpointError(
-                    f"'{entry.name}' {kind} and differs between {first.path} and {other.path}",
-                    hint=f"such tensors are copied and not blended; to take that of {first.path}: {options}",
-                )
+                message = f"'{entry.name}' {kind} and differs between {first.path} and {other.path}"
+                hint = f"such tensors are copied and not blended; to take that of {first.path}: {options}"
+                misfits.append(Misfit("copied tensors", message, hint=hint))
+    return misfits
 
 
 def _float_everywhere(name: str, experts: Sequence[Checkpoint]) -> bool:

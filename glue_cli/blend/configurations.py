@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from glue_cli.blend.misfit import Misfit
 from glue_cli.blend.tied import heads_are_copies
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
-from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.imports import import_beside_torchvision
 
 # Keys, by their last part, that do not change what the weights compute.
@@ -58,21 +58,20 @@ class Difference:
         return self.is_said_by_both and not _is_like(self.key, _NOTED)
 
 
-def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
-    """Check that the experts' `config.json` agree in all that changes what the weights compute.
+def configuration_misfits(experts: Sequence[Checkpoint]) -> tuple[list[Misfit], list[str]]:
+    """Compare the experts' `config.json` in all that changes what the weights compute.
 
     Configurations are compared as they are written and, if they differ, as the library reads them, which fills in
     defaults and knows old spellings of keys.
 
     Returns:
-        sentences on differences that are probably harmless.
-    Raises:
-        CheckpointError: they do not agree; it lists every difference.
+        a misfit that lists every difference that matters, if there are any; and sentences on differences that are
+        probably harmless.
     """
     paths = [expert.model_folder / "config.json" for expert in experts if expert.model_folder]
     known = [(path, config) for path in paths if (config := read_object(path))]
     if not known:
-        return []
+        return [], []
     (first, wanted), *others = known
     odd = [path for path in paths if path.exists() and path not in dict(known)]
     items, notes = [], [f"{path} is no configuration that can be read, and is not compared" for path in odd]
@@ -85,13 +84,11 @@ def check_configurations(experts: Sequence[Checkpoint]) -> list[str]:
             said = [f"{d.key} ({_text(d.value)}, not {_text(d.other)})" for d in light[:_LISTED]]
             more = f" and {len(light) - _LISTED} more" if len(light) > _LISTED else ""
             notes.append(f"{path} differs from {first} in {', '.join(said)}{more}, which glue takes to be harmless")
-    if items:
-        raise CheckpointError(
-            "the experts' configurations differ in what their weights compute",
-            items=items,
-            hint="blend models of one configuration; where a value is only written otherwise, mend that config.json",
-        )
-    return notes
+    if not items:
+        return [], notes
+    hint = "blend models of one configuration; where a value is only written otherwise, mend that config.json"
+    message = "the experts' configurations differ in what their weights compute"
+    return [Misfit("configurations", message, tuple(items), hint)], notes
 
 
 def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:

@@ -7,8 +7,8 @@ not the mean of their products, and may be far from it.
 import re
 from collections.abc import Collection, Sequence
 
+from glue_cli.blend.misfit import Misfit
 from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.foundation.errors import CheckpointError
 
 # How each tool names factors. A part of a name begins after a dot or an underscore.
 _FACTORS = (
@@ -27,25 +27,24 @@ _PEFT = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
 _GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha")  # in one module; each alone is ambiguous
 
 
-def check_no_factors(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:
-    """Check that no expert has the factors of an adapter among the tensors that are blended.
+def factor_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> list[Misfit]:
+    """Return a misfit for each expert that has the factors of an adapter among the tensors that are blended.
 
     Args:
         apart: tensors that are not blended.
-    Raises:
-        CheckpointError: one has; it lists the names.
     """
+    misfits = []
     for expert in experts:
         factors = [name for name in find_factors(expert) if name not in apart]
         if factors:
             hint = "merge each adapter into its base with the tool that trained it, or convert it for PEFT"
             if all(_PEFT.search(name) for name in factors):
                 hint = "name the adapter's folder, with its adapter_config.json"
-            raise CheckpointError(
-                f"'{expert.path}' holds the factors of an adapter, whose means are not the mean of their products",
-                items=factors,
-                hint=hint,
+            message = (
+                f"'{expert.path}' holds the factors of an adapter, whose means are not the mean of their products"
             )
+            misfits.append(Misfit("adapters", message, tuple(factors), hint))
+    return misfits
 
 
 def find_factors(checkpoint: Checkpoint) -> list[str]:

@@ -6,9 +6,9 @@ Needs no torch.
 import re
 from collections.abc import Collection, Iterator, Sequence
 
+from glue_cli.blend.misfit import Misfit
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 from glue_cli.checkpoints.json_files import read_object
-from glue_cli.foundation.errors import CheckpointError
 
 _CODES = ("I8", "U8", "I32")  # the dtypes that store codes of 8, 4 and fewer bits
 # Last parts of the names of tensors that only quantised layers have: scales, zeros and the codes themselves.
@@ -19,25 +19,26 @@ _PARTS = re.compile(
     r"|\w+_blocks|_packed_params(?:\._packed_params)?)$"  # MXFP4; torch.ao
 )
 _WEIGHT = re.compile(r"(?:^|[._])(?:w|weight|kernel)$")
+_DEQUANTISE = (
+    "load it in its library, dequantise it (transformers: model.dequantize()), save it in float16"
+    " or bfloat16, and blend that; or blend the checkpoint that it was made from"
+)
 
 
-def check_unquantised(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> None:
-    """Check that no expert has quantised tensors among those that are blended.
+def quantised_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> list[Misfit]:
+    """Return a misfit for each expert that has quantised tensors among those that are blended.
 
     Args:
         apart: tensors that are not blended.
-    Raises:
-        CheckpointError: one has; it lists these tensors.
     """
+    misfits = []
     for expert in experts:
         entries = [entry for entry in _quantised_tensors(expert) if entry.name not in apart]
         if entries:
-            raise CheckpointError(
-                f"'{expert.path}' is quantised{_method_of(expert)}, and quantised numbers have no mean",
-                items=[f"'{entry.name}' is {entry.dtype} {list(entry.shape)}" for entry in entries],
-                hint="load it in its library, dequantise it (transformers: model.dequantize()), save it in float16"
-                " or bfloat16, and blend that; or blend the checkpoint that it was made from",
-            )
+            message = f"'{expert.path}' is quantised{_method_of(expert)}, and quantised numbers have no mean"
+            items = tuple(f"'{entry.name}' is {entry.dtype} {list(entry.shape)}" for entry in entries)
+            misfits.append(Misfit("quantisation", message, items, _DEQUANTISE))
+    return misfits
 
 
 def _quantised_tensors(expert: Checkpoint) -> Iterator[TensorEntry]:

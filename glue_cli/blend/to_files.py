@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from glue_cli.blend.blocks import COPIED, Block, Plan, plan_blend, survey
-from glue_cli.blend.compatibility import check_copied
+from glue_cli.blend.compatibility import copied_misfits
 from glue_cli.blend.constants import not_finite
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.files import check_unchanged, open_files, read_into
@@ -81,7 +82,7 @@ def blend_files(
         orders and its order is not the output's.
     Source: eq. (1).
     """
-    check_copied(experts, apart=recipe.apart)
+    refuse(copied_misfits(experts, apart=recipe.apart))
     plan = plan_blend(experts, alphas, destination, recipe)
     # a digest's length is known before its value, and so is that of the headers
     digests: Sequence[str | None] = ["0" * 64 if hashes else None] * len(experts)

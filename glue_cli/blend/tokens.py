@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glue_cli.blend.misfit import Misfit
 from glue_cli.blend.recipe import Recipe, matches
 from glue_cli.blend.vocabulary import Numbers, Vocabulary, in_one_kind, read_vocabulary
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.tokenizer_files import AddedToken, read_added_token
-from glue_cli.foundation.errors import CheckpointError
 
 _LISTED = 3  # tokens that a message lists
 _TRANSPOSED = "*final_logits_bias"  # of BART and its kin: [1, tokens]
@@ -81,34 +81,38 @@ def is_table(name: str) -> bool:
     return matches(name, _EMBEDDINGS) and not matches(name, _OTHER_TABLES)
 
 
-def align_tokens(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool) -> TokenPlan | None:
+def align_tokens(
+    experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool
+) -> tuple[TokenPlan | None, list[Misfit]]:
     """Compare the experts' vocabularies; return how to align the rows, None if they are aligned already.
 
     Vocabularies that differ in added tokens are aligned. If one expert has all tokens, its numbers are used; else
     those of the first expert, followed by the tokens that it lacks.
 
-    Raises:
-        CheckpointError: the vocabularies differ in more than added tokens, or there is no tensor to align.
+    Returns:
+        None with a misfit if the vocabularies differ in more than added tokens, or there is no tensor to align.
     """
     read = [read_vocabulary(expert.model_folder) if expert.model_folder else None for expert in experts]
     known = in_one_kind(vocabularies) if (vocabularies := [each for each in read if each]) else []
-    _check_bases(known)
+    if misfits := _unequal_bases(known):
+        return None, misfits
     is_equal = all(vocabulary.numbers == known[0].numbers for vocabulary in known)
     if is_equal and len(known) < len(experts):
-        return None  # nothing shows that they differ
+        return None, []  # nothing shows that they differ
     names, sizes = _find_tables(experts, recipe)
     if is_equal and len(set(sizes)) <= 1:
-        return None
-    _check_alignable(experts, read, names, dtype_given=dtype_given)
+        return None, []
+    if misfits := _unalignable(experts, read, names, dtype_given=dtype_given):
+        return None, misfits
     sources = {recipe.copied_from.get(name) for name in names}
     if len(sources) == 1 and (k := sources.pop()) is not None:  # all are copied from one expert
-        return TokenPlan((), sizes[k], {}, k, (), known[k])
+        return TokenPlan((), sizes[k], {}, k, (), known[k]), []
     plan = _plan(names, sizes, known)
-    return plan if plan.odd else None
+    return plan if plan.odd else None, []
 
 
-def _check_bases(known: Sequence[Vocabulary]) -> None:
-    """Check that every token that a tokenizer was trained with has the same number in all vocabularies."""
+def _unequal_bases(known: Sequence[Vocabulary]) -> list[Misfit]:
+    """Return a misfit if a token that a tokenizer was trained with has another number in some vocabulary."""
     items = []
     for vocabulary in known[1:]:
         first, tokens = known[0].numbers, vocabulary.numbers
@@ -117,12 +121,12 @@ def _check_bases(known: Sequence[Vocabulary]) -> None:
         if odd:
             counts = f"{len(tokens):,} tokens, {known[0].folder} has {len(first):,}"
             items.append(f"{vocabulary.folder}: {counts}; they differ in {_named(odd)}")
-    if items:
-        raise CheckpointError(
-            "the experts have unequal vocabularies",
-            items=items,
-            hint="blend models whose tokenizers are the same, but for tokens that were added",
-        )
+    hint = "blend models whose tokenizers are the same, but for tokens that were added"
+    return [_misfit("the experts have unequal vocabularies", items, hint)] if items else []
+
+
+def _misfit(message: str, items: Sequence[str], hint: str) -> Misfit:
+    return Misfit("vocabularies", message, tuple(items), hint)
 
 
 def _named(tokens: Sequence[str]) -> str:
@@ -158,29 +162,24 @@ def _vocabulary_sizes(config: Mapping[str, Any]) -> Iterator[int]:
             yield from _vocabulary_sizes(value)
 
 
-def _check_alignable(
+def _unalignable(
     experts: Sequence[Checkpoint], read: Sequence[Vocabulary | None], names: Sequence[str], *, dtype_given: bool
-) -> None:
+) -> list[Misfit]:
+    """Return a misfit if the rows of the experts' embeddings cannot be aligned by token."""
     silent = [str(expert.path) for expert, vocabulary in zip(experts, read, strict=True) if not vocabulary]
     if silent:
-        raise CheckpointError(
-            "the experts added different tokens, and these experts do not say theirs",
-            items=silent,
-            hint="put their tokenizers beside their weights",
-        )
+        message = "the experts added different tokens, and these experts do not say theirs"
+        return [_misfit(message, silent, "put their tokenizers beside their weights")]
     if not names:
-        raise CheckpointError(
-            "the experts added different tokens, and none of their tensors has a row for each",
-            items=[f"{v.folder}: {_named(sorted(v.added, key=v.added.__getitem__))}" for v in read if v],
-            hint="blend models with one and the same tokenizer",
-        )
+        message = "the experts added different tokens, and none of their tensors has a row for each"
+        items = [f"{v.folder}: {_named(sorted(v.added, key=v.added.__getitem__))}" for v in read if v]
+        return [_misfit(message, items, "blend models with one and the same tokenizer")]
     for name in names:
         dtypes = {expert.entries[name].dtype for expert in experts}
         if len(dtypes) > 1 and not dtype_given:
             items = [f"{expert.path}: '{name}' is {expert.entries[name].dtype}" for expert in experts]
-            raise CheckpointError(
-                "the experts differ in dtype", items=items, hint="say what to blend to: --dtype float32"
-            )
+            return [_misfit("the experts differ in dtype", items, "say what to blend to: --dtype float32")]
+    return []
 
 
 def _plan(names: tuple[str, ...], sizes: Sequence[int], known: Sequence[Vocabulary]) -> TokenPlan:

@@ -10,6 +10,7 @@ from glue_cli.blend.adapters.adapter import is_adapter
 from glue_cli.blend.classes import compare_classes_of_adapters
 from glue_cli.blend.coefficients import check_alpha
 from glue_cli.blend.comparing import compare, name_alike
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.rules import Groups, head_classes_of, plan_recipe
 from glue_cli.blend.tensor_rules import NO_RULES, TensorRules
 from glue_cli.checkpoints.destination import Destination
@@ -124,6 +125,7 @@ def plan_mix(
             )
         experts, adapters, destination = plan_adapters(paths, outputs, coefficients, base, writing, search, spec)
         compared = compare_classes_of_adapters(experts, adapters.adapted.base if adapters.adapted else None)
+        refuse(compared.misfits)
         tensors = Tensors(classes=compared.names, notes=(*adapters.notes, *compared.notes))
     else:
         if base:
@@ -190,6 +192,7 @@ def _plan_checkpoints(
     planned, head = plan_recipe(experts, rules, groups)
     check_groups(planned, experts, parts)
     compared = compare(experts, planned, dtype_given=writing.dtype is not None)
+    refuse(compared.misfits)
     experts, recipe, tokens = compared.experts, compared.recipe, compared.tokens
     keeper = experts[tokens.keeper if tokens else 0]
     destination = plan_blend_destination(experts, parts, recipe, keeper, outputs.result, writing)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glue_cli.blend.adapters.adapted_base import AdaptedBase, fit
-from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, check_adapters, is_adapter, read_adapter
+from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, adapter_misfits, is_adapter, read_adapter
 from glue_cli.blend.adapters.disk_space import mixed_bytes
+from glue_cli.blend.misfit import refuse
 from glue_cli.checkpoints.companions import CARD
 from glue_cli.checkpoints.configuration import NO_CHANGES
 from glue_cli.checkpoints.destination import Destination
@@ -69,7 +70,7 @@ def plan_adapters(
         outputs.check([*experts, known_base], spec, destination)
         check_room(destination.result, destination.n_bytes)
     else:
-        check_adapters(adapters)
+        refuse(adapter_misfits(adapters))
         destination = _plan_adapter(outputs, writing)
         outputs.check(experts, spec, destination)
         check_room(destination.result, mixed_bytes(_taking_part(adapters, coefficients.alpha)))

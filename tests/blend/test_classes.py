@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from glue_cli.blend.classes import ComparedClasses, compare_classes, compare_classes_of_adapters
 from glue_cli.blend.comparing import compare
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.recipe import PLAIN
 from glue_cli.blend.rules import plan_recipe
 from glue_cli.blend.tensor_rules import TensorRules
@@ -40,7 +41,7 @@ def planned(experts, **rules):
 
 def refused(experts, recipe=PLAIN):
     with pytest.raises(CheckpointError) as caught:
-        compare(experts, recipe, dtype_given=False)
+        refuse(compare(experts, recipe, dtype_given=False).misfits)
     return caught.value
 
 
@@ -123,5 +124,5 @@ def test_adapters_have_the_classes_of_their_base_unless_they_say_others(make):
     assert compare_classes_of_adapters([silent, silent], base).names == ("cat", "dog")
     assert compare_classes_of_adapters([silent, silent], None) == ComparedClasses()
     with pytest.raises(CheckpointError, match="in different orders") as caught:
-        compare_classes_of_adapters([make("a", CATS), make("b", CATS[::-1])], base)
+        refuse(compare_classes_of_adapters([make("a", CATS), make("b", CATS[::-1])], base).misfits)
     assert "--head" not in caught.value.hint

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from glue_cli.blend.comparing import compare, name_alike
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.recipe import PLAIN
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
@@ -43,11 +44,19 @@ def test_aligned_tables_are_made_and_every_note_is_there(expert):
 
 
 def test_what_else_differs_is_refused_all_the_same(expert):
-    with pytest.raises(CheckpointError) as caught:
-        compare([expert("x", ["<p>"]), expert("y", ["<q>"], w=torch.zeros(4))], PLAIN, dtype_given=False)
-    assert any("'w' is [4]" in item for item in caught.value.items)
+    (found,) = compare(
+        [expert("x", ["<p>"]), expert("y", ["<q>"], w=torch.zeros(4))], PLAIN, dtype_given=False
+    ).misfits
+    assert found.about == "tensors" and any("'w' is [4]" in item for item in found.items)
+
+
+def test_everything_that_differs_is_listed_and_the_first_is_raised(expert):
+    odd = {"w": torch.zeros(4), "x.lora_down.weight": torch.zeros(2, 2), "b.weight": torch.zeros(2, dtype=torch.int8)}
+    found = compare([expert("z"), expert("v", **odd)], PLAIN, dtype_given=False).misfits
+    assert [misfit.about for misfit in found] == ["adapters", "quantisation", "tensors"]
     with pytest.raises(CheckpointError, match="factors of an adapter"):
-        compare([expert("z"), expert("v", **{"x.lora_down.weight": torch.zeros(2, 2)})], PLAIN, dtype_given=False)
+        refuse(found)
+    refuse([])
 
 
 # ---- names in several spellings

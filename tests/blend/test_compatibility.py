@@ -3,7 +3,8 @@ import shlex
 import pytest
 import torch
 
-from glue_cli.blend.compatibility import check_compatible, check_copied, find_differences
+from glue_cli.blend.compatibility import copied_misfits, find_differences, tensor_misfits
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.rules import plan_recipe
 from glue_cli.blend.tensor_rules import TensorRules
 from glue_cli.foundation.errors import CheckpointError
@@ -14,8 +15,8 @@ FIRST = {"w": torch.zeros(2, 3), "b": torch.zeros(3), "ids": torch.arange(3)}
 def test_alike(save):
     experts = [save(name, FIRST) for name in "abc"]
     assert find_differences(experts) == []
-    check_compatible(experts, dtype_given=False)
-    check_compatible(experts[:1], dtype_given=False)
+    refuse(tensor_misfits(experts, dtype_given=False))
+    refuse(tensor_misfits(experts[:1], dtype_given=False))
 
 
 def test_every_difference_is_listed_with_its_file(save):
@@ -30,7 +31,7 @@ def test_every_difference_is_listed_with_its_file(save):
         ("unexpected", "extra"),
     ]
     with pytest.raises(CheckpointError, match="not of one architecture") as caught:
-        check_compatible(experts, dtype_given=False)
+        refuse(tensor_misfits(experts, dtype_given=False))
     assert len(caught.value.items) == 5
     assert any("c.safetensors: 'w' is [6], in" in item and "it is [2, 3]" in item for item in caught.value.items)
 
@@ -38,23 +39,23 @@ def test_every_difference_is_listed_with_its_file(save):
 def test_float_dtypes_may_differ_when_one_is_given(save):
     experts = [save("a", FIRST), save("b", FIRST | {"b": torch.zeros(3, dtype=torch.bfloat16)})]
     with pytest.raises(CheckpointError, match="differ in dtype") as caught:
-        check_compatible(experts, dtype_given=False)
+        refuse(tensor_misfits(experts, dtype_given=False))
     assert "--dtype float32" in caught.value.hint
-    check_compatible(experts, dtype_given=True)
+    refuse(tensor_misfits(experts, dtype_given=True))
 
 
 @pytest.mark.parametrize("dtype_given", [False, True])
 def test_other_dtypes_may_not(save, dtype_given):
     experts = [save("a", FIRST), save("b", FIRST | {"ids": torch.arange(3, dtype=torch.int32)})]
     with pytest.raises(CheckpointError) as caught:
-        check_compatible(experts, dtype_given=dtype_given)
+        refuse(tensor_misfits(experts, dtype_given=dtype_given))
     assert "'ids' is I32" in caught.value.items[0] and "--dtype" not in caught.value.hint
 
 
 def test_a_dtype_that_differs_in_one_expert_and_is_missing_in_another(save):
     experts = [save("a", FIRST), save("b", FIRST | {"w": FIRST["w"].half()}), save("c", {"b": FIRST["b"]})]
     with pytest.raises(CheckpointError) as caught:
-        check_compatible(experts, dtype_given=True)
+        refuse(tensor_misfits(experts, dtype_given=True))
     found = sorted(item.partition(": ")[2] for item in caught.value.items)
     assert found[::2] == ["'ids' is missing", "'w' is missing"] and found[1].startswith("'w' is F16")
 
@@ -76,13 +77,13 @@ def test_a_few_tensors_are_refused_with_the_options_that_mend_it(save, more, opt
     """After Lightning#4361 and #4666, whose metrics keep states, and open-metric-learning#430."""
     experts = [save(name, {**LAYERS, **(more if k == place else {})}) for k, name in enumerate("ab")]
     with pytest.raises(CheckpointError, match="the experts differ in these tensors") as caught:
-        check_compatible(experts, dtype_given=False)
+        refuse(tensor_misfits(experts, dtype_given=False))
     assert options in caught.value.hint and len(caught.value.items) == len(more)
     excluded = tuple(shlex.split(caught.value.hint.partition(": ")[2]))
     patterns = tuple(excluded[n + 1] for n, word in enumerate(excluded) if word == "--exclude")
     recipe, _ = plan_recipe(experts, TensorRules(exclude=patterns, copy_from=excluded[-1]), {})
     assert set(recipe.copied_from) == set(more)
-    check_compatible(experts, dtype_given=False, apart=recipe.apart)
+    refuse(tensor_misfits(experts, dtype_given=False, apart=recipe.apart))
     assert {name for name, *_ in recipe.describe(experts)} == experts[0].entries.keys()
 
 
@@ -98,18 +99,18 @@ def test_a_few_tensors_are_refused_with_the_options_that_mend_it(save, more, opt
 )
 def test_another_architecture_is_called_so(save, other):
     with pytest.raises(CheckpointError, match="not of one architecture"):
-        check_compatible([save("a", LAYERS), save("b", other)], dtype_given=False)
+        refuse(tensor_misfits([save("a", LAYERS), save("b", other)], dtype_given=False))
 
 
 def test_positions_for_images_of_another_size(save):
     experts = [save(str(n), {**LAYERS, "pos_embed": torch.zeros(1, n, 4)}) for n in (5, 10)]
     with pytest.raises(CheckpointError, match="differ in these tensors") as caught:
-        check_compatible(experts, dtype_given=False)
+        refuse(tensor_misfits(experts, dtype_given=False))
     assert "--exclude pos_embed --copy-from" in caught.value.hint
 
 
 def test_tensors_that_are_copied_and_differ(save):
     experts = [save(name, {"w": torch.ones(2), "ids": torch.tensor([k])}) for k, name in enumerate("ab")]
     with pytest.raises(CheckpointError, match="'ids' is not floating point and differs") as caught:
-        check_copied(experts)
+        refuse(copied_misfits(experts))
     assert "--exclude ids --copy-from" in caught.value.hint

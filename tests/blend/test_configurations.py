@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from glue_cli.blend import configurations
-from glue_cli.blend.configurations import check_configurations, compare_configurations
+from glue_cli.blend.configurations import compare_configurations, configuration_misfits
+from glue_cli.blend.misfit import refuse
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 
@@ -20,6 +21,12 @@ LLAMA = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num
 MISTRAL, GEMMA = {"model_type": "mistral"}, {"model_type": "gemma2"}
 OF_FOUR = {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
 OF_FIVE = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+
+
+def notes_on(experts):
+    misfits, notes = configuration_misfits(experts)
+    refuse(misfits)
+    return notes
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def test_what_changes_the_computation_is_refused_by_name(library, expert, one, o
     if "sliding_window" in one:
         one, other = {**one, "use_sliding_window": True}, {**other, "use_sliding_window": True}
     with pytest.raises(CheckpointError, match="configurations differ in what their weights compute") as caught:
-        check_configurations([expert("a", {**LLAMA, **other}), expert("b", {**LLAMA, **one})])
+        notes_on([expert("a", {**LLAMA, **other}), expert("b", {**LLAMA, **one})])
     items = "\n".join(caught.value.items)
     assert "b/config.json: " in items and "a/config.json" in items
     assert re.search(named, items), items
@@ -99,7 +106,7 @@ def test_what_changes_the_computation_is_refused_by_name(library, expert, one, o
     ],
 )  # fmt: skip
 def test_what_is_harmless_passes_without_a_word(library, expert, one, other):
-    assert check_configurations([expert("a", {**LLAMA, **other}), expert("b", {**LLAMA, **one})]) == []
+    assert notes_on([expert("a", {**LLAMA, **other}), expert("b", {**LLAMA, **one})]) == []
 
 
 @pytest.mark.parametrize(
@@ -116,15 +123,15 @@ def test_what_one_does_not_say_is_what_the_library_takes_it_for(torchvision, exp
     pytest.importorskip("transformers")
     experts = [expert("a", LLAMA), expert("b", {**LLAMA, **said})]
     if is_default:
-        assert check_configurations(experts) == []
+        assert notes_on(experts) == []
     else:
         with pytest.raises(CheckpointError, match="configurations differ"):
-            check_configurations(experts)
+            notes_on(experts)
 
 
 def test_without_the_library_it_is_noted(monkeypatch, expert):
     monkeypatch.setattr(configurations, "import_beside_torchvision", lambda name: 1 / 0)
-    (note,) = check_configurations([expert("a", LLAMA), expert("b", {**LLAMA, "attention_bias": True})])
+    (note,) = notes_on([expert("a", LLAMA), expert("b", {**LLAMA, "attention_bias": True})])
     assert "b/config.json differs from" in note and "attention_bias (true, not null)" in note
 
 
@@ -147,22 +154,22 @@ def test_configurations_within_are_compared(library, expert):
         text = {"model_type": "llama", **LLAMA, "rope_theta": theta, "dtype": act}
         return {"model_type": "llava", "text_config": text, "vision_config": {"model_type": "clip_vision_model"}}
 
-    assert check_configurations([expert("a", of(1e4)), expert("b", of(1e4, "other"))]) == []
+    assert notes_on([expert("a", of(1e4)), expert("b", of(1e4, "other"))]) == []
     with pytest.raises(CheckpointError) as caught:
-        check_configurations([expert("c", of(1e4)), expert("d", of(1e6))])
+        notes_on([expert("c", of(1e4)), expert("d", of(1e6))])
     assert any("text_config.rope_parameters.rope_theta" in item for item in caught.value.items)
 
 
 @pytest.mark.parametrize("key", ["max_position_embeddings", "pad_token_id"])
 def test_what_does_no_harm_to_every_text_is_noted(library, expert, key):
-    (note,) = check_configurations([expert("a", {**LLAMA, key: 1}), expert("b", {**LLAMA, key: 3})])
+    (note,) = notes_on([expert("a", {**LLAMA, key: 1}), expert("b", {**LLAMA, key: 3})])
     assert f"{key} (3, not 1)" in note
 
 
 def test_every_expert_is_compared_and_every_difference_listed(expert):
     experts = [expert("a", LLAMA), expert("b", LLAMA), expert("c", {**LLAMA, "hidden_size": 9, "hidden_act": "x"})]
     with pytest.raises(CheckpointError) as caught:
-        check_configurations([*experts, expert("d", {**LLAMA, "num_attention_heads": 1})])
+        notes_on([*experts, expert("d", {**LLAMA, "num_attention_heads": 1})])
     assert len([item for item in caught.value.items if "c/config.json" in item]) >= 1
     assert any("d/config.json: num_attention_heads is 1" in item for item in caught.value.items)
 
@@ -170,35 +177,35 @@ def test_every_expert_is_compared_and_every_difference_listed(expert):
 def test_timm_says_its_model_in_its_own_words(expert):
     timm = {"architecture": "vit_tiny", "num_classes": 5, "pretrained_cfg": {"mean": [0, 0, 0], "tag": "x"}}
     same = {**timm, "num_classes": 3, "pretrained_cfg": {"tag": "y"}}
-    assert check_configurations([expert("a", timm), expert("b", same)]) == []
+    assert notes_on([expert("a", timm), expert("b", same)]) == []
     with pytest.raises(CheckpointError) as caught:
-        check_configurations([expert("c", timm), expert("d", {**timm, "model_args": {"act_layer": "relu"},
+        notes_on([expert("c", timm), expert("d", {**timm, "model_args": {"act_layer": "relu"},
                                                               "architecture": "vit_small"})])  # fmt: skip
     assert any('architecture is "vit_small"' in item for item in caught.value.items)
 
 
 def test_a_configuration_of_nobody_knows_what_is_noted_only(expert):
-    (note,) = check_configurations([expert("a", {"lr": 0.1, "width": 4}), expert("b", {"lr": 0.2, "width": 4})])
+    (note,) = notes_on([expert("a", {"lr": 0.1, "width": 4}), expert("b", {"lr": 0.2, "width": 4})])
     assert "lr (0.2, not 0.1)" in note and "width" not in note
 
 
 def test_an_expert_without_a_configuration_is_passed_over(expert):
-    assert check_configurations([expert("a", LLAMA), expert("b", None), expert("c", LLAMA)]) == []
+    assert notes_on([expert("a", LLAMA), expert("b", None), expert("c", LLAMA)]) == []
 
 
 @pytest.mark.parametrize("config", ["", "[1]", "{", "{}", "[" * 100_000])
 def test_what_is_no_configuration_is_noted(expert, config):
-    (note,) = check_configurations([expert("a", LLAMA), expert("b", config), expert("c", LLAMA)])
+    (note,) = notes_on([expert("a", LLAMA), expert("b", config), expert("c", LLAMA)])
     assert note.endswith("b/config.json is no configuration that can be read, and is not compared")
 
 
 def test_the_weights_of_a_folder_that_are_named_alone_have_its_configuration(expert):
     folders = [expert("a", {**LLAMA, "hidden_act": "relu"}).path, expert("b", {**LLAMA, "hidden_act": "silu"}).path]
     with pytest.raises(CheckpointError, match="configurations differ"):
-        check_configurations([read_checkpoint(folder / "model.safetensors") for folder in folders])
+        notes_on([read_checkpoint(folder / "model.safetensors") for folder in folders])
     for folder in folders:
         (folder / "model.safetensors").rename(folder / "epoch 3.safetensors")  # of a training, beside who knows what
-    assert check_configurations([read_checkpoint(folder / "epoch 3.safetensors") for folder in folders]) == []
+    assert notes_on([read_checkpoint(folder / "epoch 3.safetensors") for folder in folders]) == []
 
 
 @pytest.mark.parametrize(
@@ -210,5 +217,5 @@ def test_values_of_odd_kinds_are_compared_as_they_are(library, expert, odd):
         expert("b", {**LLAMA, **odd, "hidden_act": "relu"}),
     ]
     with pytest.raises(CheckpointError, match="configurations differ") as caught:
-        check_configurations(experts)
+        notes_on(experts)
     assert any('hidden_act is "relu"' in item for item in caught.value.items)

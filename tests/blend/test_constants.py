@@ -11,6 +11,7 @@ import torch
 from glue_cli.blend.comparing import compare
 from glue_cli.blend.constants import find_constants
 from glue_cli.blend.in_memory import blend_tensors
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.foundation.errors import CheckpointError
 
@@ -91,6 +92,6 @@ def test_a_kept_tensor_that_is_too_large_for_its_dtype_is_still_told(pair, blend
 def test_complex_numbers_that_differ_are_refused_with_what_mends_it(pair):
     one, other = (torch.polar(torch.ones(3), k * torch.arange(3.0)) for k in (1, 2))
     with pytest.raises(CheckpointError, match="'f' holds complex numbers and differs") as caught:
-        compare(pair({"f": one}, {"f": other}), PLAIN, dtype_given=False)
+        refuse(compare(pair({"f": one}, {"f": other}), PLAIN, dtype_given=False).misfits)
     assert "--exclude f --copy-from" in caught.value.hint
-    compare(pair({"f": one}, {"f": other}), Recipe(copied_from={"f": 1}), dtype_given=False)
+    assert not compare(pair({"f": one}, {"f": other}), Recipe(copied_from={"f": 1}), dtype_given=False).misfits

@@ -14,6 +14,7 @@ from torch import nn
 
 from glue_cli.blend.comparing import compare
 from glue_cli.blend.differences import settle_differences
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
@@ -132,18 +133,17 @@ def test_a_copy_of_the_embedding_is_there_if_the_first_has_it(save, blend, place
 def test_a_tensor_that_is_no_copy_is_refused(save):
     own = {**language_model(1, tied_copy=False), "lm_head.weight": torch.randn(6, 3)}
     with pytest.raises(CheckpointError, match="differ in these tensors") as caught:
-        compare([save("a", language_model(0, tied_copy=False)), save("b", own)], PLAIN, dtype_given=False)
+        refuse(
+            compare([save("a", language_model(0, tied_copy=False)), save("b", own)], PLAIN, dtype_given=False).misfits
+        )
     assert "--exclude lm_head.weight --copy-from" in caught.value.hint
 
 
 def test_equal_by_chance_is_no_copy(save):
     ones = {"norm.weight": torch.ones(3), "more.weight": torch.ones(3)}
     with pytest.raises(CheckpointError, match="differ in these tensors"):
-        compare(
-            [save("a", weights(0) | {"norm.weight": torch.ones(3)}), save("b", weights(1) | ones)],
-            PLAIN,
-            dtype_given=False,
-        )
+        experts = [save("a", weights(0) | {"norm.weight": torch.ones(3)}), save("b", weights(1) | ones)]
+        refuse(compare(experts, PLAIN, dtype_given=False).misfits)
 
 
 @pytest.fixture
@@ -208,4 +208,4 @@ def test_models_of_which_one_is_untied_in_truth_are_refused(tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     experts = [read_checkpoint(tmp_path / name) for name in "ab"]
     with pytest.raises(CheckpointError, match="configurations differ"):
-        compare(experts, PLAIN, dtype_given=False)
+        refuse(compare(experts, PLAIN, dtype_given=False).misfits)

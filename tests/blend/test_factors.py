@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from glue_cli.blend.factors import check_no_factors, find_factors
+from glue_cli.blend.factors import factor_misfits, find_factors
+from glue_cli.blend.misfit import refuse
 from glue_cli.foundation.errors import CheckpointError
 
 UNET = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -76,7 +77,7 @@ def test_an_adapter_among_whole_checkpoints_is_found_wherever_it_stands(save, pl
     experts = [save(str(k), {"x.weight": torch.zeros(4, 4)}) for k in range(3)]
     experts[place] = save("loralib", {"x.weight": torch.zeros(4, 4), "x.lora_A": torch.zeros(2, 4)})
     with pytest.raises(CheckpointError, match=r"loralib\.safetensors' holds the factors of an adapter") as caught:
-        check_no_factors(experts)
+        refuse(factor_misfits(experts))
     assert caught.value.items == ("x.lora_A",)
 
 
@@ -89,12 +90,12 @@ def test_an_adapter_among_whole_checkpoints_is_found_wherever_it_stands(save, pl
 )
 def test_the_hint_is_what_the_tool_allows(save, name, hint):
     with pytest.raises(CheckpointError) as caught:
-        check_no_factors([save("adapter", {name: torch.zeros(2, 2)})])
+        refuse(factor_misfits([save("adapter", {name: torch.zeros(2, 2)})]))
     assert caught.value.hint.startswith(hint)
 
 
 def test_factors_that_are_not_blended_may_be_there(save):
     built_in = save("built-in", {"x.weight": torch.zeros(4, 4), "x.lora_A.speech.weight": torch.zeros(2, 4)})
-    check_no_factors([built_in], apart=["x.lora_A.speech.weight"])
+    refuse(factor_misfits([built_in], apart=["x.lora_A.speech.weight"]))
     with pytest.raises(CheckpointError):
-        check_no_factors([built_in])
+        refuse(factor_misfits([built_in]))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glue_cli.blend.quantised import check_unquantised
+from glue_cli.blend.misfit import refuse
+from glue_cli.blend.quantised import quantised_misfits
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 
@@ -49,7 +50,7 @@ def test_a_quantised_expert_is_named_wherever_it_stands(save, form, place):
     plain, quantised = save("plain", PLAIN), save("odd", FORMATS[form])
     experts = [quantised, plain] if place == 0 else [plain, quantised]
     with pytest.raises(CheckpointError, match=r"odd\.safetensors' is quantised") as caught:
-        check_unquantised(experts)
+        refuse(quantised_misfits(experts))
     assert "dequantise" in caught.value.hint
     assert caught.value.items and all(item.split("'")[1] in FORMATS[form] for item in caught.value.items)
 
@@ -63,7 +64,7 @@ def test_the_method_is_named_where_the_configuration_says_it(tmp_path):
     ]:
         (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
         with pytest.raises(CheckpointError) as caught:
-            check_unquantised([read_checkpoint(tmp_path)])
+            refuse(quantised_misfits([read_checkpoint(tmp_path)]))
         assert wanted in caught.value.message
 
 
@@ -76,12 +77,12 @@ def test_what_is_not_quantised(save, tmp_path):
         "loss.weight": torch.ones((), dtype=torch.int32),
         "relative.blocks": torch.ones(2, dtype=torch.uint8),
     }
-    check_unquantised([save("a", tensors)])
+    refuse(quantised_misfits([save("a", tensors)]))
     (tmp_path / "dequantised").mkdir()
     save_file(PLAIN, tmp_path / "dequantised" / "model.safetensors")
     (tmp_path / "dequantised" / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
-    check_unquantised([read_checkpoint(tmp_path / "dequantised")])
+    refuse(quantised_misfits([read_checkpoint(tmp_path / "dequantised")]))
 
 
 def test_codes_that_are_not_blended_are_nobodys_fault(save):
-    check_unquantised([save("a", {"layer.weight": CODES, **{"w": torch.ones(2)}})], apart=["layer.weight"])
+    refuse(quantised_misfits([save("a", {"layer.weight": CODES, **{"w": torch.ones(2)}})], apart=["layer.weight"]))

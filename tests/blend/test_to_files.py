@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from glue_cli.blend import to_files as blend_module
-from glue_cli.blend.compatibility import check_compatible
+from glue_cli.blend.compatibility import tensor_misfits
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.to_files import CHUNK, blend_files
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.read import read_checkpoint
@@ -134,8 +135,8 @@ def test_experts_of_several_dtypes_blend_into_the_one_asked_for(save, blend):
     experts = [draw(k, dtype=dtype) for k, dtype in enumerate(FLOATS)]
     checkpoints = [save(str(k), expert) for k, expert in enumerate(experts)]
     with pytest.raises(CheckpointError, match="differ in dtype"):
-        check_compatible(checkpoints, dtype_given=False)
-    check_compatible(checkpoints, dtype_given=True)
+        refuse(tensor_misfits(checkpoints, dtype_given=False))
+    refuse(tensor_misfits(checkpoints, dtype_given=True))
     for name, dtype in zip(["F64", "F32", "F16", "BF16"], FLOATS, strict=True):
         found = blend(checkpoints, [0.4, 0.3, 0.2, 0.1], dtype=name)
         assert all(tensor.dtype == dtype for tensor in found.values())

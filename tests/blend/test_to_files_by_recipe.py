@@ -7,7 +7,8 @@ import torch
 from destinations import destination_of
 from safetensors.torch import load_file
 
-from glue_cli.blend.compatibility import check_compatible
+from glue_cli.blend.compatibility import tensor_misfits
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.recipe import Recipe
 from glue_cli.blend.to_files import blend_files
 from glue_cli.checkpoints.hashing import StreamedHash
@@ -35,7 +36,7 @@ def blend(tmp_path):
     """Blend experts by a recipe; check the hashes, and return the blend's tensors as safetensors reads them."""
 
     def blend(experts, recipe, alphas=ALPHAS, dtype=None, name="blend", max_shard_bytes=None, **options):
-        check_compatible(experts, dtype_given=dtype is not None, apart=recipe.apart)
+        refuse(tensor_misfits(experts, dtype_given=dtype is not None, apart=recipe.apart))
         path = tmp_path / f"{name}.safetensors"
         destination = destination_of(path, experts, recipe=recipe, dtype=dtype, max_shard_bytes=max_shard_bytes)
         begun = [StreamedHash(expert) for expert in experts]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from glue_cli.blend.misfit import refuse
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.blend.tokens import align_tokens
 from glue_cli.checkpoints.read import read_checkpoint
@@ -45,7 +46,9 @@ def expert(tmp_path):
 
 
 def align(*experts, recipe=PLAIN, dtype_given=False):
-    return align_tokens(experts, recipe, dtype_given=dtype_given)
+    plan, misfits = align_tokens(experts, recipe, dtype_given=dtype_given)
+    refuse(misfits)
+    return plan
 
 
 def test_equal_tokens_at_equal_numbers_lie_as_they_are(expert):

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glue_cli.blend.adapters.adapter import Adapter, Update, check_adapters
+from glue_cli.blend.adapters.adapter import Adapter, Update, adapter_misfits
+from glue_cli.blend.misfit import refuse
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.foundation.errors import CheckpointError
 
@@ -49,7 +50,7 @@ def fit(base: Checkpoint, adapters: Sequence[Adapter], *, names_in_memory: FindN
     Raises:
         CheckpointError: the adapters do not fit each other, or do not fit the base.
     """
-    check_adapters(adapters)
+    refuse(adapter_misfits(adapters))
     try:
         named = _named_as_adapted(base, adapters)
     except CheckpointError:

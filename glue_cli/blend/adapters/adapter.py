@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_cli.blend.compatibility import find_differences
+from glue_cli.blend.misfit import Misfit
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.links import check_links
 from glue_cli.checkpoints.read import read_checkpoint
@@ -45,6 +46,7 @@ _VARIANTS = (
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 _ONLY_PLAIN = "glue mixes adapters whose update is s B A; merge this one into its base, and mix full checkpoints"
+_SAME_PLAIN = "mix adapters with the same modules_to_save and bias"
 _WRONG_CONFIG = "check that this is the file that PEFT saved"
 
 
@@ -203,26 +205,18 @@ def _setting(config: Mapping[str, Any], pattern: str, module: str, default: str)
     return next((value for key, value in own.items() if re.match(rf"(.*\.)?({key})$", module)), config[default])
 
 
-def check_adapters(adapters: Sequence[Adapter]) -> None:
-    """Check that adapters have the same base, the same plain tensors, and updates for weights of the same shapes.
-
-    Raises:
-        CheckpointError: they differ; every difference is listed.
-    """
+def adapter_misfits(adapters: Sequence[Adapter]) -> list[Misfit]:
+    """Return where adapters differ: in their base, in plain tensors, in the shapes of the weights that they update."""
+    misfits = []
     bases = {adapter.path: adapter.config.get("base_model_name_or_path") or "" for adapter in adapters}
     if len({base.rstrip("/") for base in bases.values()}) > 1:
-        raise CheckpointError(
-            "the adapters were trained on different bases",
-            items=[f"{path}: '{base}'" for path, base in bases.items()],
-            hint=f"mix adapters of one base; if it is one base under two names, write the same name in each {CONFIG}",
-        )
+        hint = f"mix adapters of one base; if it is one base under two names, write the same name in each {CONFIG}"
+        named = tuple(f"{path}: '{base}'" for path, base in bases.items())
+        misfits.append(Misfit("bases", "the adapters were trained on different bases", named, hint))
     differences = find_differences([adapter.plain for adapter in adapters])
     if differences:
-        raise CheckpointError(
-            "the adapters differ in their tensors that are not LoRA factors",
-            items=[difference.text for difference in differences],
-            hint="mix adapters with the same modules_to_save and bias",
-        )
+        message, hint = "the adapters differ in their tensors that are not LoRA factors", _SAME_PLAIN
+        misfits.append(Misfit("tensors", message, tuple(difference.text for difference in differences), hint))
     firsts: dict[str, tuple[Adapter, Update]] = {}
     items = []
     for adapter in adapters:
@@ -232,4 +226,5 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
                 here, there = list(update.outer_shape), list(wanted.outer_shape)
                 items.append(f"{adapter.path}: '{update.module}' is {here}, in {first.path} it is {there}")
     if items:
-        raise CheckpointError("the adapters update weights of different shapes", items=items)
+        misfits.append(Misfit("updates", "the adapters update weights of different shapes", tuple(items)))
+    return misfits

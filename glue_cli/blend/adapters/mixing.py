@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from glue_cli.blend.adapters.adapted_base import AdaptedBase
-from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, Update, check_adapters
+from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, Update, adapter_misfits
+from glue_cli.blend.misfit import refuse
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
 from glue_cli.checkpoints.naming import Naming
 from glue_cli.checkpoints.safetensors_file import header_of, lay_out, metadata_of
@@ -122,7 +123,7 @@ def concatenate(
         CheckpointError: the adapters do not fit each other, have NaN or infinity, or have integers that differ.
         ResourceError: the output cannot be written.
     """
-    check_adapters(adapters)
+    refuse(adapter_misfits(adapters))
     used = _with_weight(adapters, alpha)
     first = used[0][0]
     modules = sorted({module for adapter, _ in used for module in adapter.updates})

@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glue_cli.blend.adapters.adapter import check_adapters, is_adapter, read_adapter
+from glue_cli.blend.adapters.adapter import adapter_misfits, is_adapter, read_adapter
+from glue_cli.blend.misfit import refuse
 from glue_cli.foundation.errors import CheckpointError, UsageError
 
 FACTORS = {
@@ -190,7 +191,7 @@ def test_a_folder_without_weights(save_adapter):
 
 def refused(*folders):
     with pytest.raises(CheckpointError) as caught:
-        check_adapters([read_adapter(folder) for folder in folders])
+        refuse(adapter_misfits([read_adapter(folder) for folder in folders]))
     return caught.value
 
 
@@ -199,7 +200,9 @@ def test_adapters_of_different_bases(save_adapter):
     error = refused(*folders)
     assert error.message == "the adapters were trained on different bases"
     assert error.items == (f"{folders[0]}: 'bert'", f"{folders[1]}: 'gpt2'")
-    check_adapters([read_adapter(folders[0]), read_adapter(save_adapter("c", base_model_name_or_path="bert/"))])
+    refuse(
+        adapter_misfits([read_adapter(folders[0]), read_adapter(save_adapter("c", base_model_name_or_path="bert/"))])
+    )
 
 
 def test_a_head_that_only_some_have(save_adapter):
@@ -224,7 +227,7 @@ def test_adapters_may_differ_in_rank_and_in_what_they_update(save_adapter):
     wider = {a: torch.zeros(5, 4), b: torch.zeros(3, 5)}
     other = {name.replace("q", "v"): tensor for name, tensor in FACTORS.items()}
     folders = [save_adapter("a"), save_adapter("b", wider, r=5), save_adapter("c", other)]
-    check_adapters([read_adapter(folder) for folder in folders])
+    refuse(adapter_misfits([read_adapter(folder) for folder in folders]))
 
 
 @pytest.mark.parametrize(
@@ -242,4 +245,4 @@ def test_what_wrappers_put_into_names_is_taken_out(save_adapter, wrapped):
     plain, found = map(read_adapter, folders)
     assert found.checkpoint.entries.keys() == FACTORS.keys() and found.updates.keys() == {"net.q"}
     assert found.updates["net.q"].a.name == plain.updates["net.q"].a.name
-    check_adapters([plain, found])
+    refuse(adapter_misfits([plain, found]))
