@@ -17,6 +17,7 @@ from glue_cli.results.mix import (
     Losses,
     MixResult,
     Rival,
+    Skipped,
     Stage,
     StagedSearch,
     name_of_expert,
@@ -34,6 +35,7 @@ _STAGES = {
     "explain": "explanation",
 }
 _REFRESHED = "BatchNorm refreshed"
+_N_NAMED = 5
 _ENDED = {
     "plateau": "at a plateau",
     "converged": "as it had converged",
@@ -112,11 +114,23 @@ def _search_lines(result: MixResult) -> list[str]:
         lines.append(f"{counted(result.steps, 'step')}, ended {_ENDED[str(result.stopped)]}")
     elif result.stopped == "budget":
         lines.append(f"the budget had no room for {'two experts' if result.method == 'greedy' else 'a step'}")
+    if result.skipped is not None:
+        lines.append(_skipped_line(result, result.skipped))
     if isinstance(search, StagedSearch):
         lines += _guard_lines(result, search)
     if result.before_refresh is not None:
         lines.append(_refresh_line(result, result.before_refresh))
     return lines
+
+
+def _skipped_line(result: MixResult, skipped: Skipped) -> str:
+    """Say what was not finite. Of many blends only some are named."""
+    blends = _blends(result)
+    names = [blends[name] for name in skipped.blends]
+    named = ", ".join(names[:_N_NAMED]) + (f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else "")
+    parts = [f"{counted(skipped.steps, 'step')} skipped"] if skipped.steps else []
+    parts += [f"left out: {named}"] if names else []
+    return f"not finite: {'; '.join(parts)}"
 
 
 def _refresh_line(result: MixResult, before: Losses) -> str:

@@ -1,5 +1,6 @@
 """CMA-ES, the usual search without a derivative, on the logits: with the package cmaes, from the extra `search`."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,9 @@ def cmaes(
 class CmaEs:
     """A strategy: each step is one generation, evaluated on the step's minibatch.
 
+    A point whose loss is not finite counts as bad as the worst of the others; if that is so of all of them, the next
+    generation is drawn half as wide.
+
     Args:
         start: [G, K], a point of the domain.
     Attributes:
@@ -81,11 +85,17 @@ class CmaEs:
         return Probes(self._alphas_of(self._points), n_at_once=2)
 
     def tell(self, answer: Answer) -> float:
-        """Move the distribution; return the generation's mean loss."""
+        """Move the distribution; return the mean of the generation's finite losses, NaN if there is none."""
         assert isinstance(answer, Tensor)
-        self._optimizer.tell(list(zip(self._points, answer.tolist(), strict=True)))
+        finite = answer[answer.isfinite()]
+        if len(finite):
+            # No infinity: the package would subtract it from itself.
+            losses = answer.where(answer.isfinite(), finite.max()).tolist()
+            self._optimizer.tell(list(zip(self._points, losses, strict=True)))
+        else:
+            self._optimizer._sigma /= 2
         self._state = _state_of(self._optimizer)
-        return answer.mean().item()
+        return finite.mean().item() if len(finite) else math.nan
 
     def state(self) -> State:
         return self._state

@@ -52,7 +52,7 @@ class TrueGradient:
         self._domain = domain
         self._alpha: Tensor | None = None
 
-    def ask(self, beta: Tensor, step: int) -> Gradient:
+    def ask(self, beta: Tensor, step: int, share: float) -> Gradient:
         self._alpha = self._domain.from_logits(beta)
         return Gradient(self._alpha)
 

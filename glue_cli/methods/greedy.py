@@ -10,8 +10,10 @@ from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.seeds import generator
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
-from glue_cli.methods.result import Learned, StepRecord, check_finite
+from glue_cli.methods.result import Learned, StepRecord, if_finite
+from glue_cli.methods.skips import not_finite
 from glue_cli.methods.stepwise import Observe, run, unobserved
+from glue_cli.results.mix import name_of_expert, name_with
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
@@ -31,7 +33,8 @@ def greedy(
     Uses validation data only: two validations per expert, the uniform blend's included. A budget sets how many batches
     each validation takes, the same for all. If it is too small for a batch each, only some experts are tried, drawn by
     `seed`; if it is too small for two experts, the uniform blend is returned. One soup is made for each kind of
-    BatchNorm statistics, with an equal share of the budget; the one with the least loss is returned.
+    BatchNorm statistics, with an equal share of the budget; the one with the least loss is returned. A loss that is
+    not finite counts as infinitely bad.
 
     Args:
         observe: called for every expert tried: with the loss with it, and the soup after it with the soup's own loss.
@@ -39,7 +42,7 @@ def greedy(
     Returns:
         `n_steps` experts were tried; the account has the soup's experts in their order, and the loss after each.
     Raises:
-        NumericalError: no expert has a finite loss.
+        NumericalError: no expert has a finite loss, with either kind of statistics.
     """
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
@@ -56,7 +59,7 @@ class _Soups:
             _Soup(objective, domain, purse, kind, seed=seed, observe=observe, number=number)
             for number, kind in enumerate(objective.kinds)
         ]
-        self._purse, self._n_done = purse, 0
+        self._domain, self._purse, self._n_done = domain, purse, 0
 
     def step(self) -> Learned | None:
         self._n_done += self._soups[self._n_done].step()
@@ -65,7 +68,11 @@ class _Soups:
         learned = [soup.learned() for soup in self._soups]
         known = [soup for soup in learned if soup.val_loss is not None]
         best = min(known, key=lambda soup: soup.val_loss or 0, default=learned[0])
-        return replace(best, val_loss_start=learned[0].val_loss_start)
+        lost = tuple(name for soup in learned for name in soup.lost)
+        if lost and not known:
+            raise not_finite("the validation loss of every expert", len(lost), self._domain.uniform())
+        n_skipped = sum(soup.n_skipped for soup in learned)
+        return replace(best, val_loss_start=learned[0].val_loss_start, n_skipped=n_skipped, lost=lost)
 
     def state(self) -> State:
         soups = list_state("soups", [soup.state() for soup in self._soups])
@@ -107,6 +114,7 @@ class _Soup:
         self._losses: list[float] = []  # of the soup, after each ingredient
         self._last_loss = math.inf  # of the soup that was tried last
         self._uniform_loss: float | None = None
+        self._n_skipped = 0  # experts whose soup has no finite loss
 
     def step(self) -> bool:
         """Make a step; return whether it was the last one."""
@@ -115,7 +123,7 @@ class _Soup:
             return not self._drawn
         if len(self._alone) < len(self._drawn):
             self._alone.append(self._loss_of([self._drawn[len(self._alone)]]))
-            return False
+            return len(self._alone) == len(self._drawn) and math.isinf(min(self._alone))
         self._add()
         is_done = self._n_added == len(self._drawn)
         if is_done:
@@ -147,27 +155,30 @@ class _Soup:
         """Try the next expert in the soup."""
         expert = self._ranked()[self._n_added]
         self._n_added += 1
-        if self._ingredients:
-            loss = self._loss_of([*self._ingredients, expert])
-        else:
-            loss = check_finite(min(self._alone), self._n_added, "validation loss")
+        loss = self._loss_of([*self._ingredients, expert]) if self._ingredients else min(self._alone)
+        self._n_skipped += math.isinf(loss)
         if not self._losses or loss <= self._losses[-1]:
             self._ingredients.append(expert)
             self._losses.append(loss)
         self._last_loss = loss
         soup = self._domain.mean_of(self._ingredients)
         n_before = self._number * self._domain.n_experts
-        self._observe(StepRecord(n_before + self._n_added, loss, soup, self._losses[-1]))
+        self._observe(StepRecord(n_before + self._n_added, if_finite(loss), soup, self._losses[-1], self._n_skipped))
 
     def _validate_uniform(self) -> None:
         """Compute the loss of the uniform blend, unless it was the last soup tried."""
         n_experts, tried_last = self._domain.n_experts, {*self._ingredients, self._ranked()[-1]}
-        self._uniform_loss = self._last_loss if len(tried_last) == n_experts else self._loss_of(range(n_experts))
+        loss = self._last_loss if len(tried_last) == n_experts else self._loss_of(range(n_experts))
+        self._uniform_loss = if_finite(loss)
 
     def learned(self) -> Learned:
-        """Return the soup; if the budget had no room for one, the uniform blend with unknown loss."""
-        if not self._drawn:
-            return Learned(self._domain.uniform(), None, None, 0, "budget")
+        """Return the soup, or the uniform blend with unknown loss if there is none: the budget had no room for one,
+        or no expert has a finite loss.
+        """
+        experts = [k for k, loss in zip(self._drawn, self._alone, strict=True) if math.isinf(loss)]
+        lost = tuple(name_with(name_of_expert(k), self._statistics) for k in experts)
+        if not self._ingredients:
+            return Learned(self._domain.uniform(), None, None, 0, "budget", lost=lost)
         return Learned(
             self._domain.mean_of(self._ingredients),
             self._losses[-1],
@@ -177,6 +188,8 @@ class _Soup:
             {"ingredients": self._ingredients, "losses": self._losses},
             self._statistics,
             is_as_written=self._n_batches is None and self._objective.n_folds == 1,
+            n_skipped=self._n_skipped,
+            lost=lost,
         )
 
     def _ranked(self) -> list[int]:
@@ -198,6 +211,7 @@ class _Soup:
             "losses": torch.tensor(self._losses, dtype=torch.float64),
             "last_loss": torch.tensor(self._last_loss, dtype=torch.float64),  # in JSON it could not be infinite
             "uniform_loss": self._uniform_loss,
+            "n_skipped": self._n_skipped,
         }
 
     def restore(self, state: State) -> None:
@@ -205,3 +219,4 @@ class _Soup:
         self._alone, self._losses = state["alone"].tolist(), state["losses"].tolist()
         self._n_batches, self._n_added = state["n_batches"], state["n_added"]
         self._last_loss, self._uniform_loss = state["last_loss"].item(), state["uniform_loss"]
+        self._n_skipped = state["n_skipped"]

@@ -7,17 +7,24 @@ from typing import Any
 from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
-from glue_cli.foundation.errors import NumericalError
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step as it is shown and logged: alpha [G, K] after it, and `val_loss` if a validation was due."""
+    """One step as it is shown and logged.
+
+    Attributes:
+        loss: None if it is not finite, so that the step was skipped.
+        alpha: after the step, [G, K].
+        val_loss: None if no validation was due, or its loss is not finite.
+        n_skipped: how many steps have been skipped so far.
+    """
 
     step: int
     loss: float | None
     alpha: Tensor
     val_loss: float | None = None
+    n_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Learned:
         stopped: "plateau", "steps", "budget" or "converged".
         account: how it was found, as it is written down.
         statistics: the BatchNorm statistics to write the blend with.
+        n_skipped: how many steps were skipped, as a loss was not finite.
+        lost: the names of the starts and experts that were left out, as their loss is not finite.
         is_as_written: whether `val_loss` is the loss of the blend as written to a file, on all validation data.
     """
 
@@ -42,14 +51,10 @@ class Learned:
     account: dict[str, Any] = field(default_factory=dict)
     statistics: Statistics = "averaged"
     is_as_written: bool = False
+    n_skipped: int = 0
+    lost: tuple[str, ...] = ()
 
 
-def check_finite(loss: float, step: int, what: str) -> float:
-    """Return a loss.
-
-    Raises:
-        NumericalError: it is infinite or NaN.
-    """
-    if not math.isfinite(loss):
-        raise NumericalError(f"the {what} is {loss} at mixing step {step}", hint="evaluate the experts one by one")
-    return loss
+def if_finite(loss: float) -> float | None:
+    """Return a loss; None if it is NaN or infinite."""
+    return loss if math.isfinite(loss) else None

@@ -163,6 +163,19 @@ class GreedySearch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """What a search has gone on without, as a loss was not finite.
+
+    Attributes:
+        steps: how many steps were not made.
+        blends: the names of the starts and experts that were left out.
+    """
+
+    steps: int
+    blends: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LeftOut:
     """The loss of a blend without one expert, and that loss minus the whole blend's."""
 
@@ -184,6 +197,7 @@ class MixResult:
         afterwards: the part of the cost after alpha was chosen, for explaining it and refreshing BatchNorm.
         steps: the number of steps of the search.
         stopped: why the search ended.
+        skipped: what a search has gone on without, if there was anything.
         left_out: one entry per expert, if an explanation was asked for.
         before_refresh: the goal's figures during the search, before BatchNorm's statistics were recomputed.
         like: the blend that this one repeats.
@@ -210,6 +224,7 @@ class MixResult:
     threads: int | None = where_known()
     objective: Objective | None = where_known()
     search: StagedSearch | GreedySearch | None = where_known()
+    skipped: Skipped | None = where_known()
     left_out: list[LeftOut] | None = where_known()
     before_refresh: Losses | None = where_known()
     afterwards: Passes | None = where_known()

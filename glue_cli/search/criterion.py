@@ -4,7 +4,6 @@ Importing this module does not import torch, since an objective is checked befor
 """
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +43,8 @@ def criterion_of(objective: str, loss: "Loss", folder: Path) -> Criterion:
     - accuracy: a term for each example or predicted token, float32: 0 if the prediction is right, else 1.
     - f1: one term for each minibatch, float64 [1]: 1 - macro F1, over the classes in targets or predictions.
     - python:MODULE:FUNCTION: one term for each minibatch, float64 [1]: minus what `function(outputs, targets)`
-      returns, one number, where more is better, as with scorers of scikit-learn. The function gets the tensors as
+      returns, one number, where more is better, as with scorers of scikit-learn; one that is not finite counts as
+      infinitely bad. The function gets the tensors as
       the model and the data give them: on their device, in the precision of the forward pass, without a gradient.
 
     Args:
@@ -104,11 +104,10 @@ def _minus_value(objective: str, function: Callable[..., Any], outputs: "Tensor"
 
     returned = call_function(function, outputs, targets, name=f"objective '{objective}'", hint="mend the function")
     value = returned.item() if getattr(returned, "ndim", None) == 0 else returned  # torch's and numpy's numbers
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float):
         shape = f" {list(returned.shape)}" if getattr(returned, "ndim", 0) else ""
-        what = str(value) if isinstance(value, float) else f"a {type(returned).__name__}{shape}"
         raise SpecError(
-            f"objective '{objective}' returns {what}, wanted one finite number",
+            f"objective '{objective}' returns a {type(returned).__name__}{shape}, wanted one number",
             hint="return a figure of the minibatch, of which more is better",
         )
     return torch.tensor([-value], dtype=torch.float64, device=outputs.device)

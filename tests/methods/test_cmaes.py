@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from glue_cli.foundation.errors import NumericalError
 from glue_cli.methods.cmaes import CmaEs, cmaes
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.steps.strategy import make_step
@@ -123,9 +122,35 @@ def test_draws_by_its_seed(quadratic):
     assert not torch.equal(first, second) and torch.equal(second, again)
 
 
-def test_a_loss_that_is_not_finite_is_an_error(quadratic):
-    objective = quadratic([0.2, 0.8])
-    asked = objective.probe_losses
-    objective.probe_losses = lambda alphas, step: asked(alphas, step) * (math.nan if step == 4 else 1)
-    with pytest.raises(NumericalError, match="the loss is nan at mixing step 2"):
-        learn(objective)
+def generation(strategy, losses_of):
+    """Make a step; return the generation's points."""
+    strategy.tell(losses_of(strategy.ask(0, math.inf).alphas))
+    return strategy._points
+
+
+def test_points_without_a_finite_loss_count_as_the_worst():
+    """The distribution moves as if they had the loss of the worst finite point."""
+
+    def losses_of(alphas, wrong):
+        losses = alphas[:, 0, 0].clone()
+        losses[losses > losses.median()] = wrong if wrong is not None else losses.median()
+        return losses
+
+    domain = Simplex(1, 3)
+    strategies = [CmaEs(domain, domain.uniform(), 0) for _ in range(4)]
+    for strategy, wrong in zip(strategies, (None, math.nan, math.inf, -math.inf), strict=True):
+        generation(strategy, lambda alphas, wrong=wrong: losses_of(alphas, wrong))
+        assert strategy.alpha.tolist() == strategies[0].alpha.tolist()
+    assert strategies[0].alpha[0, 0] < 1 / 3
+
+
+def test_a_generation_without_a_finite_loss_is_drawn_again_half_as_wide():
+    domain = Simplex(1, 6)
+    strategy, spreads = CmaEs(domain, domain.uniform(), 0), []
+    for _ in range(100):
+        points = generation(strategy, lambda alphas: torch.full((len(alphas),), math.nan, dtype=torch.float64))
+        spreads.append(points.std())
+        assert strategy.alpha.tolist() == domain.uniform().tolist()
+        if len(spreads) == 8:
+            break
+    assert spreads[-1] < spreads[0] / 50  # 2 ** 7 in the mean

@@ -138,8 +138,9 @@ def test_an_expert_that_has_no_finite_loss_is_left_out(quadratic, bad):
     objective.loss = lambda alphas: finite(alphas) + (bad if alphas[0, 1] > 0 else 0)
     learned = choose(objective)
     assert learned.alpha.tolist() == [[0.5, 0.0, 0.5]] and learned.val_loss == pytest.approx(0.24)
+    assert learned.lost == ("expert 1",) and learned.n_skipped == 1 and learned.val_loss_start is None
 
 
 def test_no_expert_with_a_finite_loss_is_an_error(quadratic):
-    with pytest.raises(NumericalError, match="the validation loss is inf"):
+    with pytest.raises(NumericalError, match="the validation loss of every expert is not finite"):
         choose(quadratic([math.nan, 0.5]))

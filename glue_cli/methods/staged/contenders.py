@@ -1,5 +1,6 @@
 """The contenders in the race: each is a start, the strategy that descends from it, and its losses so far."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,15 +19,21 @@ MakeStrategy = Callable[[Tensor], Strategy]
 
 @dataclass
 class Contender:
+    """Attributes: losses: of its steps; infinite for one that was skipped, as a loss was not finite."""
+
     start: Start
     strategy: Strategy
     losses: list[float] = field(default_factory=list)
 
     @property
-    def score(self) -> float:
-        """The mean loss over the later half of the steps, whose minibatches are the same for all contenders."""
+    def score(self) -> tuple[int, float]:
+        """How many of the later half of the steps were skipped, and the mean loss of the others; less is better.
+
+        The minibatches are the same for all contenders.
+        """
         later = self.losses[len(self.losses) // 2 :]
-        return sum(later) / len(later)
+        finite = [loss for loss in later if math.isfinite(loss)]
+        return len(later) - len(finite), sum(finite) / len(finite) if finite else math.inf
 
     def state(self) -> State:
         losses = torch.tensor(self.losses, dtype=torch.float64)

@@ -12,7 +12,8 @@ import torch
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
-from glue_cli.methods.result import Learned, StepRecord, check_finite
+from glue_cli.methods.result import Learned, StepRecord, if_finite
+from glue_cli.methods.skips import Skips, not_finite
 from glue_cli.methods.staged import by_group, guard
 from glue_cli.methods.staged.by_group import ByGroup, MakeGroups
 from glue_cli.methods.staged.contenders import Contender, MakeStrategy, enter
@@ -22,6 +23,7 @@ from glue_cli.methods.steps.plateau import Plateau
 from glue_cli.methods.steps.questions import Probes, probe
 from glue_cli.methods.steps.strategy import Shrinks, Strategy, make_step
 from glue_cli.methods.stepwise import Observe, run, unobserved
+from glue_cli.results.mix import UNIFORM
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
@@ -47,10 +49,11 @@ def search(
         make_strategy: a strategy from a start, alpha [G, K].
         make_groups: makes the strategy with an alpha for each group, if `make_strategy` moves all groups as one; None
             if there is one group, or if the strategy moves each group from the beginning.
-        observe: called with the uniform blend, every step of the leading contender, and what is returned.
+        observe: called with the uniform blend, or the best start if the uniform blend's loss is not finite; with every
+            step of the leading contender; and with what is returned.
         checkpoint: called after the screening, and after every step on a minibatch; state: to resume from.
     Raises:
-        NumericalError: a loss is not finite.
+        NumericalError: no start has a finite loss, or none has one at several steps in a row, or the blend to return.
     """
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
@@ -82,6 +85,8 @@ class _StagedSearch:
         self._stage: Literal["screen", "race", "descend", "groups", "guard"] = "screen"
         self._spending: list[dict[str, Any]] = []  # of the finished stages
         self._starts: list[Start] = []  # the best first
+        self._lost: list[str] = []  # the names of the starts whose loss is not finite
+        self._skips = Skips()
         self._contenders: list[Contender] = []  # the first leads; after the race it is the winner
         self._runner_up: Candidate | None = None  # what came second in the race
         self._groups: ByGroup | None = None
@@ -105,10 +110,12 @@ class _StagedSearch:
     # ---- the stages
 
     def _screen(self) -> None:
-        self._starts = screen(self._objective, self._purse, self._seed)
-        uniform = next(start for start in self._starts if start.name == "uniform")
-        self._observe(StepRecord(0, uniform.losses[0], uniform.alpha))
-        self._note(uniform.losses[0], self._starts[0].losses[0])
+        self._starts, lost = screen(self._objective, self._purse, self._seed)
+        self._lost = [start.label for start in lost]
+        best = self._starts[0]
+        first = next((start for start in self._starts if start.name == UNIFORM), best)
+        self._observe(StepRecord(0, first.losses[0], first.alpha))
+        self._note(first.losses[0] if first.name == UNIFORM else None, best.losses[0])
         self._contenders = enter(self._starts, self._make_strategy, _RACE_SHARE * self._left())
         self._stage = "race"
 
@@ -135,8 +142,9 @@ class _StagedSearch:
     def _descend(self) -> None:
         """Make a step, until the budget's part is spent or, without a budget, the validation loss is level."""
         if self._can_step():
-            val_loss = self._make_step(validate=self._validation_is_due())
-            if val_loss is None or not self._plateau.reached(val_loss):
+            is_due = self._validation_is_due()
+            val_loss = self._make_step(validate=is_due)
+            if not is_due or not self._plateau.reached(val_loss):
                 return
             self._stopped = "plateau"
         self._note()
@@ -166,10 +174,10 @@ class _StagedSearch:
             objective = self._objective.with_statistics(groups.one.statistics)
             n_forwards = min(self._left(), groups.forwards_a_step if self._purse.is_limited else math.inf)
             loss = make_step(strategy, objective, N_MINIBATCHES + self._n_steps, n_forwards)
-            check_finite(loss, self._n_steps, "loss")
+            self._skips.count([loss], self._n_steps, strategy.alpha)
             groups.n_made += 1
             self._n_steps += 1
-            self._observe(StepRecord(self._n_steps, loss, strategy.alpha))
+            self._observe(StepRecord(self._n_steps, if_finite(loss), strategy.alpha, None, self._skips.n_steps))
             return
         self._note()
         self._stage = "guard"
@@ -179,8 +187,8 @@ class _StagedSearch:
         (winner,) = self._contenders
         end, rivals = self._end(), self._rivals()
         verdict = guard.guard(self._objective, self._purse, end, rivals)
-        if verdict.loss is not None:
-            check_finite(verdict.loss, self._n_steps, "validation loss")
+        if verdict.loss is not None and not math.isfinite(verdict.loss):
+            raise not_finite("the validation loss of the end and of every rival", self._n_steps, end.alpha)
         self._note()
         losses = {rival.candidate.label: rival.loss for rival in verdict.rivals}
         descent = next(stage for stage in self._spending if stage["stage"] == "descend")
@@ -192,7 +200,7 @@ class _StagedSearch:
             **guard.account(verdict),
         }
         returned = verdict.returned
-        self._observe(StepRecord(self._n_steps, None, returned.alpha, verdict.loss))
+        self._observe(StepRecord(self._n_steps, None, returned.alpha, verdict.loss, self._skips.n_steps))
         uniform = Candidate("uniform", self._domain.uniform(), self._objective.kinds[0])
         return Learned(
             returned.alpha,
@@ -203,6 +211,8 @@ class _StagedSearch:
             account,
             returned.statistics,
             is_as_written=verdict.is_whole and self._objective.n_folds == 1,
+            n_skipped=self._skips.n_steps,
+            lost=tuple(self._lost),
         )
 
     # ---- what the guard compares
@@ -266,19 +276,25 @@ class _StagedSearch:
         return False
 
     def _make_step(self, *, validate: bool = False) -> float | None:
-        """Make a step with each contender on one minibatch; report the first; return its validation loss if asked."""
+        """Make a step with each contender on one minibatch; report the first.
+
+        Returns:
+            The first's validation loss, if that was asked for; None if it is not finite.
+        """
         n_forwards = self._left() / len(self._contenders)
         for contender in self._contenders:
             objective = self._objective.with_statistics(contender.start.statistics)
             loss = make_step(contender.strategy, objective, N_MINIBATCHES + self._n_steps, n_forwards)
-            contender.losses.append(check_finite(loss, self._n_steps, "loss"))
-        self._n_steps += 1
+            contender.losses.append(loss if math.isfinite(loss) else math.inf)
         leader, val_loss = self._contenders[0], None
         alpha = leader.strategy.alpha
+        self._skips.count([contender.losses[-1] for contender in self._contenders], self._n_steps, alpha)
+        self._n_steps += 1
         if validate:
             objective = self._objective.with_statistics(leader.start.statistics)
-            val_loss = check_finite(objective.validation_loss(alpha), self._n_steps, "validation loss")
-        self._observe(StepRecord(self._n_steps, leader.losses[-1], alpha, val_loss))
+            val_loss = if_finite(objective.validation_loss(alpha))
+        loss_shown = if_finite(leader.losses[-1])
+        self._observe(StepRecord(self._n_steps, loss_shown, alpha, val_loss, self._skips.n_steps))
         return val_loss
 
     def _validation_is_due(self) -> bool:
@@ -321,9 +337,11 @@ class _StagedSearch:
             "runner_up_without": second and second.without,
             **list_state("spending", self._spending),
             **list_state("starts", [start.state() for start in self._starts]),
+            **list_state("lost", [{"label": label} for label in self._lost]),
             **list_state("contenders", [contender.state() for contender in self._contenders]),
             **(prefixed("groups", self._groups.state()) if self._groups else {}),
             **prefixed("plateau", self._plateau.state()),
+            **prefixed("skips", self._skips.state()),
             **prefixed("purse", self._purse.state()),
         }
 
@@ -333,10 +351,12 @@ class _StagedSearch:
         self._runner_up = None if state["runner_up"] is None else Candidate("runner-up", state["runner_up"], *second)
         self._spending = list_of(state, "spending")
         self._starts = [Start.of(start) for start in list_of(state, "starts")]
+        self._lost = [start["label"] for start in list_of(state, "lost")]
         self._contenders = [
             Contender.of(contender, self._starts, self._make_strategy) for contender in list_of(state, "contenders")
         ]
         groups = part_of(state, "groups")
         self._groups = ByGroup.of(groups, self._make_groups) if groups and self._make_groups else None
         self._plateau.restore(part_of(state, "plateau"))
+        self._skips.restore(part_of(state, "skips"))
         self._purse.restore(part_of(state, "purse"))

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
-from glue_cli.methods.result import Learned, StepRecord, check_finite
+from glue_cli.methods.result import Learned, StepRecord, if_finite
+from glue_cli.methods.skips import Skips, not_finite
 from glue_cli.methods.steps.logit_descent import GradientRule, LogitDescent
 from glue_cli.methods.steps.plateau import Plateau
 from glue_cli.methods.steps.strategy import Strategy, make_step
@@ -32,14 +33,15 @@ def descend(
     """Minimise the target loss over alpha = softmax(beta) from the uniform blend, eqs. (7) and (8).
 
     Stops at a plateau of the validation loss, after `steps`, or when the budget cannot pay for another step and
-    validation; returns the alpha with the lowest validation loss on the way.
+    validation; returns the alpha with the lowest validation loss on the way. A loss that is not finite counts as
+    infinitely bad.
 
     Args:
         rule: how the gradient at beta [G, K] is estimated.
         observe: called with every step when it ends.
         checkpoint: called between two steps; state: to resume from.
     Raises:
-        NumericalError: a loss is not finite.
+        NumericalError: no validation loss is finite, or no loss at several steps in a row.
     """
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
@@ -61,7 +63,10 @@ class _PlainSearch:
         self._plateau = Plateau(settings.patience)
         self._n_steps = 0
         self._n_batches: int | None = None  # per validation; None before the first
-        self._start_loss = self._best_loss = 0.0  # on validation
+        # On validation; None if it is not finite
+        self._start_loss: float | None = None
+        self._best_loss: float | None = None
+        self._skips = Skips()
         self._best_alpha = strategy.alpha
 
     def step(self) -> Learned | None:
@@ -83,8 +88,9 @@ class _PlainSearch:
         return None
 
     def _descend(self, n_batches: int) -> Learned | None:
+        before = self._strategy.alpha
         loss = make_step(self._strategy, self._objective, self._n_steps, math.inf)
-        check_finite(loss, self._n_steps, "loss")
+        self._skips.count([loss], self._n_steps, before)
         self._n_steps += 1
         alpha, val_loss, stopped = self._strategy.alpha, None, ""
         if self._is_too_poor(n_batches):
@@ -93,21 +99,26 @@ class _PlainSearch:
             stopped = "steps"
         if stopped or self._n_steps % self._settings.validate_every == 0:
             val_loss = self._validate(alpha, n_batches)
-            if val_loss < self._best_loss:
+            if val_loss is not None and (self._best_loss is None or val_loss < self._best_loss):
                 self._best_alpha, self._best_loss = alpha, val_loss
             if self._plateau.reached(val_loss) and stopped != "budget":
                 stopped = "plateau"
-        self._observe(StepRecord(self._n_steps, loss, alpha, val_loss))
+        self._observe(StepRecord(self._n_steps, if_finite(loss), alpha, val_loss, self._skips.n_steps))
         if not stopped:
             return None
-        return Learned(self._best_alpha, self._best_loss, self._start_loss, self._n_steps, stopped)
+        if self._best_loss is None:
+            raise not_finite("every validation loss", self._n_steps, alpha)
+        n_skipped = self._skips.n_steps
+        return Learned(
+            self._best_alpha, self._best_loss, self._start_loss, self._n_steps, stopped, n_skipped=n_skipped
+        )
 
     def _is_too_poor(self, n_batches: int) -> bool:
         """Tell whether the budget has no room for a step and validation besides the last validation."""
         return self._purse.forwards() < 2 * n_batches + self._strategy.n_forwards
 
-    def _validate(self, alpha: Tensor, n_batches: int) -> float:
-        return check_finite(self._objective.validation_loss(alpha, n_batches), self._n_steps, "validation loss")
+    def _validate(self, alpha: Tensor, n_batches: int) -> float | None:
+        return if_finite(self._objective.validation_loss(alpha, n_batches))
 
     def state(self) -> State:
         return {
@@ -118,6 +129,7 @@ class _PlainSearch:
             "best_alpha": self._best_alpha,
             **prefixed("strategy", self._strategy.state()),
             **prefixed("plateau", self._plateau.state()),
+            **prefixed("skips", self._skips.state()),
             **prefixed("purse", self._purse.state()),
         }
 
@@ -127,4 +139,5 @@ class _PlainSearch:
         self._best_alpha = state["best_alpha"]
         self._strategy.restore(part_of(state, "strategy"))
         self._plateau.restore(part_of(state, "plateau"))
+        self._skips.restore(part_of(state, "skips"))
         self._purse.restore(part_of(state, "purse"))

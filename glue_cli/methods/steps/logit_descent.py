@@ -1,5 +1,6 @@
 """Descent on the logits beta along an estimate of the gradient, eq. (7): the part that fullgrad and spsa share."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,13 +32,17 @@ class GradientRule(Protocol):
     @property
     def n_forwards(self) -> int: ...
 
-    def ask(self, beta: Tensor, step: int) -> Question: ...
+    def ask(self, beta: Tensor, step: int, share: float) -> Question:
+        """Return the question; a rule that looks around beta does so within this share of its radius."""
 
     def tell(self, answer: Answer) -> Estimate: ...
 
 
 class LogitDescent:
     """A strategy: the settings' optimizer makes steps with a rule's gradients.
+
+    If an estimate is not finite, the step is skipped: the logits go half-way back to those of the last finite
+    estimate, and the rule's radius is halved until an estimate is finite again.
 
     Args:
         beta: where it starts, [G, K], float64; moved in place.
@@ -50,6 +55,7 @@ class LogitDescent:
         self.n_forwards = self.least_forwards = rule.n_forwards
         self._domain, self._beta, self._rule = domain, beta, rule
         self._optimizer = _make_optimizer(beta, settings)
+        self._sound, self._share = beta.clone(), 1.0
 
     @property
     def alpha(self) -> Tensor:
@@ -57,19 +63,28 @@ class LogitDescent:
         return self._domain.from_logits(self._beta)
 
     def ask(self, step: int, n_forwards: float) -> Question:
-        return self._rule.ask(self._beta, step)
+        return self._rule.ask(self._beta, step, self._share)
 
     def tell(self, answer: Answer) -> float:
         estimate = self._rule.tell(answer)
+        if not (math.isfinite(estimate.loss) and estimate.gradient.isfinite().all()):
+            self._beta.lerp_(self._sound, 0.5)
+            self._share /= 2
+            return math.nan
+        self._sound.copy_(self._beta)
+        self._share = min(1.0, 2 * self._share)
         self._beta.grad = estimate.gradient
         self._optimizer.step()
         return estimate.loss
 
     def state(self) -> State:
-        return {"beta": self._beta, **prefixed("optimizer", optimizer_state(self._optimizer))}
+        optimizer = prefixed("optimizer", optimizer_state(self._optimizer))
+        return {"beta": self._beta, "sound": self._sound, "share": self._share, **optimizer}
 
     def restore(self, state: State) -> None:
         self._beta.copy_(state["beta"])
+        self._sound.copy_(state["sound"])
+        self._share = state["share"]
         restore_optimizer(self._optimizer, part_of(state, "optimizer"))
 
 
@@ -99,6 +114,8 @@ class AveragedDescent:
 
     def tell(self, answer: Answer) -> float:
         loss = self._descent.tell(answer)
+        if not math.isfinite(loss):
+            return loss
         self._later.append(self._descent.alpha)
         self._n_points += 1
         n_kept = self._n_points - self._n_points // 2

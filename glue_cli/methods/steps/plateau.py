@@ -10,15 +10,15 @@ class Plateau:
     """Waits until a loss has not improved `patience` times in a row.
 
     Args:
-        loss: the first one; None if it is not known yet.
+        loss: the first one; None if it is not known yet, or not finite.
     """
 
     def __init__(self, patience: int, loss: float | None = None) -> None:
         self._patience, self._loss, self._n_stale = patience, loss, 0
 
-    def reached(self, loss: float) -> bool:
-        """Take the next loss; return whether the plateau is reached."""
-        if self._loss is None or loss < self._loss - _MIN_IMPROVEMENT * abs(self._loss):
+    def reached(self, loss: float | None) -> bool:
+        """Take the next loss, or None for one that is not finite; return whether the plateau is reached."""
+        if loss is not None and (self._loss is None or loss < self._loss - _MIN_IMPROVEMENT * abs(self._loss)):
             self._loss, self._n_stale = loss, 0
         else:
             self._n_stale += 1

@@ -48,10 +48,12 @@ class ProbePairs:
         self.n_forwards = 2 * settings.n_directions
         self._domain, self._settings, self._seed = domain, settings, seed
         self._directions: Tensor | None = None
+        self._mu = settings.mu
 
-    def ask(self, beta: Tensor, step: int) -> Probes:
+    def ask(self, beta: Tensor, step: int, share: float) -> Probes:
         """Ask for the losses of all probes of the step at once; their directions follow from the seed and the step."""
         settings = self._settings
+        self._mu = share * settings.mu
         self._directions = draw_directions(
             settings.n_directions,
             self._domain.shape,
@@ -59,13 +61,13 @@ class ProbePairs:
             zero_sum=settings.zero_sum,
             generator=generator(self._seed, "directions", step),
         )
-        alphas = self._domain.from_logits(probe_betas(beta, self._directions, mu=settings.mu))
+        alphas = self._domain.from_logits(probe_betas(beta, self._directions, mu=self._mu))
         return Probes(alphas, n_at_once=len(alphas))
 
     def tell(self, answer: Answer) -> Estimate:
         assert isinstance(answer, Tensor) and self._directions is not None
         n_dimensions = self._domain.n_logit_dimensions(zero_sum=self._settings.zero_sum)
-        return estimate_from(answer, self._directions, mu=self._settings.mu, n_dimensions=n_dimensions)
+        return estimate_from(answer, self._directions, mu=self._mu, n_dimensions=n_dimensions)
 
 
 _SURROGATE_STEPS = 20  # at most: by then, Gauss-Newton's descents are nearly level

@@ -44,7 +44,11 @@ class Strategy(Protocol):
         """
 
     def tell(self, answer: Answer) -> float:
-        """Make the step with the answer to the last question; return the loss near the old alpha."""
+        """Make the step with the answer to the last question; return the loss near the old alpha.
+
+        If a loss in the answer is not finite, the step is skipped, and the next one is tried nearer to where losses
+        were finite; the loss returned is then not finite either.
+        """
 
     def state(self) -> State:
         """Return all that later steps depend on."""

@@ -1,5 +1,6 @@
 """Choose alpha by each expert's accuracy on the target's validation data."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 from glue_cli.data.loader import Batches
 from glue_cli.data.target import Target
 from glue_cli.foundation.batchnorm_names import Statistics
-from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.errors import NumericalError, SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Started
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
+from glue_cli.results.mix import name_of_expert, name_with
 from glue_cli.running.batchnorm import has_batchnorm, refresh_statistics
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
@@ -23,7 +25,7 @@ from glue_cli.spec.schema import Spec
 from glue_cli.workflows.compute import evaluation_compute
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.fits import check_fits_data
-from glue_cli.workflows.mix.choice import Choice
+from glue_cli.workflows.mix.choice import Choice, skipped_in
 from glue_cli.workflows.mix.experts import Experts
 from glue_cli.workflows.mix.labels import share_out
 
@@ -32,7 +34,10 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
     """Evaluate every expert on the target's validation data, and let the method turn the accuracies into alpha.
 
     If either kind of BatchNorm statistics may be used, this is done with both, and the blend with the lower loss on
-    the validation data is chosen.
+    the validation data is chosen. An expert whose loss is not finite gets no weight.
+
+    Raises:
+        NumericalError: no expert has a finite loss.
     """
     val = target["val"]
     if val.dataset.labels is None:
@@ -43,19 +48,25 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
     judge = _Judge(plan, spec, target, experts, run)
     kinds: list[Statistics] = ["averaged", "refreshed"] if judge.may_refresh else ["averaged"]
     run.progress(Started("evaluate experts", len(kinds) * len(plan.experts), "experts"))
-    candidates = []
+    candidates, lost = [], []
     for number, kind in enumerate(kinds):
         accuracies: list[float] = []
         for one_hot in torch.eye(len(plan.experts), dtype=torch.float64):
             figures = judge.evaluate(one_hot[None], kind).figures
-            accuracies.append(figures["accuracy"])
+            is_sound = math.isfinite(figures["loss"])
+            if not is_sound:
+                lost.append(name_with(name_of_expert(len(accuracies)), kind))
+            accuracies.append(figures["accuracy"] if is_sound else 0.0)
             line = {"expert": len(accuracies) - 1, **{f"val_{name}": value for name, value in figures.items()}}
             write(line | ({"statistics": kind} if len(kinds) > 1 else {}))
             run.progress(Advanced(number * len(plan.experts) + len(accuracies)))
         alpha = torch.tensor([METHODS[plan.method].load()(accuracies)], dtype=torch.float64)
         candidates.append((alpha, accuracies, kind, judge.evaluate(alpha, kind) if len(kinds) > 1 else None))
     run.progress(Finished())
-    alpha, accuracies, kind, blend = min(candidates, key=lambda one: one[3].figures["loss"] if one[3] else 0.0)
+    if len(lost) == len(kinds) * len(plan.experts):
+        hint = "look for experts whose weights are far too large, and leave them out"
+        raise NumericalError("no expert has a finite loss on the validation data", hint=hint)
+    alpha, accuracies, kind, blend = min(candidates, key=lambda one: _loss_of(one[3]))
     return Choice(
         alpha,
         settings=judge.compute.recorded,
@@ -63,6 +74,7 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
         val_accuracies=accuracies,
         **judge.compute.recorded,
         statistics=kind if blend else None,
+        skipped=skipped_in(0, lost),
     )
 
 
@@ -70,6 +82,12 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
 class _Evaluated:
     model: nn.Module
     figures: dict[str, float]
+
+
+def _loss_of(blend: _Evaluated | None) -> float:
+    """Return a loss to compare blends by; infinite if it is not finite, and 0 if there is nothing to compare."""
+    loss = blend.figures["loss"] if blend else 0.0
+    return loss if math.isfinite(loss) else math.inf
 
 
 class _Judge:

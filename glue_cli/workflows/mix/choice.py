@@ -1,6 +1,7 @@
 """A chosen alpha, and how results show it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from glue_cli.results.mix import (
     Objective,
     Passes,
     Rival,
+    Skipped,
     Stage,
     StagedSearch,
     StageLosses,
@@ -30,7 +32,7 @@ class Choice:
     Attributes:
         settings: what is needed to choose it again.
         cost: of the whole choice; afterwards: the part of it that was spent after alpha was chosen.
-        loss, objective, steps, stopped, search, left_out, before_refresh: of a search, as in `MixResult`.
+        loss, objective, steps, stopped, search, skipped, left_out, before_refresh: of a search, as in `MixResult`.
         val_accuracies: the experts' accuracies, if the method uses them.
         statistics: the chosen kind of BatchNorm statistics; None if there was no choice.
         made: tensors to write in place of blended ones; None if there are none.
@@ -49,6 +51,7 @@ class Choice:
     threads: int | None = None
     objective: Objective | None = None
     search: StagedSearch | GreedySearch | None = None
+    skipped: Skipped | None = None
     left_out: list[LeftOut] | None = None
     before_refresh: Losses | None = None
     statistics: Statistics | None = None
@@ -111,6 +114,11 @@ def search_of(account: dict[str, Any]) -> StagedSearch | GreedySearch | None:
             standard_error=guard["standard_error"],
         ),
     )
+
+
+def skipped_in(n_steps: int, blends: Sequence[str]) -> Skipped | None:
+    """Return what a choice of alpha has gone on without; None if that is nothing."""
+    return Skipped(steps=n_steps, blends=[*blends]) if n_steps or blends else None
 
 
 def passes_since(before: Cost, cost: Cost, began: float) -> Passes:

@@ -155,6 +155,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
         threads=chosen.threads,
         objective=chosen.objective,
         search=chosen.search,
+        skipped=chosen.skipped,
         left_out=chosen.left_out,
         before_refresh=chosen.before_refresh,
         afterwards=afterwards,

@@ -23,7 +23,7 @@ from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
 from glue_cli.workflows.compute import blending_compute
 from glue_cli.workflows.fits import check_blends_fit_data
-from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, search_of
+from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, search_of, skipped_in
 from glue_cli.workflows.mix.experts import Experts
 from glue_cli.workflows.mix.labels import sampled
 from glue_cli.workflows.mix.refreshed_on import identity
@@ -63,6 +63,8 @@ def search(
                 shown[name + goal.label] = goal.figure(loss)
         alpha = by_expert(record.alpha)
         line = {"step": record.step, "loss": record.loss, "alpha": alpha, "val_loss": record.val_loss}
+        if record.n_skipped:
+            line["skipped"] = shown["skipped"] = record.n_skipped
         write({**line, **_groups_of(plan, record.alpha), **asdict(objective.cost)})
         spent = {
             "steps": record.step,
@@ -122,6 +124,7 @@ def search(
         **compute.recorded,
         objective=objective_found,
         search=search_account,
+        skipped=skipped_in(learned.n_skipped, learned.lost),
         left_out=left_out,
         statistics=learned.statistics if len(objective.kinds) > 1 else None,
         made=as_written.made,

@@ -13,7 +13,8 @@ from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.methods import makes_gauss_newton_steps
 from glue_cli.methods.domains import Simplex
-from glue_cli.methods.result import Learned
+from glue_cli.methods.result import Learned, if_finite
+from glue_cli.methods.skips import not_finite
 from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import OUTPUT_DTYPES
 from glue_cli.results.blend import Sample
@@ -96,6 +97,9 @@ class Setting:
         """Return the chosen blend as it will be written, with its loss.
 
         The loss is measured here, unless the guard has measured it or a small budget has no room for that.
+
+        Raises:
+            NumericalError: its loss is not finite.
         """
         has_searched = learned.val_loss is not None or learned.stopped == "budget"
         if self._judge is None or not has_searched:
@@ -106,6 +110,8 @@ class Setting:
         if learned.is_as_written or (is_limited and not self._n_kept):
             return BlendAsWritten(learned.val_loss, learned.val_loss_start, made)
         val, val_uniform = self._measure(), learned.val_loss_start
+        if val is None:
+            raise not_finite("the validation loss of the blend as written", learned.n_steps, learned.alpha)
         if not is_limited:
             self._load(Simplex.of(self.objective).uniform(), self.objective.kinds[0])
             val_uniform = self._measure()
@@ -129,13 +135,14 @@ class Setting:
         refreshing = self._labels.refreshing if statistics == "refreshed" else None
         self._judge.load(alpha, refreshing, self.objective.charge)
 
-    def _measure(self) -> float:
+    def _measure(self) -> float | None:
+        """Return the mean of the terms of the blend that is loaded; None if it is not finite."""
         assert self._judge
         before = self.objective.cost.forwards
         batches = self._labels.validation.again()
         terms = ExampleSums.join(self._judge.terms(batches, self.objective.charge)).shares
         self.objective.cost.validation_forwards += self.objective.cost.forwards - before
-        return terms.mean().item()
+        return if_finite(terms.mean().item())
 
 
 def _with_less(settings: MixSpec, n_forwards: int) -> MixSpec:

@@ -42,7 +42,7 @@ class Rule:
     def __init__(self, estimate):
         self.estimate = estimate
 
-    def ask(self, beta, step):
+    def ask(self, beta, step, share):
         self.step = step
         return Probes(torch.softmax(beta, -1)[None], n_at_once=1)
 
@@ -107,19 +107,48 @@ def test_the_budget_is_kept_and_the_last_step_is_validated(steps, validated_at):
 
 
 @pytest.mark.parametrize("wrong", [NAN, math.inf, -math.inf])
-def test_a_loss_that_is_no_number(wrong):
+@pytest.mark.parametrize("is_slope", [False, True])
+def test_a_step_without_a_finite_estimate_is_skipped_and_goes_half_way_back(wrong, is_slope):
     def estimate(step):
-        return Estimate(torch.ones(1, 3, dtype=torch.float64), wrong if step == 3 else 1.0)
+        is_wrong = step in (3, 4)
+        slope = torch.full((1, 3), wrong if is_wrong and is_slope else 0.0, dtype=torch.float64)
+        slope[0, 0] += step + 1
+        return Estimate(slope, wrong if is_wrong and not is_slope else 1.0)
 
-    with pytest.raises(NumericalError, match=f"the loss is {wrong} at mixing step 3"):
-        run(Scripted(1.0), estimate, steps=10, validate_every=100)
+    settings = {"steps": 6, "validate_every": 100, "optimizer": "momentum", "momentum": 0.0, "lr": 0.1}
+    learned, records = run(Scripted(1.0), estimate, **settings)
+    assert learned.n_skipped == 2 and [record.n_skipped for record in records] == [0, 0, 0, 0, 1, 2, 2]
+    assert [record.loss for record in records] == [None, 1.0, 1.0, 1.0, None, None, 1.0]
+    # The points of the finite estimates are 0, -0.1 and -0.3, and the last step led to -0.6.
+    for record, beta in zip(records, [0, -0.1, -0.3, -0.6, -0.45, -0.375, -0.975], strict=True):
+        wanted = torch.softmax(torch.tensor([beta, 0.0, 0.0], dtype=torch.float64), 0)
+        torch.testing.assert_close(record.alpha[0], wanted, rtol=1e-9, atol=0)
 
 
-def test_a_validation_loss_that_is_no_number():
-    with pytest.raises(NumericalError, match="the validation loss is nan at mixing step 0"):
-        run(Scripted(NAN), along(1, 0, 0), steps=10)
-    with pytest.raises(NumericalError, match="the validation loss is nan at mixing step 4"):
-        run(Scripted(1.0, NAN), along(1, 0, 0), steps=10, validate_every=4)
+@pytest.mark.parametrize(("n_wrong", "ends"), [(9, False), (10, True)])
+def test_ten_steps_in_a_row_without_a_finite_loss_end_the_search(n_wrong, ends):
+    def estimate(step):
+        return Estimate(torch.ones(1, 3, dtype=torch.float64), NAN if 3 <= step < 3 + n_wrong else 1.0)
+
+    if ends:
+        with pytest.raises(NumericalError, match=r"at mixing step 12, near alpha \[0.3333, 0.3333, 0.3333\]"):
+            run(Scripted(1.0), estimate, steps=30, validate_every=100)
+    else:
+        learned, _ = run(Scripted(1.0), estimate, steps=30, validate_every=100)
+        assert learned.n_steps == 30 and learned.n_skipped == 9
+
+
+def test_a_validation_loss_that_is_not_finite_is_infinitely_bad():
+    learned, records = run(Scripted(NAN, 3.0, math.inf, 2.0, -math.inf), along(1, 0, 0), steps=4, validate_every=1)
+    assert learned.val_loss == 2.0 and learned.val_loss_start is None
+    assert torch.equal(learned.alpha, records[3].alpha)
+    with pytest.raises(NumericalError, match="every validation loss is not finite at mixing step 10, near alpha"):
+        run(Scripted(NAN), along(1, 0, 0), steps=10, validate_every=5)
+
+
+def test_validation_losses_that_are_not_finite_are_a_plateau():
+    learned, _ = run(Scripted(1.0, NAN), along(1, 0, 0), steps=100, validate_every=4, patience=2)
+    assert learned.stopped == "plateau" and learned.n_steps == 8 and learned.val_loss == 1.0
 
 
 def test_momentum_makes_plain_steps_at_first():

@@ -263,11 +263,41 @@ def test_outputs_so_sure_that_they_show_no_curvature():
 def test_outputs_that_are_no_numbers(wrong):
     objective = classification()
     objective.experts[3, 0, 0] = wrong
-    assert math.isnan(start_of(objective).step(7, math.inf))
+    descent = start_of(objective)
+    assert math.isnan(descent.step(7, math.inf)) and torch.equal(descent.alpha, uniform(5))
+
+
+def test_an_expert_towards_which_outputs_are_not_finite_is_left_out_of_the_step():
+    """The others move as if it were not there."""
     start = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    objective = classification()
     objective.experts[3, 0, 0] = 3e38  # finite, and too large for float32 on the way there
     descent = start_of(objective, start)
-    assert math.isnan(descent.step(7, math.inf)) and torch.equal(descent.alpha, start)
+    without = Linear("cross_entropy", objective.experts[[0, 1, 2, 4]], objective.targets)
+    other = start_of(without, start[:, [0, 1, 2, 4]])
+    for step in range(3):
+        loss = descent.step(step, math.inf)
+        assert loss == pytest.approx(other.step(step, math.inf), rel=0.01)
+    assert descent.alpha[0, 3] == 0 and descent.alpha[0].tolist() != start[0].tolist()
+    torch.testing.assert_close(descent.alpha[:, [0, 1, 2, 4]], other.alpha, rtol=0, atol=0.02)
+
+
+def test_a_point_ahead_without_a_finite_loss_goes_back_to_the_last_with_one():
+    objective = regression(WEIGHTS)
+    descent = start_of(objective)
+    asked, finite = [], objective.quadratic
+
+    def quadratic(alpha, *arguments, **named):
+        asked.append((alpha, arguments[1]))
+        found = finite(alpha, *arguments, **named)
+        return replace(found, loss=math.nan) if len(asked) in (2, 3) else found
+
+    objective.quadratic = quadratic
+    losses = [descent.step(step, math.inf) for step in range(4)]
+    assert [math.isnan(loss) for loss in losses] == [False, True, True, False]
+    (first, _), (second, _), (third, _), (fourth, _) = asked
+    torch.testing.assert_close(third, (first + second) / 2)
+    torch.testing.assert_close(fourth, (first + third) / 2)
 
 
 @settings(max_examples=25, deadline=None)
