@@ -51,7 +51,8 @@ class Contender:
 def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -> list[Contender]:
     """Return as many contenders as can race with `n_forwards`, at least one.
 
-    They are the best starts; the uniform blend of each kind of statistics replaces the worst of these.
+    Most wanted are the best start, the best one with the other kind of statistics, since kinds can only be compared by
+    starts that are equally good, and the uniform blend with the first kind. The best of the others take what is left.
 
     Args:
         starts: the best first.
@@ -59,15 +60,12 @@ def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -
     first = Contender(starts[0], make_strategy(starts[0].alpha))
     affordable = n_forwards / (first.strategy.n_rounds * first.strategy.n_forwards)
     n_contenders = max(n for n in range(1, MOST + 1) if _race_length(n) <= affordable)
-    entered = starts[:n_contenders]
-    if n_contenders > 1:
-        uniforms = [start for start in starts if start.name == "uniform"]
-        # The other kind comes last: if there is room for only one, it takes the place.
-        for uniform in sorted(uniforms, key=lambda start: start.statistics != starts[0].statistics):
-            if uniform not in entered:
-                others = [i for i in range(1, n_contenders) if entered[i].name != "uniform"]
-                entered[others[-1] if others else -1] = uniform
-    return [first, *(Contender(start, make_strategy(start.alpha)) for start in entered[1:])]
+    best_of_kinds = {start.statistics: start for start in reversed(starts)}
+    others = [start for kind, start in best_of_kinds.items() if kind != starts[0].statistics]
+    uniforms = [start for start in starts if start.name == "uniform" and start.statistics == starts[0].statistics]
+    wanted = dict.fromkeys([starts[0], *others, *uniforms, *starts])  # without repetitions
+    entered = [*wanted][1:n_contenders]
+    return [first, *(Contender(start, make_strategy(start.alpha)) for start in starts if start in entered)]
 
 
 def _race_length(n_contenders: int) -> int:
