@@ -198,8 +198,8 @@ class TrainSpec(_Section):
 class FinetuneSpec(_Section):
     """How the prior is finetuned: Adam on all parameters; what is not given comes from the preset.
 
-    lr `auto` is found by a short trial on validation data. `keep` the last epoch, or the best on validation, of which
-    the start is one.
+    lr `auto` is found by a short trial on validation data. `keep` the last epoch, or the best on validation, which is
+    the start unless an epoch is better than it by more than two standard errors.
     """
 
     preset: Literal["default", "paper"] = "default"

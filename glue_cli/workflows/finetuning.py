@@ -1,7 +1,6 @@
 """A whole finetuning: a trial of learning rates if one is needed, then the training whose result is kept."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from glue_cli.results.history import Write
 from glue_cli.running.device import Compute
 from glue_cli.spec.schema import FinetuneSpec, Spec
 from glue_cli.workflows.evaluation import evaluate_model
+from glue_cli.workflows.judging import Judge
 from glue_cli.workflows.learning_rates import Trial, TrialPlan, Tried, best_of
 from glue_cli.workflows.training import Measure, Training, with_lr
 
@@ -49,9 +49,10 @@ class Finetuning:
             spec.finetune,
             compute=compute,
             make_training=self._make,
-            measure=partial(self._figures, "val"),
+            judge=self._judge,
             progress=progress,
         )
+        self._val: Judge | None = None
         self._training: Training | None = None
         self._training_state: State = {}  # to resume from
 
@@ -68,6 +69,8 @@ class Finetuning:
             self.tried = self._trial.run(lambda state: checkpoint(lambda: prefixed("trial", state())))
         settings = with_lr(self._spec.finetune, self.lr)
         batches = self._plan.examples.on(self._compute)
+        if "val" in self._judges:
+            self._val = self._judge(self._judges["val"])
         self._training = training = self._make(settings, batches, self._measure, self._progress)
         if self._training_state:
             training.restore(self._training_state)
@@ -125,13 +128,15 @@ class Finetuning:
         if self._plan.is_folded:
             tried = best_of(self.tried, self._spec.finetune.keep)
             figures = {name: column[epoch].item() for name, column in tried.figures.items()}
-        for split, batches in self._judges.items():
-            figures |= self._figures(split, batches)
+        if self._val:
+            figures |= self._val(epoch)
+        if "test" in self._judges:
+            tested = evaluate_model(self._model, self._judges["test"], loss=self._spec.loss, compute=self._compute)
+            figures |= {f"test_{name}": value for name, value in tested.items()}
         return figures
 
-    def _figures(self, split: str, batches: Batches) -> dict[str, float]:
-        figures = evaluate_model(self._model, batches, loss=self._spec.loss, compute=self._compute)
-        return {f"{split}_{name}": value for name, value in figures.items()}
+    def _judge(self, batches: Batches) -> Judge:
+        return Judge(self._model, batches, loss=self._spec.loss, compute=self._compute)
 
     def _tell_choice(self) -> None:
         n_held_out = sum(len(held_out) for _, held_out in self._plan.splits)
@@ -146,7 +151,7 @@ class Finetuning:
         start, *later = (line["val_loss"] for line in self.history)
         if self._spec.finetune.keep == "best":
             if self._training and self._training.kept == 0:
-                text = f"no epoch has a lower validation loss than the start's {start:.4g}: the start is kept"
+                text = f"no epoch is surely better than the start's validation loss {start:.4g}: the start is kept"
                 self._progress(Noted(text, warning=True))
         elif not later[-1] < start:
             text = f"the end is no better than the start: validation loss {later[-1]:.4g} against {start:.4g}"

@@ -14,6 +14,7 @@ from glue_cli.foundation.progress import Advanced, Event, Finished, Progress, St
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.running.device import Compute
 from glue_cli.spec.schema import FinetuneSpec
+from glue_cli.workflows.judging import ERROR, LOSS, Judge, is_better
 from glue_cli.workflows.training import Measure, Training, with_lr
 
 LRS = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -71,8 +72,24 @@ class Tried:
 
     def val_loss(self, keep: str) -> float:
         """Return the loss that this lr reaches: after the last epoch, or after the best one or at the start."""
-        losses = self.figures["val_loss"].nan_to_num(math.inf, posinf=math.inf)
-        return (losses[-1] if keep == "last" else losses.min()).item()
+        if keep == "last":
+            return self._losses[-1]
+        start, *later = self._losses
+        better = [loss for loss, error in zip(later, self._errors, strict=True) if is_better(loss, start, error)]
+        return min([start, *better])
+
+    @property
+    def least_loss(self) -> float:
+        """The least loss after an epoch, whether or not it is better than the start's."""
+        return min(self._losses[1:])
+
+    @property
+    def _losses(self) -> list[float]:
+        return self.figures[LOSS].nan_to_num(math.inf, posinf=math.inf).tolist()
+
+    @property
+    def _errors(self) -> list[float]:
+        return self.figures[ERROR][1:].tolist()
 
 
 # Makes a training of the model on batches, with a function that measures each epoch.
@@ -85,7 +102,7 @@ class Trial:
     Args:
         model: on the device; after the trial it is back at its start.
         settings: the finetuning's.
-        measure: returns the model's figures on held-out examples.
+        judge: returns a judge of the model, which is at its start, by held-out examples.
     Attributes:
         n_steps: the steps of the finished trainings.
     """
@@ -98,13 +115,13 @@ class Trial:
         *,
         compute: Compute,
         make_training: MakeTraining,
-        measure: Callable[[Batches], dict[str, float]],
+        judge: Callable[[Batches], Judge],
         progress: Progress,
     ) -> None:
         self.n_steps = 0
         self._plan, self._model, self._make_training = plan, model, make_training
         self._settings = settings.model_copy(update={"epochs": plan.epochs, "keep": "last"})
-        self._measure, self._progress = measure, progress
+        self._judge, self._progress = judge, progress
         self._start: dict[str, Tensor] = {}
         splits = [(train.on(compute), held_out.on(compute)) for train, held_out in plan.splits]
         self._runs = [(lr, *split) for lr in plan.lrs for split in splits]
@@ -141,9 +158,7 @@ class Trial:
                 self._progress(Advanced(n_before + event.done, {"lr": lr, **event.figures}))
 
         self._model.load_state_dict(self._start)
-        training = self._make_training(
-            with_lr(self._settings, lr), train, lambda epoch: self._measure(held_out), report
-        )
+        training = self._make_training(with_lr(self._settings, lr), train, self._judge(held_out), report)
         if self._training_state:
             training.restore(self._training_state)
             self._training_state = {}
@@ -172,6 +187,15 @@ class Trial:
             name: sum((run[name] * weight / total for run, weight in zip(runs, weights, strict=True)), torch.zeros(()))
             for name in runs[0]
         }
+        squares = sum(  # the mean square of the differences from the start
+            (
+                (run[ERROR].square() * (weight - 1) + _changes(run).square()) * weight / total
+                for run, weight in zip(runs, weights, strict=True)
+            ),
+            torch.zeros(()),
+        )
+        if len(splits) > 1:
+            figures[ERROR] = ((squares - _changes(figures).square()) / (total - 1)).clamp(min=0).sqrt()
         return Tried(self._plan.lrs[number], figures)
 
     def state(self) -> State:
@@ -184,6 +208,14 @@ class Trial:
         self._training_state = part_of(state, "training")
 
 
+def _changes(figures: Mapping[str, Tensor]) -> Tensor:
+    """Return the difference of the validation loss from the start's, by epoch."""
+    return figures[LOSS] - figures[LOSS][0]
+
+
 def best_of(tried: Sequence[Tried], keep: str) -> Tried:
-    """Return the lr with the lowest validation loss; of equals the largest, which gets furthest."""
-    return min(tried, key=lambda one: one.val_loss(keep))
+    """Return the lr with the lowest validation loss; of those that keep the start, the one whose epochs are nearest.
+
+    Of equals it is the largest, which gets furthest.
+    """
+    return min(tried, key=lambda one: (one.val_loss(keep), one.least_loss))

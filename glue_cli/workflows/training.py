@@ -1,7 +1,7 @@
 """The training that experts and finetuning share."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from glue_cli.running.losses import Loss, example_losses
 from glue_cli.running.optimizer_state import optimizer_state, restore_optimizer
 from glue_cli.running.random_state import random_state, restore_random
 from glue_cli.spec.schema import FinetuneSpec, TrainSpec
+from glue_cli.workflows.judging import ERROR, LOSS, is_better
 
 Settings = TrainSpec | FinetuneSpec
 # Returns figures of the model at the end of an epoch; epoch 0 is the start.
@@ -119,15 +120,16 @@ class Training:
         self.history.append(line)
         write(line)
         if self._keeps_best:
-            self._keep_if_best(line["val_loss"])
+            self._keep_if_best(line)
         else:
             self.kept = self._epoch
         self._epoch, self._steps_made = self._epoch + 1, 0
         self._total.zero_()
         self._n_losses = self._n_seen = 0
 
-    def _keep_if_best(self, val_loss: float) -> None:
-        if not self._best or val_loss < self._best_loss:
+    def _keep_if_best(self, line: Mapping[str, float]) -> None:
+        val_loss, start = line[LOSS], self.history[0][LOSS]
+        if not self._best or val_loss < self._best_loss and is_better(val_loss, start, line.get(ERROR, 0.0)):
             self._best = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
             self._best_loss = math.inf if math.isnan(val_loss) else val_loss
             self.kept = self._epoch

@@ -150,13 +150,46 @@ def test_the_lr_with_the_least_loss_is_taken_and_its_trial_is_how_its_training_b
         ("last", [[2.0, 1.0, 3.0], [2.0, 1.9, 1.5]], 1),
         ("best", [[2.0, math.nan, math.nan], [2.0, 1.9, 1.95]], 1),
         ("last", [[2.0, 1.0, math.nan], [2.0, 1.9, 9.0]], 1),
-        ("best", [[2.0, 2.5, 3.0], [2.0, 2.1, 2.2]], 0),  # both keep the start
+        ("best", [[2.0, 2.5, 3.0], [2.0, 2.1, 2.2]], 1),  # both keep the start; the second is nearer to it
+        ("best", [[2.0, 1.85, 3.0], [2.0, 1.9, 1.95]], 0),  # within two standard errors both keep the start
+        ("best", [[2.0, 2.5, 3.0], [2.0, 2.5, 2.5]], 0),
         ("best", [[math.nan, 1.0, 1.0], [math.nan, 0.5, math.inf]], 1),
     ],
 )
 def test_which_lr_is_best(keep, losses, best):
-    tried = [Tried(lr, {"val_loss": torch.tensor(column)}) for lr, column in zip((0.1, 0.01), losses, strict=True)]
+    errors = torch.tensor([0.0, 0.1, 0.1])
+    tried = [
+        Tried(lr, {"val_loss": torch.tensor(column), "val_loss_error": errors})
+        for lr, column in zip((0.1, 0.01), losses, strict=True)
+    ]
     assert best_of(tried, keep) is tried[best]
+
+
+@pytest.mark.parametrize("target", [HANDFUL, MANY, {"train": 2, "val": 1}])
+def test_the_error_is_that_of_the_difference_from_the_start_paired_by_example(make_spec, run, target):
+    spec = make_spec(target, epochs=2, lr=0.02, keep="best")
+    finetuning, start = finetuning_of(spec, run), initial_model(spec)
+    finetuning.run(lambda line: None)
+    plan = plan_of(spec, run)
+    splits = plan.splits or [(plan.examples, Target(spec, run)["val"])]
+    differences = []
+    for train, held_out in splits:
+        model = copy.deepcopy(start)
+        before = losses_of(model, held_out)
+        train_by_hand(model, train, 0.02, 2, held_out)
+        differences.append(losses_of(model, held_out) - before)
+    joined = torch.cat(differences)
+    first, *_, last = finetuning.history
+    assert first["val_loss_error"] == 0
+    assert last["val_loss_error"] == pytest.approx((joined.std() / len(joined) ** 0.5).item(), rel=1e-3)
+    assert last["val_loss"] - first["val_loss"] == pytest.approx(joined.mean().item(), rel=1e-3, abs=1e-6)
+
+
+def losses_of(model, examples):
+    """Return each example's loss, by plain torch."""
+    ((inputs, targets),) = examples.on(CPU).in_order(len(examples))
+    with torch.no_grad():
+        return torch.nn.functional.cross_entropy(model.eval()(inputs), targets, reduction="none")
 
 
 def test_an_lr_that_diverges_is_not_taken(make_spec, run, monkeypatch, tmp_path):
