@@ -3,10 +3,10 @@
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from glue_cli.checkpoints.header import Checkpoint, TensorEntry, stamp_of
+from glue_cli.checkpoints.header import Checkpoint, Stamp, TensorEntry, stamp_of
 from glue_cli.foundation.errors import CheckpointError, ResourceError
 from glue_cli.foundation.regular_files import regular
 
@@ -33,7 +33,8 @@ def open_file(checkpoint: Checkpoint, number: int) -> Iterator[int]:
         _check_unchanged(file, descriptor, checkpoint.stamps[number])
         yield descriptor
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # it is closed all the same, and all that was read is right
+            os.close(descriptor)
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
         _check_unchanged(file, descriptor, stamp)
 
 
-def _check_unchanged(file: Path, descriptor: int, stamp: tuple[int, int]) -> None:
+def _check_unchanged(file: Path, descriptor: int, stamp: Stamp) -> None:
     if stamp_of(descriptor) != stamp:
         raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
 

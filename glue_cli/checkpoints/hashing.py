@@ -25,7 +25,7 @@ class StreamedHash:
 
     def __init__(self, expert: Checkpoint, wanted: str | None = None) -> None:
         self._expert, self._wanted = expert, wanted
-        self._sizes = [n_bytes for n_bytes, _ in expert.stamps]
+        self._sizes = [stamp.n_bytes for stamp in expert.stamps]
         self._sha256 = hashlib.sha256()
         self._file, self._position = 0, 0
         self._turn, self._turned, self._stopped = 0, Condition(), False

@@ -61,6 +61,17 @@ class TensorEntry(NamedTuple):
         return self.n_elements * DTYPE_BYTES[self.dtype]
 
 
+class Stamp(NamedTuple):
+    """What tells that a file has changed since it was looked at: size, and when content and inode were last changed.
+
+    Whoever writes a file can set `changed_ns` back, but not `inode_ns`.
+    """
+
+    n_bytes: int
+    changed_ns: int
+    inode_ns: int
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The headers of one checkpoint: one file, or the shards of an index.
@@ -70,7 +81,7 @@ class Checkpoint:
         files: the weights files; `TensorEntry.file` is an index into them.
         entries: every tensor, by name.
         metadata: the `__metadata__` of all files, merged.
-        stamps: each file's size and modification time when its header was read; see `stamp_of`.
+        stamps: each file's when its header was read.
         weights: the name of the set of weights that was chosen in the file; None if it has only one.
     """
 
@@ -78,7 +89,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
-    stamps: tuple[tuple[int, int], ...]
+    stamps: tuple[Stamp, ...]
     weights: str | None = None
 
     @property
@@ -115,10 +126,10 @@ class Checkpoint:
         return sum(entry.n_bytes for entry in self.entries.values())
 
 
-def stamp_of(descriptor: int) -> tuple[int, int]:
-    """Return an open file's size and modification time, by which a change is noticed."""
+def stamp_of(descriptor: int) -> Stamp:
+    """Return the stamp of an open file."""
     status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")

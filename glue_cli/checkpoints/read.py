@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint, TensorEntry
+from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint, Stamp, TensorEntry
 from glue_cli.checkpoints.header_json import memory_to_parse
 from glue_cli.checkpoints.kinds import kind_of
 from glue_cli.checkpoints.links import check_links
@@ -117,7 +117,7 @@ def _read_index(path: Path, index: Path) -> Checkpoint:
     return Checkpoint(path, files, {name: entries[name] for name in sorted(weight_map)}, metadata, tuple(stamps))
 
 
-def _read_shard(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], tuple[int, int]]:
+def _read_shard(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], Stamp]:
     if kind_of(path) == "torch":
         from glue_cli.checkpoints.torch_file import read_torch_header
 

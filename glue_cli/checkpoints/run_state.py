@@ -17,6 +17,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import bytes_of, read_tensors, write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.output_files import made_folder
+from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.state import State
 from glue_cli.foundation.temporary_files import held_file
 
@@ -138,7 +139,7 @@ def fingerprint_of_files(files: Iterable[Path]) -> str:
     sha256 = hashlib.sha256()
     for path in files:
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular) as file:
                 size = file.seek(0, 2)
                 sha256.update(f"{size};".encode())
                 for start in [0] if size <= 2 * _PART else [0, size - _PART]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from glue_cli.checkpoints.header import DTYPE_BYTES, TensorEntry, stamp_of
+from glue_cli.checkpoints.header import DTYPE_BYTES, Stamp, TensorEntry, stamp_of
 from glue_cli.checkpoints.header_json import HeaderEntry, HeaderFault, memory_to_parse, parse_header
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.printable import shown
@@ -37,7 +37,7 @@ def paused_collection() -> Iterator[None]:
             gc.enable()
 
 
-def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], tuple[int, int]]:
+def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEntry], dict[str, str], Stamp]:
     """Read where the tensors are in a safetensors file.
 
     Args:
@@ -49,7 +49,8 @@ def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEn
     """
     try:
         with open(path, "rb", opener=regular) as file:
-            file_bytes, _ = stamp = stamp_of(file.fileno())
+            stamp = stamp_of(file.fileno())
+            file_bytes = stamp.n_bytes
             length = int.from_bytes(file.read(8), "little")
             if file_bytes < 8 or length > file_bytes - 8:
                 what = "is cut short" if length <= MAX_HEADER_BYTES else "is not a safetensors file"

@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from glue_cli.checkpoints.header import TensorEntry, stamp_of
+from glue_cli.checkpoints.header import Stamp, TensorEntry, stamp_of
 from glue_cli.checkpoints.tensors import FILE_DTYPES
 from glue_cli.checkpoints.weight_sets import AVERAGES, CONVENTIONAL, choose_set
 from glue_cli.foundation.errors import CheckpointError
@@ -38,12 +38,12 @@ class TorchHeader:
 
     Attributes:
         entries: in the state dict's order.
-        stamp: the file's size and modification time.
+        stamp: the file's when this was read.
         weights: the name of the state dict that was chosen; None if the file has only one.
     """
 
     entries: dict[str, TensorEntry]
-    stamp: tuple[int, int]
+    stamp: Stamp
     weights: str | None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from glue_cli.checkpoints.tensors import bytes_of, write_checkpoint
 from glue_cli.foundation.errors import ResourceError
 from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.regular_files import regular
 
 _READ_BYTES = 1 << 24
 
@@ -37,7 +38,7 @@ def read_cache(path: Path) -> dict[str, Tensor] | None:
         with safe_open(path, framework="pt") as file:
             checksums = json.loads((file.metadata() or {})["glue"])["crc32"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError):  # the library's own and torch's
         return None
     is_whole = {name: _checksum(tensor) for name, tensor in tensors.items()} == checksums
     return tensors if is_whole else None
@@ -50,7 +51,7 @@ def file_checksum(path: Path) -> int:
         OSError: it cannot be read.
     """
     checksum = 0
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         while part := file.read(_READ_BYTES):
             checksum = zlib.crc32(part, checksum)
     return checksum

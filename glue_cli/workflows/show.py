@@ -37,8 +37,8 @@ def show(path: Path, weights: str | None = None) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         **({"weights": checkpoint.weights} if checkpoint.weights else {}),
         "files": [
-            {"path": str(file), "bytes": n_bytes}
-            for file, (n_bytes, _) in zip(checkpoint.files, checkpoint.stamps, strict=True)
+            {"path": str(file), "bytes": stamp.n_bytes}
+            for file, stamp in zip(checkpoint.files, checkpoint.stamps, strict=True)
         ],
         "bytes": checkpoint.n_bytes,
         "parameters": sum(entry.n_elements for entry in entries if entry.dtype in FLOAT_DTYPES),

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from faulty import Faulty, compiled
+from small_runs import make_small_world
 
 _MEASURED = """
 import resource
@@ -25,3 +27,15 @@ def peak_of() -> Callable[[str], int]:
         return int(done.stdout.splitlines()[-1])
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def faulty(tmp_path_factory):
+    """Runs of glue in copies of a small world, which can be disturbed."""
+    root = tmp_path_factory.mktemp("faulty")
+    library = compiled(root)
+    make_small_world(root / "template")
+    (root / "scratch").mkdir()
+    faulty = Faulty(root / "template", root / "scratch", library)
+    yield faulty
+    faulty.close()

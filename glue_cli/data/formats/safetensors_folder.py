@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.checkpoints.tensors import read_tensors
 from glue_cli.data.classes import of_train, renumbered
 from glue_cli.data.dataset import Dataset, split_name
 from glue_cli.foundation.errors import CheckpointError, DataError
@@ -52,18 +52,16 @@ def read_safetensors_folder(
 def read_safetensors(path: Path) -> Dataset:
     """Read one file of the format; see `read_safetensors_folder`."""
     try:
-        checkpoint = read_checkpoint(path)  # checks the size of the header, which the library would trust
+        checkpoint = read_checkpoint(path)
         names, metadata = set(checkpoint.entries), checkpoint.metadata
-        with safe_open(path, framework="pt") as file:
-            inputs_name = _one_of(path, names, "images", "inputs")
-            targets_name = _one_of(path, names, "labels", "targets")
-            inputs, targets = file.get_tensor(inputs_name), file.get_tensor(targets_name)
+        inputs_name = _one_of(path, names, "images", "inputs")
+        targets_name = _one_of(path, names, "labels", "targets")
+        # Not mapped into memory: if the file was cut meanwhile, the process would be killed without a word.
+        tensors = read_tensors(checkpoint, (inputs_name, targets_name))
     except CheckpointError as error:
         raise DataError(error.message, items=error.items, hint="write the file again") from error
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"'{path}' is not a whole safetensors file: {error}", hint="write the file again") from error
-    inputs = _check_tensor(path, inputs_name, inputs)
-    targets = _check_tensor(path, targets_name, targets)
+    inputs = _check_tensor(path, inputs_name, tensors[inputs_name])
+    targets = _check_tensor(path, targets_name, tensors[targets_name])
     if len(inputs) == 0:
         raise DataError(f"'{path}': tensor '{inputs_name}' holds no example")
     if len(targets) != len(inputs):

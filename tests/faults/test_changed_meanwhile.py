@@ -1,0 +1,65 @@
+"""A file that is cut, replaced, overwritten or becomes a FIFO while glue reads it: the old content counts, or none."""
+
+import random
+
+import pytest
+from faulty import PAUSE, READS
+from small_runs import RUNS, found, leftovers
+
+REPLACED = {"mix": "e1.safetensors", "mix, shards": "e1.safetensors", "mix, spsa": "e1.safetensors"}
+REPLACED |= {"mix, adapters": "adapter-1/adapter_model.safetensors", "mix, merged": "base/model.safetensors"}
+REPLACED |= {"finetune": "e0.safetensors", "evaluate": "e0.safetensors", "show": "e0.safetensors"}
+DATA = {name: "data/train.safetensors" for name in ("mix, spsa", "train-expert", "finetune")}
+CASES = [*REPLACED.items(), *DATA.items(), ("report", "history.jsonl"), ("evaluate", "glue.yaml")]
+
+CHANGES = {
+    "is cut": "path.open('r+b').truncate(path.stat().st_size // 2)",
+    "is emptied": "path.open('r+b').truncate(0)",
+    "is removed": "path.unlink()",
+    "is replaced": "other = path.with_suffix('.new'); other.write_bytes(changed); os.replace(other, path)",
+    "is overwritten": "path.write_bytes(changed)",
+    "is overwritten with its time kept": (
+        "before = path.stat(); path.write_bytes(changed); os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))"
+    ),
+    "becomes a FIFO": "path.unlink(); os.mkfifo(path)",
+    "becomes a folder": "path.unlink(); path.mkdir()",
+}
+
+
+def setup(file):
+    """Return code that names a file, its content, and content whose last bytes alone are others, so that it is valid.
+
+    Had glue read a part of either, its output would be neither of the two.
+    """
+    return f"path = folder / {file!r}; content = path.read_bytes(); changed = content[:-4] + content[-4:][::-1]"
+
+
+def unchanging(contents, run):
+    """Return the files whose bytes do not change from run to run."""
+    return {path: content for path, content in contents.items() if path not in run.changing}
+
+
+@pytest.mark.parametrize(("name", "file"), CASES)
+def test_a_change_at_each_read(faulty, name, file, how_many, record_property):
+    """The change comes just before glue opens, reads or maps any of its files."""
+    run, wanted, n_calls = RUNS[name], [], 0
+    for begin in ("", f"{setup(file)}; path.write_bytes(changed)"):  # the outputs for the old content, and for the new
+        folder = faulty.folder()
+        exec(begin, {"folder": folder})
+        whole = faulty.run(run.arguments, folder, kinds=READS)
+        wanted.append(unchanging(found(folder, run), run) if whole.code == 0 else None)
+        n_calls = n_calls or whole.calls
+        faulty.remove(folder)
+    points = [(change, number) for change in CHANGES for number in range(n_calls)]
+    tried = random.Random(name + file).sample(points, min(len(points), how_many(3, len(points))))
+    for change, number in tried:
+        folder = faulty.folder()
+        then = f"{setup(file)}; {CHANGES[change]}"
+        changed = faulty.run(run.arguments, folder, mode=PAUSE, number=number, kinds=READS, then=then)
+        told = (change, number, changed)
+        assert changed.code in (0, 2, 3, 5) and "Traceback" not in changed.err, told
+        there = unchanging(found(folder, run), run)
+        assert there in wanted if changed.code == 0 else not there, told
+        assert not leftovers(folder), told
+        faulty.remove(folder)
+    record_property("points", len(tried))

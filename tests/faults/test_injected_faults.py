@@ -1,0 +1,72 @@
+"""Every call of the operating system fails in turn: no wrong or partial file, no traceback, no hang, no leftovers."""
+
+import errno
+import json
+import random
+import re
+
+import pytest
+from faulty import ALL, FAIL, FAIL_FROM, READS, SHORT, WRITES
+from small_runs import RUNS, found, leftovers
+
+# How each fault is made: mode, error and which calls. A full disk stays full.
+FAULTS = {
+    "fails": (FAIL, errno.EIO, ALL),
+    "is interrupted": (FAIL, errno.EINTR, ALL),
+    "is cut short": (SHORT, 0, READS | WRITES),
+    "finds the disk full": (FAIL, errno.ENOSPC, WRITES),
+    "finds the disk full from then on": (FAIL_FROM, errno.ENOSPC, WRITES),
+}
+REFUSED = (3, 5)
+
+
+def unchanging(contents):
+    """Return what the files say that does not change from run to run."""
+    said = {}
+    for name, content in contents.items():
+        if name.endswith(".jsonl"):
+            lines = [json.loads(line) for line in content.splitlines()]
+            said[name] = [{key: value for key, value in line.items() if not key.endswith("_s")} for line in lines]
+        else:
+            said[name] = re.sub(rb'(time|timestamp)="[^"]*"', b"", content)
+    return said
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_call_in_turn(faulty, name, how_many, record_property):
+    run = RUNS[name]
+    folder = faulty.folder()
+    whole = faulty.run(run.arguments, folder)
+    assert whole.code == 0, whole.err
+    wanted = unchanging(found(folder, run))
+    faulty.remove(folder)
+    points = []
+    for fault, (_, _, kinds) in FAULTS.items():
+        folder = faulty.folder()
+        points += [(fault, number) for number in range(faulty.run(run.arguments, folder, kinds=kinds).calls)]
+        faulty.remove(folder)
+    tried = random.Random(name).sample(points, min(len(points), how_many(4, len(points))))
+    for point in tried:
+        check(faulty, run, wanted, *point)
+    record_property("points", len(tried))
+
+
+def check(faulty, run, wanted, fault, number):
+    """Let one call of a run meet a fault, and look at what is left; then run it again as a user would."""
+    mode, error, kinds = FAULTS[fault]
+    folder = faulty.folder()
+    disturbed = faulty.run(run.arguments, folder, mode=mode, number=number, error=error, kinds=kinds)
+    told = (fault, number, disturbed)
+    assert disturbed.code in (0, *REFUSED), told
+    assert "Traceback" not in disturbed.err, told
+    there = unchanging(found(folder, run))
+    for file, content in there.items():
+        is_begun = file.endswith(".jsonl") and disturbed.code and content == wanted[file][: len(content)]
+        assert is_begun or content == wanted.get(file), (file, told)
+    assert disturbed.code or there.keys() == wanted.keys(), told
+    again = run.arguments + (" --resume" if run.saves else " --force" if wanted else "")
+    next_one = faulty.run(again, folder)
+    assert next_one.code == 0 and "Traceback" not in next_one.err, (told, next_one)
+    assert unchanging(found(folder, run)) == wanted, told
+    assert not leftovers(folder), told
+    faulty.remove(folder)
