@@ -35,7 +35,7 @@ class StreamedHash:
         with self._turned:
             self._turned.wait_for(lambda: self._turn == turn or self._stopped)
             if not self._stopped:
-                self._catch_up(file, offset)
+                self.catch_up(file, offset)
                 n_known = self._position - offset if self._file == file else len(part)
                 if n_known < len(part):
                     self._sha256.update(part[n_known:])
@@ -67,7 +67,7 @@ class StreamedHash:
         Raises:
             CheckpointError: as for `read_ahead`, or the digest is not the expected one.
         """
-        self._catch_up(len(self._sizes), 0)
+        self.catch_up(len(self._sizes), 0)
         digest = self._sha256.hexdigest()
         if self._wanted not in (None, digest):
             raise CheckpointError(
@@ -76,7 +76,12 @@ class StreamedHash:
             )
         return digest
 
-    def _catch_up(self, file: int, offset: int) -> None:
+    def catch_up(self, file: int, offset: int) -> None:
+        """Read on up to `offset` of file number `file`; nothing where the hash is further already.
+
+        Raises:
+            CheckpointError: as for `read_ahead`.
+        """
         while self._file < file:
             self._read_to(self._sizes[self._file])
             self._file, self._position = self._file + 1, 0

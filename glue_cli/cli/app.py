@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from glue_cli import __version__
+from glue_cli.cli.check import check
 from glue_cli.cli.completion import join_assignment
 from glue_cli.cli.evaluate import evaluate
 from glue_cli.cli.finetune import finetune
@@ -36,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train-expert")(train_expert)
+app.command("check")(check)
 app.command("mix")(mix)
 app.command("finetune")(finetune)
 app.command("evaluate")(evaluate)

@@ -6,6 +6,7 @@ Names of files, tensors and classes may contain control characters, so everythin
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from textwrap import wrap
 from typing import IO, Any, cast
 
 from rich import box
@@ -19,6 +20,7 @@ from glue_cli.foundation.errors import GlueError
 from glue_cli.foundation.printable import printable
 
 _UNLIMITED = 10_000  # columns
+_NARROWEST = 30  # columns of a text beside its word
 
 
 class _Stderr:
@@ -69,6 +71,17 @@ def print_warning(text: str, console: Console | None = None) -> None:
 def print_lines(*lines: str) -> None:
     """Print lines of the result on stdout."""
     print(*map(printable, lines), sep="\n")
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print pairs of a word and a text on stdout, the texts in a column of their own; a terminal breaks them there."""
+    width = max((cell_len(word) for word, _ in facts), default=0) + 2
+    room = max(_NARROWEST, Console().width - width) if sys.stdout.isatty() else _UNLIMITED
+    for word, text in facts:
+        lines = wrap(printable(text), room, break_long_words=False, break_on_hyphens=False) or [""]
+        print(f"{word}{' ' * (width - cell_len(word))}{lines[0]}")
+        for line in lines[1:]:
+            print(f"{' ' * width}{line}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

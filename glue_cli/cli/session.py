@@ -70,6 +70,11 @@ class Session:
     def _spec_file(self) -> Path:
         return self.spec or Path("glue.yaml")
 
+    @property
+    def has_spec(self) -> bool:
+        """Whether the user named a spec, or there is one in the current folder."""
+        return self.spec is not None or self._spec_file.exists()
+
     def read_spec(self, *overrides: str) -> "Spec":
         """Read the spec and override its values by the flags.
 

@@ -54,10 +54,7 @@ def plan_adapters(
             "--bank is for whole checkpoints: a search over adapters keeps their updates where the model is",
             hint="leave --bank out",
         )
-    whole = [str(path) for path in paths if not is_adapter(path)]
-    if whole:
-        raise CheckpointError("adapters and whole checkpoints cannot be mixed", items=whole, hint="name either kind")
-    adapters = tuple(read_adapter(path) for path in paths)
+    adapters = read_adapters(paths)
     experts = tuple(replace(adapter.checkpoint, path=adapter.path) for adapter in adapters)
     known_base = _read_base(base, spec)
     if known_base is None and coefficients.needs_data:
@@ -76,6 +73,18 @@ def plan_adapters(
         check_room(destination.result, mixed_bytes(_taking_part(adapters, coefficients.alpha)))
     changes, notes = (merged.changes, merged.notes) if merged else (NO_CHANGES, ())
     return experts, Adapters(adapters, adapted, base is not None, changes, notes), destination
+
+
+def read_adapters(paths: Sequence[Path]) -> tuple[Adapter, ...]:
+    """Read the headers of adapters.
+
+    Raises:
+        CheckpointError: some are whole checkpoints, or one is damaged.
+    """
+    whole = [str(path) for path in paths if not is_adapter(path)]
+    if whole:
+        raise CheckpointError("adapters and whole checkpoints cannot be mixed", items=whole, hint="name either kind")
+    return tuple(read_adapter(path) for path in paths)
 
 
 def _read_base(base: Path | None, spec: "Spec | None") -> Checkpoint | None:

@@ -87,7 +87,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
     for note in plan.tensors.notes:
         run.progress(Noted(note, warning=True))
     experts = gather_experts(plan)
-    target = _target_of(plan, run)
+    target = target_of(plan, run)
     if keeper and target:
         _begin(keeper, plan, target)
     with writing_history(
@@ -179,7 +179,7 @@ def _begin(keeper: "Keeper", plan: MixPlan, target: "Target") -> None:
     )
 
 
-def _target_of(plan: MixPlan, run: Run) -> "Target | None":
+def target_of(plan: MixPlan, run: Run) -> "Target | None":
     """Return the target's data, which are read only when they are used; None if nothing needs them."""
     if plan.spec is None:
         return None

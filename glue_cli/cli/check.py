@@ -1,0 +1,52 @@
+"""glue check"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glue_cli.cli.options import WeightsOption
+from glue_cli.cli.session import Session, with_session
+from glue_cli.cli.show_check import show_check
+from glue_cli.cli.signals import holding_signals
+from glue_cli.foundation.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from glue_cli.results.check import CheckResult
+
+
+@with_session(without=("history", "force", "dry_run", "resume", "save_every"))
+def check(
+    session: Session,
+    experts: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="EXPERT",
+            help="Checkpoints: .safetensors or .pt files, indexes, Hugging Face folders, LoRA adapters.",
+        ),
+    ],
+    weights: WeightsOption = None,
+) -> None:
+    """Say whether experts can be mixed, and whether they should be; with a spec, by losses on the target's data.
+
+    Exits with 3 when they cannot, or when a mix would be of no use.
+    """
+    from glue_cli.plans.check import plan_check
+
+    plan = plan_check(experts, weights=weights, spec=session.read_spec() if session.has_spec else None)
+    with session.running() as run:
+        with holding_signals():
+            from glue_cli.workflows.check.check import check as work
+
+        result = work(plan, run)
+    session.finish(result, show_check, _next(result, experts))
+    if result.verdict == "no":
+        message = "these experts cannot be mixed" if result.differences else "a mix of these experts is of no use"
+        raise CheckpointError(message, hint=next(iter(result.instead), None))
+
+
+def _next(result: "CheckResult", experts: list[Path]) -> str | None:
+    if result.verdict == "no":
+        return None
+    batchnorm = " --batchnorm refresh" if result.verdict == "refresh" else ""
+    return f"glue mix --method spsa{batchnorm} {' '.join(map(str, experts))}"

@@ -1,0 +1,142 @@
+"""The loss halfway between two experts, against that of the two: whether they lie in one basin on the target's data.
+
+Measured on examples/digits, 3 experts with each of 2 seeds (loss halfway over the mean of the two ends', with blended
+statistics of BatchNorm): experts from one start 0.43 to 0.98, from starts of their own 0.75 to 1.30, with permuted
+hidden units 0.66 to 1.09. So a loss well above that of the ends shows a barrier, but where experts are wrong and sure
+of it, a useless blend has a lower loss too: the weights have to tell that experts are related.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from glue_cli.data.target import Target
+from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.foundation.progress import Advanced, Finished, Started
+from glue_cli.foundation.run import Run
+from glue_cli.plans.mix import MixPlan
+from glue_cli.results.check import CheckedLosses
+from glue_cli.running.batchnorm import has_batchnorm
+from glue_cli.running.losses import Loss
+from glue_cli.search.criterion import criterion_of
+from glue_cli.search.held_out import HeldOut, Judge
+from glue_cli.search.protocol import Blends
+from glue_cli.spec.schema import Spec
+from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.labels import share_out
+from glue_cli.workflows.mix.setting import as_written
+
+# A midpoint's loss may exceed the mean of its ends' by 5 %: experts that hardly differ are not told apart by noise.
+_BARRIER = 1.05
+# Refreshed statistics are worth a pass over the data if they lower the midpoints' loss to this share.
+_CLEARLY = 0.95
+# With up to this many pairs, the loss is measured between all of them; otherwise, between each expert and the next.
+_MOST_PAIRS = 10
+# Examples that losses are measured on: a loss is then known to a few hundredths.
+_JUDGED = 512
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses on the target's validation data, with the blended statistics of BatchNorm, and with refreshed ones.
+
+    Attributes:
+        ends: of each expert, by kind of statistics, [K]; refreshed ones only if the model has BatchNorm.
+        midpoints: halfway between two experts, by their numbers.
+        guessing: of predicting how often each class occurs, or the mean of the targets; None for tokens.
+    """
+
+    ends: Mapping[Statistics, Sequence[float]]
+    midpoints: Mapping[Statistics, Mapping[tuple[int, int], float]]
+    guessing: float | None
+
+    @property
+    def best(self) -> Statistics | None:
+        """The statistics with which every midpoint is about as good as its ends or better; None if there are none.
+
+        If both kinds are, refreshed ones are named only if they make the midpoints clearly better.
+        """
+        sound = [kind for kind in self.midpoints if self._is_sound(kind)]
+        if len(sound) < 2:
+            return sound[0] if sound else None
+        return "refreshed" if self._mean("refreshed") < _CLEARLY * self._mean("averaged") else "averaged"
+
+    def _is_sound(self, kind: Statistics) -> bool:
+        """Tell whether no midpoint's loss is far above the mean of its ends', which a convex loss would not exceed."""
+        ends = self.ends[kind]
+        return all(
+            loss <= _BARRIER * (ends[i] + ends[j]) / 2 and math.isfinite(loss)
+            for (i, j), loss in self.midpoints[kind].items()
+        )
+
+    def _mean(self, kind: Statistics) -> float:
+        return statistics.fmean(self.midpoints[kind].values())
+
+    def as_result(self) -> CheckedLosses:
+        """Return the experts' losses as the command reports them."""
+        return CheckedLosses(
+            experts=self.ends["averaged"], experts_refreshed=self.ends.get("refreshed"), guessing=self.guessing
+        )
+
+    def describe(self) -> tuple[str, ...]:
+        """Return sentences with the worst midpoint of each kind of statistics."""
+        words = {"averaged": "", "refreshed": " with BatchNorm's statistics refreshed"}
+        said = []
+        for kind, midpoints in self.midpoints.items():
+            (i, j), loss = max(midpoints.items(), key=lambda item: item[1])
+            ends = f"{self.ends[kind][i]:.3f} and {self.ends[kind][j]:.3f}"
+            said.append(f"halfway between experts {i} and {j} the loss is {loss:.3f}{words[kind]}, at the ends {ends}")
+        if self.guessing is not None:
+            said.append(f"the loss of guessing, by how often each class occurs, is {self.guessing:.3f}")
+        return tuple(said)
+
+
+def measure_losses(plan: MixPlan, spec: Spec, target: Target, experts: Experts, blends: Blends, run: Run) -> Losses:
+    """Measure the loss of every expert and halfway between pairs of them, as they would be written.
+
+    Cost: for each, forwards over the examples that judge it, and over those that statistics are taken from.
+    """
+    criterion = criterion_of("loss", spec.loss, spec.path("."))
+    labels = share_out(target, criterion.goal, spec.mix, blends.compute, seed=plan.seed, may_fold=False)
+    held_out = HeldOut(Judge(as_written(plan, experts, blends), criterion), labels.parts)
+    n_batches = min(held_out.n_batches, max(1, _JUDGED // spec.mix.batch_size))
+    kinds: list[Statistics] = ["averaged", "refreshed"] if has_batchnorm(blends.model) else ["averaged"]
+    n_experts, pairs = blends.n_experts, _pairs(blends.n_experts)
+    run.progress(Started("measure losses", len(kinds) * (n_experts + len(pairs)), "blends"))
+    n_done = 0
+
+    def loss_of(alpha: Tensor, kind: Statistics) -> float:
+        nonlocal n_done
+        by_group = alpha.expand(blends.n_groups, n_experts)
+        loss = held_out.terms(by_group, kind, n_batches, lambda targets: None).mean().item()
+        n_done += 1
+        run.progress(Advanced(n_done))
+        return loss
+
+    points = torch.eye(n_experts, dtype=torch.float64)
+    ends = {kind: [loss_of(point, kind) for point in points] for kind in kinds}
+    midpoints = {kind: {(i, j): loss_of((points[i] + points[j]) / 2, kind) for i, j in pairs} for kind in kinds}
+    run.progress(Finished())
+    judged = [targets for _, targets in labels.validation.again()][:n_batches]
+    return Losses(ends, midpoints, _guessing(judged, spec.loss))
+
+
+def _pairs(n_experts: int) -> list[tuple[int, int]]:
+    pairs = list(combinations(range(n_experts), 2))
+    return pairs if len(pairs) <= _MOST_PAIRS else [(k, k + 1) for k in range(n_experts - 1)] + [(0, n_experts - 1)]
+
+
+def _guessing(batches: Sequence[Tensor], loss: Loss) -> float | None:
+    """Return the loss of the best constant prediction."""
+    targets = torch.cat(list(batches)).cpu() if batches else torch.empty(0)
+    if loss == "mse":
+        return float((targets - targets.mean(0)).square().mean())
+    if targets.dim() != 1:
+        return None
+    shares = targets.bincount().double() / len(targets)
+    return -float(torch.special.xlogy(shares, shares).sum())

@@ -1,0 +1,94 @@
+"""Run the model on the target's data as a mix would, for its losses and for what a step takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from glue_cli.foundation.progress import Event, Noted, Progress
+from glue_cli.foundation.run import Run
+from glue_cli.foundation.threads import restored_threads
+from glue_cli.methods import makes_gauss_newton_steps
+from glue_cli.plans.mix import MixPlan
+from glue_cli.results.check import PlannedMix, StepCosts
+from glue_cli.running.device import find_device, make_repeatable
+from glue_cli.spec.goal import goal_named
+from glue_cli.spec.schema import Spec
+from glue_cli.workflows.check.costs import measure_costs
+from glue_cli.workflows.check.midpoints import Losses, measure_losses
+from glue_cli.workflows.compute import blending_compute
+from glue_cli.workflows.fits import check_blends_fit_data
+from glue_cli.workflows.mix.experts import gather_experts
+from glue_cli.workflows.mix.mix import target_of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a mix would meet.
+
+    Attributes:
+        bank: where the search would keep the experts, in a sentence.
+        forwards: how many a search by the spec makes at most.
+    """
+
+    losses: Losses
+    bank: str | None
+    forwards: int | None
+    step: StepCosts
+
+    def planned(self, experts_bytes: int, free_bytes: int) -> PlannedMix:
+        """Return it as a plan of a mix."""
+        each_s = self.step.forward_s + self.step.blend_s
+        return PlannedMix(
+            experts_bytes=experts_bytes,
+            free_bytes=free_bytes,
+            bank=self.bank,
+            forwards=self.forwards,
+            seconds=self.forwards * each_s if self.forwards is not None else None,
+            step=self.step,
+        )
+
+
+@restored_threads()
+def try_mix(plan: MixPlan, run: Run) -> Trial:
+    """Measure losses and costs with the blends that a search would work on.
+
+    Raises:
+        CheckpointError, SpecError, DataError, ResourceError: as a mix.
+    """
+    assert plan.spec
+    spec = plan.spec
+    make_repeatable(find_device(run.device))
+    experts, target = gather_experts(plan), target_of(plan, run)
+    assert target
+    notes: list[str] = []
+    blends = experts.blends(spec, replace(run, progress=_noting(notes, run.progress)), seed=plan.seed, n_blends=2)
+    for split in ("train", "val"):
+        check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
+    losses = measure_losses(plan, spec, target, experts, blends, run)
+    compute = blending_compute(spec, blends, target["train"], run)
+    step = measure_costs(spec, target, blends.with_precision(compute.precision), plan.seed)
+    bank = next((note.removeprefix(_BANK) for note in notes if note.startswith(_BANK)), None)
+    return Trial(losses, bank, _forwards_at_most(spec, len(plan.experts)), step)
+
+
+_BANK = "bank: "  # begins the note with which a search says where it keeps the experts
+
+
+def _noting(notes: list[str], progress: Progress) -> Callable[[Event], None]:
+    """Return a listener that keeps notes in place of showing them, and passes on everything else."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Noted) and not event.warning:
+            notes.append(event.text)
+        else:
+            progress(event)
+
+    return listen
+
+
+def _forwards_at_most(spec: Spec, n_experts: int) -> int | None:
+    """Return the limit on a search's forwards: its budget, or its steps; None for a budget in other units."""
+    budget = spec.mix.parsed_budget
+    if budget:
+        return int(budget.limit) if budget.unit == "forwards" else None
+    by_experts = makes_gauss_newton_steps("spsa", spec.mix, goal_named(spec.objective))
+    return spec.mix.steps * (n_experts if by_experts else 2 * spec.mix.n_directions)

@@ -1,0 +1,67 @@
+"""From findings to a verdict, in the order in which they count."""
+
+import pytest
+import torch
+
+from glue_cli.blend.misfit import Misfit
+from glue_cli.workflows.check.basin import Basin
+from glue_cli.workflows.check.midpoints import Losses
+from glue_cli.workflows.check.verdict import judge
+from glue_cli.workflows.check.weights import NonFinite
+
+NAMES = ["a", "b"]
+FINITE = [[], []]
+
+
+def basin(cosine, unlike=(), is_permuted=False):
+    cosines = torch.tensor([[1.0, cosine], [cosine, 1.0]])
+    return Basin(cosines, cosines, cosines, torch.zeros(2), unlike, is_permuted)
+
+
+def losses(averaged, refreshed=None):
+    """Ends at 1 and 2."""
+    kinds = {"averaged": averaged} | ({"refreshed": refreshed} if refreshed else {})
+    return Losses({kind: [1.0, 2.0] for kind in kinds}, {kind: {(0, 1): loss} for kind, loss in kinds.items()}, None)
+
+
+@pytest.mark.parametrize(
+    ("of_weights", "measured", "wanted"),
+    [
+        (basin(0.8), None, "mix"),
+        (basin(0.1), None, "no"),
+        (basin(float("nan")), None, "mix"),  # nothing is known
+        (None, None, "mix"),
+        (basin(0.8), losses(1.4), "mix"),
+        (basin(0.8), losses(1.9), "no"),
+        (basin(0.8), losses(1.9, 1.4), "refresh"),
+        (basin(0.8), losses(1.4, 1.39), "mix"),  # what refreshing gains is no gain
+        (basin(0.8), losses(1.4, 1.0), "refresh"),
+        (basin(0.8), losses(1.9, 1.9), "no"),
+        (basin(0.8), losses(float("nan")), "no"),
+        (basin(0.0), losses(0.5), "no"),  # a low loss may be that of guessing
+        (None, losses(1.9), "no"),
+    ],
+)
+def test_weights_and_losses_decide(of_weights, measured, wanted):
+    found = judge(NAMES, (), FINITE, of_weights, measured)
+    assert found.verdict == wanted and found.reasons
+    assert bool(found.instead) == (wanted != "mix")
+
+
+def test_what_keeps_experts_from_being_blended_comes_first():
+    misfit = Misfit("tensors", "they differ", ("here",), "do this")
+    found = judge(NAMES, [misfit, misfit], [[NonFinite("w", 1, 0)], []], basin(0.9), None)
+    assert (found.verdict, found.reasons, found.instead) == ("no", ("they differ", "they differ"), ("do this",))
+
+
+def test_broken_experts_are_named():
+    found = judge(NAMES, (), [[], [NonFinite("w", 1, 0)]], basin(float("nan")), None)
+    assert found.verdict == "no" and found.reasons == ("b has NaN or infinity",) and "leave it out" in found.instead[0]
+
+
+def test_what_to_do_depends_on_why_they_are_unrelated():
+    assert "one start" in judge(NAMES, (), FINITE, basin(0.0), None).instead[0]
+    assert "order" in judge(NAMES, (), FINITE, basin(0.0, ("0.weight",), True), None).instead[0]
+    three = torch.tensor([[1.0, 0.0, 0.9], [0.0, 1.0, 0.0], [0.9, 0.0, 1.0]])
+    apart = Basin(three, three, three, torch.zeros(3), (), False)
+    assert "without b" in judge(["a", "b", "c"], (), [[]] * 3, apart, None).instead[0]
