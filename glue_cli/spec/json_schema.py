@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
 from glue_cli.foundation.user_code import PREFIX
+from glue_cli.spec.meanings import MEANINGS
 from glue_cli.spec.schema import DataSpec, Spec
 
 Schema = dict[str, Any]
@@ -33,6 +34,7 @@ def json_schema(known_names: Mapping[str, Collection[str]]) -> Schema:
     for section in dict.fromkeys(_sections()):
         _fill_from_presets(section, sections[section.__name__])
         for name, property_ in sections[section.__name__]["properties"].items():
+            property_["description"] = MEANINGS[section.__name__][name]
             if name in known_names:
                 property_ |= {"anyOf": _one_of(known_names[name])}
                 del property_["type"]

@@ -205,7 +205,7 @@ class FinetuneSpec(_Section):
     preset: Literal["default", "paper"] = "default"
     epochs: Count = 20
     batch_size: Count = 64
-    lr: Annotated[float | Literal["auto"], PlainValidator(_check_lr)]
+    lr: Annotated[float | Literal["auto"], PlainValidator(_check_lr, json_schema_input_type=float | Literal["auto"])]
     augment: AugmentSpec = AugmentSpec()
     keep: Literal["last", "best"]
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from glue_cli.plans.init import spec_schema
+from glue_cli.spec.meanings import MEANINGS
 from glue_cli.spec.schema import PRESETS, Spec
 from glue_cli.spec.yaml_file import read_spec
 
@@ -104,3 +105,14 @@ def test_defaults_are_those_of_an_empty_section(validator):
     assert properties["steps"]["default"] == PRESETS["default"]["steps"]
     assert properties["lr"]["default"] == PRESETS["default"]["lr"]
     assert "required" not in validator.schema["$defs"]["MixSpec"]
+
+
+def test_every_key_says_what_it_means():
+    """And nothing is said of keys that there are not."""
+    schema = spec_schema()
+    sections = {"Spec": schema, **schema["$defs"]}
+    assert {name: set(section["properties"]) for name, section in sections.items()} == {
+        name: set(keys) for name, keys in MEANINGS.items()
+    }
+    described = [key["description"] for section in sections.values() for key in section["properties"].values()]
+    assert all(text.endswith(".") for text in described)
