@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glue_cli.blend.blocks import COPIED, Block, Plan, plan_blend, survey
+from glue_cli.blend.blocks import COPIED, Block, Plan, Source, plan_blend, survey
 from glue_cli.blend.compatibility import copied_misfits
 from glue_cli.blend.constants import not_finite
 from glue_cli.blend.misfit import refuse
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.checkpoints.destination import Destination
-from glue_cli.checkpoints.files import check_unchanged, open_files, read_into
+from glue_cli.checkpoints.files import announce, check_unchanged, open_files, read_into
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import DTYPE_BYTES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.safetensors_file import header_of, metadata_of
@@ -34,12 +34,14 @@ from glue_cli.foundation.output_files import copy_into, reserve, write_all, writ
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.foundation.threads import single_threaded
 
-# One more than the cores, so that one reads while the others compute; beyond a dozen, the storage is the limit.
-N_THREADS = min((os.cpu_count() or 1) + 1, 12)
+# More than the cores, since a thread may wait for the disk, or for its turn to hash; beyond a dozen, the storage is
+# the limit. 8 float32 experts of 400 MB with their sha256, on two cores: 2.2 s with 6 threads, 2.8 s with 3.
+N_THREADS = min(2 * (os.cpu_count() or 1) + 2, 12)
 # A thread's buffers: larger were slower; 8 float32 experts of 400 MB on two cores took 0.54 s at 16 MiB, 0.66 at 64.
 SLOT_BYTES = 16 << 20
-# Blocks made in advance for each thread: enough that none runs out of them while another waits for the disk.
-AHEAD = 16
+# Blocks made, and announced to the system, in advance: the disk reads them while the threads compute. 3 bfloat16
+# experts of 1.2 GB with their sha256, cold, on two cores: 4 s, against 7.5 s without announcing; without sha256 3.2 s.
+AHEAD = 64
 # Bytes read between two flushes of the output.
 FLUSH_BYTES = 512 << 20
 # Elements per chunk: K chunks stay in the cache. Blocks end at its multiples, so the output's bytes depend on it.
@@ -167,6 +169,9 @@ class _Reader:
     def read(self, file: int, offset: int, buffer: memoryview) -> None:
         read_into(self.descriptors[file], buffer, offset, self.expert.files[file])
 
+    def announce(self, source: Source, n_elements: int) -> None:
+        announce(self.descriptors[source.file], source.offset, n_elements * DTYPE_BYTES[source.dtype])
+
 
 class _Blending:
     """One pass over the blocks of a plan."""
@@ -199,8 +204,10 @@ class _Blending:
         with single_threaded(self._n_threads) as pool:
             try:
                 for block, turns in self._with_turns():
-                    if len(waiting) == AHEAD * self._n_threads:
+                    if len(waiting) == AHEAD:
                         self._await(*waiting.popleft())
+                    for source in block.sources:
+                        self._readers[source.expert].announce(source, block.n_elements)
                     waiting.append((block, pool.submit(self._do, block, turns)))
                 for block, future in waiting:
                     self._await(block, future)

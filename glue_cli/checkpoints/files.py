@@ -76,6 +76,13 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> N
         filled += n_read
 
 
+def announce(descriptor: int, offset: int, n_bytes: int) -> None:
+    """Tell the system that a part of a file will be read soon, so that the disk does not wait for that; no more."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, n_bytes, os.POSIX_FADV_WILLNEED)
+
+
 def read_blocks(checkpoint: Checkpoint, entry: TensorEntry) -> Iterator[bytes]:
     """Yield the bytes of one tensor, a block at a time.
 

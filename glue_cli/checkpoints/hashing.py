@@ -1,10 +1,11 @@
 """sha256 of the experts, computed from the blocks that a blend reads anyway. Needs no torch."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Condition, Event, Thread
 
+from glue_cli.checkpoints.digests import identify
 from glue_cli.checkpoints.files import open_file, read_into
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError
@@ -21,10 +22,19 @@ class StreamedHash:
 
     Args:
         wanted: the digest to expect; None to accept any.
+        remembered: the digests of unchanged files, see `Digests`; if this expert's is among them, nothing is read.
+    Attributes:
+        identity: what `identify` returned of the files before they were read.
+        is_remembered: whether the digest is a remembered one.
     """
 
-    def __init__(self, expert: Checkpoint, wanted: str | None = None) -> None:
+    def __init__(
+        self, expert: Checkpoint, wanted: str | None = None, *, remembered: Mapping[str, str] | None = None
+    ) -> None:
         self._expert, self._wanted = expert, wanted
+        self.identity = identify(expert.files)
+        self._known = (remembered or {}).get(self.identity or "")
+        self.is_remembered = self._known is not None
         self._sizes = [stamp.n_bytes for stamp in expert.stamps]
         self._sha256 = hashlib.sha256()
         self._file, self._position = 0, 0
@@ -32,6 +42,8 @@ class StreamedHash:
 
     def update(self, turn: int, file: int, offset: int, part: memoryview) -> None:
         """Add the bytes `part` at `offset` of file number `file`; waits until all turns before this one are done."""
+        if self.is_remembered:
+            return
         with self._turned:
             self._turned.wait_for(lambda: self._turn == turn or self._stopped)
             if not self._stopped:
@@ -55,6 +67,8 @@ class StreamedHash:
         Raises:
             CheckpointError: a file cannot be read, or changed since its header was read.
         """
+        if self.is_remembered:
+            return
         while self._file < len(self._sizes):
             self._read_to(self._sizes[self._file], _AHEAD_BYTES, enough)
             if enough.is_set():
@@ -67,6 +81,8 @@ class StreamedHash:
         Raises:
             CheckpointError: as for `read_ahead`, or the digest is not the expected one.
         """
+        if self._known is not None:
+            return self._known
         self.catch_up(len(self._sizes), 0)
         digest = self._sha256.hexdigest()
         if self._wanted not in (None, digest):
@@ -75,6 +91,12 @@ class StreamedHash:
                 hint="name the same files, in the same order",
             )
         return digest
+
+    def worth_remembering(self) -> dict[str, str]:
+        """Return the finished digest by the files' identity; empty if they changed, or just had when it was begun."""
+        if self.identity is None or self.is_remembered or identify(self._expert.files) != self.identity:
+            return {}
+        return {self.identity: self._sha256.hexdigest()}
 
     def catch_up(self, file: int, offset: int) -> None:
         """Read on up to `offset` of file number `file`; nothing where the hash is further already.

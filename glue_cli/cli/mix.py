@@ -245,7 +245,8 @@ def mix(
         session.finish_dry_run("mix", planned(plan))
         return
     with session.running() as run:
-        with holding_signals(), hashing_experts(plan) as hashes:  # meanwhile torch is imported, which takes a second
+        # meanwhile torch is imported, which takes a second
+        with holding_signals(), hashing_experts(plan, run) as hashes:
             from glue_cli.workflows.mix.mix import described_in_full
             from glue_cli.workflows.mix.mix import mix as work
         is_finished = session.is_finished(plan.destination.result, lambda: described_in_full(plan, hashes), run)

@@ -1,12 +1,16 @@
 """glue mix --like: a blend again from the recipe in its metadata, to the byte, or not at all."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from glue_cli.checkpoints.digests import Digests
 
 
 def again(glue, experts, *flags, blend="prior.safetensors", output="again.safetensors"):
@@ -226,3 +230,15 @@ def test_merged_adapters_need_the_same_base(here, glue, adapters):
     base = load_file("base.safetensors")
     save_file({**base, "fc.bias": base["fc.bias"] + 1}, "base.safetensors")
     again(glue, adapters, "--base", "base.safetensors", "-f").refused(3, "base.safetensors", "sha256")
+
+
+def test_remembered_sha256_are_told_and_not_believed_when_made_again(here, glue, experts, monkeypatch):
+    monkeypatch.setattr("glue_cli.checkpoints.digests._TICK_NS", 0)
+    first = glue("mix", "--alpha", "0.2,0.3,0.5", *experts, "--json", code=0)
+    second = glue("mix", "--alpha", "0.2,0.3,0.5", *experts, "--json", "--force", code=0)
+    assert "remembered" not in first.err and "sha256 of 3 of 3 experts as remembered" in second.err
+    assert first.json["experts"] == second.json["experts"]
+    remembered = Digests(Path(os.environ["XDG_CACHE_HOME"], "glue"))
+    remembered.add(dict.fromkeys(remembered.read(), "0" * 64))
+    answer = again(glue, experts)
+    assert answer.code == 0 and same_bytes(here)

@@ -69,7 +69,7 @@ def _experts(experts: Sequence[Checkpoint], weights: Weights, basin: Basin) -> l
         CheckedExpert(
             path=expert.name,
             sha256=digest,
-            bytes=sum(n_bytes for n_bytes, _ in expert.stamps),
+            bytes=sum(stamp.n_bytes for stamp in expert.stamps),
             parameters=sum(e.n_elements for e in expert.entries.values() if e.dtype in FLOAT_DTYPES),
             non_finite=[NonFiniteTensor(**tensor._asdict()) for tensor in tensors],
             distance=_known(distance),

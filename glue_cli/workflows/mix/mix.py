@@ -23,7 +23,7 @@ from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since
 from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
-from glue_cli.workflows.mix.hashes import hashes_of
+from glue_cli.workflows.mix.hashes import hashes_of, remember
 
 if TYPE_CHECKING:
     from glue_cli.data.target import Target
@@ -130,7 +130,9 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
             "recipe": recorded_recipe,
         }
 
-    digests = experts.write(chosen.alpha, made, describe, hashes_of(plan) if hashes is None else hashes, run)
+    hashes = hashes_of(plan, run) if hashes is None else hashes
+    digests = experts.write(chosen.alpha, made, describe, hashes, run)
+    remember(hashes, run)
     wall_s = time.perf_counter() - began
     return MixResult(
         method=plan.method,
