@@ -9,6 +9,7 @@ import pytest
 from glue_cli.checkpoints import digests as digests_module
 from glue_cli.checkpoints.digests import Digests, identify
 from glue_cli.checkpoints.hashing import StreamedHash
+from glue_cli.checkpoints.header import Stamp
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 
@@ -102,4 +103,4 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(golden, tmp_pa
     os.utime(path)
     assert streamed.worth_remembering() == {}
     with pytest.raises(CheckpointError, match="changed while it was read"):
-        StreamedHash(replace(read_checkpoint(path), stamps=((1, 1),))).finish()
+        StreamedHash(replace(read_checkpoint(path), stamps=(Stamp(1, 1, 1),))).finish()
