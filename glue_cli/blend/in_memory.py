@@ -1,6 +1,6 @@
 """One blend in memory, tensor by tensor, in float32: for a model that is run, not written to a file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -15,9 +15,15 @@ from glue_cli.checkpoints.tensors import read_tensor
 
 
 def blend_tensors(
-    experts: Sequence[Checkpoint], alphas: Sequence[Sequence[float]], recipe: Recipe
+    experts: Sequence[Checkpoint],
+    alphas: Sequence[Sequence[float]],
+    recipe: Recipe,
+    names: Collection[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of the blend with coefficients `alphas` [G, K], eq. (1), but not those in `recipe.made`.
+
+    Args:
+        names: those to yield; None for all.
 
     Experts with a coefficient of 0 are not read. Tensors that are not floating point come from the first expert, or
     from the one that the recipe names.
@@ -29,7 +35,7 @@ def blend_tensors(
     with ExitStack() as stack:
         readers = [_Reader(expert, stack.enter_context(open_files(expert))) for expert in experts]
         for name, dtype, _ in recipe.describe(experts):
-            if name in recipe.made:
+            if name in recipe.made or (names is not None and name not in names):
                 continue
             if dtype not in FLOAT_DTYPES:
                 yield name, readers[recipe.copied_from.get(name, 0)].read(name)

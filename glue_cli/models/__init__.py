@@ -57,7 +57,9 @@ def check_architecture(arch: str) -> None:
     )
 
 
-def build_model(arch: str, args: Mapping[str, Any], *, seed: int, folder: Path = Path(".")) -> "nn.Module":
+def build_model(
+    arch: str, args: Mapping[str, Any], *, seed: int, folder: Path = Path("."), weightless: bool = False
+) -> "nn.Module":
     """Build an architecture with fresh weights, on the CPU, in training mode.
 
     Args:
@@ -66,6 +68,7 @@ def build_model(arch: str, args: Mapping[str, Any], *, seed: int, folder: Path =
         seed: determines the initial weights, together with `arch` and `args`; the global random state, CUDA's
             included, is neither read nor changed.
         folder: the folder of the spec, from which the user's modules and model folders are looked up.
+        weightless: whether the parameters need no values; see `models.weightless`.
     Raises:
         SpecError: there is no such architecture, or its arguments are wrong; every fault is listed. A library is
             missing or cannot be imported. The user's function fails or returns no module.
@@ -77,11 +80,13 @@ def build_model(arch: str, args: Mapping[str, Any], *, seed: int, folder: Path =
     import torch
     from torch import nn
 
+    from glue_cli.models.weightless import build_weightless
+
     # Not torch.manual_seed: it would also seed CUDA's generators, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         try:
-            model = build()
+            model = build_weightless(build) if weightless else build()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -29,10 +29,11 @@ class Compute:
         return {"precision": self.precision, "threads": torch.get_num_threads()}
 
     def to_device(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device and convert it to the memory format."""
+        """Move a model to the device and convert it to the memory format; parameters without values stay without."""
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model.to(self.device)
+        model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(self.device))  # type: ignore[no-untyped-call]
+        return model
 
 
 def find_device(name: str) -> torch.device:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,12 @@ from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.running.timing import Precision
 from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.search.bound_models import MakeTensors, bind, make_nothing, set_tensors
+from glue_cli.search.blend_rows import BlendRows
+from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
+from glue_cli.search.points import Pass, count_rows, passes_at, passes_towards
 from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.written import WrittenInMemory
 
-# Limit on the memory of the blends towards all experts together; above it they are made one at a time.
-_PASS_BYTES = 64 << 20
 # A larger model computes longer on a GPU than its kernels take to launch.
 _GRAPHED_COLUMNS = 1 << 24
 
@@ -30,10 +29,11 @@ class ResidentBlends:
     """Blends whose tensors all lie in memory; see `Blends`.
 
     The blends of a step are stored in one matrix [m, d], and the parameters of m copies of the model are views of its
-    rows: a step is one pass over the experts, followed by forward passes only.
+    rows: a step is one pass over the experts, followed by forward passes only. Of a large model, two blends are in
+    memory at once in float32, one in bfloat16: more than one pass over the experts then, and less memory.
 
     Args:
-        model: the architecture, on the device, with the tensors that do not depend on alpha; put into eval mode.
+        model: the architecture, with the tensors that do not depend on alpha on the device; put into eval mode.
         bank: the tensors that are blended.
         make_tensors: makes the tensors that depend on alpha but are not blended.
     """
@@ -49,52 +49,69 @@ class ResidentBlends:
         make_tensors: MakeTensors = make_nothing,
     ) -> None:
         self.n_groups, self.n_experts, self.batchnorm = bank.n_groups, bank.n_experts, batchnorm
-        self._uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
         self.model, self._bank, self.compute = model.eval().requires_grad_(False), bank, compute
         self._seed, self._make_tensors = seed, make_tensors
         self._outputs_of = self._forwards()
-        self._rows = torch.empty(0, bank.n_columns, device=bank.device)
-        self._copies: list[nn.Module] = []
-        self._differentiable: tuple[nn.Module, Tensor, Tensor] | None = None
+        uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
+        self._rows = BlendRows(self.model, bank, make_tensors(uniform).keys())
 
     def with_statistics(self, statistics: Statistics) -> "ResidentBlends":
-        """As `Blends.with_statistics`; both share the experts, but not the rows of blends."""
+        """As `Blends.with_statistics`; both share the experts and the rows of blends."""
         by_batch = replace(self.batchnorm, statistics="batch" if statistics == "refreshed" else "running")
-        return self if by_batch == self.batchnorm else self._changed(batchnorm=by_batch)
+        if by_batch == self.batchnorm:
+            return self
+        other = copy.copy(self)
+        other.batchnorm = by_batch
+        return other
 
     def with_precision(self, precision: Precision) -> "ResidentBlends":
-        """As `Blends.with_precision`; both share the experts, but not the rows of blends."""
-        other = self._changed(compute=replace(self.compute, precision=precision))
+        """As `Blends.with_precision`; both share the experts and the rows of blends."""
+        other = copy.copy(self)
+        other.compute = replace(self.compute, precision=precision)
         other._outputs_of = other._forwards()  # a graph is captured in one precision
         return other
 
     def as_written(self, dtypes: Mapping[str, torch.dtype]) -> WrittenInMemory:
         """As `Blends.as_written`."""
-        return WrittenInMemory(self.model, self._bank, dtypes=dtypes, make_tensors=self._make_tensors)
+        return WrittenInMemory(self._rows, self._bank, dtypes=dtypes, make_tensors=self._make_tensors)
 
     def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Blends.outputs`. Cost: m rows of d float32 in memory."""
-        self._load(alphas)
+        """As `Blends.outputs`.
+
+        Cost: m rows of d float32 in memory. Of a large model, at most two rows, and further passes over the experts.
+        """
+        passes = passes_at(alphas, self._bank.n_columns, self.compute.precision)
+        if len(passes) == 1:
+            self._make(passes[0])
         for batch in batches:
-            for copied in self._copies[: len(alphas)]:
-                yield self._outputs(copied, batch, step), batch[1]
+            for each in passes:
+                if len(passes) > 1:
+                    self._make(each)
+                for point in each.points:
+                    yield self._outputs(self._model(point.row), batch, step), batch[1]
 
     def towards(
         self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
     ) -> Iterator[Tensor]:
         """As `Blends.towards`.
 
-        Cost: one pass over the experts; for a large model, also each expert once more, with two rows in memory.
+        Cost: one pass over the experts; for a larger model, also each expert once more, with two rows in memory; for a
+        large one in bfloat16, a pass for each of the n + 1 blends, with one row in memory.
         """
-        for model in self._on_the_way(alpha, coordinates, radius, is_tied):
-            yield self._outputs(model, batch, step)
+        n_columns, precision = self._bank.n_columns, self.compute.precision
+        passes = passes_towards(alpha, coordinates, radius, n_columns, precision, is_tied=is_tied)
+        self._rows.take(count_rows(passes))
+        for each in passes:
+            self._make(each)
+            for point in each.points:
+                yield self._outputs(self._model(point.row), batch, step)
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
         """As `Blends.gradient`. Cost: one pass over the experts for the blend and one for the products.
 
         The constant makes the alpha-weighted mean 0: products are taken with the experts' differences from the blend.
         """
-        model, theta, gradient = self._differentiable_model()
+        model, theta, gradient = self._differentiable()
         self._bank.blend(alpha[None], theta)
         gradient.zero_()
         with torch.enable_grad():
@@ -114,14 +131,6 @@ class ResidentBlends:
         is_graphed = self.compute.device.type == "cuda" and self._bank.n_columns <= _GRAPHED_COLUMNS
         return GraphedForwards(CudaCapture(self.compute.device)) if is_graphed else outputs_of
 
-    def _changed(self, **changes: Any) -> "ResidentBlends":
-        """Return the same blends with other attributes, and rows and models of their own."""
-        other = copy.copy(self)
-        other._rows, other._copies, other._differentiable = self._rows.new_empty(0, self._bank.n_columns), [], None
-        for name, value in changes.items():
-            setattr(other, name, value)
-        return other
-
     @torch.no_grad()  # not on the generator, which would then hold its last outputs while the next are made
     def _outputs(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         return self._forward(model, batch, step)
@@ -134,55 +143,28 @@ class ResidentBlends:
             with self.compute.autocast():
                 return self._outputs_of(model, inputs)
 
-    @torch.no_grad()
-    def _load(self, alphas: Tensor) -> None:
-        """Write the blends into the rows of the first copies."""
-        self._make_copies(len(alphas))
-        self._bank.blend(alphas, self._rows[: len(alphas)])
-        for copied, alpha in zip(self._copies, alphas, strict=False):
-            set_tensors(copied, self._make_tensors(alpha))
+    def _model(self, row: int) -> nn.Module:
+        """Return the model whose tensors lie in a row."""
+        return self._rows.model(self.batchnorm, row, self._prepare)
 
-    def _make_copies(self, m: int) -> None:
-        """Ensure that there are at least `m` copies; if there are fewer, make all again."""
-        if m > len(self._copies):
-            self._copies, self._rows = [], self._rows.new_empty(0)  # frees the memory before new ones are made
-            self._rows = torch.empty(m, self._bank.n_columns, device=self._bank.device)
-            made = self._make_tensors(self._uniform)
-            self._copies = [bind(self.model, self._bank.spans, row, made.keys()) for row in self._rows]
-            if self.batchnorm.statistics == "batch":
-                for copied in self._copies:
-                    use_batch_statistics(copied)
-
-    def _on_the_way(self, alpha: Tensor, coordinates: Tensor, radius: float, is_tied: bool) -> Iterator[nn.Module]:
-        """Yield models for one forward each: the blend for alpha [G, K], then those moved towards single experts."""
-        ends = towards_experts(alpha, coordinates, radius, is_tied=is_tied)
-        if 4 * self._bank.n_columns * (1 + len(ends)) <= _PASS_BYTES:
-            self._load(torch.cat([alpha[None], ends]))
-            yield from self._copies[: 1 + len(ends)]
-            return
-        self._make_copies(2)
-        self._load(alpha[None])
-        yield self._copies[0]
-        for end, coordinate in zip(ends, coordinates.tolist(), strict=True):
-            group, expert = (None, coordinate) if is_tied else divmod(coordinate, self.n_experts)
-            self._move(end, group, expert, radius)
-            yield self._copies[1]
+    def _prepare(self, model: nn.Module) -> None:
+        if self.batchnorm.statistics == "batch":
+            use_batch_statistics(model)
 
     @torch.no_grad()
-    def _move(self, end: Tensor, group: int | None, expert: int, radius: float) -> None:
-        """Set the second copy to the first one's blend, moved by `radius` towards a single expert, to `end` [G, K]."""
-        self._bank.move(self._rows[0], group, expert, radius, self._rows[1])
-        set_tensors(self._copies[1], self._make_tensors(end))
+    def _make(self, each: Pass) -> None:
+        """Make blends in the rows."""
+        each.make(self._bank, self._rows.take(count_rows([each])))
+        for point in each.points:
+            set_tensors(self._model(point.row), self._make_tensors(point.alpha))
 
-    def _differentiable_model(self) -> tuple[nn.Module, Tensor, Tensor]:
-        """Return a copy of the model, theta [1, d] and its gradient [1, d], of which the copy's tensors are views."""
-        if self._differentiable is None:
-            theta = torch.empty(1, self._bank.n_columns, device=self._bank.device)
-            gradient = torch.zeros_like(theta)
-            made = self._make_tensors(self._uniform)
-            model = bind(self.model, self._bank.spans, theta[0], made.keys())
-            if self.batchnorm.statistics == "batch":
-                use_batch_statistics(model)
+    def _differentiable(self) -> tuple[nn.Module, Tensor, Tensor]:
+        """Return a model, theta [1, d] and its gradient [1, d], of which the model's tensors are views."""
+        theta, gradient = torch.split(self._rows.take(2), 1)
+        gradient = gradient.data  # which autograd does not take for a change of theta, from which it is split
+
+        def prepare(model: nn.Module) -> None:
+            self._prepare(model)
             leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
             if self.batchnorm.statistics == "running" and self.batchnorm.is_differentiated:
                 differentiate_statistics(model)
@@ -191,23 +173,8 @@ class ResidentBlends:
                 if name in leaves:
                     leaves[name].requires_grad_()
                     leaves[name].grad = span.view(gradient[0])
-            self._differentiable = model, theta, gradient
-        return self._differentiable
 
-
-def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float, *, is_tied: bool = False) -> Tensor:
-    """Return alpha [G, K] moved by `radius` towards each of the experts at `coordinates` [n] separately: [n, G, K].
-
-    If the groups are tied, all of them move, and coordinates are numbers of experts.
-    """
-    n_experts = alpha.shape[1]
-    if is_tied:
-        return alpha.lerp(torch.eye(n_experts, dtype=alpha.dtype)[coordinates][:, None], radius)
-    ends = alpha.repeat(len(coordinates), 1, 1)
-    places = torch.arange(len(coordinates)), coordinates // n_experts
-    ends[places] *= 1 - radius
-    ends[*places, coordinates % n_experts] += radius
-    return ends
+        return self._rows.model(("gradient", self.batchnorm), 0, prepare), theta, gradient
 
 
 def _slope_of(leaf: Tensor) -> Tensor:

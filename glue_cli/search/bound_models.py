@@ -24,7 +24,7 @@ def bind(model: nn.Module, spans: Mapping[str, Span], row: Tensor, made: Collect
     Args:
         made: the names of tensors that the copy does not share with the model; all others are shared.
     """
-    tied = _tied_names(model)
+    tied = tied_names(model)
     own = {alias for name in made for alias in (name, *tied.get(name, ()))}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     copied = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
@@ -39,7 +39,7 @@ def bind(model: nn.Module, spans: Mapping[str, Span], row: Tensor, made: Collect
                 module._buffers[leaf] = shared.data
     for module in copied.modules():
         if isinstance(module, nn.RNNBase):
-            module.forward = _without_cudnn(module.forward)
+            module.forward = without_cudnn(module.forward)
     return copied
 
 
@@ -54,7 +54,7 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]
     return leaves
 
 
-def _without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
+def without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Run a recurrent layer without cuDNN, which moves weights out of their row and has no backward in eval mode."""
 
     def run(*arguments: Any, **named: Any) -> Any:
@@ -64,7 +64,7 @@ def _without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _tied_names(model: nn.Module) -> dict[str, list[str]]:
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
     """Return, for each parameter with several names, its other names."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

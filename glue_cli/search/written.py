@@ -1,4 +1,4 @@
-"""One blend in memory as its file will be, in a row of its own."""
+"""One blend in memory as its file will be."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -8,36 +8,33 @@ from torch import Tensor, nn
 from glue_cli.running.batchnorm import keep_own_counters, refresh_statistics, statistics_of
 from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.search.bound_models import MakeTensors, bind, make_nothing, set_tensors
+from glue_cli.search.blend_rows import BlendRows
+from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
 
 
 class WrittenInMemory:
     """A blend whose tensors all lie in memory; see `WrittenBlend`.
 
     Args:
-        model: the architecture, on the device; it is copied, except for tensors that do not depend on alpha.
+        rows: where the blend is made, in the first row.
         dtypes: the dtype in which each tensor is written, by name; float32 by default.
         make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        rows: BlendRows,
         bank: ExpertBank,
         *,
         dtypes: Mapping[str, torch.dtype],
         make_tensors: MakeTensors = make_nothing,
     ) -> None:
-        self._bank, self._dtypes, self._make_tensors = bank, dtypes, make_tensors
-        self._row = torch.empty(1, bank.n_columns, device=bank.device)
-        uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
-        self._model = bind(model, bank.spans, self._row[0], make_tensors(uniform).keys()).eval()
-        keep_own_counters(self._model)
+        self._rows, self._bank, self._dtypes, self._make_tensors = rows, bank, dtypes, make_tensors
 
     @torch.no_grad()
     def load(self, alpha: Tensor) -> None:
         """As `WrittenBlend.load`."""
-        self._bank.blend(alpha[None], self._row)
+        self._bank.blend(alpha[None], self._rows.take(1))
         self._round()
         made = {name: self._as_written(name, tensor) for name, tensor in self._make_tensors(alpha).items()}
         set_tensors(self._model, made)
@@ -57,14 +54,20 @@ class WrittenInMemory:
         """As `WrittenBlend.statistics`."""
         return {name: tensor.detach().cpu().clone() for name, tensor in statistics_of(self._model).items()}
 
+    @property
+    def _model(self) -> nn.Module:
+        """The model whose tensors are the blend's."""
+        return self._rows.model("written", 0, keep_own_counters)
+
     @torch.no_grad()  # not on the generator, which would then hold its last outputs while the next are made
     def _outputs(self, inputs: Inputs) -> Tensor:
         return outputs_of(self._model, inputs)
 
     def _round(self) -> None:
+        row = self._rows.take(1)[0]
         for name, span in self._bank.spans.items():
             if self._dtypes.get(name, torch.float32) != torch.float32:
-                there = span.view(self._row[0])
+                there = span.view(row)
                 there.copy_(self._as_written(name, there))
 
     def _as_written(self, name: str, tensor: Tensor) -> Tensor:

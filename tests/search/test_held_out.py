@@ -9,6 +9,7 @@ from glue_cli.blend.recipe import PLAIN
 from glue_cli.running.batchnorm import refresh_statistics, statistics_of
 from glue_cli.running.losses import example_losses
 from glue_cli.search.bank.load import bank_of_tensors
+from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.held_out import Batches, HeldOut, Judge, Part
 from glue_cli.search.written import WrittenInMemory
 
@@ -27,7 +28,7 @@ def made():
 def written_of(made, dtype=None):
     model, experts, bank = made
     dtypes = dict.fromkeys(experts[0], dtype) if dtype else {}
-    return WrittenInMemory(model, bank, dtypes=dtypes)
+    return WrittenInMemory(BlendRows(model, bank, ()), bank, dtypes=dtypes)
 
 
 def held_out_of(made, parts, dtype=None):

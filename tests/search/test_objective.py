@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from glue_cli.blend.recipe import Recipe
 from glue_cli.running.device import Compute
 from glue_cli.running.losses import IGNORED, example_losses
-from glue_cli.search import blended as blended_module
+from glue_cli.search import points as points_module
 from glue_cli.search.account import Cost
 from glue_cli.search.blended import BatchNormMode
 from glue_cli.search.objective import BlendObjective
@@ -163,7 +163,7 @@ def test_made_tensors_follow_alpha(objective_of, monkeypatch, n_groups):
     )
     assert (wanted - without).norm() > 0.1 * wanted.norm()  # the head's own slope does matter
     for pass_bytes in (1 << 26, 0):
-        monkeypatch.setattr(blended_module, "_PASS_BYTES", pass_bytes)
+        monkeypatch.setattr(points_module, "_PASS_BYTES", pass_bytes)
         slopes = objective.quadratic(alphas[0], torch.arange(alphas[0].numel()), 1e-3, 1).gradient.view_as(wanted)
         centred = slopes - (alphas[0] * slopes).sum(1, keepdim=True)
         assert (alphas[0] * centred - wanted).norm() < 0.02 * wanted.norm()
@@ -360,8 +360,7 @@ def test_the_terms_of_texts_are_their_sums_by_the_mean_length(objective_of, monk
     monkeypatch.setattr(objective, "_minibatches", replace(objective._minibatches, validation=lambda: texts))
     terms = objective.validation_terms(ALPHA)
     assert len(terms) == N + 3 and terms[0] == terms[N] == 0
-    objective._blends._load(ALPHA[None])
-    outputs = objective._blends._copies[0](inputs)
+    ((outputs, _),) = objective._blends.outputs(ALPHA[None], texts[:1], 0)
     losses = torch.cat([example_losses("cross_entropy", outputs[k], tokens[k]) for k in (slice(N), slice(3))])
     assert terms.mean().item() == pytest.approx(losses.mean().item(), rel=1e-5)
     last = example_losses("cross_entropy", outputs[-1:], tokens[-1:]).sum().item()
@@ -372,7 +371,8 @@ def test_copies_share_what_no_blend_changes(objective_of):
     objective, model, _ = objective_of(normed)
     objective.probe_losses(ALPHAS, 0)
     blended_names = set(objective._blends._bank.spans)
-    for copied in objective._blends._copies:
+    for row in range(3):
+        copied = objective._blends._model(row)
         for name, tensor in copied.state_dict(keep_vars=True).items():
             own = model.state_dict(keep_vars=True)[name]
             assert (tensor is own) == (name not in blended_names)
@@ -396,7 +396,7 @@ class InFloat64:
 
     def towards(self, alpha, coordinates, radius, batch, step, *, is_tied=False):
         assert not is_tied
-        ends = blended_module.towards_experts(alpha, coordinates, radius)
+        ends = points_module.towards_experts(alpha, coordinates, radius)
         return (outputs for outputs, _ in self.outputs(torch.cat([alpha[None], ends]), [batch], step))
 
     def gradient(self, alpha, batch, step, mean_loss):

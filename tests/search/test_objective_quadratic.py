@@ -23,8 +23,8 @@ from small_nets import (
 from torch.nn import functional as F
 
 from glue_cli.blend.recipe import PLAIN
-from glue_cli.search import blended as blended_module
-from glue_cli.search.blended import towards_experts
+from glue_cli.search import points
+from glue_cli.search.points import towards_experts
 
 
 def quadratic(objective, *arguments):
@@ -97,13 +97,13 @@ def test_of_a_large_model_each_expert_is_read_alone(objective_of, monkeypatch, n
     (objective, _, _), (objective_of_its_own, _, _) = (objective_of(conv_net, recipe=recipe) for _ in range(2))
     coordinates = torch.arange(1, alpha.numel())
     wanted = quadratic(objective_of_its_own, alpha, coordinates, 0.1, 0)
-    monkeypatch.setattr(blended_module, "_PASS_BYTES", 0)
+    monkeypatch.setattr(points, "_PASS_BYTES", 0)
     blend, passes = objective._blends._bank.blend, []
     monkeypatch.setattr(
         objective._blends._bank, "blend", lambda alphas, out: (passes.append(len(alphas)), blend(alphas, out))
     )
     found = quadratic(objective, alpha, coordinates, 0.1, 0)
-    assert passes == [1] and len(objective._blends._copies) == 2
+    assert passes == [1] and len(objective._blends._rows._rows) == 2
     assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
     torch.testing.assert_close(found.gradient, wanted.gradient, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.curvature, wanted.curvature, rtol=1e-3, atol=1e-5)

@@ -1,7 +1,7 @@
 """The experts of a mix, whole checkpoints or adapters: as a model, as a search's blends, and as the blend on disk."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -59,11 +59,7 @@ class Experts(ABC):
         Raises:
             CheckpointError: the blend does not fit the model, or an expert has NaN or infinity.
         """
-        from glue_cli.models import build_model
-        from glue_cli.models.weights import check_fits_model
-
-        model = build_model(spec.model.arch, spec.model_args, seed=0, folder=spec.path("."))
-        self._naming = check_fits_model(model, self.header, spec)
+        model = self._build(spec)
         tensors = {**self._tensors(alphas.tolist()), **self._make(alphas)}
         model.load_state_dict(self._naming.in_memory(tensors), strict=False)
         return model
@@ -91,10 +87,10 @@ class Experts(ABC):
         Raises:
             CheckpointError: the experts do not fit the model, or one has NaN or infinity.
         """
-        n_groups, n_experts = self._n_coefficients
-        model = self.model(spec, torch.eye(n_experts, dtype=torch.float64)[:1].expand(n_groups, n_experts))
+        model = self._build(spec, weightless=True)
         compute = Compute(find_device(run.device), channels_last=likes_channels_last(model))
-        bank = self._bank(compute, n_blends + 2, run)
+        bank = self._bank(compute, n_blends, run)
+        self._fill_but(model, bank.spans.keys(), spec)
         return ResidentBlends(
             compute.to_device(model), bank, compute, seed=seed, batchnorm=batchnorm, make_tensors=self._make_in_memory
         )
@@ -120,13 +116,35 @@ class Experts(ABC):
     def _n_coefficients(self) -> tuple[int, int]:
         """The shape [G, K] of alpha."""
 
+    def _build(self, spec: "Spec", *, weightless: bool = False) -> nn.Module:
+        """Return the spec's model, and learn how its tensors are called on disk."""
+        from glue_cli.models import build_model
+        from glue_cli.models.weights import check_fits_model
+
+        model = build_model(spec.model.arch, spec.model_args, seed=0, folder=spec.path("."), weightless=weightless)
+        self._naming = check_fits_model(model, self.header, spec)
+        return model
+
+    def _fill_but(self, model: nn.Module, blended: Collection[str], spec: "Spec") -> None:
+        """Give a weightless model the tensors that are not blended; those that are made get any values."""
+        from glue_cli.models.weightless import fill, without_values
+
+        n_groups, n_experts = self._n_coefficients
+        first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(n_groups, n_experts)
+        sources = {name: source for name, source in self._naming.distinct() if name not in blended}
+        tensors = self._tensors(first.tolist(), [part for source in sources.values() for part in source.names])
+        fill(model, Naming(sources, ()).in_memory({**tensors, **self._make(first)}))
+        if fresh := without_values(model) - {*self._naming.sources}:  # what the experts need not have
+            values = self._build(spec).state_dict()
+            fill(model, {name: values[name] for name in fresh})
+
     @abstractmethod
     def _bank(self, compute: Compute, n_blends: int, run: Run) -> ExpertBank:
         """Return a bank of the tensors that are blended."""
 
     @abstractmethod
-    def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
-        """Return the tensors of the blend in memory, by their names on disk."""
+    def _tensors(self, alphas: Sequence[Sequence[float]], names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return tensors of the blend in memory, by their names on disk: all, or those with these names."""
 
     def _make_in_memory(self, alphas: Tensor) -> dict[str, Tensor]:
         """Return the tensors that are computed from `alphas` [G, K] other than by blending; differentiable."""
@@ -263,8 +281,8 @@ class WholeExperts(Experts):
         made = self._head.blend(alphas[head.group]) if self._head and head else {}
         return {**made, **self._rows.blend(alphas)} if self._rows else made
 
-    def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
-        return dict(blend_tensors(self._searched, alphas, self._rules.recipe))
+    def _tensors(self, alphas: Sequence[Sequence[float]], names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        return dict(blend_tensors(self._searched, alphas, self._rules.recipe, names))
 
 
 class AdapterExperts(Experts):
@@ -325,10 +343,10 @@ class AdapterExperts(Experts):
     def _rewritten(self, source: Path, copy: Path) -> bytes | None:
         return configured_beside(copy, source, self._destination, self._adapters.changes)
 
-    def _tensors(self, alphas: Sequence[Sequence[float]]) -> dict[str, Tensor]:
+    def _tensors(self, alphas: Sequence[Sequence[float]], names: Sequence[str] | None = None) -> dict[str, Tensor]:
         adapted = self._adapted
-        names = [name for name, _, _ in adapted.merged]
-        return {name: mixed_tensor(adapted, alphas[0], name) for name in names}
+        wanted = [name for name, _, _ in adapted.merged] if names is None else names
+        return {name: mixed_tensor(adapted, alphas[0], name) for name in wanted}
 
 
 def gather_experts(plan: MixPlan) -> Experts:

@@ -12,7 +12,7 @@ from glue_cli.methods.steps.gauss_newton import GaussNewton
 from glue_cli.methods.steps.strategy import make_step
 from glue_cli.running.losses import example_losses
 from glue_cli.search.account import Cost
-from glue_cli.search.blended import towards_experts
+from glue_cli.search.points import towards_experts
 from glue_cli.search.secants import Secants
 
 

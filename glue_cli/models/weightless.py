@@ -1,0 +1,72 @@
+"""Models whose parameters have no values: what is built only to be filled from experts need not be in memory twice."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+def build_weightless(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model whose parameters are on the meta device; its buffers have their values.
+
+    A model that looks at its parameters while it is built, or makes a buffer from them, is built with all its values.
+    """
+    try:
+        with _parameters_on_meta():
+            model = build()
+        if not any(buffer.is_meta for buffer in model.buffers()):
+            return model
+    except Exception:  # the user's code, which may do anything with its parameters; building again says what is wrong
+        pass
+    return build()
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give some of a model's tensors values, converted to the model's dtypes; tied parameters stay tied."""
+    _give_memory(model, tensors.keys())
+    model.load_state_dict(tensors, strict=False)
+
+
+def without_values(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that have no values."""
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.is_meta}
+
+
+def _give_memory(model: nn.Module, names: Collection[str]) -> None:
+    """Let the parameters with these names have memory, with any values; those that have some keep theirs."""
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    empty = {id(by_name[name]): by_name[name] for name in names if name in by_name and by_name[name].is_meta}
+    real = {
+        key: nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=parameter.requires_grad)
+        for key, parameter in empty.items()
+    }
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            if id(parameter) in real:
+                setattr(module, leaf, real[id(parameter)])
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Let every parameter that a module gets in this block be on the meta device, so that its memory is freed."""
+    register = nn.Module.register_parameter
+    known: WeakValueDictionary[int, Tensor] = WeakValueDictionary()  # parameters seen, by their identity
+    on_meta: dict[int, nn.Parameter] = {}
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is None or param.is_meta or is_lazy(param):
+            return register(module, name, param)
+        if known.get(id(param)) is not param:  # a parameter that is registered twice stays one
+            known[id(param)] = param
+            on_meta[id(param)] = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+            on_meta[id(param)].__dict__.update(param.__dict__)
+        return register(module, name, on_meta[id(param)])
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -1,0 +1,115 @@
+"""Which blends are made together and how, so that every provider gives the same bits for the same alphas."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from glue_cli.running.timing import Precision
+from glue_cli.search.bank.matrix import ExpertBank
+
+# Limit on the memory of the blends towards all experts together; above it they are made one at a time.
+_PASS_BYTES = 64 << 20
+# Of a larger model, as few blends are in memory at once as its precision needs; smaller ones are cheap to hold.
+_LARGE_COLUMNS = 1 << 26
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A blend that is run: its alpha [G, K], and the row that it is made in."""
+
+    alpha: Tensor
+    row: int
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """Blends for alphas [m, G, K], made in the first rows in one pass over the experts."""
+
+    alphas: Tensor
+
+    @cached_property
+    def points(self) -> list[Point]:
+        return [Point(alpha, row) for row, alpha in enumerate(self.alphas)]
+
+    def make(self, bank: ExpertBank, rows: Tensor) -> None:
+        """Write the blends of the bank's tensors to rows [m, d]."""
+        bank.blend(self.alphas, rows[: len(self.alphas)])
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """The blend in the first row, moved by `radius` towards one expert in a group, or in all; made in the second."""
+
+    end: Tensor
+    group: int | None
+    expert: int
+    radius: float
+
+    @cached_property
+    def points(self) -> list[Point]:
+        return [Point(self.end, 1)]
+
+    def make(self, bank: ExpertBank, rows: Tensor) -> None:
+        """Write the blend of the bank's tensors to the second of rows [2, d]."""
+        bank.move(rows[0], self.group, self.expert, self.radius, rows[1])
+
+
+Pass = Load | Move
+
+
+def count_rows(passes: Sequence[Pass]) -> int:
+    """Return how many rows passes need."""
+    return 1 + max(point.row for each in passes for point in each.points)
+
+
+def n_at_once(m: int, n_columns: int, precision: Precision) -> int:
+    """Return how many of m blends may be in memory at once: of large models two in float32, and one in bfloat16."""
+    if n_columns <= _LARGE_COLUMNS:
+        return m
+    return min(m, 1 if precision == "bf16" else 2)
+
+
+def passes_at(alphas: Tensor, n_columns: int, precision: Precision) -> list[Pass]:
+    """Return the passes that make the blends for alphas [m, G, K] of d columns."""
+    return [Load(part) for part in torch.split(alphas, n_at_once(len(alphas), n_columns, precision))]
+
+
+def passes_towards(
+    alpha: Tensor, coordinates: Tensor, radius: float, n_columns: int, precision: Precision, *, is_tied: bool
+) -> list[Pass]:
+    """Return the passes that make the blend for alpha [G, K], then those moved towards single experts.
+
+    Args:
+        coordinates, radius, is_tied: as for `Blends.towards`.
+    """
+    ends = towards_experts(alpha, coordinates, radius, is_tied=is_tied)
+    if 4 * n_columns * (1 + len(ends)) <= _PASS_BYTES:
+        return [Load(torch.cat([alpha[None], ends]))]
+    if n_at_once(2, n_columns, precision) == 1:
+        return [Load(point[None]) for point in (alpha, *ends)]
+    return [Load(alpha[None]), *_moves(ends, coordinates.tolist(), radius, is_tied)]
+
+
+def _moves(ends: Tensor, coordinates: Sequence[int], radius: float, is_tied: bool) -> Iterator[Move]:
+    n_experts = ends.shape[-1]
+    for end, coordinate in zip(ends, coordinates, strict=True):
+        group, expert = (None, coordinate) if is_tied else divmod(coordinate, n_experts)
+        yield Move(end, group, expert, radius)
+
+
+def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float, *, is_tied: bool = False) -> Tensor:
+    """Return alpha [G, K] moved by `radius` towards each of the experts at `coordinates` [n] separately: [n, G, K].
+
+    If the groups are tied, all of them move, and coordinates are numbers of experts.
+    """
+    n_experts = alpha.shape[1]
+    if is_tied:
+        return alpha.lerp(torch.eye(n_experts, dtype=alpha.dtype)[coordinates][:, None], radius)
+    ends = alpha.repeat(len(coordinates), 1, 1)
+    places = torch.arange(len(coordinates)), coordinates // n_experts
+    ends[places] *= 1 - radius
+    ends[*places, coordinates % n_experts] += radius
+    return ends

@@ -1,0 +1,69 @@
+"""How many rows blends take, and that those who share them do not disturb each other."""
+
+import pytest
+import torch
+from small_nets import ALPHA, ALPHAS, BOTH, batch_of, conv_net
+
+from glue_cli.running.device import Compute
+from glue_cli.search import points as points_module
+from glue_cli.search.blend_rows import BlendRows
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Return the largest number of rows that blends have taken at once."""
+    taken = [0]
+    take = BlendRows.take
+
+    def count(self, m):
+        taken[0] = max(taken[0], m)
+        return take(self, m)
+
+    monkeypatch.setattr(BlendRows, "take", count)
+    return taken
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr(points_module, "_LARGE_COLUMNS", 0)
+    monkeypatch.setattr(points_module, "_PASS_BYTES", 0)
+
+
+def outputs_of_all(blends):
+    yield from (outputs for outputs, _ in blends.outputs(ALPHAS, BOTH, 1))
+    yield from blends.towards(ALPHA, torch.arange(3), 0.1, batch_of(1), 1)
+
+
+@pytest.mark.parametrize(("precision", "n_rows"), [("fp32", 2), ("bf16", 1)])
+def test_a_large_model_has_few_rows_and_the_same_outputs(objective_of, rows, large, monkeypatch, precision, n_rows):
+    compute = Compute(CPU, precision)
+    found = list(outputs_of_all(objective_of(conv_net, compute=compute)[0]._blends))
+    assert rows == [n_rows]
+    monkeypatch.setattr(points_module, "_LARGE_COLUMNS", 1 << 26)
+    monkeypatch.setattr(points_module, "_PASS_BYTES", 1 << 26)
+    wanted = list(outputs_of_all(objective_of(conv_net, compute=compute)[0]._blends))
+    assert rows == [4] and len(found) == len(wanted) == 3 * 2 + 4
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-2 if precision == "bf16" else 1e-5)
+
+
+def test_all_kinds_share_the_rows_and_none_is_disturbed(objective_of, rows, large):
+    running = objective_of(conv_net)[0]._blends
+    batch, exact = running.with_statistics("refreshed"), running.as_written({})
+    half = running.with_precision("bf16")
+
+    def passes():
+        exact.load(ALPHA)
+        exact.refresh(BOTH)
+        yield [outputs for outputs, _ in exact.outputs(BOTH)]
+        for blends in (running, batch, half):
+            yield [outputs for outputs, _ in blends.outputs(ALPHAS[:2], BOTH, 1)]
+
+    first, again = list(passes()), list(passes())
+    assert rows == [2]
+    for one, other in zip(first, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    means = [torch.cat(found).float().mean().item() for found in first]
+    assert len(set(means)) == 4
