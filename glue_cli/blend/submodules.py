@@ -76,3 +76,12 @@ def _are_alike(members: list[set[str]]) -> bool:
     in_all = [name for name, count in counts.items() if count == len(members)]
     in_half = [name for name, count in counts.items() if "." in name and count >= len(members) / 2 and count > 1]
     return max(len(in_all), len(in_half)) >= _ALIKE
+
+
+def find_members(names: Iterable[str]) -> list[str]:
+    """Return the members of the outermost repeated submodules, such as `layers.0`, in the order of the names."""
+    names = list(names)
+    repeated = _repeated(names)
+    members = (_member(name, repeated) for name in names)
+    found = list(dict.fromkeys(member for member in members if member))
+    return [member for member in found if not any(member.startswith(f"{other}.") for other in found)]

@@ -82,8 +82,14 @@ def mix(
         typer.Option("--max-shard-size", metavar="SIZE", help="Split a larger blend into files of this size."),
     ] = None,
     memory: Annotated[
-        str, typer.Option("--memory", metavar="SIZE", help="What the buffers of the final blend may take.")
-    ] = _MEMORY,
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="What the buffers may take, beyond the model and its activations: while the blend is written, "
+            f"{_MEMORY} by default, and in a search, as much as is free.",
+        ),
+    ] = None,
     no_hash: Annotated[bool, typer.Option("--no-hash", metavar="", help="Do not take the experts' sha256.")] = False,
     no_card: Annotated[
         bool, typer.Option("--no-card", metavar="", help="Write no model card into the blend's folder.")
@@ -111,9 +117,10 @@ def mix(
         str,
         typer.Option(
             "--bank",
-            metavar="auto|device|host|disk",
+            metavar="auto|device|host|disk|streamed",
             autocompletion=completion.banks,
-            help="Where the experts are kept; auto takes the first where they fit.",
+            help="Where the experts are kept; auto takes device or host memory where they fit, and else streams them "
+            "from disk block by block.",
             rich_help_panel=_SEARCH,
         ),
     ] = "auto",
@@ -236,7 +243,7 @@ def mix(
             base=base,
             weights=weights,
             writing=writing,
-            search=Search(bank, explain),
+            search=Search(bank, explain, None if memory is None else writing.memory_bytes),
             spec=spec if needs_spec else None,
             seed=repeated.said.seed if repeated else spec.seed if spec else session.seed or 0,
             like=repeated,
@@ -311,14 +318,14 @@ def _coefficients(method: str | None, alpha: str | None, sizes: str | None) -> "
     )
 
 
-def _writing(dtype: str, max_shard_size: str | None, memory: str, hashing: bool, card: bool) -> "Writing":
+def _writing(dtype: str, max_shard_size: str | None, memory: str | None, hashing: bool, card: bool) -> "Writing":
     from glue_cli.plans.mix_records import OUTPUT_DTYPES, Writing
 
     check_name("--dtype", dtype, ["same", *OUTPUT_DTYPES])
     return Writing(
         None if dtype == "same" else dtype,
         _bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
-        _bytes("--memory", memory),
+        _bytes("--memory", memory or _MEMORY),
         hashing,
         card,
     )

@@ -56,10 +56,12 @@ class Search:
     Attributes:
         bank: where the experts are kept during the search, one of `BANKS`.
         explains: whether each expert's leave-one-out value is measured afterwards.
+        memory_bytes: what the experts and their blends may take in memory; None for what is free.
     """
 
     bank: str = "auto"
     explains: bool = False
+    memory_bytes: int | None = None
 
 
 NO_EXTRAS = Search()
@@ -72,7 +74,7 @@ class Writing:
     Attributes:
         dtype: a key of `OUTPUT_DTYPES`, for the whole blend; None if each tensor keeps its own.
         max_shard_bytes: the most bytes of tensors in one file; None puts all into a single file.
-        memory_bytes: the memory that the blend's buffers may take.
+        memory_bytes: the memory that the buffers may take while the blend is written.
         hashing: whether the experts' sha256 are taken.
         card: whether a folder gets a model card.
     """

@@ -41,13 +41,35 @@ def refresh_statistics(
     momenta = [(module, module.momentum) for _, module in _batchnorms(model)]
     for module, _ in momenta:
         module.reset_running_stats()
-        module.momentum = None  # a cumulative mean
-        module.train()
+    take_means(model)
     for batch in batches:
         forward(model, batch)
     for module, momentum in momenta:
         module.momentum = momentum
     model.eval()
+
+
+def restart_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return new running statistics, of no batch yet, by their names in a model's state dict; the model keeps its own.
+
+    Those of the model need not have values.
+    """
+    new: dict[str, Tensor] = {}
+    for name, module in _batchnorms(model):
+        assert module.running_mean is not None and module.num_batches_tracked is not None
+        device, shape = module.num_batches_tracked.device, module.running_mean.shape
+        prefix = f"{name}." if name else ""
+        new[f"{prefix}running_mean"] = torch.zeros(shape, device=device)
+        new[f"{prefix}running_var"] = torch.ones(shape, device=device)
+        new[f"{prefix}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked)
+    return new
+
+
+def take_means(model: nn.Module) -> None:
+    """Let every BatchNorm of a model in eval mode take the mean of its batches' statistics while it runs."""
+    for _, module in _batchnorms(model):
+        module.momentum = None  # a cumulative mean
+        module.train()
 
 
 def has_batchnorm(model: nn.Module) -> bool:

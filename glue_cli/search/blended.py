@@ -38,6 +38,8 @@ class ResidentBlends:
         make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
+    is_resident = True
+
     def __init__(
         self,
         model: nn.Module,

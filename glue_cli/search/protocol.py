@@ -52,7 +52,7 @@ class WrittenBlend(Protocol):
         ...
 
     def statistics(self) -> dict[str, Tensor]:
-        """Return BatchNorm's statistics, by their names in a state dict, on the CPU."""
+        """Return BatchNorm's statistics as `refresh` took them, by their names in a state dict, on the CPU."""
         ...
 
 
@@ -65,6 +65,7 @@ class Blends(Protocol):
 
     Attributes:
         model: the architecture; its tensors need not have values.
+        is_resident: whether the experts are in memory; if not, every blend takes the time of reading them.
         compute: what the forwards run with; batches have to be on its device, in its memory format.
     """
 
@@ -76,6 +77,9 @@ class Blends(Protocol):
 
     @property
     def model(self) -> nn.Module: ...
+
+    @property
+    def is_resident(self) -> bool: ...
 
     @property
     def compute(self) -> Compute: ...

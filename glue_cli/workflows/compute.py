@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from glue_cli.data.loader import Examples
+from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.running.device import Compute, find_device, likes_channels_last
 from glue_cli.running.precision import choose_way
@@ -40,7 +41,15 @@ def mixing_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -
 
 
 def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -> Compute:
-    """Choose what a search computes with, and set torch's threads; `precision: auto` times blends and their passes."""
+    """Choose what a search computes with, and set torch's threads; `precision: auto` times blends and their passes.
+
+    Where every blend takes the time of reading the experts, `auto` is float32.
+    """
+    if not blends.is_resident:
+        precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
+        if spec.precision == "auto":
+            run.progress(Noted("precision fp32: timing bf16 would read the experts again; --precision bf16 sets it"))
+        return replace(blends.compute, precision=precision)
     uniform = torch.full((1, blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
     timed = _first(examples, spec.mix.batch_size)
 

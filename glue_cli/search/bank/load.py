@@ -1,5 +1,6 @@
 """Make a bank from checkpoints: choose where to keep it, lay out its rows, and read them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from threading import local
 
@@ -8,21 +9,21 @@ from torch import Tensor
 
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.checkpoints.files import open_files
-from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
+from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.naming import Naming
-from glue_cli.checkpoints.tensors import TORCH_DTYPES, read_tensors
+from glue_cli.checkpoints.tensors import read_tensors
 from glue_cli.foundation.batchnorm_names import is_variance
-from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.units import counted, size
 from glue_cli.search.bank.kinds import KINDS, BankKind
+from glue_cli.search.bank.layout import ALIGN, blended_entries, group_tensors, spans_of, stored_bytes, stored_dtype
 from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite, rename_experts
 from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
+from glue_cli.search.points import n_at_once
 
-# In memory, every tensor starts at a multiple of this many elements: 64 bytes in float32, for aligned loads.
-_ALIGN = 16
 # The share of the free memory that the bank and the blends may take; the rest is for activations and other programs.
 _SHARE_OF_FREE = 0.6
 # The most that the read buffers of all threads may take together when the bank is on disk.
@@ -40,42 +41,80 @@ def choose_bank(
     n_blends: int,
     progress: Progress,
     naming: Naming | None = None,
+    memory_bytes: int | None = None,
+    needs_gradient: bool = False,
 ) -> BankKind:
-    """Choose where to keep the bank: as wanted, or the first of device, host and disk that has room for it.
+    """Choose where to keep the experts: as wanted, or in the first of device and host memory that has room for them.
 
-    The choice and the sizes behind it are reported to `progress`.
+    Where neither has, they are streamed; on disk, beside whole blends in memory, where a gradient is needed. The
+    choice and the sizes behind it are reported to `progress`.
 
     Args:
         wanted: auto, or a kind of bank.
-        n_blends: how many float32 blends the search keeps on the device in addition.
+        n_blends: how many float32 blends the search has on the device at once, if they are small.
         naming: as for `load_bank`.
+        memory_bytes: what the experts and blends may take in memory; None for what is free.
     Raises:
-        UsageError: a bank on disk is wanted, but the model makes some tensors from several of the files.
+        UsageError: a bank on disk is wanted, but the model makes some tensors from several of the files; or streaming
+            is wanted, but a gradient is needed.
+        ResourceError: a bank in memory is wanted, and takes more than it may.
     """
     made = [name for name, source in naming.distinct() if source.make] if naming else []
     if made and wanted == "disk":
         raise UsageError(
             f"--bank disk: the model makes {counted(len(made), 'tensor')} from several tensors in the files",
             items=made,
-            hint="--bank host",
+            hint="--bank streamed",
         )
-    names = [entry.name for entry in _blended(experts[0], recipe)]
-    in_bank = sum(_stored_bytes(experts, name) * len(experts) for name in names)
-    blends = 4 * n_blends * sum(experts[0].entries[name].n_elements for name in names)
+    names = [entry.name for entry in blended_entries(experts[0], recipe)]
+    in_bank = sum(stored_bytes(experts, name) * len(experts) for name in names)
+    n_columns = sum(experts[0].entries[name].n_elements for name in names)
+    blends = 4 * n_columns * n_at_once(n_blends, n_columns, "fp32")
+    if wanted == "streamed" and needs_gradient:
+        raise UsageError(
+            "--method fullgrad needs the gradient of a whole blend, and --bank streamed has a block of it at a time",
+            hint=f"--method spsa needs no gradient; --bank device takes {size(in_bank + blends)} of memory",
+        )
     host = torch.device("cpu")
     free = {"device": _SHARE_OF_FREE * free_memory(device) - blends, "host": _SHARE_OF_FREE * free_memory(host)}
     kinds: list[BankKind] = ["device", "host"] if device.type == "cuda" else ["device"]
     taken = {"device": in_bank, "host": 1 << (in_bank - 1).bit_length()}  # torch pins powers of two
-    fitting = [kind for kind in kinds if taken[kind] <= free[kind]]
-    kind = next(
-        (known for known in KINDS if known == wanted), fitting[0] if fitting else kinds[-1] if made else "disk"
-    )
+    may_take = math.inf if memory_bytes is None else memory_bytes
+    fitting = [kind for kind in kinds if taken[kind] <= free[kind] and taken[kind] + blends <= may_take]
+    otherwise: BankKind = "streamed" if not needs_gradient else kinds[-1] if made else "disk"
+    kind = next((known for known in KINDS if known == wanted), fitting[0] if fitting else otherwise)
     if device.type == "cpu" and kind == "host":
         kind = "device"  # without a GPU, host memory is the device's memory
-    where = "on disk" if kind == "disk" else "in memory" if device.type == "cpu" or kind == "host" else f"on {device}"
+    if kind in taken and taken[kind] + blends > may_take:
+        needed, given = size(taken[kind] + blends), size(may_take)
+        raise ResourceError(f"--bank {kind} takes {needed}, more than the {given} of --memory", hint="--bank streamed")
+    where = {"disk": "on disk", "streamed": "streamed from disk block by block", "host": "in memory"}
+    place = where.get(kind, "in memory" if device.type == "cpu" else f"on {device}")
     room = size(free_memory(host if kind == "host" else device))
-    progress(Noted(f"bank: {counted(len(experts), 'expert')}, {size(in_bank)}, {where}; {room} are free"))
+    progress(Noted(f"bank: {counted(len(experts), 'expert')}, {size(in_bank)}, {place}; {room} are free"))
     return kind
+
+
+def usable_memory(device: torch.device) -> int:
+    """Return how many bytes of a device's memory a search may take for the experts and blends."""
+    return int(_SHARE_OF_FREE * free_memory(device))
+
+
+def check_variances(experts: Sequence[Checkpoint], recipe: Recipe) -> None:
+    """Check that no variance of BatchNorm is negative: its square root would be NaN.
+
+    Raises:
+        CheckpointError: one is.
+    """
+    names = [entry.name for entry in blended_entries(experts[0], recipe) if is_variance(entry.name)]
+    for expert in experts:
+        for name, variance in read_tensors(expert, names).items():
+            if (variance < 0).any():
+                smallest = variance.min().item()
+                raise CheckpointError(
+                    f"{expert.path}: '{name}' is a variance of BatchNorm, and has {smallest:g}",
+                    hint="leave this expert out, or mend it",
+                )
 
 
 def load_bank(
@@ -100,7 +139,7 @@ def load_bank(
         SpecError: the recipe treats the parts of one model tensor differently.
     Cost: every expert is read once, with `disk` too, so that a NaN is found before the search begins.
     """
-    _check_variances(experts, recipe)
+    check_variances(experts, recipe)
     renamed = rename_experts(experts, recipe, naming)
     headers = renamed.headers
     spans: dict[str, Span] = {}
@@ -108,8 +147,8 @@ def load_bank(
     n_before = 0
     on_disk, buffers = kind == "disk", local()
     staging = Staging(device, _STAGED_BYTES) if kind == "host" and device.type == "cuda" else None
-    for (group, _), names in _group(headers, renamed.recipe).items():
-        own = _spans_of(names, headers[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
+    for (group, _), names in group_tensors(headers, renamed.recipe).items():
+        own = spans_of(names, headers[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
         rows = _disk_rows(renamed, own, device, buffers) if on_disk else _memory_rows(renamed, own, device, staging)
         sections.append((group, rows))
         spans |= {name: Span(n_before + span.start, span.shape, span.channels_last) for name, span in own.items()}
@@ -133,61 +172,11 @@ def bank_of_tensors(
             width = 0
             for name, tensor in tensors.items():
                 spans[name] = Span(width, tuple(tensor.shape), channels_last=False)
-                width += tensor.numel() + (-tensor.numel() % _ALIGN)
+                width += tensor.numel() + (-tensor.numel() % ALIGN)
             matrix = torch.zeros(n_experts, width, device=device)
         for name, tensor in tensors.items():
             spans[name].view(matrix[k]).copy_(tensor)
     return ExpertBank([(0, ResidentRows(matrix))], spans, n_experts=n_experts, device=device)
-
-
-def _blended(expert: Checkpoint, recipe: Recipe) -> Iterable[TensorEntry]:
-    """Yield the tensors that are blended, in the order of the expert's files."""
-    for entry in sorted(expert.entries.values(), key=lambda entry: (entry.file, entry.offset)):
-        if entry.dtype in FLOAT_DTYPES and entry.n_elements and recipe.is_blended(entry.name):
-            yield entry
-
-
-def _check_variances(experts: Sequence[Checkpoint], recipe: Recipe) -> None:
-    names = [entry.name for entry in _blended(experts[0], recipe) if is_variance(entry.name)]
-    for expert in experts:
-        for name, variance in read_tensors(expert, names).items():
-            if (variance < 0).any():
-                smallest = variance.min().item()
-                raise CheckpointError(
-                    f"{expert.path}: '{name}' is a variance of BatchNorm, and has {smallest:g}",
-                    hint="leave this expert out, or mend it",
-                )
-
-
-def _group(experts: Sequence[Checkpoint], recipe: Recipe) -> dict[tuple[int, tuple[str, ...]], list[str]]:
-    """Group the blended tensors by their coefficients and by the experts' dtypes [K]."""
-    groups: dict[tuple[int, tuple[str, ...]], list[str]] = {}
-    for entry in _blended(experts[0], recipe):
-        dtypes = tuple(expert.entries[entry.name].dtype for expert in experts)
-        groups.setdefault((recipe.group_of.get(entry.name, 0), dtypes), []).append(entry.name)
-    if not groups:
-        raise CheckpointError(f"'{experts[0].path}' has no floating-point tensors to blend")
-    return groups
-
-
-def _stored_dtype(experts: Sequence[Checkpoint], name: str) -> torch.dtype:
-    """Return the dtype of a tensor in memory: bfloat16 or float16 if all experts have it, else float32."""
-    dtypes = {expert.entries[name].dtype for expert in experts}
-    return TORCH_DTYPES[dtypes.pop()] if dtypes in ({"BF16"}, {"F16"}) else torch.float32
-
-
-def _stored_bytes(experts: Sequence[Checkpoint], name: str) -> int:
-    return experts[0].entries[name].n_elements * _stored_dtype(experts, name).itemsize
-
-
-def _spans_of(names: Sequence[str], expert: Checkpoint, *, channels_last: bool, aligned: bool) -> dict[str, Span]:
-    """Return where each tensor lies in a row that holds them one after another."""
-    spans, position = {}, 0
-    for name in names:
-        entry = expert.entries[name]
-        spans[name] = Span(position, entry.shape, channels_last and len(entry.shape) == 4)
-        position += entry.n_elements + (-entry.n_elements % _ALIGN if aligned else 0)
-    return spans
 
 
 def _memory_rows(
@@ -196,8 +185,8 @@ def _memory_rows(
     headers = experts.headers
     last = list(spans)[-1]
     n_columns = spans[last].start + headers[0].entries[last].n_elements
-    n_columns += -n_columns % _ALIGN
-    dtype, where = _stored_dtype(headers, last), "cpu" if staging else device
+    n_columns += -n_columns % ALIGN
+    dtype, where = stored_dtype(headers, last), "cpu" if staging else device
     matrix = torch.zeros(len(headers), n_columns, dtype=dtype, device=where, pin_memory=staging is not None)
     for k, row in enumerate(matrix):
         _read_row(experts, k, spans, row)

@@ -56,6 +56,8 @@ class ExpertBank:
         sections: the matrices, side by side, each with the number of its group of tensors.
         spans: where each tensor lies within a row of d elements, with all sections one after another.
         device: where blends are computed.
+        whole_columns: d of the whole model, if this is a part of it: it decides how products are computed, so that
+            the parts have the same bits as the whole.
     Attributes:
         n_experts: K; n_groups: G; n_columns: d, padding between the tensors included.
     """
@@ -68,15 +70,17 @@ class ExpertBank:
         n_experts: int,
         device: torch.device,
         n_groups: int = 1,
+        whole_columns: int | None = None,
     ) -> None:
         self.spans = dict(spans)
         self.n_experts, self.n_groups, self.device = n_experts, n_groups, device
         self.n_columns = sum(rows.n_columns for _, rows in sections)
+        whole_columns = whole_columns or self.n_columns
         on_cpu = device.type == "cpu"
         self._is_shared = on_cpu and self.n_columns >= _SHARED_COLUMNS
         is_resident = all(rows.block_columns is None for _, rows in sections)
-        fused = load_fused_product() if on_cpu and is_resident and self.n_columns >= _FUSED_COLUMNS else None
-        self._multiply = fused or (_multiply if self.n_columns <= _LONGEST_STRIDE else _multiply_copied)
+        fused = load_fused_product() if on_cpu and is_resident and whole_columns >= _FUSED_COLUMNS else None
+        self._multiply = fused or (_multiply if whole_columns <= _LONGEST_STRIDE else _multiply_copied)
         self._fine_blocks = _cut(sections, _BLOCK if on_cpu else _WIDE_BLOCK)
         if fused:
             self._blocks = _cut(sections, _FUSED_BLOCK, _FUSED_SCRATCH_BLOCK)

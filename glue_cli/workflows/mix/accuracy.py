@@ -26,7 +26,7 @@ from glue_cli.workflows.compute import evaluation_compute
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.choice import Choice, skipped_in
-from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import share_out
 
 

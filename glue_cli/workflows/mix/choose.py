@@ -9,7 +9,7 @@ from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
 from glue_cli.workflows.mix.choice import Choice
-from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.experts_interface import Experts
 
 if TYPE_CHECKING:  # not needed at run time if alpha is given
     from glue_cli.data.target import Target

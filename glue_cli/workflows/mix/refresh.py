@@ -23,7 +23,7 @@ from glue_cli.spec.schema import AugmentSpec, Spec
 from glue_cli.workflows.compute import mixing_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.mix.choice import Choice
-from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import refreshing_batches, sampled, validation_size
 from glue_cli.workflows.mix.refreshed_on import check_same, identity
 from glue_cli.workflows.mix.setting import as_written

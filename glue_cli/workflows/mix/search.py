@@ -24,7 +24,7 @@ from glue_cli.spec.schema import PRESETS, MixSpec, Spec
 from glue_cli.workflows.compute import blending_compute
 from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, search_of, skipped_in
-from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import sampled
 from glue_cli.workflows.mix.refreshed_on import identity
 from glue_cli.workflows.mix.setting import Setting
@@ -43,7 +43,14 @@ def search(
     goal = criterion.goal
     n_experts = len(plan.experts)
     n_blends = _count_blends(plan.method, settings)
-    blends = experts.blends(spec, run, seed=plan.seed, n_blends=n_blends, batchnorm=_batchnorm(settings))
+    blends = experts.blends(
+        spec,
+        run,
+        seed=plan.seed,
+        n_blends=n_blends,
+        batchnorm=_batchnorm(settings),
+        needs_gradient=plan.method == "fullgrad",
+    )
     for split in ("train", "val"):
         check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
     compute = blending_compute(spec, blends, target["train"], run)

@@ -25,7 +25,7 @@ from glue_cli.search.held_out import HeldOut, Judge
 from glue_cli.search.objective import BlendObjective
 from glue_cli.search.protocol import Blends, WrittenBlend
 from glue_cli.spec.schema import MixSpec
-from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import Labels, share_out
 
 _MOST_KEPT = 0.2  # share of the budget that measuring the written blend may take

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glue_cli.blend.recipe import PLAIN, Recipe
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.progress import Noted
 from glue_cli.search.bank import load as bank_load
 from glue_cli.search.bank.load import choose_bank, load_bank
@@ -22,11 +22,13 @@ def experts(save):
 def choose(monkeypatch, experts):
     """Let a bank be chosen while so many bytes are free; keeps what was said."""
 
-    def choose(wanted="auto", device=CPU, on_host=1e12, on_gpu=1e12, n_blends=2, experts=experts, recipe=PLAIN):
+    def choose(
+        wanted="auto", device=CPU, on_host=1e12, on_gpu=1e12, n_blends=2, experts=experts, recipe=PLAIN, **limits
+    ):
         free = {"cpu": int(on_host), "cuda": int(on_gpu)}
         monkeypatch.setattr(bank_load, "free_memory", lambda device: free[device.type])
         said = []
-        kind = choose_bank(wanted, experts, recipe, device=device, n_blends=n_blends, progress=said.append)
+        kind = choose_bank(wanted, experts, recipe, device=device, n_blends=n_blends, progress=said.append, **limits)
         (choose.noted,) = said
         assert isinstance(choose.noted, Noted) and not choose.noted.warning and "\n" not in choose.noted.text
         return kind
@@ -42,7 +44,9 @@ def test_the_cpu_keeps_the_bank_in_memory_where_it_fits_with_the_blends(choose):
     enough = (BANK + BLENDS) / 0.6
     assert choose(on_host=enough * 1.01) == "device"
     assert choose.noted.text == "bank: 3 experts, 1.2 MB, in memory; 3.4 MB are free"
-    assert choose(on_host=enough * 0.99) == "disk"
+    assert choose(on_host=enough * 0.99) == "streamed"
+    assert choose.noted.text == "bank: 3 experts, 1.2 MB, streamed from disk block by block; 3.3 MB are free"
+    assert choose(on_host=enough * 0.99, needs_gradient=True) == "disk"
     assert choose.noted.text == "bank: 3 experts, 1.2 MB, on disk; 3.3 MB are free"
     assert choose(on_host=enough * 0.99, n_blends=1) == "device"
 
@@ -53,11 +57,23 @@ def test_a_gpu_has_the_host_to_fall_back_on(choose):
     assert choose.noted.text == "bank: 3 experts, 1.2 MB, on cuda:0; 3.4 MB are free"
     assert choose(device=CUDA, on_gpu=enough * 0.99, on_host=PINNED / 0.6 * 1.01) == "host"
     assert choose.noted.text == "bank: 3 experts, 1.2 MB, in memory; 3.5 MB are free"
-    assert choose(device=CUDA, on_gpu=enough * 0.99, on_host=PINNED / 0.6 * 0.99) == "disk"
-    assert choose.noted.text.startswith("bank: 3 experts, 1.2 MB, on disk")
+    assert choose(device=CUDA, on_gpu=enough * 0.99, on_host=PINNED / 0.6 * 0.99) == "streamed"
+    assert choose.noted.text.startswith("bank: 3 experts, 1.2 MB, streamed from disk")
 
 
-@pytest.mark.parametrize("wanted", ["device", "host", "disk"])
+def test_memory_that_was_given_is_kept(choose):
+    assert choose(memory_bytes=BANK + BLENDS) == "device"
+    assert choose(memory_bytes=BANK + BLENDS - 1) == "streamed"
+    with pytest.raises(ResourceError, match="--bank device takes 2.0 MB, more than the 1.0 MB of --memory"):
+        choose("device", memory_bytes=1_000_000)
+
+
+def test_streams_give_no_gradient(choose):
+    with pytest.raises(UsageError, match="--method fullgrad needs the gradient of a whole blend"):
+        choose("streamed", needs_gradient=True)
+
+
+@pytest.mark.parametrize("wanted", ["device", "host", "disk", "streamed"])
 def test_what_is_wanted_is_done(choose, wanted):
     for free in (0, 1e12):
         assert choose(wanted, CUDA, on_host=free, on_gpu=free) == wanted

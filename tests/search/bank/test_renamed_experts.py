@@ -112,8 +112,9 @@ def test_what_is_made_of_several_is_not_read_from_a_disk(experts, monkeypatch):
     options = {"device": CPU, "n_blends": 1, "progress": said.append}
     with pytest.raises(UsageError, match="the model makes 3 tensors from several tensors in the files") as caught:
         choose_bank("disk", saved, PLAIN, **options, naming=Naming(MERGED, ()))
-    assert caught.value.items == ("stack", "left", "right") and caught.value.hint == "--bank host"
+    assert caught.value.items == ("stack", "left", "right") and caught.value.hint == "--bank streamed"
     assert choose_bank("disk", saved, PLAIN, **options, naming=Naming(RENAMED, ())) == "disk"
     monkeypatch.setattr(load, "free_memory", lambda device: 1)  # so that it fits nowhere
+    options["needs_gradient"] = True
     assert choose_bank("auto", saved, PLAIN, **options, naming=Naming(RENAMED, ())) == "disk"
     assert choose_bank("auto", saved, PLAIN, **options, naming=Naming(MERGED, ())) == "device"

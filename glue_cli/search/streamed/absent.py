@@ -1,0 +1,50 @@
+"""Tensors that are not in memory: whatever computes with one fails, instead of giving a wrong result.
+
+Tensors on the meta device do not do: some of torch's CPU kernels take them beside others, and return garbage.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What a tensor that is not there may be asked for: properties and methods of a tensor.
+_PROPERTIES = ("shape", "dtype", "layout", "ndim", "requires_grad", "is_leaf", "is_sparse", "is_nested")
+_METHODS = ("size", "dim", "numel", "nelement", "is_floating_point", "is_complex", "__len__")
+_KNOWN = {getattr(Tensor, name).__get__ for name in _PROPERTIES} | {getattr(Tensor, name) for name in _METHODS}
+
+
+class AbsentTensorError(RuntimeError):
+    """Something computes with a tensor that is not in memory."""
+
+
+class AbsentTensor(Tensor):
+    """A tensor of which only the shape, the dtype and the device are known."""
+
+    _where: torch.device
+
+    @classmethod
+    def like(cls, tensor: Tensor, device: torch.device) -> "AbsentTensor":
+        """Return a tensor of the same shape and dtype that is to be on `device`."""
+        with torch._C.DisableTorchFunctionSubclass():
+            absent: AbsentTensor = Tensor._make_subclass(cls, torch.empty_like(tensor, device="meta"))
+            absent._where = device
+        return absent
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is Tensor.device.__get__:
+                return args[0]._where
+            if func in _KNOWN:
+                return func(*args, **(kwargs or {}))
+        raise AbsentTensorError(
+            f"'{getattr(func, '__name__', func)}' needs a tensor outside the block that it belongs to"
+        )

@@ -1,0 +1,116 @@
+"""The outputs of blends that are made and run block by block."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.seeds import derive_seed
+from glue_cli.running.batchnorm import use_batch_statistics
+from glue_cli.running.device import Compute
+from glue_cli.running.forward import Batch, outputs_of
+from glue_cli.running.timing import Precision
+from glue_cli.search.bound_models import MakeTensors, make_nothing
+from glue_cli.search.points import Pass, Point, passes_at, passes_towards
+from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
+from glue_cli.search.streamed.engine import Engine
+from glue_cli.search.streamed.written import StreamedWritten
+
+# Forward passes at most that go through the model together; each holds its activations between two blocks.
+_MOST_TOGETHER = 16
+
+
+class StreamedBlends:
+    """Blends of experts that stay in their files, of which a block is in memory at a time; see `Blends`.
+
+    The forwards of a step go through the model in lockstep: the experts' slices of a block are read once, blended for
+    all of them, used and dropped, while the next block is being read.
+
+    Args:
+        model: the architecture; tensors that do not depend on alpha are on the device, all others have no values.
+        engine: reads the experts and runs the forwards.
+        make_tensors: makes the tensors that depend on alpha but are not blended.
+    """
+
+    is_resident = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        engine: Engine,
+        compute: Compute,
+        *,
+        seed: int,
+        batchnorm: BatchNormMode = BLENDED_STATISTICS,
+        make_tensors: MakeTensors = make_nothing,
+    ) -> None:
+        self.n_groups, self.n_experts = engine.n_groups, engine.n_experts
+        self.model, self._engine, self.compute, self.batchnorm = model, engine, compute, batchnorm
+        self._seed, self._make_tensors = seed, make_tensors
+
+    def with_statistics(self, statistics: Statistics) -> "StreamedBlends":
+        """As `Blends.with_statistics`; both share the experts."""
+        other = copy.copy(self)
+        other.batchnorm = replace(self.batchnorm, statistics="batch" if statistics == "refreshed" else "running")
+        return other
+
+    def with_precision(self, precision: Precision) -> "StreamedBlends":
+        """As `Blends.with_precision`; both share the experts."""
+        other = copy.copy(self)
+        other.compute = replace(self.compute, precision=precision)
+        return other
+
+    def as_written(self, dtypes: Mapping[str, torch.dtype]) -> StreamedWritten:
+        """As `Blends.as_written`."""
+        return StreamedWritten(self._engine, dtypes=dtypes, make_tensors=self._make_tensors)
+
+    def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Blends.outputs`. Cost: a pass over the experts for every 16 forwards."""
+        passes = passes_at(alphas, self._engine.n_columns, self.compute.precision)
+        remaining = iter(batches)
+        while part := list(islice(remaining, max(1, _MOST_TOGETHER // len(alphas)))):
+            jobs = [(point, batch) for batch in part for each in passes for point in each.points]
+            for (_, batch), outputs in zip(jobs, self._run(passes, jobs, step), strict=True):
+                yield outputs, batch[1]
+                del outputs
+
+    def towards(
+        self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
+    ) -> Iterator[Tensor]:
+        """As `Blends.towards`. Cost: a pass over the experts."""
+        n_columns, precision = self._engine.n_columns, self.compute.precision
+        passes = passes_towards(alpha, coordinates, radius, n_columns, precision, is_tied=is_tied)
+        yield from self._run(passes, [(point, batch) for each in passes for point in each.points], step)
+
+    def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
+        """Refuse: a gradient needs the whole blend and its activations.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "--method fullgrad needs the whole model in memory, and --bank streamed has a block of it at a time",
+            hint="--method spsa, which needs forward passes alone, or --bank disk",
+        )
+
+    def _run(self, passes: Sequence[Pass], jobs: Sequence[tuple[Point, Batch]], step: int) -> Iterator[Tensor]:
+        forwards = [(point, self._forward_of(batch, step)) for point, batch in jobs]
+        yield from self._engine.run(passes, forwards, self.batchnorm, self._prepare, self._make_tensors)
+
+    def _prepare(self, model: nn.Module) -> None:
+        if self.batchnorm.statistics == "batch":
+            use_batch_statistics(model)
+
+    def _forward_of(self, batch: Batch, step: int) -> Callable[[nn.Module], Tensor]:
+        @torch.no_grad()
+        def forward(model: nn.Module) -> Tensor:
+            torch.manual_seed(derive_seed(self._seed, "probe", step))
+            with self.compute.autocast():
+                return outputs_of(model, batch[0])
+
+        return forward

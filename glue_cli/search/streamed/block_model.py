@@ -1,0 +1,86 @@
+"""A copy of a model whose blended tensors exist only while their block runs."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glue_cli.search.bank.matrix import Span
+from glue_cli.search.bound_models import tied_names, without_cudnn
+from glue_cli.search.streamed.absent import AbsentTensor
+from glue_cli.search.streamed.blocks import Block, Split
+
+
+class BlockModel:
+    """A model that asks for each block before it runs, and gets its tensors as views of a row.
+
+    Args:
+        model: the architecture; its blended tensors are on the meta device, all others are shared.
+        made: the names of tensors that the copy has of its own.
+        split: the model's blocks.
+    Attributes:
+        before_block: is called before a block runs.
+    """
+
+    def __init__(self, model: nn.Module, made: Collection[str], split: Split, device: torch.device) -> None:
+        tied = tied_names(model)
+        own = {alias for name in made for alias in (name, *tied.get(name, ()))}
+        tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self.module = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
+        self._fixed: Mapping[str, Tensor] = {}
+        self._in_blocks = {place for block in (*split.blocks, split.kept) for place in block.places}
+        self.before_block: Callable[[Block], None] | None = None
+        self._absent = {name: AbsentTensor.like(tensor, device) for name, tensor in tensors}
+        for block in (*split.blocks, split.kept):
+            self.unbind(block)
+        for block in split.blocks:
+            self._announce(self.module.get_submodule(block.module), block)
+        for module in self.module.modules():
+            if isinstance(module, nn.RNNBase):
+                module.forward = without_cudnn(module.forward)
+
+    def fix(self, tensors: Mapping[str, Tensor]) -> None:
+        """Let these tensors, by name, take the place of blended ones and of others, from now on."""
+        self._fixed = tensors
+        for place in tensors.keys() - self._in_blocks:
+            self._set(place, tensors[place])
+
+    def bind(self, block: Block, spans: Mapping[str, Span], row: Tensor) -> None:
+        """Let the block's tensors be views of `row`."""
+        for place, name in block.places.items():
+            self._set(place, self._fixed[place] if place in self._fixed else spans[name].view(row))
+
+    def unbind(self, block: Block) -> None:
+        """Take the block's tensors away."""
+        for place in block.places:
+            self._set(place, self._absent[place])
+
+    def _set(self, place: str, tensor: Tensor) -> None:
+        path, _, leaf = place.rpartition(".")
+        module = self.module.get_submodule(path)
+        if leaf in module._parameters:
+            is_absent = isinstance(tensor, AbsentTensor)
+            module._parameters[leaf] = tensor if is_absent else nn.Parameter(tensor, requires_grad=False)  # type: ignore[assignment]
+        else:
+            module._buffers[leaf] = tensor
+
+    def _announce(self, module: nn.Module, block: Block) -> None:
+        """Let a module call `before_block` first; not by a hook, which keeps torch from its faster kernels."""
+        forward = module.forward
+
+        @wraps(forward)
+        def announced(*arguments: Any, **named: Any) -> Any:
+            if self.before_block is not None:
+                self.before_block(block)
+            return forward(*arguments, **named)
+
+        module.forward = announced
+
+
+def references_to(row: Tensor) -> int:
+    """Return how many tensors share the memory of `row`, itself included."""
+    # torch.UntypedStorage has no public count of its references; CUDA graphs' trees use the same function.
+    return int(torch._C._storage_Use_Count(row.untyped_storage()._cdata)) - 1

@@ -1,0 +1,93 @@
+"""Forward passes that wait for each other at every block of the model, each in a thread of its own.
+
+Only one thread computes at a time: torch's own threads are not disturbed, and random numbers stay those of each pass.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from glue_cli.search.streamed.blocks import Block
+
+
+class Lane:
+    """One forward pass; it runs until it needs a block, and goes on when it is told to.
+
+    Args:
+        forward: makes the pass; calls `wait_for` at the beginning of each block.
+        device: whose random state is the pass's own, beside the CPU's.
+    Attributes:
+        waits_for: the block that the pass needs; None before it starts and after it ends.
+    """
+
+    def __init__(self, forward: Callable[["Lane"], Tensor], device: torch.device) -> None:
+        self._forward, self._devices = forward, [device] if device.type == "cuda" else []
+        self.waits_for: Block | None = None
+        self._outputs: Tensor | None = None
+        self._error: BaseException | None = None
+        self._go, self._paused, self._is_closed = threading.Semaphore(0), threading.Semaphore(0), False
+        self._random_state = self._state()
+        self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), daemon=True)
+        self._thread.start()
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def go_on(self) -> None:
+        """Let the pass run until it needs another block, or ends; raises what it raises."""
+        self.waits_for = None
+        with torch.random.fork_rng(self._devices):
+            self._restore(self._random_state)
+            self._go.release()
+            self._paused.acquire()
+            self._random_state = self._state()
+        if self._error is not None:
+            raise self._error
+
+    def take_outputs(self) -> Tensor | None:
+        """Return what the pass returned, once; None until it ends."""
+        outputs, self._outputs = self._outputs, None
+        return outputs
+
+    def wait_for(self, block: Block) -> None:
+        """Pause the pass until it may use a block; called by the pass itself."""
+        self.waits_for = block
+        self._paused.release()
+        self._go.acquire()
+        if self._is_closed:
+            raise _Closed
+
+    def close(self) -> None:
+        """End the pass, wherever it is."""
+        if not self.has_ended:
+            self._is_closed = True
+            self._go.release()
+        self._thread.join()
+
+    def _run(self, n_threads: int) -> None:
+        self._go.acquire()
+        try:
+            if not self._is_closed:
+                torch.set_num_threads(n_threads)  # MKL does not pass the number on to new threads
+                self._outputs = self._forward(self)
+        except _Closed:
+            pass
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._paused.release()
+
+    def _state(self) -> Sequence[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
+
+    def _restore(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
+class _Closed(BaseException):
+    """Raised inside a pass that nobody waits for any more; no `except Exception` of a model stops it."""

@@ -1,0 +1,85 @@
+"""One blend as its file will be, made and run block by block."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from glue_cli.running.batchnorm import keep_own_counters, restart_statistics, take_means
+from glue_cli.running.forward import Batch, Inputs, outputs_of
+from glue_cli.search.bank.matrix import Span
+from glue_cli.search.bound_models import MakeTensors
+from glue_cli.search.points import Load
+from glue_cli.search.streamed.engine import Engine
+
+_MOST_TOGETHER = 16  # forward passes, as in `StreamedBlends`
+
+
+class StreamedWritten:
+    """A blend of which a block is in memory at a time; see `WrittenBlend`.
+
+    Args:
+        dtypes: the dtype in which each tensor is written, by name; float32 by default.
+        make_tensors: makes the tensors that depend on alpha but are not blended.
+    """
+
+    def __init__(self, engine: Engine, *, dtypes: Mapping[str, torch.dtype], make_tensors: MakeTensors) -> None:
+        self._engine, self._dtypes, self._make_tensors = engine, dtypes, make_tensors
+        self._alpha: Tensor | None = None
+        self._statistics: dict[str, Tensor] = {}  # taken anew; empty where they are the blended ones
+
+    def load(self, alpha: Tensor) -> None:
+        """As `WrittenBlend.load`; the experts are read when it runs."""
+        self._alpha, self._statistics = alpha, {}
+
+    def refresh(self, batches: Iterable[Batch]) -> None:
+        """As `WrittenBlend.refresh`.
+
+        In every block, the batches pass one after the other, so that its statistics become their mean as they would in
+        a whole model.
+        """
+        self._statistics = restart_statistics(self._engine.model)
+        for _ in self._run(batches, "refreshing", take_means):
+            pass
+        for name, tensor in self._statistics.items():
+            if tensor.is_floating_point():
+                tensor.copy_(self._as_written(name, tensor))
+
+    def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `WrittenBlend.outputs`. Cost: a pass over the experts for every 16 batches."""
+        yield from self._run(batches, "written", keep_own_counters)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """As `WrittenBlend.statistics`."""
+        return {name: tensor.cpu().clone() for name, tensor in self._statistics.items()}
+
+    def _run(
+        self, batches: Iterable[Batch], kind: str, prepare: Callable[[nn.Module], None]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self._alpha is not None
+        load, remaining = Load(self._alpha[None]), iter(batches)
+        while part := list(islice(remaining, _MOST_TOGETHER)):
+            forwards = [(load.points[0], _forward_of(batch[0])) for batch in part]
+            outputs = self._engine.run(
+                [load], forwards, kind, prepare, self._make_as_written, finish=self._round, fixed=self._statistics
+            )
+            for batch, found in zip(part, outputs, strict=True):
+                yield found, batch[1]
+                del found
+
+    def _make_as_written(self, alpha: Tensor) -> dict[str, Tensor]:
+        return {name: self._as_written(name, tensor) for name, tensor in self._make_tensors(alpha).items()}
+
+    def _round(self, spans: Mapping[str, Span], row: Tensor) -> None:
+        for name, span in spans.items():
+            if self._dtypes.get(name, torch.float32) != torch.float32:
+                there = span.view(row)
+                there.copy_(self._as_written(name, there))
+
+    def _as_written(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(self._dtypes.get(name, torch.float32)).to(tensor.dtype)
+
+
+def _forward_of(inputs: Inputs) -> Callable[[nn.Module], Tensor]:
+    return torch.no_grad()(lambda model: outputs_of(model, inputs))

@@ -1,0 +1,267 @@
+"""Blends that go through the model block by block, beside those that are in memory as a whole."""
+
+import os
+import threading
+
+import pytest
+import torch
+from small_nets import (
+    ALPHA,
+    ALPHA_OF_TWO,
+    ALPHAS,
+    ALPHAS_OF_TWO,
+    BOTH,
+    Attentive,
+    Noisy,
+    Recurrent,
+    batch_of,
+    conv_net,
+    in_turn,
+    make_experts,
+    normed,
+)
+from torch import nn
+
+from glue_cli.blend.recipe import PLAIN
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.checkpoints.tensors import write_checkpoint
+from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
+from glue_cli.models.weightless import build_weightless, fill
+from glue_cli.running.device import Compute
+from glue_cli.search import points
+from glue_cli.search.bank.load import load_bank
+from glue_cli.search.bank.renamed_experts import rename_experts
+from glue_cli.search.blended import ResidentBlends
+from glue_cli.search.streamed.blends import StreamedBlends
+from glue_cli.search.streamed.engine import Engine
+
+CPU = torch.device("cpu")
+
+
+class Deep(nn.Module):
+    """Layers of one shape, an embedding that the head uses by hand, a loose parameter, and a layer that runs twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(32, 16, bias=False)
+        self.position = nn.Parameter(torch.zeros(16))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)) for _ in range(4))
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, images):
+        x = self.embed(images.flatten(1)) + self.position
+        for layer in [*self.layers, self.layers[1]]:
+            x = x + layer(x)
+        return self.head(self.norm(x))
+
+
+class ByHand(Deep):
+    """Uses a weight of a layer outside that layer."""
+
+    def forward(self, images):
+        x = nn.functional.linear(images.flatten(1), self.embed.weight) + self.position
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(self.norm(x))
+
+
+class Telling(nn.Linear):
+    """A layer that also returns its weight."""
+
+    def forward(self, x):
+        return super().forward(x).tanh(), self.weight
+
+
+class Keeping(nn.Module):
+    """Holds on to the weights of blocks until others have run."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.head = nn.ModuleList(Telling(32, 32) for _ in range(3)), nn.Linear(32, 3)
+
+    def forward(self, images):
+        x, weights = images.flatten(1), []
+        for layer in self.layers:
+            x, weight = layer(x)
+            weights.append(weight)
+        for weight in weights:
+            x = x @ weight
+        return self.head(x)
+
+
+class Wandering(Deep):
+    """Goes another way for each blend, and back and forth."""
+
+    def forward(self, images):
+        x = self.embed(images.flatten(1))
+        order = [3, 0, 2] if x.sum() > 0 else [1, 0]
+        for number in order:
+            x = x + self.layers[number](x)
+        return self.head(self.norm(x))
+
+
+MODELS = [conv_net, Recurrent, Attentive, normed, Noisy, Deep, ByHand, Keeping, Wandering]
+
+
+@pytest.fixture
+def both(tmp_path):
+    """Return resident and streamed blends of the same experts, in files."""
+
+    def both(make, *, recipe=PLAIN, dtype=None, memory=1 << 30, channels_last=False, precision="fp32"):
+        model, experts = make_experts(make)
+        for k, expert in enumerate(experts):
+            stored = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in expert.items()}
+            write_checkpoint(tmp_path / f"{k}.safetensors", stored, {})
+        checkpoints = [read_checkpoint(tmp_path / f"{k}.safetensors") for k in range(len(experts))]
+        compute = Compute(CPU, precision, channels_last)
+        bank = load_bank(checkpoints, device=CPU, channels_last=channels_last, recipe=recipe)
+        bare = build_weightless(make)
+        fill(bare, {name: experts[0][name] for name in experts[0] if not experts[0][name].is_floating_point()})
+        engine = Engine(
+            bare.eval().requires_grad_(False),
+            rename_experts(checkpoints, recipe, None),
+            (),
+            CPU,
+            n_groups=len(recipe.groups),
+            channels_last=channels_last,
+            memory_bytes=memory,
+        )
+        return ResidentBlends(model, bank, compute, seed=0), StreamedBlends(bare, engine, compute, seed=0)
+
+    return both
+
+
+def same(one, other):
+    one, other = list(one), list(other)
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b), (a - b).abs().max()
+
+
+def all_outputs(blends, alphas=ALPHAS):
+    yield from (outputs for outputs, _ in blends.outputs(alphas, BOTH, 1))
+    yield from (outputs for outputs, _ in blends.outputs(alphas[:1], BOTH * 10, 2))
+    coordinates = torch.arange(alphas[0].numel())
+    yield from blends.towards(alphas[0], coordinates, 0.1, batch_of(1), 3)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_the_bits_are_those_of_blends_in_memory(both, make):
+    resident, streamed = both(make)
+    for _ in range(2):
+        same(all_outputs(streamed), all_outputs(resident))
+
+
+@pytest.mark.parametrize("make", [conv_net, Deep])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_bits_for_other_dtypes_and_precisions(both, make, dtype, precision):
+    resident, streamed = both(make, dtype=dtype, precision=precision, channels_last=True)
+    same(all_outputs(streamed), all_outputs(resident))
+
+
+@pytest.mark.parametrize("columns", [0, 1 << 26])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_bits_for_large_models(both, monkeypatch, columns, precision):
+    monkeypatch.setattr(points, "_PASS_BYTES", 0)
+    monkeypatch.setattr(points, "_LARGE_COLUMNS", columns)
+    resident, streamed = both(Deep, precision=precision)
+    same(all_outputs(streamed), all_outputs(resident))
+
+
+def test_the_same_bits_for_groups(both):
+    resident, streamed = both(Attentive, recipe=in_turn(Attentive, 2))
+    same(all_outputs(streamed, ALPHAS_OF_TWO), all_outputs(resident, ALPHAS_OF_TWO))
+    same(*(b.towards(ALPHA_OF_TWO, torch.arange(3), 0.1, BOTH[0], 1, is_tied=True) for b in (streamed, resident)))
+
+
+def test_the_same_bits_with_statistics_of_the_batch(both):
+    resident, streamed = (blends.with_statistics("refreshed") for blends in both(conv_net))
+    same(all_outputs(streamed), all_outputs(resident))
+
+
+@pytest.mark.parametrize("make", [conv_net, Deep, Attentive])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_blend_as_its_file_will_be(both, make, dtype):
+    resident, streamed = both(make)
+    names = dict.fromkeys(make().state_dict(), dtype)
+    blends = [provider.as_written(names) for provider in (resident, streamed)]
+    for alpha in ALPHAS:
+        for blend in blends:
+            blend.load(alpha)
+        same(*([outputs for outputs, _ in blend.outputs(BOTH)] for blend in blends))
+        for blend in blends:
+            blend.refresh(BOTH)
+        same(*([outputs for outputs, _ in blend.outputs(BOTH)] for blend in blends))
+        found, wanted = (blend.statistics() for blend in reversed(blends))
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_model_is_split_as_far_as_its_forward_allows(both):
+    blocks = {}
+    for make in (Deep, ByHand):
+        _, streamed = both(make)
+        list(all_outputs(streamed))
+        blocks[make] = streamed._engine.n_blocks
+    assert blocks == {Deep: 1 + 1 + 4 + 2, ByHand: 1 + 4}
+
+
+def test_each_step_reads_the_experts_once(both):
+    _, streamed = both(Deep)
+    engine = streamed._engine
+    list(streamed.towards(ALPHA, torch.arange(3), 0.1, batch_of(1), 1))
+    before = engine.read_bytes
+    for step in range(3):
+        list(streamed.towards(ALPHA, torch.arange(3), 0.1, batch_of(step), step))
+    of_a_pass = sum(layout.n_bytes for layout in engine._layouts.values())
+    again = next(layout for layout in engine._layouts.values() if layout.block.module == "layers.1").n_bytes
+    assert engine.read_bytes - before == 3 * (of_a_pass + again)
+
+
+def test_a_limit_that_one_block_fits_is_kept(both):
+    resident, streamed = both(Deep, memory=3 * 544 * 4 + 544 * 4 + 3000)
+    engine = streamed._engine
+    for one, other in zip(all_outputs(streamed), all_outputs(resident), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert engine._reader.n_bytes + 4 * len(engine._rows._rows) <= engine._memory_bytes
+
+
+def test_a_block_that_does_not_fit_is_refused_with_what_would(both):
+    with pytest.raises(ResourceError, match="do not fit into") as refused:
+        both(Deep, memory=5000)
+    assert "--memory 1MiB" in refused.value.hint
+
+
+def test_no_gradient(both):
+    _, streamed = both(Deep)
+    with pytest.raises(UsageError, match="--bank streamed"):
+        streamed.gradient(ALPHA, batch_of(1), 1, lambda outputs, targets: outputs.sum())
+
+
+@pytest.mark.parametrize("what", ["gone", "changed", "nan"])
+def test_an_expert_that_is_not_what_it_was_is_refused(both, tmp_path, what):
+    _, streamed = both(Deep)
+    path = tmp_path / "1.safetensors"
+    if what != "nan":
+        list(all_outputs(streamed))
+    if what == "gone":
+        path.unlink()
+    else:
+        tensors = {name: tensor * float("nan") for name, tensor in make_experts(Deep)[1][1].items()}
+        stamp = path.stat()
+        write_checkpoint(path, tensors, {})
+        if what == "nan":
+            os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(CheckpointError):
+        list(all_outputs(streamed))
+
+
+def test_outputs_that_nobody_takes_leave_no_thread(both):
+    _, streamed = both(Deep)
+    outputs = streamed.outputs(ALPHAS, BOTH, 1)
+    next(outputs)
+    assert [thread for thread in threading.enumerate() if "_run" in thread.name]
+    outputs.close()
+    assert not [thread for thread in threading.enumerate() if "_run" in thread.name]
+    same(all_outputs(streamed), all_outputs(streamed))
