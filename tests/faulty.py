@@ -19,7 +19,7 @@ READS, WRITES, OTHERS, ALL = 1, 2, 4, 7
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit code ("hangs" for none), minus the signal that killed it, and what it printed.
+    """How a run ended: its exit code, "killed" or "hangs", or minus the signal that it died of; and what it printed.
 
     Attributes:
         calls: how many calls were counted, of the kinds that were asked for.
@@ -73,15 +73,23 @@ class Faulty:
         error: int = 0,
         kinds: int = ALL,
         then: str = "",
+        kill_after_s: float | None = None,
     ) -> Outcome:
         """Run glue in a folder.
 
         Args:
             mode, number, error, kinds: which of the calls on files in the folder fails, counted from 0, and how.
             then: what to do while the chosen call waits: Python that may use `folder` and `os`, or "kill".
+            kill_after_s: when to kill the run if it has not ended by then.
         """
         armed = {"mode": mode, "number": number, "error": error, "kinds": kinds}
-        request = {"arguments": arguments.split(), "folder": str(folder), "armed": armed, "then": then}
+        request = {
+            "arguments": arguments.split(),
+            "folder": str(folder),
+            "armed": armed,
+            "then": then,
+            "kill_after_s": kill_after_s,
+        }
         assert self._server.stdin and self._server.stdout
         print(json.dumps(request), file=self._server.stdin, flush=True)
         told = json.loads(self._server.stdout.readline())

@@ -1,6 +1,7 @@
 """Small runs of every command, for tests that disturb them: what they read, and what they leave behind."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +130,18 @@ def found(folder: Path, run: SmallRun) -> dict[str, bytes]:
     return contents
 
 
+def unchanging(contents: dict[str, bytes]) -> dict[str, object]:
+    """Return what the files say that is the same in every run: without times."""
+    said: dict[str, object] = {}
+    for name, content in contents.items():
+        if name.endswith(".jsonl"):
+            lines = [json.loads(line) for line in content.splitlines()]
+            said[name] = [{key: value for key, value in line.items() if not key.endswith("_s")} for line in lines]
+        else:
+            said[name] = re.sub(rb'(time|timestamp)="[^"]*"', b"", content)
+    return said
+
+
 def leftovers(folder: Path) -> list[str]:
-    """Return the temporary files under a folder."""
-    return [str(path) for path in folder.rglob(".glue-*")]
+    """Return what no run may leave behind under a folder: temporary files, states and locks, which are all hidden."""
+    return [str(path) for path in folder.rglob(".*")]

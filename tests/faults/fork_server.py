@@ -77,14 +77,15 @@ def answer(request: dict) -> dict:
         run(request["arguments"], request["folder"], request["armed"], report, (ask, answering))
     for descriptor in (report, ask, answering):
         os.close(descriptor)
-    deadline, told, paused = time.monotonic() + LIMIT_S, b"", False
+    limit_s = request["kill_after_s"] or LIMIT_S
+    deadline, told, paused = time.monotonic() + limit_s, b"", False
     try:
         open_ends = {reading, asking}
         while reading in open_ends:
             ready, _, _ = select.select(open_ends, [], [], max(0, deadline - time.monotonic()))
             if not ready:
                 os.kill(child, signal.SIGKILL)
-                return {"code": "hangs", "calls": 0, "paused": paused}
+                return {"code": "killed" if request["kill_after_s"] else "hangs", "calls": 0, "paused": paused}
             if asking in ready:
                 if os.read(asking, 1):
                     paused = True

@@ -1,13 +1,11 @@
 """Every call of the operating system fails in turn: no wrong or partial file, no traceback, no hang, no leftovers."""
 
 import errno
-import json
 import random
-import re
 
 import pytest
 from faulty import ALL, FAIL, FAIL_FROM, READS, SHORT, WRITES
-from small_runs import RUNS, found, leftovers
+from small_runs import RUNS, found, leftovers, unchanging
 
 # How each fault is made: mode, error and which calls. A full disk stays full.
 FAULTS = {
@@ -18,18 +16,6 @@ FAULTS = {
     "finds the disk full from then on": (FAIL_FROM, errno.ENOSPC, WRITES),
 }
 REFUSED = (3, 5)
-
-
-def unchanging(contents):
-    """Return what the files say that does not change from run to run."""
-    said = {}
-    for name, content in contents.items():
-        if name.endswith(".jsonl"):
-            lines = [json.loads(line) for line in content.splitlines()]
-            said[name] = [{key: value for key, value in line.items() if not key.endswith("_s")} for line in lines]
-        else:
-            said[name] = re.sub(rb'(time|timestamp)="[^"]*"', b"", content)
-    return said
 
 
 @pytest.mark.parametrize("name", RUNS)

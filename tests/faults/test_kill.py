@@ -1,4 +1,4 @@
-"""kill -9 at any moment of a blend: what is there is whole, and the next run gives the same bytes and cleans up."""
+"""kill -9 at any moment: what is there is whole, and the next run comes to the same end and cleans up."""
 
 import os
 import random
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from faulty import PAUSE
 from safetensors.torch import save_file
+from small_runs import RUNS, found, leftovers, unchanging
 
 from glue_cli.checkpoints.read import read_checkpoint
 
@@ -61,3 +63,34 @@ def test_a_killed_blend_leaves_nothing_half_and_nothing_behind(tmp_path, blend, 
     assert blend("--force").wait() == 0
     assert contents(out) == wanted
     assert read_checkpoint(out / "x.safetensors.index.json").n_bytes == 16_000_000
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_command_killed_at_random_moments(faulty, name, how_many, record_property):
+    """Half of the moments are just before a call of the operating system on a file of the run, half at any time."""
+    run, draws = RUNS[name], random.Random(name)
+    folder = faulty.folder()
+    began = time.monotonic()
+    whole = faulty.run(run.arguments, folder)
+    took_s = time.monotonic() - began
+    assert whole.code == 0, whole.err
+    wanted, n_killed = unchanging(found(folder, run)), 0
+    faulty.remove(folder)
+    again = run.arguments + (" --resume" if run.saves else " --force" if wanted else "")
+    for number in range(how_many(2, 50)):
+        folder = faulty.folder()
+        if number % 2:
+            killed = faulty.run(run.arguments, folder, kill_after_s=draws.uniform(0.001, took_s))
+        else:
+            killed = faulty.run(run.arguments, folder, mode=PAUSE, number=draws.randrange(whole.calls), then="kill")
+        n_killed += killed.code != 0
+        for file, content in unchanging(found(folder, run)).items():
+            is_begun = file.endswith(".jsonl") and content == wanted[file][: len(content)]
+            assert is_begun or content == wanted[file], (file, killed)
+        next_one = faulty.run(again, folder)
+        assert next_one.code == 0 and "Traceback" not in next_one.err, (killed, next_one)
+        assert unchanging(found(folder, run)) == wanted, killed
+        assert not leftovers(folder), killed
+        faulty.remove(folder)
+    assert n_killed
+    record_property("points", n_killed)
