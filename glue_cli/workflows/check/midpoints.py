@@ -27,7 +27,7 @@ from glue_cli.search.criterion import criterion_of
 from glue_cli.search.held_out import HeldOut, Judge
 from glue_cli.search.protocol import Blends
 from glue_cli.spec.schema import Spec
-from glue_cli.workflows.mix.experts import Experts
+from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import share_out
 from glue_cli.workflows.mix.setting import as_written
 

@@ -23,6 +23,8 @@ from glue_cli.foundation.run import Run
 from glue_cli.plans.mix_records import Search, Tensors, Writing
 from glue_cli.results.card import About
 from glue_cli.running.device import Compute
+from glue_cli.search.bank.falling_back import in_turn, load_first
+from glue_cli.search.bank.kinds import BankKind
 from glue_cli.search.bank.layout import blended_entries
 from glue_cli.search.bank.load import check_variances, choose_bank, load_bank, usable_memory
 from glue_cli.search.bank.renamed_experts import rename_experts
@@ -90,17 +92,22 @@ class WholeExperts(Experts):
             memory_bytes=self._search.memory_bytes,
             needs_gradient=needs_gradient,
         )
-        if kind == "streamed":
-            return self._streamed(model, compute, spec, how)
-        bank = load_bank(
-            self._searched,
-            device=device,
-            channels_last=compute.channels_last,
-            recipe=recipe,
-            kind=kind,
-            naming=self._naming,
-        )
-        return self._resident(model, compute, spec, how, bank)
+
+        def load(kind: BankKind) -> Blends:
+            if kind == "streamed":
+                return self._streamed(model, compute, spec, how)
+            bank = load_bank(
+                self._searched,
+                device=device,
+                channels_last=compute.channels_last,
+                recipe=recipe,
+                kind=kind,
+                naming=self._naming,
+            )
+            return self._resident(model, compute, spec, how, bank)
+
+        kinds = in_turn(kind, needs_gradient=needs_gradient) if self._search.bank == "auto" else [kind]
+        return load_first(kinds, load, run.progress)
 
     def _streamed(self, model: nn.Module, compute: Compute, spec: "Spec", how: How) -> Blends:
         recipe = self._rules.recipe
