@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.checkpoints.header import Stamp, TensorEntry, stamp_of
+from glue_cli.checkpoints.nested_pickles import largest_tuple
 from glue_cli.checkpoints.tensors import FILE_DTYPES
 from glue_cli.checkpoints.weight_sets import AVERAGES, CONVENTIONAL, choose_set
 from glue_cli.foundation.errors import CheckpointError
@@ -26,6 +27,7 @@ from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
 
 _LOCAL_HEADER_BYTES = 30
+_LARGEST_TUPLE = 100_000  # of any small file; those of a large one may be as large as the file
 # Errors on reading a damaged archive, which can be compressed in four ways.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError, RuntimeError)
 _SAVE_AGAIN = "load it with the PyTorch that wrote it, and save the model's state_dict() again"
@@ -100,15 +102,21 @@ def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
 
 
 def _check_pickles(path: Path, archive: zipfile.ZipFile, file_bytes: int) -> None:
-    """Reject pickles that could need far more memory than the file: compressed ones, and those with a bytearray."""
+    """Reject pickles that could need far more memory or time than the file.
+
+    These are compressed ones, those with a bytearray, and those whose tuples are nested without end.
+    """
     for member in archive.infolist():
         if not member.filename.endswith("/data.pkl"):
             continue
         if member.file_size > file_bytes:
             message = f"'{path}' has a pickle of {size(member.file_size)} in {size(file_bytes)}"
             raise CheckpointError(message, hint=_SAVE_AGAIN)
-        if b"bytearray" in archive.read(member):  # torch.load would create one of any length that the file asks for
+        pickle = archive.read(member)
+        if b"bytearray" in pickle:  # torch.load would create one of any length that the file asks for
             raise CheckpointError(f"'{path}' makes a bytearray, which is not loaded", hint=_SAVE_AGAIN)
+        if largest_tuple(pickle) > max(_LARGEST_TUPLE, file_bytes):
+            raise CheckpointError(f"'{path}' has tuples that contain each other too often", hint=_SAVE_AGAIN)
 
 
 def _load(path: Path, file: IO[bytes]) -> Any:
