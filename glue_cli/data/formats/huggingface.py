@@ -13,6 +13,7 @@ from typing import Any
 from glue_cli.data.cache import file_checksum
 from glue_cli.data.dataset import Dataset, Texts, split_name
 from glue_cli.data.formats.columns import read_columns
+from glue_cli.data.formats.parquet_claims import check_growth
 from glue_cli.data.image_files import find_image_files, tell_kinds, warn_of_others
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.pointers import pointer_to
@@ -121,6 +122,9 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
             return datasets.load_from_disk(str(paths[0])).with_format(None)
         if builder != "imagefolder":
             _check_plain(paths)
+        if builder == "parquet":
+            for path in paths:
+                check_growth(path)
         load = partial(datasets.load_dataset, builder, data_files=files, split=split, cache_dir=str(working))
         return _load_whole(load, working)
     except DataError:
