@@ -25,9 +25,9 @@ def largest_tuple(pickle: bytes) -> int:
         for opcode, argument, _ in pickletools.genops(pickle):
             name = opcode.name
             if name in _GETS:
-                stack.append(memo[int(argument)])
+                stack.append(memo[argument])
             elif name in _PUTS:
-                memo[int(argument)] = stack[-1]
+                memo[argument] = stack[-1]
             elif name == "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             elif name == "DUP":
