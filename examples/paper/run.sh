@@ -80,7 +80,8 @@ run_seed() {
     python "$here/gather.py" "$out/report/report.json" "$results/$row-$1.json"
 }
 
-for seed in ${*:-0 1 2}; do
+[ $# -gt 0 ] || set -- 0 1 2
+for seed; do
     if [ -e "$results/$row-$seed.json" ]; then
         echo "seed $seed is in $results already" >&2
     else
