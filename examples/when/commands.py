@@ -58,7 +58,7 @@ class Glue:
         part = kept.with_suffix(".part")
         part.write_text(printed)
         os.replace(part, kept)
-        return json.loads(printed)  # type: ignore[no-any-return]
+        return json.loads(printed)
 
 
 def _run(line: Sequence[str]) -> str:

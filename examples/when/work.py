@@ -67,7 +67,12 @@ def append(path: Path, rows: Sequence[Row]) -> None:
     """Add a cell's lines by one write, so that a cut leaves whole cells."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write("".join(f"{json.dumps(row)}\n" for row in rows))
+        file.write("".join(f"{json.dumps(row)}\n" for row in rounded(rows)))
+
+
+def rounded(rows: Sequence[Row]) -> list[Row]:
+    """Return the lines with six decimals, which is far finer than any standard error."""
+    return json.loads(json.dumps(rows), parse_float=lambda digits: round(float(digits), 6))
 
 
 def remove_checkpoints(cell: Cell, work: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_cell_has_all_rivals_and_is_made_once(family, tmp_path, monkeypatch):
     assert finetuned == blends - {"cmaes", "paper", "one-alpha"} | others
     assert rows["spsa"]["zero_shot"]["loss_beyond"] == 0 == rows["spsa"]["finetuned"]["accuracy_beyond"]
     uniform = rows["uniform"]["zero_shot"]
-    assert uniform["loss"] - rows["spsa"]["zero_shot"]["loss"] == pytest.approx(uniform["loss_beyond"], abs=1e-6)
+    assert uniform["loss"] - rows["spsa"]["zero_shot"]["loss"] == pytest.approx(uniform["loss_beyond"], abs=1e-5)
     assert uniform["loss_standard_error"] > 0
     assert {len(rows[name]["finetuned"]["test_accuracy"]) for name in finetuned} == {2}
     assert not list((tmp_path / "work" / "cells").rglob("*.safetensors"))
@@ -94,7 +94,7 @@ def test_a_cell_that_was_cut_goes_on_and_comes_out_the_same(family, tmp_path, mo
     assert work.work_through([cell], tmp_path / "cut", tmp_path / "results") == []
     outputs = [line[line.index("-o") + 1] for line in lines[: n_before - 1] + lines[n_before:] if "-o" in line]
     assert len(outputs) == len(set(outputs))  # nothing was made twice
-    assert json.loads(json.dumps(whole)) == work.read_rows(tmp_path / "results" / "small.jsonl")
+    assert work.rounded(whole) == work.read_rows(tmp_path / "results" / "small.jsonl")
 
 
 def test_a_command_that_fails_is_told_and_the_next_cell_is_made(family, tmp_path, monkeypatch, capsys):
