@@ -44,9 +44,9 @@ def _assignments(figures: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def banks() -> list[str]:
-    from glue_cli.plans.mix_records import BANKS
+    from glue_cli.plans.mix_records import ALL_BANKS
 
-    return list(BANKS)
+    return list(ALL_BANKS)
 
 
 def dtypes() -> list[str]:

@@ -117,10 +117,10 @@ def mix(
         str,
         typer.Option(
             "--bank",
-            metavar="auto|device|host|disk|streamed",
+            metavar="auto|device|host|disk|streamed|factors|dense",
             autocompletion=completion.banks,
-            help="Where the experts are kept; auto takes device or host memory where they fit, and else streams them "
-            "from disk block by block.",
+            help="Where the experts are kept: auto takes device or host memory where they fit, and else streams them "
+            "from disk block by block; of adapters, the factors if the model allows it, else dense updates.",
             rich_help_panel=_SEARCH,
         ),
     ] = "auto",
@@ -208,7 +208,7 @@ def mix(
     from glue_cli.cli.show_mix import show_mix  # imported here to keep --version and --help fast
     from glue_cli.plans.mix import plan_mix
     from glue_cli.plans.mix_like import read_like
-    from glue_cli.plans.mix_records import BANKS, Search
+    from glue_cli.plans.mix_records import ALL_BANKS, Search
     from glue_cli.workflows.mix.hashes import hashing_experts
 
     overrides = [f"mix.budget={budget}"] if budget is not None else []
@@ -229,7 +229,7 @@ def mix(
         coefficients, rules, writing, overrides = _repeating(repeated, writing)
     else:
         coefficients = _coefficients(method, alpha, sizes)
-    check_name("--bank", bank, BANKS)
+    check_name("--bank", bank, ALL_BANKS)
     _check_search_options(budget, explain, bank, coefficients.is_search)
     needs_spec = coefficients.needs_data or rules.batchnorm == "refresh"
     asks_for_spec = "spec" in session.typed or session.set_

@@ -26,7 +26,7 @@ def build_weightless(build: Callable[[], nn.Module]) -> nn.Module:
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give some of a model's tensors values, converted to the model's dtypes; tied parameters stay tied."""
-    _give_memory(model, tensors.keys())
+    give_memory(model, tensors.keys())
     model.load_state_dict(tensors, strict=False)
 
 
@@ -35,7 +35,7 @@ def without_values(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.is_meta}
 
 
-def _give_memory(model: nn.Module, names: Collection[str]) -> None:
+def give_memory(model: nn.Module, names: Collection[str]) -> None:
     """Let the parameters with these names have memory, with any values; those that have some keep theirs."""
     by_name = dict(model.named_parameters(remove_duplicate=False))
     empty = {id(by_name[name]): by_name[name] for name in names if name in by_name and by_name[name].is_meta}

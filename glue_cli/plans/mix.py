@@ -26,6 +26,7 @@ from glue_cli.plans.mix_folders import check_groups, plan_blend_destination, wit
 from glue_cli.plans.mix_like import Like, record_of
 from glue_cli.plans.mix_records import (
     AS_IT_COMES,
+    BANKS,
     NO_EXTRAS,
     Adapters,
     Coefficients,
@@ -130,6 +131,8 @@ def plan_mix(
     else:
         if base:
             raise UsageError("--base is for adapters, and the experts are whole checkpoints", hint="leave --base out")
+        if search.bank not in BANKS:
+            raise UsageError(f"--bank {search.bank} is for adapters", hint=f"--bank {'|'.join(BANKS)}")
         groups = like.said.recipe.groups if like else plan_groups(coefficients, len(paths), spec)
         wanted = [expert.weights for expert in like.said.experts] if like else [weights] * len(paths)
         experts = read_experts(paths, wanted)

@@ -17,7 +17,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
 from glue_cli.foundation.output_files import check_room
 from glue_cli.plans.mix_merged import Merged, plan_merged
-from glue_cli.plans.mix_records import NO_EXTRAS, Adapters, Coefficients, Search, Writing
+from glue_cli.plans.mix_records import ADAPTER_BANKS, Adapters, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -49,11 +49,8 @@ def plan_adapters(
         raise UsageError(
             "adapters are mixed in their own dtypes, into one file", hint="leave --dtype and --max-shard-size out"
         )
-    if search.bank != NO_EXTRAS.bank:
-        raise UsageError(
-            "--bank is for whole checkpoints: a search over adapters keeps their updates where the model is",
-            hint="leave --bank out",
-        )
+    if search.bank not in ADAPTER_BANKS:
+        raise UsageError(f"--bank {search.bank} is for whole checkpoints", hint=f"--bank {'|'.join(ADAPTER_BANKS)}")
     adapters = read_adapters(paths)
     experts = tuple(replace(adapter.checkpoint, path=adapter.path) for adapter in adapters)
     known_base = _read_base(base, spec)

@@ -17,6 +17,8 @@ from glue_cli.search.bank.kinds import KINDS
 GIVEN = "alpha"  # the "method" of a blend with given coefficients
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 BANKS = ("auto", *KINDS)
+ADAPTER_BANKS = ("auto", "factors", "dense")  # adapters: by their factors, or as whole updated tensors
+ALL_BANKS = tuple(dict.fromkeys((*BANKS, *ADAPTER_BANKS)))
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Search:
     """What a search is asked to do besides what the spec says.
 
     Attributes:
-        bank: where the experts are kept during the search, one of `BANKS`.
+        bank: how the experts are kept during the search, one of `BANKS`, or for adapters of `ADAPTER_BANKS`.
         explains: whether each expert's leave-one-out value is measured afterwards.
         memory_bytes: what the experts and their blends may take in memory; None for what is free.
     """

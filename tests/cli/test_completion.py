@@ -29,7 +29,7 @@ def offered(command, option, incomplete=""):
     [
         ("mix", "--method", "", [*METHODS]),
         ("mix", "--method", "s", ["spsa"]),
-        ("mix", "--bank", "", ["auto", "device", "host", "disk"]),
+        ("mix", "--bank", "", ["auto", "device", "host", "disk", "streamed", "factors", "dense"]),
         ("mix", "--dtype", "f", ["float64", "float32", "float16"]),
         ("mix", "--batchnorm", "", ["auto", "average", "refresh", "from:"]),
         ("mix", "--head-policy", "", ["blend", "from:", "align", "reset"]),
@@ -82,7 +82,7 @@ def ask_bash(words, *, cursor=None):
         (["glue", "mix", "--set", "mix.prese"], ["mix.preset="]),
         (["glue", "mix", "--set", "mix.preset", "="], ["default", "paper"]),
         (["glue", "mix", "--set", "mix.preset", "=", "p"], ["paper"]),
-        (["glue", "mix", r"a\ b", "--set", "mix.lr", "=", "0.1", "--bank", "d"], ["device", "disk"]),
+        (["glue", "mix", r"a\ b", "--set", "mix.lr", "=", "0.1", "--bank", "d"], ["device", "disk", "dense"]),
     ],
 )
 def test_bash_is_answered(words, wanted):

@@ -201,7 +201,7 @@ def test_adapters_that_cannot_be_mixed(refused, adapters, experts):
     refused(2, "--method", "uniform", "-o", "p", "--batchnorm", "from:0", paths=adapters, parts=["BatchNorm"])
     refused(3, "--method", "uniform", "-o", "p", paths=[adapters[0], experts[0]], parts=["whole checkpoints"])
     refused(3, "--method", "spsa", "-o", "p", paths=adapters, parts=["base model", "model.args.path"])
-    refused(2, "--method", "spsa", "-o", "p", "--bank", "disk", paths=adapters, parts=["--bank is for whole"])
+    refused(2, "--method", "spsa", "-o", "p", "--bank", "disk", paths=adapters, parts=["--bank disk is for whole"])
     refused(2, "--method", "uniform", "--base", "gone", paths=adapters, parts=["no checkpoint at 'gone'"])
     refused(3, "--method", "uniform", "--base", experts[0], paths=adapters, parts=["lacks weights"])
 

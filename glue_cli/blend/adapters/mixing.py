@@ -43,7 +43,7 @@ def update_of(adapter: Adapter, update: Update, *, transposed: bool) -> Tensor:
     Raises:
         CheckpointError: a factor has NaN or infinity.
     """
-    a, b = _read_factors(adapter, update)
+    a, b = read_factors(adapter, update)
     product = (b.flatten(1) @ a.flatten(1)).mul_(update.scale)  # [n_out, inputs]
     return product.T if transposed else product.view(update.outer_shape)
 
@@ -153,7 +153,7 @@ def _stack(used: Sequence[tuple[Adapter, float]], module: str, rank: int) -> dic
     names, downs, ups = [], [], []
     for adapter, weight in used:
         if update := adapter.updates.get(module):
-            a, b = _read_factors(adapter, update)
+            a, b = read_factors(adapter, update)
             names += [update.a.name, update.b.name]
             downs.append(a)
             ups.append(b * (weight * update.scale))
@@ -178,10 +178,33 @@ def _blend_plain(used: Sequence[tuple[Adapter, float]], name: str) -> Tensor:
     return tensors[0]
 
 
-def _read_factors(adapter: Adapter, update: Update) -> tuple[Tensor, Tensor]:
+def read_factors(adapter: Adapter, update: Update) -> tuple[Tensor, Tensor]:
+    """Return a and b of an update in the same dtype, float32 or float64.
+
+    Raises:
+        CheckpointError: a factor has NaN or infinity.
+    """
     a, b = (_wide(_read(adapter.checkpoint, factor.name)) for factor in (update.a, update.b))
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(dtype)
+
+
+def plain_tensor(adapter: Adapter, name: str) -> Tensor:
+    """Return a tensor that an adapter has in place of the base's, in float32 or float64; integers as they are.
+
+    Raises:
+        CheckpointError: it has NaN or infinity.
+    """
+    return _wide(_read(adapter.plain, name))
+
+
+def base_tensor(adapted: AdaptedBase, name: str) -> Tensor:
+    """Return a tensor of the base, in the dtype that it is stored in.
+
+    Raises:
+        CheckpointError: it has NaN or infinity.
+    """
+    return _read(adapted.base, name)
 
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:

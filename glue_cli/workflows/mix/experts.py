@@ -13,11 +13,14 @@ from glue_cli.blend.adapters.mixing import concatenate, expert_tensors, mixed_te
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import TensorEntry
+from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import Adapters
 from glue_cli.results.card import About
 from glue_cli.running.device import Compute
+from glue_cli.search.adapters.fit import find_obstacle, fit_adapters
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.protocol import Blends
 from glue_cli.workflows.mix.experts_interface import Describe, Experts, How
@@ -29,10 +32,14 @@ if TYPE_CHECKING:
 
 
 class AdapterExperts(Experts):
-    """Low-rank adapters of one base."""
+    """Low-rank adapters of one base.
 
-    def __init__(self, adapters: Adapters, destination: Destination, about: About) -> None:
-        self._adapters, self._destination, self._about = adapters, destination, about
+    Args:
+        bank: how a search keeps them, a name of `plans.mix_records.ADAPTER_BANKS`.
+    """
+
+    def __init__(self, adapters: Adapters, destination: Destination, about: About, *, bank: str) -> None:
+        self._adapters, self._destination, self._about, self._kept_as = adapters, destination, about, bank
         if adapted := adapters.adapted:
             entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in adapted.merged}
             self.header = replace(adapted.base, entries=entries)
@@ -49,6 +56,15 @@ class AdapterExperts(Experts):
     def _provide(
         self, model: nn.Module, compute: Compute, spec: "Spec", how: How, n_blends: int, needs_gradient: bool, run: Run
     ) -> Blends:
+        if self._kept_as != "dense":
+            obstacle = find_obstacle(model, self._adapted, self._naming)
+            if obstacle is None:
+                run.progress(Noted("adapters in factors, beside one copy of their base"))
+                self._fill_fresh(model, spec)
+                return fit_adapters(model, self._adapted, self._naming, compute, seed=how.seed)
+            if self._kept_as == "factors":
+                raise UsageError(f"--bank factors: {obstacle}", hint="--bank dense, which takes more memory")
+            run.progress(Noted(f"adapters as whole tensors, not in factors: {obstacle}"))
         adapted = self._adapted
         experts = (expert_tensors(adapted, k, self._naming) for k in range(len(adapted.adapters)))
         bank = bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)
@@ -98,7 +114,7 @@ class AdapterExperts(Experts):
 def gather_experts(plan: MixPlan) -> Experts:
     """Return the experts of a plan."""
     if plan.adapters:
-        return AdapterExperts(plan.adapters, plan.destination, plan.about)
+        return AdapterExperts(plan.adapters, plan.destination, plan.about, bank=plan.search.bank)
     return WholeExperts(
         plan.experts,
         plan.tensors,

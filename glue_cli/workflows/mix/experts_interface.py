@@ -123,14 +123,20 @@ class Experts(ABC):
 
     def _fill_but(self, model: nn.Module, blended: Collection[str], spec: "Spec") -> None:
         """Give a weightless model the tensors that are not blended; those that are made get any values."""
-        from glue_cli.models.weightless import fill, without_values
+        from glue_cli.models.weightless import fill
 
         n_groups, n_experts = self._n_coefficients
         first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(n_groups, n_experts)
         sources = {name: source for name, source in self._naming.distinct() if name not in blended}
         tensors = self._tensors(first.tolist(), [part for source in sources.values() for part in source.names])
         fill(model, Naming(sources, ()).in_memory({**tensors, **self._make(first)}))
-        if fresh := without_values(model) - {*self._naming.sources}:  # what the experts need not have
+        self._fill_fresh(model, spec)
+
+    def _fill_fresh(self, model: nn.Module, spec: "Spec") -> None:
+        """Give a weightless model the initial values of what the experts need not have."""
+        from glue_cli.models.weightless import fill, without_values
+
+        if fresh := without_values(model) - {*self._naming.sources}:
             values = self._build(spec).state_dict()
             fill(model, {name: values[name] for name in fresh})
 

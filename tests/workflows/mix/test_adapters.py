@@ -16,6 +16,7 @@ from glue_cli.blend.tensor_rules import TensorRules
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError, SpecError, UsageError
+from glue_cli.foundation.run import Run
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import GIVEN, Coefficients, Search, Writing
@@ -186,6 +187,41 @@ def test_a_search_over_adapters(adapters, base, spec, blend, run, tmp_path, meth
     assert evaluate(plan, run).results[0].figures["loss"] == pytest.approx(result["loss"]["val"], rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["spsa", "fullgrad"])
+def test_factors_and_dense_updates_find_the_same_alpha(adapters, spec, blend, method):
+    found = [
+        blend(adapters, f"{method}-{bank}", spec=spec, method=method, search=Search(bank=bank))
+        for bank in ("factors", "dense")
+    ]
+    assert found[0]["alpha"] == pytest.approx(found[1]["alpha"], abs=1e-5)
+    assert found[0]["loss"]["val"] == pytest.approx(found[1]["loss"]["val"], rel=1e-4)
+    assert found[0]["alpha"] != pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_what_factors_cannot_do_goes_by_dense_updates(adapters, spec, plan, monkeypatch):
+    notes = []
+    listening = Run(device="cpu", progress=notes.append)
+    monkeypatch.setattr("glue_cli.workflows.mix.experts.find_obstacle", lambda *_: "the model is odd")
+    result = as_object(mix(plan(adapters, spec=spec, method="spsa"), listening))
+    assert any("not in factors: the model is odd" in getattr(note, "text", "") for note in notes)
+    with pytest.raises(UsageError, match="--bank factors: the model is odd"):
+        mix(plan(adapters, "other", spec=spec, method="spsa", search=Search(bank="factors")), listening)
+    assert sum(result["alpha"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("merges", [False, True])
+def test_a_base_in_bfloat16_is_judged_as_it_is_written(adapters, base, spec, blend, run, tmp_path, merges):
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, base / "model.safetensors")
+    options = {"base": base} if merges else {}
+    result = blend(adapters, spec=spec, method="spsa", search=Search(bank="factors"), **options)
+    if not merges:
+        blend(adapters, "merged", alpha=result["alpha"], base=base)
+    plan = plan_evaluate(spec, [tmp_path / ("prior" if merges else "merged")], "val", {}, Outputs(None))
+    loss = evaluate(plan, run).results[0].figures["loss"]
+    assert loss == pytest.approx(result["loss"]["val"], rel=1e-5 if merges else 2e-2)
+
+
 def test_proxy_evaluates_each_adapter_on_its_base(adapters, base, spec, blend, run, tmp_path):
     result = blend(adapters, spec=spec, method="proxy")
     for k, adapter in enumerate(adapters):
@@ -243,9 +279,11 @@ def test_other_forms_of_output_are_not_for_adapters(adapters, base, plan, option
     assert "--dtype and --max-shard-size" in error.hint
 
 
-def test_a_bank_is_not_for_adapters(adapters, spec, plan):
+def test_the_banks_of_whole_checkpoints_are_not_for_adapters(adapters, base, spec, plan):
     error = refused(UsageError, plan, adapters, spec=spec, method="spsa", search=Search(bank="disk"))
-    assert "--bank" in error.message
+    assert "--bank disk is for whole checkpoints" in error.message and "factors" in error.hint
+    error = refused(UsageError, plan, [base, base], spec=spec, method="spsa", search=Search(bank="factors"))
+    assert "--bank factors is for adapters" in error.message
 
 
 @pytest.mark.parametrize("merging", [False, True])
