@@ -45,7 +45,7 @@ def update_output(module: nn.Module, factors: StackedFactors, coefficients: Tens
     if isinstance(module, nn.Embedding):
         return (functional.embedding(inputs, factors.a.T) * coefficients) @ factors.b.T
     if isinstance(module, CONVOLUTIONS):
-        down = module._conv_forward(inputs, factors.a, None)  # type: ignore[operator]  # with its stride and padding
+        down = module._conv_forward(inputs, factors.a, None)  # with its stride and padding
         return _CONVOLVE[factors.a.dim()](down * coefficients.view(-1, *[1] * (factors.a.dim() - 2)), factors.b)
     return functional.linear(functional.linear(inputs, factors.a) * coefficients, factors.b)
 

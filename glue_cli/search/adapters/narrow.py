@@ -47,7 +47,9 @@ def compute_wide(model: nn.Module) -> None:
 def linear_by_rows(inputs: Tensor, module: nn.Module, rows: Rows) -> Tensor:
     """Return the output of a linear layer whose weight is made part by part. Cost: one part in memory."""
     bias = module._parameters["bias"]
-    out: Tensor = _LinearByRows.apply(inputs.float(), rows, n_outputs(module), _part(inputs))
+    out: Tensor = _LinearByRows.apply(  # type: ignore[no-untyped-call]
+        inputs.float(), rows, n_outputs(module), _part(inputs)
+    )
     return out if bias is None else out + bias
 
 
