@@ -175,10 +175,13 @@ def blend_commands(folder: Path, experts: list[str], mergekit: Path) -> dict[str
     linear = {"merge_method": "linear", "parameters": {"normalize": False}, "dtype": "float32", "models": models}
     recipe.write_text(json.dumps(linear))
     out = str(folder / "blend.safetensors")
+    forgetting = ["sh", "-c", 'rm -rf "$0"; XDG_CACHE_HOME="$0" exec "$@"', str(folder / "forgotten")]
+    remembering = ["env", f"XDG_CACHE_HOME={folder / 'remembered'}"]
     return {
         "import torch": [sys.executable, "-c", "import torch"],
         "glue, no hashes": [*GLUE, "--no-hash", *experts, "-o", out],
-        "glue": [*GLUE, *experts, "-o", out],
+        "glue": [*forgetting, *GLUE, *experts, "-o", out],
+        "glue, hashes remembered": [*remembering, *GLUE, *experts, "-o", out],
         "mergekit-pytorch": [str(mergekit), str(recipe), str(folder / "mergekit")],
         "python sum": [sys.executable, "-c", PYTHON_SUM, *experts, str(folder / "sum.safetensors")],
     }
