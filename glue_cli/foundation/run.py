@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glue_cli.foundation.progress import Progress, silent
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.saving import Saving
 from glue_cli.foundation.stopping import Stop
 
@@ -19,6 +20,7 @@ class Run:
         threads_given: whether the user has set torch's number of threads; timing then tries no other number.
         saving: how often a command saves its state, and whether it continues from a saved one.
         stop: whether a signal has asked the command to stop.
+        ranks: the processes that share the work; this one alone by default.
     """
 
     device: str = "auto"
@@ -28,3 +30,4 @@ class Run:
     threads_given: bool = False
     saving: Saving = Saving()
     stop: Stop = field(default_factory=Stop)
+    ranks: Ranks = field(default_factory=Ranks)

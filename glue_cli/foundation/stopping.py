@@ -31,6 +31,17 @@ class Stopped(BaseException):
         return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
 
+class Lost(Stopped):
+    """A run of several processes is stopped because another of them has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    @property
+    def by(self) -> str:
+        return "the end of another process of the job"
+
+
 def exit_code_of(number: int) -> int:
     """Return the exit code of a run that a signal has stopped, and that `--resume` lets go on."""
     return INTERRUPTED if number == signal.SIGINT else STOPPED

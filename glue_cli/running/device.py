@@ -37,7 +37,9 @@ class Compute:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called `auto`, `cpu`, `cuda` or `cuda:I`; auto is the first GPU, or the CPU without one.
+    """Return the device called `auto`, `cpu`, `cuda` or `cuda:I`; auto is a GPU, or the CPU without one.
+
+    Without a number it is torch's current GPU: the first, unless `Ranks.start` has given this process another.
 
     Raises:
         ResourceError: there is no such GPU.
@@ -50,7 +52,7 @@ def find_device(name: str) -> torch.device:
         return device
     if (device.index or 0) >= n_gpus:
         raise ResourceError(f"no device '{name}': torch sees {n_gpus} CUDA devices", hint="use --device cpu")
-    return torch.device("cuda", device.index or 0)
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def make_repeatable(device: torch.device) -> None:

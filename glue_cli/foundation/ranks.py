@@ -1,0 +1,207 @@
+"""The processes of one job, as torchrun starts them: who this one is, and what they exchange.
+
+What is exchanged are numbers in JSON and tensors on the CPU, without pickle, by torch.distributed's gloo; torch is not
+imported before the first exchange. Only tensors on GPUs that torch itself exchanges while it trains go by NCCL.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from glue_cli.foundation.stopping import Lost, Stop
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Value = TypeVar("Value")
+
+# What gloo and NCCL say when another process is gone, or does not answer.
+_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|[Tt]imed out|Broken pipe")
+_STORE_S = 5  # how long a process that has failed waits for the launcher's store
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands in its job.
+
+    Attributes:
+        rank: its number; size: how many processes there are.
+        local_rank: its number on its machine; local_size: how many there are on this machine.
+        is_launched: whether a launcher has started it, even if it is the only one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    is_launched: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that chooses, writes, prints and asks."""
+        return self.rank == 0
+
+
+def place_of(environment: Mapping[str, str]) -> Place:
+    """Return the place that torchrun, or another launcher for torch, has set in the environment."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if not all(environment.get(name) for name in names):
+        return Place()
+    local = int(environment.get("LOCAL_RANK", 0)), int(environment.get("LOCAL_WORLD_SIZE", 1))
+    return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), *local, is_launched=True)
+
+
+class Ranks:
+    """The processes of a job, seen from one of them; alone, it exchanges with nobody.
+
+    Every process has to make the same exchanges in the same order.
+
+    Args:
+        stop: this process's wish to stop; every gathering tells it to all.
+    Attributes:
+        stopped_by: the number of a signal that asks the job to stop, known to all processes alike; None so far.
+    """
+
+    def __init__(self, place: Place = Place(), stop: Stop | None = None) -> None:
+        self.place = place
+        self.size, self.is_first = place.size, place.is_first
+        self.stopped_by: int | None = None
+        self._stop = stop or Stop()
+
+    def start(self, device: str) -> None:
+        """Meet the other processes; returns when all are there.
+
+        Args:
+            device: as the user names it; without a number, each process of a machine gets a GPU of its own.
+        """
+        if self.size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        on_gpu = device != "cpu" and torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(self.place.local_rank % torch.cuda.device_count())
+        with meeting():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+
+    def share(self, n: int) -> range:
+        """Return the numbers of this process's units of work, of n that all processes share: a block of them."""
+        rank, size = self.place.rank, self.size
+        return range(rank * n // size, (rank + 1) * n // size)
+
+    def gather(self, own: Sequence["Tensor"]) -> list["Tensor"]:
+        """Return the tensors of all processes, those of the first process first; of several processes on the CPU."""
+        if self.size == 1:
+            return [*own]
+        import torch
+        import torch.distributed as dist
+
+        packed = _pack(own)
+        sizes = [torch.zeros(2, dtype=torch.int64) for _ in range(self.size)]
+        with meeting():
+            dist.all_gather(sizes, torch.tensor([len(packed), self._stop.asked_by or 0]))
+            longest = max(int(size[0]) for size in sizes)
+            blobs = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(blobs, torch.nn.functional.pad(packed, (0, longest - len(packed))))
+        self.stopped_by = self.stopped_by or max(int(size[1]) for size in sizes) or None
+        return [tensor for blob in blobs for tensor in _unpack(blob)]
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """Return what the first process makes, a JSON value; the others wait for it, and make nothing."""
+        if self.size == 1:
+            return make()
+        if self.is_first:
+            value = make()
+            self.tell(value)
+            return value
+        return self.hear()  # type: ignore[no-any-return]
+
+    def tell(self, value: Any) -> None:
+        """Send a JSON value from the first process to the others, which `hear` it."""
+        if self.size > 1:
+            self._broadcast(json.dumps(value).encode())
+
+    def hear(self) -> Any:
+        """Return what the first process tells."""
+        return json.loads(self._broadcast(b""))
+
+    def _broadcast(self, text: bytes) -> bytes:
+        import torch
+        import torch.distributed as dist
+
+        with meeting():
+            length = torch.tensor([len(text)])
+            dist.broadcast(length, 0)
+            sent = torch.zeros(int(length), dtype=torch.uint8)
+            if text:
+                sent.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+            dist.broadcast(sent, 0)
+        return bytes(sent.tolist())
+
+
+def _pack(tensors: Sequence["Tensor"]) -> "Tensor":
+    """Return tensors as one row of bytes: the length of their description, the description in JSON, and their data."""
+    import torch
+
+    plain = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    described = json.dumps([[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in plain])
+    head = len(described).to_bytes(8, "little") + described.encode()
+    data = [tensor.flatten().view(torch.uint8) for tensor in plain if tensor.numel()]
+    return torch.cat([torch.frombuffer(bytearray(head), dtype=torch.uint8), *data])
+
+
+def _unpack(packed: "Tensor") -> list["Tensor"]:
+    """Return the tensors in a row of bytes, which may be longer than they are; the inverse of `_pack`."""
+    import torch
+
+    start = 8 + int.from_bytes(bytes(packed[:8].tolist()), "little")
+    tensors = []
+    for name, shape in json.loads(bytes(packed[8:start].tolist())):
+        empty = torch.empty(shape, dtype=getattr(torch, name))
+        n_bytes = empty.numel() * empty.element_size()
+        if n_bytes:
+            empty.view(-1).view(torch.uint8).copy_(packed[start : start + n_bytes])
+        tensors.append(empty)
+        start += n_bytes
+    return tensors
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Turn the errors of an exchange whose other side is gone into `Lost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_lost(error):
+            raise Lost from error
+        raise
+
+
+def is_lost(error: BaseException) -> bool:
+    """Tell whether an error means that another process is gone."""
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+
+
+def speaks(environment: Mapping[str, str]) -> bool:
+    """Tell whether this process, which has failed, is to say so: the first one of a job does, the others are silent.
+
+    The launcher's store counts them; where it cannot be reached, every process speaks.
+    """
+    if place_of(environment).size == 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=False, timeout=timedelta(seconds=_STORE_S)
+        )
+        return store.add(f"glue/failed/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    except RuntimeError:
+        return True
