@@ -29,3 +29,8 @@ def example_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     rows = zip(outputs, targets, strict=True)
     by_text = [F.cross_entropy(row.float(), wanted, ignore_index=IGNORED, reduction="none") for row, wanted in rows]
     return torch.stack(by_text)[targets != IGNORED]
+
+
+def n_terms(targets: Tensor) -> int:
+    """Return how many losses `example_losses` gives: one for each example, or for each token that is not ignored."""
+    return int((targets != IGNORED).sum()) if targets.dim() > 1 and not targets.is_floating_point() else len(targets)

@@ -17,8 +17,8 @@ from glue_cli.running.timing import Precision
 from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
-from glue_cli.search.points import Pass, count_rows, passes_at, passes_towards
-from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
+from glue_cli.search.points import Pass, chosen, count_rows, passes_at, passes_towards
+from glue_cli.search.protocol import ALL, BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.written import WrittenInMemory
 
 # A larger model computes longer on a GPU than its kernels take to launch.
@@ -77,23 +77,33 @@ class ResidentBlends:
         """As `Blends.as_written`."""
         return WrittenInMemory(self._rows, self._bank, dtypes=dtypes, make_tensors=self._make_tensors)
 
-    def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def outputs(
+        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, only: slice = ALL
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`.
 
         Cost: m rows of d float32 in memory. Of a large model, at most two rows, and further passes over the experts.
         """
-        passes = passes_at(alphas, self._bank.n_columns, self.compute.precision)
+        passes = chosen(passes_at(alphas, self._bank.n_columns, self.compute.precision), only)
         if len(passes) == 1:
-            self._make(passes[0])
+            self._make(passes[0][0])
         for batch in batches:
-            for each in passes:
+            for each, points in passes:
                 if len(passes) > 1:
                     self._make(each)
-                for point in each.points:
+                for point in points:
                     yield self._outputs(self._model(point.row), batch, step), batch[1]
 
     def towards(
-        self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
+        self,
+        alpha: Tensor,
+        coordinates: Tensor,
+        radius: float,
+        batch: Batch,
+        step: int,
+        *,
+        is_tied: bool = False,
+        only: slice = ALL,
     ) -> Iterator[Tensor]:
         """As `Blends.towards`.
 
@@ -103,9 +113,9 @@ class ResidentBlends:
         n_columns, precision = self._bank.n_columns, self.compute.precision
         passes = passes_towards(alpha, coordinates, radius, n_columns, precision, is_tied=is_tied)
         self._rows.take(count_rows(passes))
-        for each in passes:
+        for each, points in chosen(passes, only, n_always=1):
             self._make(each)
-            for point in each.points:
+            for point in points:
                 yield self._outputs(self._model(point.row), batch, step)
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.forward import Batch
 from glue_cli.running.means import ExampleSums
 from glue_cli.search.criterion import Criterion
 from glue_cli.search.protocol import WrittenBlend
+from glue_cli.search.sharing import gathered_sums
 
 Charge = Callable[[Tensor], None]  # is called with the targets of every forward
 
@@ -23,12 +25,20 @@ class Batches:
     again: Callable[[], Iterable[Batch]]
     n: int
 
+    def first(self, n: int) -> "Batches":
+        """Return the first n of them."""
+        return Batches(lambda: islice(self.again(), n), n)
+
 
 class Judge:
-    """Judges one blend after the other, each as it would be written; `blend` is the last one."""
+    """Judges one blend after the other, each as it would be written; `blend` is the last one.
 
-    def __init__(self, blend: WrittenBlend, criterion: Criterion) -> None:
-        self.blend, self._criterion = blend, criterion
+    Args:
+        ranks: the processes that share the batches; every one has to judge the same blends.
+    """
+
+    def __init__(self, blend: WrittenBlend, criterion: Criterion, ranks: Ranks | None = None) -> None:
+        self.blend, self._criterion, self._ranks = blend, criterion, ranks or Ranks()
 
     def load(self, alpha: Tensor, refreshing: Batches | None, charge: Charge) -> None:
         """Set the blend to alpha [G, K], with statistics of BatchNorm from the batches `refreshing` if given."""
@@ -37,9 +47,11 @@ class Judge:
             self.blend.refresh(_charged(refreshing.again(), charge))
 
     @torch.no_grad()
-    def terms(self, batches: Iterable[Batch], charge: Charge) -> list[ExampleSums]:
+    def terms(self, batches: Batches, charge: Charge) -> list[ExampleSums]:
         """Return the terms of the criterion for the blend, batch by batch."""
-        return list(starmap(self._sum_up, self.blend.outputs(_charged(batches, charge))))
+        own = self._ranks.share(batches.n)
+        mine = (batch for number, batch in enumerate(_charged(batches.again(), charge)) if number in own)
+        return gathered_sums(list(starmap(self._sum_up, self.blend.outputs(mine))), self._ranks)
 
     def _sum_up(self, outputs: Tensor, targets: Tensor) -> ExampleSums:
         return ExampleSums.of(self._criterion.terms(outputs, targets), targets)
@@ -77,7 +89,7 @@ class HeldOut:
         for number, (part, n_judged) in enumerate(self._shared_out(n_batches)):
             refreshing = part.refreshing if statistics == "refreshed" else None
             self._judge.load(alphas if alphas.dim() == 2 else alphas[number], refreshing, charge)
-            sums += self._judge.terms(islice(part.judged.again(), n_judged), charge)
+            sums += self._judge.terms(part.judged.first(n_judged), charge)
         return ExampleSums.join(sums).shares
 
     def n_forwards(self, statistics: Statistics, n_batches: int | None = None) -> int:

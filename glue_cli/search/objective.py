@@ -1,7 +1,7 @@
 """What a search minimises, as a function of alpha, eq. (2); every pass is charged to one account."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
 
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.seeds import generator
 from glue_cli.running.forward import Batch
+from glue_cli.running.losses import n_terms
 from glue_cli.running.means import ExampleSums, Mean
 from glue_cli.search.account import Cost
 from glue_cli.search.criterion import Criterion
 from glue_cli.search.held_out import HeldOut
 from glue_cli.search.protocol import Blends
-from glue_cli.search.secants import Quadratic, Secants
+from glue_cli.search.secants import Quadratic, Secants, quadratic_of
+from glue_cli.search.sharing import Sharing, gathered_sums
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class BlendObjective:
         seed: for drawing the tokens that curvatures are estimated from.
         held_out: judges blends as they would be written; if None, `blends` is used for that, on the validation data.
         kinds: the kinds of statistics that a blend may be written with.
+        sharing: how the forwards are shared with other processes; every process then has to be asked the same.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class BlendObjective:
         seed: int,
         held_out: HeldOut | None = None,
         kinds: tuple[Statistics, ...] = ("averaged",),
+        sharing: Sharing | None = None,
     ) -> None:
         self.n_groups, self.n_experts = blends.n_groups, blends.n_experts
         self.is_smooth, self.follows_loss = criterion.goal.is_smooth, criterion.goal.follows_loss
@@ -67,12 +72,14 @@ class BlendObjective:
         self.cost = Cost()
         self._blends, self._criterion, self._minibatches, self._seed = blends, criterion, minibatches, seed
         self._held_out, self._by_kind = held_out, {kinds[0]: self}
+        self._sharing = sharing or Sharing(Ranks(), is_cut=False)
 
     def with_statistics(self, statistics: Statistics) -> "BlendObjective":
         """Return this objective for blends with other statistics; the account is shared."""
         if statistics not in self._by_kind:
             other = copy.copy(self)
             other._blends = self._blends.with_statistics(statistics)
+            other._sharing = Sharing(self._sharing.ranks, is_cut=statistics == "averaged")
             self._by_kind[statistics] = other
         return self._by_kind[statistics]
 
@@ -86,8 +93,12 @@ class BlendObjective:
             alphas: [m, G, K], on the simplex.
         Cost: m forwards.
         """
-        outputs = self._blends.outputs(alphas, [self._minibatches.at_step(step)], step)
-        return torch.stack([Mean().add(terms).value for terms in starmap(self._judge, outputs)]).cpu()
+        batch, found = self._minibatches.at_step(step), list[Tensor]()
+        for piece in self._sharing.pieces(len(batch[1]), len(alphas)):
+            found += starmap(self._found, self._blends.outputs(alphas, [piece.of(batch)], step, only=piece.blends))
+        self.charge(batch[1], n=len(alphas))
+        by_blend = self._sharing.by_blend(found, len(alphas))
+        return torch.stack([self._value(slices, batch[1]) for slices in by_blend]).cpu()
 
     @torch.no_grad()
     def quadratic(
@@ -104,18 +115,35 @@ class BlendObjective:
             is_tied: whether all groups move together; coordinates are then numbers of experts.
         Cost: n + 1 forwards.
         """
-        batch = self._minibatches.at_step(step)
-        on_the_way = self._blends.towards(alpha, coordinates, radius, batch, step, is_tied=is_tied)
-        outputs = next(on_the_way)
-        value = Mean().add(self._judge(outputs, batch[1])).value.item()
-        draws = generator(self._seed, "secants", step)
-        secants = Secants(self._criterion.loss, outputs, batch[1], radius=radius, draws=draws)
-        for ends in on_the_way:
-            self.charge(batch[1])
-            secants.add(ends)
-            del ends  # before the next forward: a language model's outputs may take most of the memory
+        batch, n = self._minibatches.at_step(step), len(coordinates)
+        rows: list[list[Tensor]] = [[], [], []]  # slopes and roots for each way, and what is found at alpha
+        for piece in self._sharing.pieces(len(batch[1]), n):
+            small = piece.of(batch)
+            on_the_way = self._blends.towards(
+                alpha, coordinates, radius, small, step, is_tied=is_tied, only=piece.blends
+            )
+            outputs = next(on_the_way)
+            secants = Secants(
+                self._criterion.loss,
+                outputs,
+                small[1],
+                radius=radius,
+                draws=generator(self._seed, "secants", step),
+                whole=batch[1],
+                n_before=piece.rows.start,
+            )
+            for ends in on_the_way:
+                secants.add(ends)
+                del ends  # before the next forward: a language model's outputs may take most of the memory
+            at_alpha = [self._found(outputs, small[1])] if piece.blends.start == 0 else []
+            for column, more in zip(rows, (secants.slopes, secants.roots, at_alpha), strict=True):
+                column += more
+        self.charge(batch[1], n=1 + n)
+        slopes, roots = ([torch.cat(slices) for slices in self._sharing.by_blend(one, n)] for one in rows[:2])
+        (at_alpha,) = self._sharing.by_blend(rows[2], 1)
+        value = self._value(at_alpha, batch[1]).item()
         folds = self._minibatches.folds
-        return secants.quadratic(value, folds(step) if folds else None, self.n_folds)
+        return quadratic_of(slopes, roots, batch[1], value, folds(step) if folds else None, self.n_folds)
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
         """Return the loss on the minibatch of `step`, and dL/dalpha, [G, K], float64, up to a constant for each group.
@@ -125,9 +153,30 @@ class BlendObjective:
         Cost: a forward and a backward.
         """
         batch = self._minibatches.at_step(step)
+        sharing = self._sharing
+        if not self._criterion.goal.has_example_terms:  # no mean over slices
+            sharing = Sharing(sharing.ranks, is_cut=False)
+        pieces = sharing.pieces(len(batch[1]), 1)
+        found = [self._weighted_gradient(alpha, piece.of(batch), step, batch[1]) for piece in pieces]
         self.charge(batch[1])
         self.cost.backwards += 1
-        return self._blends.gradient(alpha, batch, step, lambda *pair: self._criterion.terms(*pair).mean())
+        (slices,) = sharing.by_blend(found, 1)
+        total = torch.stack(slices).sum(0)
+        return total[0].item(), total[1:].view_as(alpha)
+
+    def _weighted_gradient(self, alpha: Tensor, batch: Batch, step: int, whole: Tensor) -> Tensor:
+        """Return a slice's part of the mean loss, and of its gradient in flattened alpha: [1 + G K], float64.
+
+        Args:
+            whole: the targets of the whole minibatch.
+        """
+        terms = self._criterion.terms
+        is_cut = len(batch[1]) < len(whole)
+        n = n_terms(whole)
+        value, products = self._blends.gradient(
+            alpha, batch, step, lambda *pair: terms(*pair).sum() / n if is_cut else terms(*pair).mean()
+        )
+        return torch.cat([torch.tensor([value], dtype=torch.float64), products.flatten()])
 
     @torch.no_grad()
     def validation_terms(self, alpha: Tensor, n_batches: int | None = None) -> Tensor:
@@ -139,11 +188,12 @@ class BlendObjective:
             float64, a term for each example, or for each batch if the criterion gives only those. A text's term is the
             sum over its tokens divided by the mean number of tokens: texts are independent, tokens are not.
         """
-        before = self.cost.forwards
-        batches = islice(self._minibatches.validation(), n_batches)
-        sums = ExampleSums.join(starmap(self._sum_up, self._blends.outputs(alpha[None], batches, 0)))
+        before, n = self.cost.forwards, min(n_batches or self.n_validation_batches, self.n_validation_batches)
+        ranks = self._sharing.ranks
+        batches = self._charged(islice(self._minibatches.validation(), n), ranks.share(n))
+        sums = [*starmap(self._sum_up, self._blends.outputs(alpha[None], batches, 0))]
         self.cost.validation_forwards += self.cost.forwards - before
-        return sums.shares
+        return ExampleSums.join(gathered_sums(sums, ranks)).shares
 
     def validation_loss(self, alpha: Tensor, n_batches: int | None = None) -> float:
         """Return the validation loss of the blend with coefficients alpha [G, K]: the mean of `validation_terms`."""
@@ -174,15 +224,28 @@ class BlendObjective:
         """The number of validation batches."""
         return self._minibatches.n_validation
 
-    def _judge(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the terms of a forward's outputs, and charge it."""
-        self.charge(targets)
-        return self._criterion.terms(outputs, targets)
+    def _found(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what a slice's outputs contribute to the goal: its terms, or the outputs if it needs them all."""
+        is_by_example = self._criterion.goal.has_example_terms
+        return self._criterion.terms(outputs, targets) if is_by_example else outputs
+
+    def _value(self, slices: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Return the mean of the goal's terms over a minibatch, float64 [], given what its slices contribute."""
+        whole = torch.cat([*slices])
+        is_by_example = self._criterion.goal.has_example_terms
+        return Mean().add(whole if is_by_example else self._criterion.terms(whole, targets.to(whole.device))).value
 
     def _sum_up(self, outputs: Tensor, targets: Tensor) -> ExampleSums:
-        return ExampleSums.of(self._judge(outputs, targets), targets)
+        return ExampleSums.of(self._criterion.terms(outputs, targets), targets)
 
-    def charge(self, targets: Tensor) -> None:
-        """Charge a forward on a batch with these targets."""
-        self.cost.forwards += 1
-        self.cost.examples += len(targets)
+    def _charged(self, batches: Iterable[Batch], own: range) -> Iterator[Batch]:
+        """Charge a forward on each batch, and yield those whose numbers are this process's own."""
+        for number, batch in enumerate(batches):
+            self.charge(batch[1])
+            if number in own:
+                yield batch
+
+    def charge(self, targets: Tensor, n: int = 1) -> None:
+        """Charge n forwards on a batch with these targets."""
+        self.cost.forwards += n
+        self.cost.examples += n * len(targets)

@@ -60,6 +60,18 @@ class Move:
 Pass = Load | Move
 
 
+def chosen(passes: Sequence[Pass], only: slice, *, n_always: int = 0) -> list[tuple[Pass, list[Point]]]:
+    """Return the passes that some wanted points are made in, each with these points.
+
+    Args:
+        only: which of the points are wanted, after the first `n_always`, which always are.
+    """
+    points = [point for each in passes for point in each.points]
+    wanted = {id(point) for point in (*points[:n_always], *points[n_always:][only])}
+    found = [(each, [point for point in each.points if id(point) in wanted]) for each in passes]
+    return [(each, kept) for each, kept in found if kept]
+
+
 def count_rows(passes: Sequence[Pass]) -> int:
     """Return how many rows passes need."""
     return 1 + max(point.row for each in passes for point in each.points)

@@ -31,6 +31,7 @@ class BatchNormMode:
 
 
 BLENDED_STATISTICS = BatchNormMode()
+ALL = slice(None)
 
 
 class WrittenBlend(Protocol):
@@ -96,11 +97,15 @@ class Blends(Protocol):
         """
         ...
 
-    def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def outputs(
+        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, only: slice = ALL
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the outputs of each blend on the first batch, then on the next, each with the batch's targets.
 
         Args:
             alphas: [m, G, K], on the simplex.
+            only: the blends whose outputs are wanted. The others have to be known all the same: the rounding of a
+                matrix product depends on how many blends it makes.
         Cost: one pass over the experts, and m forwards for each batch; no gradients.
         """
         ...
@@ -110,7 +115,15 @@ class Blends(Protocol):
         ...
 
     def towards(
-        self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
+        self,
+        alpha: Tensor,
+        coordinates: Tensor,
+        radius: float,
+        batch: Batch,
+        step: int,
+        *,
+        is_tied: bool = False,
+        only: slice = ALL,
     ) -> Iterator[Tensor]:
         """Yield the outputs at alpha, then those at points on the way from alpha to each single expert.
 
@@ -119,6 +132,7 @@ class Blends(Protocol):
             coordinates: int64 [n], positions in the flattened alpha: which group moves to which expert.
             radius: how far, in (0, 1].
             is_tied: whether all groups move together; coordinates are then numbers of experts, below K.
+            only: the points on the way whose outputs are wanted, besides those at alpha.
         Cost: n + 1 forwards; no gradients.
         """
         ...

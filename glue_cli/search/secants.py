@@ -1,7 +1,7 @@
 """A loss to second order along directions, from the outputs at their ends: Gauss-Newton without derivatives."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,15 +43,32 @@ class Secants:
     Args:
         outputs: z at the point; targets: as `example_losses` takes them. Both are kept, not copied.
         draws: the random generator for drawing tokens.
+        whole: the targets of the whole minibatch, if these are only some of its rows; n_before: how many of its rows
+            come before these.
+    Attributes:
+        slopes, roots: for each direction, the slope and r, with which the curvatures are r_k . r_l; row by row.
     Cost: if tokens are predicted, 64 numbers per target are kept for each direction.
     """
 
-    def __init__(self, loss: Loss, outputs: Tensor, targets: Tensor, *, radius: float, draws: torch.Generator) -> None:
+    def __init__(
+        self,
+        loss: Loss,
+        outputs: Tensor,
+        targets: Tensor,
+        *,
+        radius: float,
+        draws: torch.Generator,
+        whole: Tensor | None = None,
+        n_before: int = 0,
+    ) -> None:
         self._loss, self._radius, self._outputs, self._targets = loss, radius, outputs, targets
-        self._slopes: list[Tensor] = []
-        self._roots: list[Tensor] = []
+        self._whole = targets if whole is None else whole
+        self.slopes: list[Tensor] = []
+        self.roots: list[Tensor] = []
         if loss == "mse" or targets.dim() == 1:
             return
+        self._n_tokens = int((self._whole != IGNORED).sum())
+        torch.rand(n_before, targets.shape[1], _DRAWN_TOKENS, generator=draws)  # those of the rows before
         rows = min(_BLOCK_ROWS, targets.shape[1])
         # Buffers that `_draw` and `_centred` overwrite.
         self._work = torch.empty(3, rows, outputs.shape[-1], dtype=torch.float32, device=outputs.device)
@@ -64,54 +81,68 @@ class Secants:
             slope, root = self._of_squares(outputs)
         else:
             slope, root = self._of_labels(outputs) if self._targets.dim() == 1 else self._of_tokens(outputs)
-        self._slopes.append(slope / self._radius)
-        self._roots.append(root / self._radius)
+        self.slopes.append(slope / self._radius)
+        self.roots.append(root / self._radius)
 
     def _of_squares(self, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slope for the change from z to the end, and r, with which the curvatures are r_k . r_l.
 
-        Both are given row by row: summed over the rows, they are those of the mean loss.
+        Both are given row by row: summed over the rows of the minibatch, they are those of its mean loss.
         """
         z, ends = (outputs.float().view_as(self._targets) for outputs in (self._outputs, ends))
-        change = ends - z
-        slope = 2 * ((z - self._targets) * change).double() / change.numel()
-        return slope, change * math.sqrt(2 / change.numel())
+        change, n = ends - z, self._whole.numel()
+        slope = 2 * ((z - self._targets) * change).double() / n
+        return slope, change * math.sqrt(2 / n)
 
     def _of_labels(self, ends: Tensor) -> tuple[Tensor, Tensor]:
         """The same for logits [N, C]: the curvature is the covariance of their changes under the probabilities."""
         z, ends = self._outputs.float(), ends.float()
         change, probabilities = (ends - z).masked_fill_(ends == z, 0), z.softmax(-1)  # a masked class is -inf in both
         change -= (probabilities * change).sum(-1, keepdim=True)
-        slope = -change.gather(1, self._targets[:, None]).double() / len(change)
-        return slope, change * (probabilities / len(change)).sqrt()
+        slope = -change.gather(1, self._targets[:, None]).double() / len(self._whole)
+        return slope, change * (probabilities / len(self._whole)).sqrt()
 
     def _of_tokens(self, ends: Tensor) -> tuple[Tensor, Tensor]:
         """The same for logits [N, T, C]: the covariance is the mean product at the tokens drawn."""
         changes = [_centred(self._work, *block) for block in _blocks(self._outputs, ends, self._tokens)]
         at_target, at_drawn = torch.cat(changes)[self._targets.flatten() != IGNORED].tensor_split([1], 1)
-        return -at_target.double() / len(at_target), at_drawn / math.sqrt(at_drawn.numel())
+        n = self._n_tokens
+        return -at_target.double() / n, at_drawn / math.sqrt(n * at_drawn.shape[1])
 
     def quadratic(self, loss: float, folds: Tensor | None = None, n_folds: int = 1) -> Quadratic:
-        """Return the loss to second order, fold by fold, given its value at the point.
+        """Return the loss to second order, as `quadratic_of` does."""
+        return quadratic_of(self.slopes, self.roots, self._targets, loss, folds, n_folds)
 
-        Args:
-            folds: the fold of each example, int64 [N], below `n_folds`; None if there is only one.
-        """
-        slopes, roots = torch.stack(self._slopes), torch.stack(self._roots)  # [n, rows, ...]
-        parts: list[Tensor | slice] = [slice(None)]
-        if folds is not None:
-            by_row = self._fold_by_row(folds)
-            parts = [(by_row == fold).nonzero()[:, 0].to(roots.device) for fold in range(n_folds)]
-        gradient = torch.stack([slopes[:, rows].flatten(1).sum(1) for rows in parts])
-        by_part = (roots[:, rows].flatten(1) for rows in parts)
-        curvature = torch.stack([part @ part.T for part in by_part])
-        return Quadratic(loss, gradient.cpu(), curvature.double().cpu(), len(self._targets))
 
-    def _fold_by_row(self, folds: Tensor) -> Tensor:
-        """Return the fold of each row of the slopes, which belongs to an example or a predicted token."""
-        if self._loss == "mse" or self._targets.dim() == 1:
-            return folds
-        return folds.repeat_interleave((self._targets != IGNORED).sum(1).cpu())
+def quadratic_of(
+    slopes: Sequence[Tensor],
+    roots: Sequence[Tensor],
+    targets: Tensor,
+    loss: float,
+    folds: Tensor | None = None,
+    n_folds: int = 1,
+) -> Quadratic:
+    """Return the loss of a minibatch to second order, fold by fold, given its value at the point.
+
+    Args:
+        slopes, roots: of each direction, for all rows of the minibatch; see `Secants`.
+        targets: those of the minibatch.
+        folds: the fold of each example, int64 [N], below `n_folds`; None if there is only one.
+    """
+    by_slope, by_root = torch.stack([*slopes]), torch.stack([*roots])  # [n, rows, ...]
+    parts: list[Tensor | slice] = [slice(None)]
+    if folds is not None:
+        by_row = _fold_by_row(folds, targets) if targets.dim() > 1 and not targets.is_floating_point() else folds
+        parts = [(by_row == fold).nonzero()[:, 0].to(by_root.device) for fold in range(n_folds)]
+    gradient = torch.stack([by_slope[:, rows].flatten(1).sum(1) for rows in parts])
+    by_part = (by_root[:, rows].flatten(1) for rows in parts)
+    curvature = torch.stack([part @ part.T for part in by_part])
+    return Quadratic(loss, gradient.cpu(), curvature.double().cpu(), len(targets))
+
+
+def _fold_by_row(folds: Tensor, tokens: Tensor) -> Tensor:
+    """Return the fold of each predicted token, given those of the texts."""
+    return folds.repeat_interleave((tokens != IGNORED).sum(1).cpu())
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

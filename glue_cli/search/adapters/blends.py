@@ -16,7 +16,7 @@ from glue_cli.running.timing import Precision
 from glue_cli.search.adapters.adapted_model import AdaptedModel
 from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.points import towards_experts
-from glue_cli.search.protocol import MeanLoss
+from glue_cli.search.protocol import ALL, MeanLoss
 
 
 class AdapterBlends:
@@ -60,18 +60,28 @@ class AdapterBlends:
         narrow = {name: dtype for name, dtype in dtypes.items() if dtype != torch.float32}
         return WrittenAdapters(AdaptedModel(self.model, self._factors, self._plain, narrow), narrow)
 
-    def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def outputs(
+        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, only: slice = ALL
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`. Cost: m forwards for each batch, with the factors of all adapters; no blend."""
         for batch in batches:
-            for alpha in alphas:
+            for alpha in alphas[only]:
                 yield self._outputs(alpha, batch, step), batch[1]
 
     def towards(
-        self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
+        self,
+        alpha: Tensor,
+        coordinates: Tensor,
+        radius: float,
+        batch: Batch,
+        step: int,
+        *,
+        is_tied: bool = False,
+        only: slice = ALL,
     ) -> Iterator[Tensor]:
         """As `Blends.towards`. Cost: n + 1 forwards; no blend."""
         ends = towards_experts(alpha, coordinates, radius, is_tied=is_tied)
-        for point in (alpha, *ends):
+        for point in (alpha, *ends[only]):
             yield self._outputs(point, batch, step)
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:

@@ -16,8 +16,8 @@ from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.timing import Precision
 from glue_cli.search.bound_models import MakeTensors, make_nothing
-from glue_cli.search.points import Pass, Point, passes_at, passes_towards
-from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
+from glue_cli.search.points import Pass, Point, chosen, passes_at, passes_towards
+from glue_cli.search.protocol import ALL, BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.streamed.engine import Engine
 from glue_cli.search.streamed.written import StreamedWritten
 
@@ -69,23 +69,35 @@ class StreamedBlends:
         """As `Blends.as_written`."""
         return StreamedWritten(self._engine, dtypes=dtypes, make_tensors=self._make_tensors)
 
-    def outputs(self, alphas: Tensor, batches: Iterable[Batch], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def outputs(
+        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, only: slice = ALL
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`. Cost: a pass over the experts for every 16 forwards."""
-        passes = passes_at(alphas, self._engine.n_columns, self.compute.precision)
+        passes = chosen(passes_at(alphas, self._engine.n_columns, self.compute.precision), only)
         remaining = iter(batches)
         while part := list(islice(remaining, max(1, _MOST_TOGETHER // len(alphas)))):
-            jobs = [(point, batch) for batch in part for each in passes for point in each.points]
-            for (_, batch), outputs in zip(jobs, self._run(passes, jobs, step), strict=True):
+            jobs = [(point, batch) for batch in part for _, points in passes for point in points]
+            for (_, batch), outputs in zip(jobs, self._run([each for each, _ in passes], jobs, step), strict=True):
                 yield outputs, batch[1]
                 del outputs
 
     def towards(
-        self, alpha: Tensor, coordinates: Tensor, radius: float, batch: Batch, step: int, *, is_tied: bool = False
+        self,
+        alpha: Tensor,
+        coordinates: Tensor,
+        radius: float,
+        batch: Batch,
+        step: int,
+        *,
+        is_tied: bool = False,
+        only: slice = ALL,
     ) -> Iterator[Tensor]:
         """As `Blends.towards`. Cost: a pass over the experts."""
         n_columns, precision = self._engine.n_columns, self.compute.precision
         passes = passes_towards(alpha, coordinates, radius, n_columns, precision, is_tied=is_tied)
-        yield from self._run(passes, [(point, batch) for each in passes for point in each.points], step)
+        some = chosen(passes, only, n_always=1)
+        jobs = [(point, batch) for _, points in some for point in points]
+        yield from self._run([each for each, _ in some], jobs, step)
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
         """Refuse: a gradient needs the whole blend and its activations.
