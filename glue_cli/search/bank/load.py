@@ -16,11 +16,13 @@ from glue_cli.foundation.batchnorm_names import is_variance
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.units import counted, size
 from glue_cli.search.bank.kinds import KINDS, BankKind
 from glue_cli.search.bank.layout import ALIGN, blended_entries, group_tensors, spans_of, stored_bytes, stored_dtype
 from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite, rename_experts
+from glue_cli.search.bank.shared_memory import shared_matrix
 from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
 from glue_cli.search.points import n_at_once
 
@@ -125,6 +127,7 @@ def load_bank(
     recipe: Recipe = PLAIN,
     kind: BankKind = "device",
     naming: Naming | None = None,
+    ranks: Ranks | None = None,
 ) -> ExpertBank:
     """Make a bank of the floating-point tensors that are blended; the experts have to be compatible.
 
@@ -134,6 +137,8 @@ def load_bank(
         kind: where the rows are kept: on the device, in host memory, or in the experts' own files.
         naming: which of the experts' tensors become which of the model's; the bank uses the model's names and shapes.
             None if they are the same.
+        ranks: the processes that all make this bank; those of one machine share one in host memory, and each reads
+            some of the experts.
     Raises:
         CheckpointError: an expert has NaN, infinity, or a negative BatchNorm variance, whose square root would be NaN.
         SpecError: the recipe treats the parts of one model tensor differently.
@@ -145,11 +150,15 @@ def load_bank(
     spans: dict[str, Span] = {}
     sections: list[tuple[int, Rows]] = []
     n_before = 0
-    on_disk, buffers = kind == "disk", local()
+    on_disk, buffers, ranks = kind == "disk", local(), ranks or Ranks()
     staging = Staging(device, _STAGED_BYTES) if kind == "host" and device.type == "cuda" else None
     for (group, _), names in group_tensors(headers, renamed.recipe).items():
         own = spans_of(names, headers[0], channels_last=channels_last and not on_disk, aligned=not on_disk)
-        rows = _disk_rows(renamed, own, device, buffers) if on_disk else _memory_rows(renamed, own, device, staging)
+        rows = (
+            _disk_rows(renamed, own, device, buffers)
+            if on_disk
+            else _memory_rows(renamed, own, device, staging, ranks)
+        )
         sections.append((group, rows))
         spans |= {name: Span(n_before + span.start, span.shape, span.channels_last) for name, span in own.items()}
         n_before += rows.n_columns
@@ -180,16 +189,27 @@ def bank_of_tensors(
 
 
 def _memory_rows(
-    experts: RenamedExperts, spans: dict[str, Span], device: torch.device, staging: Staging | None
+    experts: RenamedExperts,
+    spans: dict[str, Span],
+    device: torch.device,
+    staging: Staging | None,
+    ranks: Ranks,
 ) -> Rows:
     headers = experts.headers
     last = list(spans)[-1]
     n_columns = spans[last].start + headers[0].entries[last].n_elements
     n_columns += -n_columns % ALIGN
     dtype, where = stored_dtype(headers, last), "cpu" if staging else device
-    matrix = torch.zeros(len(headers), n_columns, dtype=dtype, device=where, pin_memory=staging is not None)
-    for k, row in enumerate(matrix):
-        _read_row(experts, k, spans, row)
+    shape, own, matrix = (len(headers), n_columns), range(len(headers)), None
+    if ranks.size > 1 and device.type == "cpu":
+        matrix = shared_matrix(shape, dtype, ranks)
+        if matrix is not None:
+            own = range(ranks.place.local_rank, len(headers), ranks.place.local_size)
+    if matrix is None:
+        matrix = torch.zeros(shape, dtype=dtype, device=where, pin_memory=staging is not None)
+    for k in own:
+        _read_row(experts, k, spans, matrix[k])
+    ranks.gather([])  # until the others have read theirs
     return HostRows(matrix, staging) if staging else ResidentRows(matrix)
 
 

@@ -81,16 +81,20 @@ class WholeExperts(Experts):
         if self._rows:
             self._rows.hold()
         recipe, device = self._rules.recipe, compute.device
-        kind = choose_bank(
-            self._search.bank,
-            self._searched,
-            recipe,
-            device=device,
-            n_blends=n_blends,
-            progress=run.progress,
-            naming=self._naming,
-            memory_bytes=self._search.memory_bytes,
-            needs_gradient=needs_gradient,
+        ranks = run.ranks
+        n_sharing = ranks.place.local_size if device.type == "cpu" else 1  # each process has blends of its own
+        kind: BankKind = ranks.from_first(
+            lambda: choose_bank(
+                self._search.bank,
+                self._searched,
+                recipe,
+                device=device,
+                n_blends=n_blends * n_sharing,
+                progress=run.progress,
+                naming=self._naming,
+                memory_bytes=self._search.memory_bytes,
+                needs_gradient=needs_gradient,
+            )
         )
 
         def load(kind: BankKind) -> Blends:
@@ -103,10 +107,13 @@ class WholeExperts(Experts):
                 recipe=recipe,
                 kind=kind,
                 naming=self._naming,
+                ranks=ranks,
             )
             return self._resident(model, compute, spec, how, bank)
 
-        kinds = in_turn(kind, needs_gradient=needs_gradient) if self._search.bank == "auto" else [kind]
+        # Several processes all keep what they begin with: one of them alone cannot fall back.
+        is_free = self._search.bank == "auto" and ranks.size == 1
+        kinds = in_turn(kind, needs_gradient=needs_gradient) if is_free else [kind]
         return load_first(kinds, load, run.progress)
 
     def _streamed(self, model: nn.Module, compute: Compute, spec: "Spec", how: How) -> Blends:
