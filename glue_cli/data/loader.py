@@ -100,10 +100,15 @@ class Batches:
         """The number of batches that `in_order` yields."""
         return len(_parts_in_order(self._dataset, _EVALUATION_BATCH))
 
-    def in_order(self, batch_size: int = _EVALUATION_BATCH) -> Iterator[Batch]:
-        """Yield all examples in order, for evaluation; texts from the longest to the shortest."""
-        for indices in _parts_in_order(self._dataset, batch_size):
-            yield self.pick(indices)
+    def in_order(self, batch_size: int = _EVALUATION_BATCH, numbers: range | None = None) -> Iterator[Batch]:
+        """Yield all examples in order, for evaluation; texts from the longest to the shortest.
+
+        Args:
+            numbers: of the batches to yield; None for all.
+        """
+        parts = _parts_in_order(self._dataset, batch_size)
+        for number in range(len(parts)) if numbers is None else numbers:
+            yield self.pick(parts[number])
 
     def in_random_order(self, batch_size: int, seed: int) -> Iterator[Batch]:
         """Yield all examples in parts of similar size, the first ones representative; the same at each call."""

@@ -1,15 +1,17 @@
 """Figures of a model on a data set: loss, accuracy, perplexity, and the metrics that were asked for."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from glue_cli.running.losses import Loss, example_losses
-from glue_cli.running.means import ExampleSums, Mean
+from glue_cli.running.means import ExampleSums
 from glue_cli.running.metrics import MakeMetric, value_of
+
+N_MEASURED = 9
 
 
 class Evaluation:
@@ -25,36 +27,55 @@ class Evaluation:
     ) -> None:
         self._loss, self._make_metrics = loss, metrics or {}
         self._kept: dict[str, list[ExampleSums]] | None = {} if keeps_examples else None
-        self._mean_loss = Mean()
+        self._total, self._n_terms = torch.zeros((), dtype=torch.float64), 0  # of the losses
         self._by_class: Tensor | None = None  # [2, n_classes]: the numbers of examples and of right ones
         self._metrics: dict[str, Any] = {}
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add one batch; outputs and targets as for `example_losses`."""
+        self.count(self.measured(outputs, targets))
+
+    def measured(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Return what one batch contributes, N_MEASURED tensors, which another process can `count`."""
         losses = example_losses(self._loss, outputs, targets)
-        self._mean_loss.add(losses)
+        total, n = losses.sum(dtype=torch.float64), torch.tensor(len(losses))
+        nothing = torch.empty(0)
+        has_labels = self._loss == "cross_entropy" and targets.dim() == 1
+        kept = [nothing] * 4
         if self._kept is not None:
-            self._kept.setdefault("loss", []).append(ExampleSums.of(losses, targets))
-            if self._loss == "cross_entropy" and targets.dim() == 1:
-                right = (outputs.argmax(1) == targets).float()
-                self._kept.setdefault("accuracy", []).append(ExampleSums.of(right, targets))
+            right = (outputs.argmax(1) == targets).float() if has_labels else nothing
+            by_example = ExampleSums.of(losses, targets), ExampleSums.of(right, targets if has_labels else nothing)
+            kept = [tensor for sums in by_example for tensor in (sums.sums, sums.counts)]
         if self._loss == "mse":
             outputs, targets = outputs.double().view_as(targets), targets.double()
             outputs, targets = (x.flatten(1).squeeze(1) if x.dim() > 1 else x for x in (outputs, targets))  # [N, n]
-        elif targets.dim() == 1:
+        by_class = nothing
+        if has_labels:
             outputs = outputs.float()
             right = targets[outputs.argmax(1) == targets]
-            counts = torch.stack([labels.bincount(minlength=outputs.shape[1]) for labels in (targets, right)])
-            self._by_class = counts if self._by_class is None else self._by_class + counts
+            by_class = torch.stack([labels.bincount(minlength=outputs.shape[1]) for labels in (targets, right)])
+        judged = [outputs, targets] if self._make_metrics else [nothing, nothing]
+        return [total, n, by_class, *kept, *judged]
+
+    def count(self, measured: Sequence[Tensor]) -> None:
+        """Add what one batch contributes, from `measured`."""
+        total, n, by_class, losses, counts, right, n_right, outputs, targets = measured
+        self._total, self._n_terms = self._total + total, self._n_terms + int(n)
+        if len(by_class):
+            self._by_class = by_class if self._by_class is None else self._by_class + by_class
+        for name, sums in (("loss", ExampleSums(losses, counts)), ("accuracy", ExampleSums(right, n_right))):
+            if self._kept is not None and len(sums.sums):
+                self._kept.setdefault(name, []).append(sums)
         for name, make in self._make_metrics.items():
             if name not in self._metrics:
                 n_classes = {"num_classes": outputs.shape[1]} if self._loss == "cross_entropy" else {}
-                self._metrics[name] = make(**n_classes).to(outputs.device)
+                # Every process counts all batches, so that torchmetrics has nothing to exchange.
+                self._metrics[name] = make(**n_classes, sync_on_compute=False).to(outputs.device)
             self._metrics[name].update(outputs, targets)
 
     def figures(self) -> dict[str, float]:
         """Return the mean loss; accuracy, perplexity or mse, depending on the task; and the metrics asked for."""
-        loss = self._mean_loss.value.item()
+        loss = (self._total / self._n_terms).item()
         figures = {"loss": loss}
         if self._loss == "mse":
             figures["mse"] = loss

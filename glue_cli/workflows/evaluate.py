@@ -56,7 +56,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
             check_fits_data(model, view, spec.loss, spec.data.where)
             batches = view.on(compute)
         evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
-        add_all(evaluation, compute.to_device(model), batches, compute)
+        add_all(evaluation, compute.to_device(model), batches, compute, run.ranks)
         row = EvaluatedCheckpoint(
             checkpoint=checkpoint.name,
             split=plan.split,
@@ -81,9 +81,9 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
         gates=gates or None,
         missed=[f"{gate.checkpoint}: {gate.text}" for gate in gates if gate.missed],
     )
-    if plan.output:
+    if plan.output and run.ranks.is_first:
         _write(plan.output, f"{as_json(as_object(result))}\n".encode(), plan)
-    if plan.junit:
+    if plan.junit and run.ranks.is_first:
         _write(plan.junit, junit_text(result), plan)
     return result
 

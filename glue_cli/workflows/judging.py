@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from glue_cli.data.loader import Batches
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.device import Compute
 from glue_cli.running.evaluation import Evaluation
 from glue_cli.running.losses import Loss
@@ -22,10 +23,14 @@ class Judge:
 
     Args:
         model: at its start, which it is compared with.
+        ranks: the processes that share the batches; all of them get the figures.
     """
 
-    def __init__(self, model: nn.Module, batches: Batches, *, loss: Loss, compute: Compute) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Batches, *, loss: Loss, compute: Compute, ranks: Ranks | None = None
+    ) -> None:
         self._model, self._batches, self._loss, self._compute = model, batches, loss, compute
+        self._ranks = ranks or Ranks()
         start = self._evaluate()
         self._at_start, self._losses = start.figures(), start.by_example()["loss"]  # the latter [N]
 
@@ -43,7 +48,7 @@ class Judge:
 
     def _evaluate(self) -> Evaluation:
         evaluation = Evaluation(self._loss, usual_metrics(self._loss), keeps_examples=True)
-        add_all(evaluation, self._model, self._batches, self._compute)
+        add_all(evaluation, self._model, self._batches, self._compute, self._ranks)
         return evaluation
 
 
