@@ -83,28 +83,29 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
         track_test=plan.track_test,
         **{split: fingerprint_of_tensors(target[split].dataset.tensors()) for split in ("train", *watched)},
     )
-    finetuning = Finetuning(spec, trial, model, judges, compute=compute, progress=run.progress)
+    finetuning = Finetuning(spec, trial, model, judges, compute=compute, progress=run.progress, ranks=run.ranks)
     if keeper.state:
         finetuning.restore(keeper.state)
     with keeper.history(force=plan.destination.force, command="finetune", start=_start(plan)) as write:
         with keeper.steps():
             finetuning.run(write, keeper.checkpoint)
     account = finetuning.account
-    save_model(
-        plan.destination,
-        model,
-        finetuning.tensors(),
-        {
-            **known,
-            "examples": len(trial.examples),
-            "lr": account["lr"],
-            "kept": account["kept"],
-            "class_names": target["train"].class_names,
-            **compute.recorded,
-        },
-        target["train"].class_names,
-        start=plan.checkpoint,
-    )
+    if run.ranks.is_first:
+        save_model(
+            plan.destination,
+            model,
+            finetuning.tensors(),
+            {
+                **known,
+                "examples": len(trial.examples),
+                "lr": account["lr"],
+                "kept": account["kept"],
+                "class_names": target["train"].class_names,
+                **compute.recorded,
+            },
+            target["train"].class_names,
+            start=plan.checkpoint,
+        )
     return FinetuneResult(
         output=str(plan.destination.result),
         start=_start(plan),

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from glue_cli.data.loader import Batches, Examples
 from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
 from glue_cli.results.finetune import FinetuneSteps, TriedLr
 from glue_cli.results.history import Write
 from glue_cli.running.device import Compute
+from glue_cli.running.parallel import spread
 from glue_cli.spec.schema import FinetuneSpec, Spec
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.judging import Judge
@@ -25,6 +27,7 @@ class Finetuning:
         plan: what the trial does, and which examples the training uses.
         model: the start, on the device; changed in place.
         judges: by split, the examples to evaluate after every epoch; `val` is among them unless the trial uses folds.
+        ranks: the processes that take part, each in a finetuning of its own.
     Attributes:
         tried: the result of each lr; empty before the trial is done, or if there is none.
     """
@@ -38,11 +41,13 @@ class Finetuning:
         *,
         compute: Compute,
         progress: Progress,
+        ranks: Ranks | None = None,
     ) -> None:
         self.tried: Sequence[Tried] = ()
         self._spec, self._plan, self._model, self._compute = spec, plan, model, compute
         self._judges = {split: examples.on(compute) for split, examples in judges.items()}
-        self._progress = progress
+        self._progress, self._ranks = progress, ranks or Ranks()
+        self._net = spread(model, self._ranks)
         self._trial = Trial(
             plan,
             model,
@@ -120,6 +125,8 @@ class Finetuning:
             progress=progress,
             measure=measure,
             keeps_best=settings.keep == "best",
+            net=self._net,
+            ranks=self._ranks,
         )
 
     def _measure(self, epoch: int) -> dict[str, float]:
@@ -131,12 +138,14 @@ class Finetuning:
         if self._val:
             figures |= self._val(epoch)
         if "test" in self._judges:
-            tested = evaluate_model(self._model, self._judges["test"], loss=self._spec.loss, compute=self._compute)
+            tested = evaluate_model(
+                self._model, self._judges["test"], loss=self._spec.loss, compute=self._compute, ranks=self._ranks
+            )
             figures |= {f"test_{name}": value for name, value in tested.items()}
         return figures
 
     def _judge(self, batches: Batches) -> Judge:
-        return Judge(self._model, batches, loss=self._spec.loss, compute=self._compute)
+        return Judge(self._model, batches, loss=self._spec.loss, compute=self._compute, ranks=self._ranks)
 
     def _tell_choice(self) -> None:
         n_held_out = sum(len(held_out) for _, held_out in self._plan.splits)

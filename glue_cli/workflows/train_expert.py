@@ -13,6 +13,7 @@ from glue_cli.plans.train_expert import TrainExpertPlan
 from glue_cli.results.provenance import origin_of
 from glue_cli.results.train_expert import TrainExpertResult
 from glue_cli.running.device import find_device, make_repeatable
+from glue_cli.running.parallel import spread
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.resuming import Keeper, keeping
@@ -79,6 +80,8 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
         seed=spec.seed,
         task=f"train {plan.name}",
         progress=run.progress,
+        net=spread(model, run.ranks),
+        ranks=run.ranks,
     )
     if keeper.state:
         training.restore(keeper.state)
@@ -100,16 +103,17 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
         wall_s=time.perf_counter() - began,
         class_counts=None if labels is None else labels.bincount(minlength=len(examples.class_names or ())).tolist(),
     )
-    save_model(
-        plan.destination,
-        model,
-        training.best_tensors(),
-        {
-            **known,
-            "examples": len(examples),
-            "class_names": examples.class_names,
-            **compute.recorded,
-        },
-        examples.class_names,
-    )
+    if run.ranks.is_first:
+        save_model(
+            plan.destination,
+            model,
+            training.best_tensors(),
+            {
+                **known,
+                "examples": len(examples),
+                "class_names": examples.class_names,
+                **compute.recorded,
+            },
+            examples.class_names,
+        )
     return result

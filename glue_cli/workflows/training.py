@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from glue_cli.data.loader import Batches
 from glue_cli.foundation.errors import NumericalError, SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
+from glue_cli.foundation.ranks import Ranks, meeting
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.models.weights import constant_buffers
 from glue_cli.results.history import Write
 from glue_cli.running.device import Compute
-from glue_cli.running.forward import Inputs, outputs_of
-from glue_cli.running.losses import Loss, example_losses
+from glue_cli.running.forward import Batch, Inputs, outputs_of
+from glue_cli.running.losses import Loss, example_losses, n_terms
 from glue_cli.running.optimizer_state import optimizer_state, restore_optimizer
+from glue_cli.running.parallel import part_of as process_part
 from glue_cli.running.random_state import random_state, restore_random
 from glue_cli.spec.schema import FinetuneSpec, TrainSpec
 from glue_cli.workflows.judging import ERROR, LOSS, is_better
@@ -41,6 +43,8 @@ class Training:
         measure: returns figures of the model on other data; taken at the start, as epoch 0, and after every epoch.
         keeps_best: whether to keep the tensors of the epoch with the lowest `val_loss`, which may be the start; NaN
             counts as higher than any number.
+        net: makes the forward passes, if the model does not: what `parallel.spread` returns.
+        ranks: the processes that take part, each in a training of its own; each makes its part of every step.
     Attributes:
         history: one line for each epoch: `epoch`, `train_loss`, and the figures.
         kept: the epoch whose tensors are kept; without `keeps_best`, the last one.
@@ -60,10 +64,13 @@ class Training:
         progress: Progress,
         measure: Measure | None = None,
         keeps_best: bool = False,
+        net: nn.Module | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.history: list[dict[str, Any]] = []
         self.kept = self.n_steps = 0
         self._model, self._batches, self._settings = model, batches, settings
+        self._net, self._ranks = net or model, ranks or Ranks()
         self._loss, self._compute, self._seed, self._task = loss, compute, seed, task
         self._progress, self._measure, self._keeps_best = progress, measure, keeps_best
         self._optimizer = make_optimizer(model, settings)
@@ -103,15 +110,29 @@ class Training:
         settings = self._settings
         batches = self._batches.epoch(settings.batch_size, self._seed, self._epoch, settings.augment)
         for inputs, targets in islice(batches, self._steps_made, None):
-            losses = training_step(self._model, self._optimizer, inputs, targets, self._loss, self._compute)
-            self._total += losses.sum(dtype=torch.float64)
-            self._n_losses += len(losses)
+            self._total += self._make_step((inputs, targets))
+            self._n_losses += n_terms(targets)
             self._n_seen += len(targets)
             if self._steps_made % _STEPS_A_REPORT == 0:
                 self._report(self._n_seen)
             self._steps_made += 1
             self.n_steps += 1
             yield
+
+    def _make_step(self, batch: Batch) -> Tensor:
+        """Make a step, with the other processes if there are any; return the sum of the batch's losses, float64 []."""
+        if self._ranks.size == 1:
+            losses = training_step(self._net, self._optimizer, *batch, self._loss, self._compute)
+            return losses.sum(dtype=torch.float64)
+        place = self._ranks.place
+        torch.manual_seed(derive_seed(self._seed, self._task, self._epoch, self._steps_made, place.rank))  # dropout
+        part = process_part(batch, self._ranks)
+        with meeting():
+            losses = training_step(
+                self._net, self._optimizer, *part.batch, self._loss, self._compute, weight=part.weight
+            )
+        own = losses.sum(dtype=torch.float64) * (part.weight * n_terms(batch[1]) / place.size)
+        return torch.stack(self._ranks.gather([own])).sum().to(self._total.device)
 
     def _end_epoch(self, write: Write) -> None:
         train_loss = self._report(len(self._batches)) if self._epoch else None
@@ -182,9 +203,13 @@ def training_step(
     targets: Tensor,
     loss: Loss,
     compute: Compute,
+    *,
+    weight: float | None = None,
 ) -> Tensor:
     """Make one step on a batch; return the losses that `example_losses` gives for it.
 
+    Args:
+        weight: what the sum of the losses is multiplied by, if they are part of a batch; None takes their mean.
     Raises:
         SpecError: the batch is too small for the model's BatchNorm.
     """
@@ -198,7 +223,7 @@ def training_step(
         raise SpecError(message, hint="raise batch_size, or the number of training examples") from error
     losses = example_losses(loss, outputs, targets)
     optimizer.zero_grad()
-    losses.mean().backward()  # type: ignore[no-untyped-call]
+    (losses.mean() if weight is None else losses.sum() * weight).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return losses.detach()
 
