@@ -28,7 +28,8 @@ from glue_cli.cli.signals import ignore_signals, unwind_on_signals
 from glue_cli.cli.train_expert import train_expert
 from glue_cli.foundation.errors import GlueError, ResourceError, UsageError
 from glue_cli.foundation.memory import is_out_of_memory
-from glue_cli.foundation.stopping import INTERRUPTED, Stopped
+from glue_cli.foundation.ranks import place_of, speaks
+from glue_cli.foundation.stopping import INTERRUPTED, Lost, Stopped
 
 app = typer.Typer(
     name="glue",
@@ -45,6 +46,9 @@ app.command("report")(report)
 app.command("show")(show)
 app.command("init")(init)
 
+
+# The commands that several processes share; of the others, the first process of a job does all.
+_SHARED = ("train-expert", "mix", "finetune", "evaluate")
 
 _OUT_OF_MEMORY = "use a smaller batch_size, --bank disk in a search, or a machine with more memory"
 
@@ -65,6 +69,8 @@ def _root(
         ),
     ] = False,
 ) -> None:
+    if not (place_of(os.environ).is_first or context.invoked_subcommand in _SHARED):
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
         raise UsageError("no command given", hint="glue COMMAND --help explains a command")
@@ -96,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_out_of_memory(error):
             return _report(ResourceError("out of memory", hint=_OUT_OF_MEMORY))
-        traceback.print_exc()
+        if speaks(os.environ):
+            traceback.print_exc()
         return 1
 
 
@@ -168,6 +175,8 @@ def _report_interrupt() -> int:
 
 
 def _report_stop(stopped: Stopped) -> int:
+    if not (speaks(os.environ) if isinstance(stopped, Lost) else place_of(os.environ).is_first):
+        return stopped.exit_code
     if stopped.state:
         error = GlueError(
             f"stopped by {stopped.by}; the state is in '{stopped.state}'", hint="the same line with --resume goes on"
@@ -179,6 +188,8 @@ def _report_stop(stopped: Stopped) -> int:
 
 
 def _report(error: GlueError) -> int:
+    if not speaks(os.environ):
+        return error.exit_code
     if os.environ.get("GLUE_DEBUG"):
         traceback.print_exc()
     print_error(error)

@@ -108,7 +108,7 @@ def evaluate(
         }
         session.finish_dry_run("evaluate", planned)
         return
-    with session.running() as run:
+    with session.running(shared=True) as run:
         with holding_signals():
             from glue_cli.workflows.evaluate import evaluate as work
 

@@ -60,7 +60,7 @@ def finetune(
         }
         session.finish_dry_run("finetune", planned)
         return
-    with session.running() as run:
+    with session.running(shared=True) as run:
         with holding_signals():
             from glue_cli.workflows.finetune import described
             from glue_cli.workflows.finetune import finetune as work

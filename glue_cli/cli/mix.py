@@ -229,6 +229,8 @@ def mix(
         coefficients, rules, writing, overrides = _repeating(repeated, writing)
     else:
         coefficients = _coefficients(method, alpha, sizes)
+    if not (session.is_first or coefficients.needs_data):
+        return  # the first process of a job does what no other can help it with
     check_name("--bank", bank, ALL_BANKS)
     _check_search_options(budget, explain, bank, coefficients.is_search)
     needs_spec = coefficients.needs_data or rules.batchnorm == "refresh"
@@ -251,7 +253,13 @@ def mix(
     if session.dry_run:
         session.finish_dry_run("mix", planned(plan))
         return
-    with session.running() as run:
+    with session.running(shared=coefficients.needs_data) as run:
+        if not session.is_first:
+            with holding_signals():
+                from glue_cli.workflows.mix.mix import help_mix
+            if not session.is_finished(plan.destination.result, dict, run):
+                help_mix(plan, run)
+            return
         # meanwhile torch is imported, which takes a second
         with holding_signals(), hashing_experts(plan, run) as hashes:
             from glue_cli.workflows.mix.mix import described_in_full

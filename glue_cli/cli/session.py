@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -16,8 +16,10 @@ import typer
 from glue_cli.cli import options
 from glue_cli.cli.output import print_hint, print_lines, print_table
 from glue_cli.cli.progress import listening
-from glue_cli.cli.signals import stopping
+from glue_cli.cli.signals import dying_of_signals, stopping
 from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.progress import Progress, silent
+from glue_cli.foundation.ranks import Place, Ranks, place_of
 from glue_cli.foundation.saving import Saving, parse_save_every
 
 if TYPE_CHECKING:  # importing the spec's schema takes as long as importing everything else
@@ -92,15 +94,33 @@ class Session:
             flags.append(f"precision={self.precision}")
         return read_spec(self._spec_file, flags, known_names={"arch": architecture_forms(), "format": FORMATS})
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the only one of its job, or the first: the one that writes, prints and asks."""
+        return place_of(os.environ).is_first
+
     @contextmanager
-    def running(self) -> Iterator["Run"]:
-        """Yield the settings for the work, and show its progress until the block ends."""
+    def running(self, *, shared: bool = False) -> Iterator["Run"]:
+        """Yield the settings for the work, and show its progress until the block ends.
+
+        Args:
+            shared: whether all processes of a job do the work; if not, this one does, and nobody waits for the others.
+        """
         from glue_cli.foundation.run import Run
 
+        place = place_of(os.environ) if shared else Place()
+        history = self.history if place.is_first else None
         # only the result goes to stdout
-        with redirect_stdout(sys.stderr), listening(quiet=self.quiet) as progress, stopping() as stop:
+        with redirect_stdout(sys.stderr), self._listening(place) as progress, stopping(speaks=place.is_first) as stop:
             threads_given = bool(os.environ.get("OMP_NUM_THREADS"))
-            yield Run(self.device, _cache_folder(), self.history, progress, threads_given, self._saving, stop)
+            ranks = Ranks(place, stop)
+            if ranks.size > 1:
+                with dying_of_signals():
+                    ranks.start(self.device)
+            yield Run(self.device, _cache_folder(), history, progress, threads_given, self._saving, stop, ranks)
+
+    def _listening(self, place: Place) -> AbstractContextManager[Progress]:
+        return listening(quiet=self.quiet) if place.is_first else nullcontext(silent)
 
     @property
     def _saving(self) -> Saving:
@@ -115,6 +135,9 @@ class Session:
         Args:
             describe: returns what the output's metadata say if it is this run's.
         """
+        return run.ranks.from_first(lambda: self._is_finished(output, describe, run))
+
+    def _is_finished(self, output: Path, describe: Callable[[], Mapping[str, Any]], run: "Run") -> bool:
         if not (self.resume and output.exists()):
             return False
         from glue_cli.workflows.resuming import is_finished
@@ -131,9 +154,13 @@ class Session:
     def finish(self, result: Result, show: Callable[[Result], None], hint: str | None = None) -> None:
         """Print the result on stdout, as JSON or for people, and the next command to try on stderr.
 
+        Of several processes, the first one prints, and the others end here without a word.
+
         Args:
             result: a record of `results`, or a JSON object.
         """
+        if not self.is_first:
+            raise typer.Exit
         if self.json:
             from glue_cli.foundation.json_text import as_json
             from glue_cli.results.record import as_object

@@ -55,11 +55,32 @@ def holding_signals() -> Iterator[None]:
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def dying_of_signals() -> Iterator[None]:
+    """Let signals end the process at once while it waits for others, which Python's handlers cannot interrupt.
+
+    This is safe because nothing has been written yet.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *_FATAL)}
+    is_main = threading.current_thread() is threading.main_thread()
+    caught = {n: handler for n, handler in handlers.items() if is_main and handler is not signal.SIG_IGN}
+    for number in caught:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in caught.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping(*, speaks: bool = True) -> Iterator[Stop]:
     """Let signals ask a run to stop as long as it can be resumed, and otherwise do what they do; yield the wish.
 
     It has 3 s for its step and its state, and gives up the step then; after 4.5 s the process ends, whatever it is at.
     The last state that was saved stays. A second Ctrl-C ends it at once.
+
+    Args:
+        speaks: whether to say that the process has ended in the middle of a step.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -78,7 +99,7 @@ def stopping() -> Iterator[Stop]:
     before = {number: signal.signal(number, ask) for number in caught}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda number, frame: stop.give_up())
     try:
-        with _watching(stop, caught):
+        with _watching(stop, caught, speaks=speaks):
             yield stop
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -87,7 +108,7 @@ def stopping() -> Iterator[Stop]:
 
 
 @contextmanager
-def _watching(stop: Stop, caught: Collection[int]) -> Iterator[None]:
+def _watching(stop: Stop, caught: Collection[int], *, speaks: bool) -> Iterator[None]:
     """Watch for signals in a thread of its own, as long as the block lasts, and end a process that does not stop.
 
     Python's handlers wait for the main thread, which may be in the middle of a long call of torch.
@@ -102,7 +123,8 @@ def _watching(stop: Stop, caught: Collection[int]) -> Iterator[None]:
             try:
                 numbers = here.recv(64)
             except TimeoutError:
-                os.write(2, b"error: stopped in the middle of a step; the last state that was saved stays\n")
+                if speaks:
+                    os.write(2, b"error: stopped in the middle of a step; the last state that was saved stays\n")
                 os._exit(exit_code_of(first))
             if not numbers:  # the block is left
                 return

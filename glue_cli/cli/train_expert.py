@@ -39,7 +39,7 @@ def train_expert(
         }
         session.finish_dry_run("train-expert", planned)
         return
-    with session.running() as run:
+    with session.running(shared=True) as run:
         with holding_signals():
             from glue_cli.workflows.train_expert import described
             from glue_cli.workflows.train_expert import train_expert as work

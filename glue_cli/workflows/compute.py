@@ -13,7 +13,7 @@ from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.running.device import Compute, find_device, likes_channels_last
 from glue_cli.running.precision import choose_way
-from glue_cli.running.timing import PRECISIONS, Precision
+from glue_cli.running.timing import PRECISIONS, Precision, Way
 from glue_cli.search.protocol import Blends
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluation import evaluate_model
@@ -89,20 +89,23 @@ def _choose(
         step = make_step(compute)  # parameters and inputs are float32 in both precisions
         return lambda precision: step(replace(compute, precision=precision))
 
-    way = choose_way(
-        spec.precision,
-        make_timed,
-        work={
-            "work": kind,
-            "model": spec.model.model_dump(),
-            "inputs": examples.dataset.shape,
-            "batch_size": batch_size,
-        },
-        device=compute.device,
-        threads_given=run.threads_given,
-        cache=run.cache,
-        progress=run.progress,
-    )
+    def choose() -> Way:
+        return choose_way(
+            spec.precision,
+            make_timed,
+            work={
+                "work": kind,
+                "model": spec.model.model_dump(),
+                "inputs": examples.dataset.shape,
+                "batch_size": batch_size,
+            },
+            device=compute.device,
+            threads_given=run.threads_given,
+            cache=run.cache,
+            progress=run.progress,
+        )
+
+    way = Way(*run.ranks.from_first(choose))  # in JSON, which the others get, it is a list
     torch.set_num_threads(way.n_threads)
     return replace(compute, precision=way.precision)
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +100,21 @@ class Keeper:
     def checkpoint(self, make_state: Callable[[], State]) -> None:
         """Save the state between two steps if it is due, and stop if the run was asked to.
 
+        Of several processes, the first saves. They stop after the same step, since what has asked one of them to stop
+        is known to all from the step's last exchange.
+
         Raises:
             Stopped: the run was asked to stop.
             ResourceError: the state cannot be written.
         """
         self._n_steps += 1
-        is_asked = self._run.stop.asked_by is not None
-        if is_asked or self._is_due():
+        ranks, stop = self._run.ranks, self._run.stop
+        asked_by = ranks.stopped_by if ranks.size > 1 else stop.asked_by
+        if ranks.is_first and (asked_by is not None or self._is_due()):
             self._save(make_state())
-        self._run.stop.give_up()
+        if asked_by is not None:
+            ranks.from_first(lambda: {"stopped_by": asked_by})  # nobody ends before the state is saved
+            raise Stopped(asked_by)
 
     def _is_due(self) -> bool:
         every = self._run.saving.every
@@ -131,12 +137,15 @@ class Keeper:
 def keeping(output: Path, run: Run) -> Iterator[Keeper]:
     """Hold the state of the run that makes `output`, and remove it when the output is written.
 
+    Of several processes, the first one holds and removes it; the others only read it.
+
     Raises:
         UsageError: another running process holds the state.
         CheckpointError: the state is damaged.
         Stopped: by a signal; the exception says where the state is, if there is one.
     """
-    with holding_state(output) as file:
+    is_first = run.ranks.is_first
+    with holding_state(output) if is_first else nullcontext(state_file(output)) as file:
         saved = None
         if file.exists():
             if run.saving.resumes:
@@ -152,8 +161,9 @@ def keeping(output: Path, run: Run) -> Iterator[Keeper]:
             raise
         finally:
             run.stop.can_resume = False
-        with suppress(OSError):
-            file.unlink()
+        if is_first:
+            with suppress(OSError):
+                file.unlink()
 
 
 def is_finished(output: Path, wanted: Mapping[str, Any], run: Run, *, force: bool) -> bool:

@@ -95,6 +95,7 @@ class _Judge:
 
     def __init__(self, plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run) -> None:
         self._plan, self._spec, self._target, self._experts = plan, spec, target, experts
+        self._ranks = run.ranks
         model = self._model(torch.eye(len(plan.experts), dtype=torch.float64)[:1])
         check_fits_data(model, target["val"], spec.loss, spec.data.where)
         self.compute: Compute = evaluation_compute(spec, model, target["val"], run)
@@ -109,7 +110,7 @@ class _Judge:
             goal, settings = goal_named("loss"), self._spec.mix
             labels = share_out(self._target, goal, settings, self.compute, seed=self._plan.seed, may_fold=False)
             refresh_statistics(model, labels.refreshing.again(), self._forward)
-        figures = evaluate_model(model, self._val, loss=self._spec.loss, compute=self.compute)
+        figures = evaluate_model(model, self._val, loss=self._spec.loss, compute=self.compute, ranks=self._ranks)
         self.cost.forwards += self._val.n_in_order
         self.cost.validation_forwards += self._val.n_in_order
         self.cost.examples += len(self._val)

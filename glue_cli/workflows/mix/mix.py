@@ -50,6 +50,31 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         return _mix(plan, run, hashes, keeper)
 
 
+@restored_threads()
+def help_mix(plan: MixPlan, run: Run) -> None:
+    """Share the forwards of a mix that another process of the job makes and writes.
+
+    Raises:
+        CheckpointError, SpecError, DataError, NumericalError, ResourceError: as `mix` does.
+        Stopped: the job was asked to stop, or the other process has ended.
+    """
+    from glue_cli.workflows.mix.accuracy import choose_by_accuracy
+    from glue_cli.workflows.mix.search import make_setting
+    from glue_cli.workflows.resuming import keeping
+
+    make_repeatable(find_device(run.device))
+    experts, target = gather_experts(plan), target_of(plan, run)
+    assert plan.spec is not None and target is not None
+    if not plan.coefficients.is_search:
+        choose_by_accuracy(plan, plan.spec, target, experts, run, lambda line: None)
+        return
+    with keeping(plan.destination.result, run) as keeper:
+        _begin(keeper, plan, target)
+        setting = make_setting(plan, keeper.as_before(plan.spec), target, experts, run)
+        with keeper.steps():
+            setting.follow()
+
+
 def described(plan: MixPlan) -> dict[str, Any]:
     """Return the part of the blend's metadata that is known before the work begins."""
     if plan.like:

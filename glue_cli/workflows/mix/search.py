@@ -34,27 +34,35 @@ from glue_cli.workflows.resuming import Keeper
 _OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum", "mu")
 
 
-def search(
-    plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write, keeper: Keeper
-) -> Choice:
-    """Let the method search for the alpha [G, K] with the least loss on the target's data."""
-    settings = spec.mix
-    criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
-    goal = criterion.goal
-    n_experts = len(plan.experts)
-    n_blends = _count_blends(plan.method, settings)
+def make_setting(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run) -> Setting:
+    """Return what a search works on, and set torch's threads.
+
+    Raises:
+        CheckpointError, SpecError, DataError: the experts, the model and the data do not fit each other.
+    """
+    n_blends = _count_blends(plan.method, spec.mix)
     blends = experts.blends(
         spec,
         run,
         seed=plan.seed,
         n_blends=n_blends,
-        batchnorm=_batchnorm(settings),
+        batchnorm=_batchnorm(spec.mix),
         needs_gradient=plan.method == "fullgrad",
     )
     for split in ("train", "val"):
         check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
     compute = blending_compute(spec, blends, target["train"], run)
-    setting = Setting(plan, settings, target, experts, blends.with_precision(compute.precision), criterion, run)
+    criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
+    return Setting(plan, spec.mix, target, experts, blends.with_precision(compute.precision), criterion, run)
+
+
+def search(
+    plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write, keeper: Keeper
+) -> Choice:
+    """Let the method search for the alpha [G, K] with the least loss on the target's data."""
+    settings, n_experts = spec.mix, len(plan.experts)
+    setting = make_setting(plan, spec, target, experts, run)
+    goal, compute = setting.goal, setting.compute
     objective = setting.objective
     budget, began = settings.parsed_budget, time.monotonic()
     total, unit = (math.ceil(budget.limit), budget.unit) if budget else (settings.steps, "steps")
@@ -114,6 +122,7 @@ def search(
         afterwards = afterwards.plus(explained)
         if isinstance(search_account, StagedSearch):
             search_account.stages.append(Stage(stage="explain", forwards=explained.forwards))
+    setting.dismiss()
     return Choice(
         learned.alpha,
         settings={

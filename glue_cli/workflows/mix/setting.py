@@ -22,8 +22,10 @@ from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.means import ExampleSums
 from glue_cli.search.criterion import Criterion
 from glue_cli.search.held_out import HeldOut, Judge
+from glue_cli.search.leading import LedObjective, answers_of, dismiss, follow, tell
 from glue_cli.search.objective import BlendObjective
 from glue_cli.search.protocol import Blends, WrittenBlend
+from glue_cli.search.sharing import Sharing
 from glue_cli.spec.schema import MixSpec
 from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import Labels, share_out
@@ -56,6 +58,7 @@ class Setting:
     Args:
         blends: of the experts.
     Attributes:
+        goal: of the search; compute: what the forwards run with.
         settings: of the search itself; its budget is reduced by what the steps after the search need.
     """
 
@@ -69,22 +72,26 @@ class Setting:
         criterion: Criterion,
         run: Run,
     ) -> None:
-        goal = criterion.goal
+        self.goal, self.compute = criterion.goal, blends.compute
         is_staged = settings.search == "staged"
-        may_fold = is_staged and makes_gauss_newton_steps(plan.method, settings, goal)
-        self._labels = share_out(target, goal, settings, blends.compute, seed=plan.seed, may_fold=may_fold)
+        may_fold = is_staged and makes_gauss_newton_steps(plan.method, settings, self.goal)
+        self._labels = share_out(target, self.goal, settings, blends.compute, seed=plan.seed, may_fold=may_fold)
         kinds = _kinds(plan, settings, blends, self._labels, run) if is_staged else ("averaged",)
+        is_by_batch = not is_staged and settings.bn_statistics == "batch"
         if kinds == ("refreshed",) and _has_enough(settings, self._labels):
-            blends = blends.with_statistics("refreshed")
-        self._judge = Judge(as_written(plan, experts, blends), criterion) if is_staged else None
-        self.objective = BlendObjective(
+            blends, is_by_batch = blends.with_statistics("refreshed"), True
+        self._ranks = run.ranks
+        self._judge = Judge(as_written(plan, experts, blends), criterion, run.ranks) if is_staged else None
+        self._own = BlendObjective(
             blends,
             criterion,
             self._labels.minibatches,
             seed=plan.seed,
             held_out=HeldOut(self._judge, self._labels.parts) if self._judge else None,
             kinds=kinds,
+            sharing=Sharing(run.ranks, is_cut=not is_by_batch),
         )
+        self.objective = LedObjective(self._own, run.ranks, kinds[0])
         self._n_kept = self._kept_for_the_file(settings) if is_staged else 0
         self.settings = _with_less(settings, self._n_kept)
 
@@ -92,6 +99,19 @@ class Setting:
     def sample(self) -> Sample:
         """Which examples BatchNorm's statistics are taken from."""
         return self._labels.sample
+
+    def follow(self) -> None:
+        """Help the process that searches until it needs no more help.
+
+        Raises:
+            Stopped: the job was asked to stop, and its state is saved.
+        """
+        follow(self._ranks, {**answers_of(self._own), "load": self._load, "measure": self._measure})
+
+    def dismiss(self) -> None:
+        """Let the processes go that follow this one."""
+        if self._ranks.size > 1:
+            dismiss(self._ranks)
 
     def as_written(self, learned: Learned) -> BlendAsWritten:
         """Return the chosen blend as it will be written, with its loss.
@@ -132,15 +152,18 @@ class Setting:
 
     def _load(self, alpha: Tensor, statistics: Statistics) -> None:
         assert self._judge
+        if self._ranks.is_first:
+            tell(self._ranks, "load", alpha, statistics)
         refreshing = self._labels.refreshing if statistics == "refreshed" else None
-        self._judge.load(alpha, refreshing, self.objective.charge)
+        self._judge.load(alpha, refreshing, self._own.charge)
 
     def _measure(self) -> float | None:
         """Return the mean of the terms of the blend that is loaded; None if it is not finite."""
         assert self._judge
+        if self._ranks.is_first:
+            tell(self._ranks, "measure")
         before = self.objective.cost.forwards
-        batches = self._labels.validation.again()
-        terms = ExampleSums.join(self._judge.terms(batches, self.objective.charge)).shares
+        terms = ExampleSums.join(self._judge.terms(self._labels.validation, self._own.charge)).shares
         self.objective.cost.validation_forwards += self.objective.cost.forwards - before
         return if_finite(terms.mean().item())
 

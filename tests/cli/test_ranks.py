@@ -1,0 +1,202 @@
+"""Several processes by torchrun: the same results, one voice, and one end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glue_cli.checkpoints.run_state import read_state, state_file
+
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TIMEOUT_S = 300  # generous: the machine may be busy
+EXPERT = "experts/expert-000.safetensors"
+MIX = ["mix", "--method", "spsa", EXPERT, "experts/expert-001.safetensors"]
+
+
+class Job:
+    """A glue in several processes."""
+
+    def __init__(self, n, *arguments):
+        self.popen = subprocess.Popen(
+            [*LAUNCHER, str(n), "-m", "glue_cli", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    @property
+    def processes(self):
+        """The process numbers of the ranks, in their order."""
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text().split()
+        by_rank = {}
+        for child in map(int, children):
+            variables = dict(
+                pair.split("=", 1) for pair in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in pair
+            )
+            if "RANK" in variables:
+                by_rank[int(variables["RANK"])] = child
+        return [by_rank[rank] for rank in sorted(by_rank)]
+
+    def end(self):
+        """Return the launcher's exit code, stdout, and what glue itself said on stderr."""
+        out, err = self.popen.communicate(timeout=TIMEOUT_S)
+        said = [line for line in err.splitlines() if line.startswith(("error:", "hint:", "warning:", "Traceback"))]
+        return self.popen.returncode, out, [line for line in said if not line.startswith("Traceback")]
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def start(*arguments):
+        started.append(Job(*arguments))
+        return started[-1]
+
+    yield start
+    for job in started:
+        if job.popen.poll() is None:
+            os.killpg(job.popen.pid, signal.SIGKILL)
+        job.popen.communicate()
+
+
+def result_of(job):
+    code, out, said = job.end()
+    assert (code, said, out.count("\n")) == (0, [], 1), (code, out, said)
+    return json.loads(out)
+
+
+def apart(path, other):
+    """Return the largest difference between two checkpoints, relative to the largest number of each tensor."""
+    one, two = load_file(path), load_file(other)
+    assert one.keys() == two.keys()
+    return max(
+        ((one[name].double() - two[name].double()).abs().max() / one[name].double().abs().max().clamp_min(1e-9)).item()
+        for name in one
+    )
+
+
+def test_alpha_does_not_depend_on_the_number_of_processes(here, glue, start):
+    """With half of the search by the blended statistics of BatchNorm, half by those of the batch, and a guard."""
+    options = [*MIX, "experts/expert-002.safetensors", "--budget", "120", "--explain", "--json", "-q"]
+    alone = glue(*options, "-o", "alone.safetensors", code=0).json
+    found = {n: result_of(start(n, *options, "-o", f"{n}.safetensors")) for n in (1, 2, 4)}
+    assert len({str(alpha) for alpha in alone["alpha"]}) > 1
+    for n, result in found.items():
+        assert result["alpha"] == found[1]["alpha"], n
+        assert result["alpha"] == pytest.approx(alone["alpha"], abs=1e-6)
+        assert result["loss"]["val"] == pytest.approx(alone["loss"]["val"], rel=1e-5)
+        for same in ("forwards", "backwards", "examples", "validation_forwards"):
+            assert result["cost"][same] == alone["cost"][same]
+        assert result["left_out"] == found[1]["left_out"]
+        assert apart(here / f"{n}.safetensors", here / "1.safetensors") == 0
+    assert not [path for path in here.rglob("*") if "state" in path.name or path.name.endswith((".tmp", ".lock"))]
+
+
+def test_experts_are_evaluated_together(here, glue, start):
+    line = ["mix", "--method", "proxy", *MIX[3:], "--json", "-q"]
+    alone = glue(*line, "-o", "alone.safetensors", code=0).json
+    several = result_of(start(2, *line, "-o", "several.safetensors"))
+    for same in ("alpha", "val_accuracies"):
+        assert several[same] == pytest.approx(alone[same], abs=1e-6)
+
+
+def test_training_and_evaluation_are_those_of_one_process_up_to_rounding(here, glue, start):
+    lines = {
+        "e.safetensors": ["train-expert", "--expert", "0", "--set", "train.epochs=2"],
+        "f.safetensors": ["finetune", EXPERT, "--set", "finetune.epochs=2"],
+    }
+    for output, line in lines.items():
+        glue(*line, "-o", f"1{output}", "-q", code=0)
+        result_of(start(2, *line, "-o", f"2{output}", "--json", "-q"))
+        assert 0 < apart(here / f"1{output}", here / f"2{output}") < 1e-3
+        assert apart(here / f"1{output}", here / EXPERT) > 0.05
+    figures = ["evaluate", EXPERT, "1e.safetensors", "--metric", "f1", "--compare", "1f.safetensors", "--json", "-q"]
+    alone = glue(*figures)
+    code, out, said = start(3, *figures, "-o", "e.json").end()
+    assert alone.code == 6 and code != 0  # the launcher's own
+    assert out == alone.out == (here / "e.json").read_text()
+    assert [line for line in alone.err.splitlines() if line.startswith(("error", "hint"))] == said
+    assert len(said) == 1 and said[0].startswith("error: a checkpoint is worse")
+
+
+def saved(here):
+    return state_file(here / "p.safetensors")
+
+
+def lines_of(path):
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+ENDLESS = ["--set", "mix.steps=1000000", "--set", "mix.patience=1000000", "--set", "mix.search=plain"]
+WHO = {"launcher": "SIGTERM", "last": "SIGUSR1", "first, killed": "SIGKILL"}
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_a_signal_to_any_process_ends_all_of_them_with_the_state_saved(here, start, who):
+    history = here / "h.jsonl"
+    job = start(2, *MIX, *ENDLESS, "-o", "p.safetensors", "--history", history, "--save-every", "3", "--json", "-q")
+    end = time.monotonic() + TIMEOUT_S
+    while lines_of(history) < 8:
+        assert job.popen.poll() is None, job.end()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    processes = job.processes
+    assert len(processes) == 2
+    target = job.popen.pid if who == "launcher" else processes[-1 if "last" in who else 0]
+    os.kill(target, getattr(signal, WHO[who]))
+    code, out, said = job.end()
+    assert code not in (0, 75) and out == ""
+    assert not any(Path(f"/proc/{process}").exists() for process in processes)
+    by = "the end of another process" if "killed" in who else WHO[who]
+    assert len(said) == 2 and said[0].startswith(f"error: stopped by {by}") and "--resume" in said[1], said
+    assert str(saved(here).name) in said[0]
+    steps = read_state(saved(here)).state["n_steps"]
+    if "killed" not in who:  # the last whole step
+        assert steps == lines_of(history) - 1
+    assert {path.name for path in here.iterdir() if path.name.startswith(".")} <= {
+        saved(here).name,
+        f"{saved(here).name}.lock",  # of a process that was killed
+    }
+    assert not (here / "p.safetensors").exists()
+
+
+def test_a_stopped_job_goes_on_with_another_number_of_processes(here, glue, start):
+    options = ["--set", "mix.search=plain", "--set", "mix.steps=60", "--set", "mix.patience=1000", "--json", "-q"]
+    wanted = glue(*MIX, *options, "-o", "w.safetensors", code=0).json["alpha"]
+    history = here / "h.jsonl"
+    line = [*MIX, *options, "-o", "p.safetensors", "--history", str(history), "--resume"]
+    job = start(2, *line)
+    while lines_of(history) < 5:
+        assert job.popen.poll() is None, job.end()
+        time.sleep(0.01)
+    os.kill(job.popen.pid, signal.SIGTERM)
+    job.end()
+    before = lines_of(history)
+    assert saved(here).exists() and before < 60
+    found = result_of(start(3, *line))["alpha"]
+    assert found == pytest.approx(wanted, abs=1e-6) and lines_of(history) > before
+    assert result_of(start(2, *line))["output"] == "p.safetensors"  # there is nothing left to do
+
+
+def test_what_one_process_alone_finds_wrong_is_said_once(here, start):
+    broken = {name: tensor.clone() for name, tensor in load_file(EXPERT).items()}
+    broken["head.weight"][0, 0] = torch.nan
+    save_file(broken, here / "broken.safetensors")
+    code, out, said = start(2, *MIX, "broken.safetensors", "-o", "p.safetensors", "-q").end()
+    assert code != 0 and out == "" and not (here / "p.safetensors").exists()
+    assert len([line for line in said if line.startswith("error:")]) == 1 and "broken.safetensors" in said[0]
+    code, out, said = start(2, "mix", "--method", "spsa", "none.safetensors").end()  # before torch is imported
+    assert (code != 0, out, len([line for line in said if line.startswith("error:")])) == (True, "", 1)
+
+
+def test_what_needs_no_help_is_done_by_the_first_process_alone(here, start):
+    code, out, said = start(3, "mix", "--alpha", "0.5,0.5", *MIX[3:], "-o", "p.safetensors", "--json").end()
+    assert (code, said) == (0, []) and json.loads(out)["alpha"] == [0.5, 0.5]
