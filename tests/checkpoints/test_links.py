@@ -43,6 +43,17 @@ def test_a_shard_that_is_a_link_out_of_the_folder(elsewhere, tmp_path, through_f
             read_checkpoint(path)
 
 
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_an_index_that_names_a_file_out_of_its_folder(elsewhere, tmp_path, is_absolute):
+    shard = str(elsewhere) if is_absolute else "../elsewhere.safetensors"
+    index = tmp_path / "model/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    for path in (index, index.parent):
+        with pytest.raises(CheckpointError, match="names shards outside its own folder") as caught:
+            read_checkpoint(path)
+        assert caught.value.items == (shard,)
+
+
 def test_links_within_the_folder_are_followed(elsewhere, tmp_path):
     elsewhere.rename(tmp_path / "model/weights-of-today.safetensors")
     (tmp_path / "model/model.safetensors").symlink_to("weights-of-today.safetensors")
