@@ -53,6 +53,13 @@ RUNS = {
         saves=True,
         changing=("new/history.jsonl",),
     ),
+    **{
+        f"mix, {kind}": SmallRun(
+            f"mix --method spsa e0.safetensors e1.safetensors -o new/x.safetensors --bank {kind}",
+            ("new/x.safetensors",),
+        )
+        for kind in ("disk", "streamed")
+    },
     "mix, adapters": SmallRun("mix --alpha 0.3,0.7 adapter-0 adapter-1 -o new/a", ("new/a",)),
     "mix, merged": SmallRun("mix --alpha 0.3,0.7 adapter-0 adapter-1 --base base -o new/a", ("new/a",)),
     "train-expert": SmallRun(
@@ -68,6 +75,8 @@ RUNS = {
         changing=("new/history.jsonl",),
     ),
     "evaluate": SmallRun("evaluate e0.safetensors --junit new/junit.xml --json", changing=("new/junit.xml",)),
+    "check": SmallRun("check e0.safetensors e1.safetensors"),
+    "init": SmallRun("init e0.safetensors e1.safetensors --data data -o new/glue.yaml", ("new/glue.yaml",)),
     "show": SmallRun("show e0.safetensors"),
     "report": SmallRun("report history.jsonl -o new/report", ("new/report",)),
 }

@@ -8,7 +8,14 @@ from small_runs import RUNS, found, leftovers
 
 REPLACED = {"mix": "e1.safetensors", "mix, shards": "e1.safetensors", "mix, spsa": "e1.safetensors"}
 REPLACED |= {"mix, adapters": "adapter-1/adapter_model.safetensors", "mix, merged": "base/model.safetensors"}
-REPLACED |= {"finetune": "e0.safetensors", "evaluate": "e0.safetensors", "show": "e0.safetensors"}
+REPLACED |= {"mix, disk": "e1.safetensors", "mix, streamed": "e1.safetensors"}
+REPLACED |= {
+    "check": "e1.safetensors",
+    "init": "e1.safetensors",
+    "finetune": "e0.safetensors",
+    "evaluate": "e0.safetensors",
+    "show": "e0.safetensors",
+}
 DATA = {name: "data/train.safetensors" for name in ("mix, spsa", "train-expert", "finetune")}
 CASES = [*REPLACED.items(), *DATA.items(), ("report", "history.jsonl"), ("evaluate", "glue.yaml")]
 
