@@ -93,7 +93,7 @@ class Faulty:
         assert self._server.stdin and self._server.stdout
         print(json.dumps(request), file=self._server.stdin, flush=True)
         told = json.loads(self._server.stdout.readline())
-        out, err = (Path(f"{folder}.{name}").read_text() for name in ("stdout", "stderr"))
+        out, err = (_text_of(Path(f"{folder}.{name}")) for name in ("stdout", "stderr"))
         return Outcome(**told, out=out, err=err)
 
     def close(self) -> None:
@@ -101,6 +101,11 @@ class Faulty:
         self._server.stdin.close()
         self._server.stdout.close()
         self._server.wait()
+
+
+def _text_of(file: Path) -> str:
+    """Return a file's text, empty if the run was killed before it made the file."""
+    return file.read_text() if file.exists() else ""
 
 
 def compiled(folder: Path) -> Path:

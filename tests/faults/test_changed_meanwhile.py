@@ -1,5 +1,6 @@
 """A file that is cut, replaced, overwritten or becomes a FIFO while glue reads it: the old content counts, or none."""
 
+import os
 import random
 
 import pytest
@@ -20,8 +21,8 @@ DATA = {name: "data/train.safetensors" for name in ("mix, spsa", "train-expert",
 CASES = [*REPLACED.items(), *DATA.items(), ("report", "history.jsonl"), ("evaluate", "glue.yaml")]
 
 CHANGES = {
-    "is cut": "path.open('r+b').truncate(path.stat().st_size // 2)",
-    "is emptied": "path.open('r+b').truncate(0)",
+    "is cut": "os.truncate(path, path.stat().st_size // 2)",
+    "is emptied": "os.truncate(path, 0)",
     "is removed": "path.unlink()",
     "is replaced": "other = path.with_suffix('.new'); other.write_bytes(changed); os.replace(other, path)",
     "is overwritten": "path.write_bytes(changed)",
@@ -50,9 +51,10 @@ def lasting(contents, run):
 def test_a_change_at_each_read(faulty, name, file, how_many, record_property):
     """The change comes just before glue opens, reads or maps any of its files."""
     run, wanted, n_calls = RUNS[name], [], 0
-    for begin in ("", f"{setup(file)}; path.write_bytes(changed)"):  # the outputs for the old content, and for the new
+    # The outputs for the old content, the new, and what is left of the old: a history that was cut is a history too.
+    for begin in ("", *(f"{setup(file)}; {CHANGES[change]}" for change in ("is overwritten", "is cut", "is emptied"))):
         folder = faulty.folder()
-        exec(begin, {"folder": folder})
+        exec(begin, {"folder": folder, "os": os})
         whole = faulty.run(run.arguments, folder, kinds=READS)
         wanted.append(lasting(found(folder, run), run) if whole.code == 0 else None)
         n_calls = n_calls or whole.calls
