@@ -35,6 +35,7 @@ def flags():
 def test_finding_a_gpu_sets_no_flag(monkeypatch, cudnn_flags):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert [find_device(name) for name in ("auto", "cuda", "cuda:1")] == [
         torch.device("cuda:0"),
         torch.device("cuda:0"),
