@@ -8,10 +8,11 @@ import typer
 
 from glue_cli.cli import completion
 from glue_cli.cli.options import WeightsOption
-from glue_cli.cli.output import duration, number, percent, print_lines, print_table
+from glue_cli.cli.output import number, percent, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
 from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.units import duration
 
 if TYPE_CHECKING:
     from glue_cli.results.finetune import FinetuneResult

@@ -129,12 +129,3 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as text, such as 0.8 s, 42 s, 3:05 or 1:02:03."""
-    if round(seconds) < 60:
-        return f"{seconds:.1f} s" if round(seconds, 1) < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -12,10 +12,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from glue_cli.cli.output import duration, number, print_warning, stderr_console
+from glue_cli.cli.output import number, print_warning, stderr_console
 from glue_cli.foundation.printable import printable
 from glue_cli.foundation.progress import Advanced, Event, Finished, Noted, Progress, Started
-from glue_cli.foundation.units import size
+from glue_cli.foundation.units import duration, size
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _N_SPARKS = 40

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from glue_cli.cli.output import duration, number, print_facts, print_lines, print_table
-from glue_cli.foundation.units import counted, size
+from glue_cli.cli.output import number, print_facts, print_lines, print_table
+from glue_cli.foundation.units import counted, duration, size
 from glue_cli.results.check import CheckedExpert, CheckResult, PlannedMix, StepCosts
 
 _MOST_PAIRS = 28  # of 8 experts; --json has all

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from glue_cli.cli.output import duration, number, percent, print_lines, print_table
-from glue_cli.foundation.units import counted, name_of, size
+from glue_cli.cli.output import number, percent, print_lines, print_table
+from glue_cli.foundation.units import counted, duration, name_of, size
 from glue_cli.results.mix import (
     BY_LOSS,
     END,

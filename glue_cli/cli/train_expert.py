@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glue_cli.cli.output import duration, number, print_lines, print_table
+from glue_cli.cli.output import number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
+from glue_cli.foundation.units import duration
 
 if TYPE_CHECKING:
     from glue_cli.results.train_expert import TrainExpertResult

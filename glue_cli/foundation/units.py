@@ -21,6 +21,15 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 1000:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """Return a time as text, such as 0.8 s, 42 s, 3:05 or 1:02:03."""
+    if round(seconds) < 60:
+        return f"{seconds:.1f} s" if round(seconds, 1) < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def name_of(checkpoint: str) -> str:
     """Return a checkpoint's name without suffixes; for a `model.safetensors`, the name of its folder."""
     path = PurePath(checkpoint.encode(errors="replace").decode())  # a file's name may not be valid text

@@ -38,7 +38,7 @@ class ResidentBlends:
         make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
-    is_resident = True
+    is_resident, waited_s = True, 0.0
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class Blends(Protocol):
     Attributes:
         model: the architecture; its tensors need not have values.
         is_resident: whether the experts are in memory; if not, every blend takes the time of reading them.
+        waited_s: how many seconds the forwards have waited for the experts to be read.
         compute: what the forwards run with; batches have to be on its device, in its memory format.
     """
 
@@ -81,6 +82,9 @@ class Blends(Protocol):
 
     @property
     def is_resident(self) -> bool: ...
+
+    @property
+    def waited_s(self) -> float: ...
 
     @property
     def compute(self) -> Compute: ...

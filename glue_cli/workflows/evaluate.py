@@ -23,10 +23,11 @@ from glue_cli.results.record import as_object
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.running.evaluation import Evaluation
 from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
-from glue_cli.workflows.compute import evaluation_compute
-from glue_cli.workflows.evaluation import add_all
-from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.compute import blending_compute, evaluation_compute
+from glue_cli.workflows.evaluation import add_all, add_streamed
+from glue_cli.workflows.fits import check_blends_fit_data, check_fits_data
 from glue_cli.workflows.gates import ByExample, gates_of
+from glue_cli.workflows.streaming import streamed_if_large
 
 
 @restored_threads()
@@ -49,14 +50,21 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     evaluated: list[tuple[EvaluatedCheckpoint, ByExample]] = []
     run.progress(Started("evaluate", len(checkpoints), "checkpoints"))
     for k, (checkpoint, view) in enumerate(zip(checkpoints, views, strict=True)):
-        model = load_model(spec, checkpoint)
-        if not k:
-            compute = evaluation_compute(spec, model, view, run)
-        if not k or view.dataset.labels is not views[k - 1].dataset.labels:
-            check_fits_data(model, view, spec.loss, spec.data.where)
-            batches = view.on(compute)
         evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
-        add_all(evaluation, compute.to_device(model), batches, compute, run.ranks)
+        are_new = not k or view.dataset.labels is not views[k - 1].dataset.labels
+        if streamed := streamed_if_large(spec, checkpoint, run):
+            if not k:
+                compute = blending_compute(spec, streamed, view, run)
+            if are_new:
+                check_blends_fit_data(streamed, view, spec.loss, spec.data.where)
+            add_streamed(evaluation, streamed.with_precision(compute.precision), view.on(compute), run.ranks)
+        else:
+            model = load_model(spec, checkpoint)
+            if not k:
+                compute = evaluation_compute(spec, model, view, run)
+            if are_new:
+                check_fits_data(model, view, spec.loss, spec.data.where)
+            add_all(evaluation, compute.to_device(model), view.on(compute), compute, run.ranks)
         row = EvaluatedCheckpoint(
             checkpoint=checkpoint.name,
             split=plan.split,

@@ -10,6 +10,7 @@ from glue_cli.running.evaluation import N_MEASURED, Evaluation
 from glue_cli.running.forward import outputs_of
 from glue_cli.running.losses import Loss
 from glue_cli.running.metrics import usual_metrics
+from glue_cli.search.protocol import Blends
 
 
 def evaluate_model(
@@ -37,11 +38,32 @@ def add_all(evaluation: Evaluation, model: nn.Module, batches: Batches, compute:
     for inputs, targets in batches.in_order(numbers=ranks.share(batches.n_in_order)):
         with compute.autocast():
             outputs = outputs_of(model, inputs)
-        measured = evaluation.measured(outputs, targets)
-        if ranks.size == 1:
-            evaluation.count(measured)
-        else:
-            found += measured
+        found += _measured_or_counted(evaluation, outputs, targets, ranks)
+        del outputs  # before the next forward: a language model's outputs may take most of the memory
+    _count_of_all(evaluation, found, ranks)
+
+
+@torch.no_grad()
+def add_streamed(evaluation: Evaluation, blends: Blends, batches: Batches, ranks: Ranks) -> None:
+    """As `add_all`, for the only blend of a single expert."""
+    alpha = torch.ones(1, 1, 1, dtype=torch.float64)
+    found: list[Tensor] = []
+    for outputs, targets in blends.outputs(alpha, batches.in_order(numbers=ranks.share(batches.n_in_order)), 0):
+        found += _measured_or_counted(evaluation, outputs, targets, ranks)
+        del outputs
+    _count_of_all(evaluation, found, ranks)
+
+
+def _measured_or_counted(evaluation: Evaluation, outputs: Tensor, targets: Tensor, ranks: Ranks) -> list[Tensor]:
+    """Count a batch at once where this is the only process; else return what all processes will count."""
+    measured = evaluation.measured(outputs, targets)
+    if ranks.size > 1:
+        return measured
+    evaluation.count(measured)
+    return []
+
+
+def _count_of_all(evaluation: Evaluation, found: list[Tensor], ranks: Ranks) -> None:
     of_all = ranks.gather(found)
     for start in range(0, len(of_all), N_MEASURED):
         evaluation.count(of_all[start : start + N_MEASURED])

@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from glue_cli.cli import output, progress
-from glue_cli.cli.output import duration, number, percent, print_error, print_hint, print_table, print_warning
+from glue_cli.cli.output import number, percent, print_error, print_hint, print_table, print_warning
 from glue_cli.cli.progress import listening
 from glue_cli.foundation.errors import GlueError
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
+from glue_cli.foundation.units import duration
 
 
 @pytest.mark.parametrize(

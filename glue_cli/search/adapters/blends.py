@@ -29,7 +29,7 @@ class AdapterBlends:
     """
 
     n_groups = 1
-    is_resident = True
+    is_resident, waited_s = True, 0.0
 
     def __init__(
         self,

@@ -53,6 +53,11 @@ class StreamedBlends:
         self.model, self._engine, self.compute, self.batchnorm = model, engine, compute, batchnorm
         self._seed, self._make_tensors = seed, make_tensors
 
+    @property
+    def waited_s(self) -> float:
+        """As `Blends.waited_s`."""
+        return self._engine.waited_s
+
     def with_statistics(self, statistics: Statistics) -> "StreamedBlends":
         """As `Blends.with_statistics`; both share the experts."""
         other = copy.copy(self)

@@ -36,11 +36,11 @@ class BlockModel:
         self._absent = {name: AbsentTensor.like(tensor, device) for name, tensor in tensors}
         for block in (*split.blocks, split.kept):
             self.unbind(block)
-        for block in split.blocks:
-            self._announce(self.module.get_submodule(block.module), block)
         for module in self.module.modules():
             if isinstance(module, nn.RNNBase):
                 module.forward = without_cudnn(module.forward)
+        for block in split.blocks:  # outermost: cuDNN's switch is not the thread's, and no thread may wait inside
+            self._announce(self.module.get_submodule(block.module), block)
 
     def fix(self, tensors: Mapping[str, Tensor]) -> None:
         """Let these tensors, by name, take the place of blended ones and of others, from now on."""

@@ -26,6 +26,7 @@ from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, search_of, skipped_in
 from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import sampled
+from glue_cli.workflows.mix.pace import Pace
 from glue_cli.workflows.mix.refreshed_on import identity
 from glue_cli.workflows.mix.setting import Setting
 from glue_cli.workflows.resuming import Keeper
@@ -71,6 +72,7 @@ def search(
     _warn_of_idle_settings(plan.method, settings, goal, run)
     run.progress(Started(f"mix by {plan.method}", total, unit))
     shown: dict[str, float] = {}
+    pace = Pace(setting.blends, run.progress)
 
     def observe(record: StepRecord) -> None:
         for name, loss in (("", record.loss), ("val ", record.val_loss)):
@@ -88,6 +90,7 @@ def search(
             "seconds": int(time.monotonic() - began),
         }
         run.progress(Advanced(min(total, spent[unit]), dict(shown), tuple(alpha)))
+        pace.step(min(1.0, spent[unit] / total))
 
     keeper.precision = compute.precision
     method = METHODS[plan.method].load()

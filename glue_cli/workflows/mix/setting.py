@@ -58,7 +58,7 @@ class Setting:
     Args:
         blends: of the experts.
     Attributes:
-        goal: of the search; compute: what the forwards run with.
+        goal: of the search; compute: what the forwards run with; blends: what yields the outputs.
         settings: of the search itself; its budget is reduced by what the steps after the search need.
     """
 
@@ -72,7 +72,7 @@ class Setting:
         criterion: Criterion,
         run: Run,
     ) -> None:
-        self.goal, self.compute = criterion.goal, blends.compute
+        self.goal, self.compute, self.blends = criterion.goal, blends.compute, blends
         is_staged = settings.search == "staged"
         may_fold = is_staged and makes_gauss_newton_steps(plan.method, settings, self.goal)
         self._labels = share_out(target, self.goal, settings, blends.compute, seed=plan.seed, may_fold=may_fold)

@@ -150,6 +150,7 @@ def test_the_bits_are_those_of_blends_in_memory(both, make):
     resident, streamed = both(make)
     for _ in range(2):
         same(all_outputs(streamed), all_outputs(resident))
+    assert torch.backends.cudnn.enabled
 
 
 @pytest.mark.parametrize("make", [conv_net, Deep])
