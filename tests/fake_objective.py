@@ -50,6 +50,9 @@ class Bowl:
         self.charge(len(alphas))
         return self.loss(alphas) + self.noise_at(step)
 
+    def pair_losses(self, alphas, step):
+        return self.probe_losses(alphas, step)
+
     def with_statistics(self, statistics):
         assert statistics in self.kinds
         return self

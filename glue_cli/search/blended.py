@@ -55,7 +55,9 @@ class ResidentBlends:
         self._seed, self._make_tensors = seed, make_tensors
         self._outputs_of = self._forwards()
         uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
-        self._rows = BlendRows(self.model, bank, make_tensors(uniform).keys())
+        made = make_tensors(uniform).keys()
+        self.is_linear = not made
+        self._rows = BlendRows(self.model, bank, made)
 
     def with_statistics(self, statistics: Statistics) -> "ResidentBlends":
         """As `Blends.with_statistics`; both share the experts and the rows of blends."""
@@ -98,7 +100,7 @@ class ResidentBlends:
         self,
         alpha: Tensor,
         coordinates: Tensor,
-        radius: float,
+        radius: float | Tensor,
         batch: Batch,
         step: int,
         *,

@@ -17,7 +17,7 @@ from glue_cli.search.objective import BlendObjective
 from glue_cli.search.secants import Quadratic
 
 # The questions to an objective: methods of `BlendObjective` whose forwards are shared.
-_QUESTIONS = ("probe_losses", "quadratic", "gradient", "validation_terms", "written_terms")
+_QUESTIONS = ("probe_losses", "pair_losses", "quadratic", "gradient", "validation_terms", "written_terms")
 
 Answers = Mapping[str, Callable[..., object]]
 
@@ -41,6 +41,10 @@ class LedObjective:
     def probe_losses(self, alphas: Tensor, step: int) -> Tensor:
         self._tell("probe_losses", alphas, step)
         return self._own.probe_losses(alphas, step)
+
+    def pair_losses(self, alphas: Tensor, step: int) -> Tensor:
+        self._tell("pair_losses", alphas, step)
+        return self._own.pair_losses(alphas, step)
 
     def quadratic(
         self, alpha: Tensor, coordinates: Tensor, radius: float, step: int, *, is_tied: bool = False

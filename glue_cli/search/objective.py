@@ -18,6 +18,7 @@ from glue_cli.search.account import Cost
 from glue_cli.search.criterion import Criterion
 from glue_cli.search.held_out import HeldOut
 from glue_cli.search.protocol import Blends
+from glue_cli.search.reach import Reach
 from glue_cli.search.secants import Quadratic, Secants, quadratic_of
 from glue_cli.search.sharing import Sharing, gathered_sums
 
@@ -50,6 +51,7 @@ class BlendObjective:
         criterion: judges the outputs.
         minibatches: the examples.
         seed: for drawing the tokens that curvatures are estimated from.
+        reach: how far blends are moved in bfloat16; None in float32.
         held_out: judges blends as they would be written; if None, `blends` is used for that, on the validation data.
         kinds: the kinds of statistics that a blend may be written with.
         sharing: how the forwards are shared with other processes; every process then has to be asked the same.
@@ -62,6 +64,7 @@ class BlendObjective:
         minibatches: Minibatches,
         *,
         seed: int,
+        reach: Reach | None = None,
         held_out: HeldOut | None = None,
         kinds: tuple[Statistics, ...] = ("averaged",),
         sharing: Sharing | None = None,
@@ -71,7 +74,9 @@ class BlendObjective:
         self.kinds, self.n_examples, self.n_folds = kinds, minibatches.n_examples, minibatches.n_folds
         self.cost = Cost()
         self._blends, self._criterion, self._minibatches, self._seed = blends, criterion, minibatches, seed
-        self._held_out, self._by_kind = held_out, {kinds[0]: self}
+        self._reach, self._held_out, self._by_kind = reach, held_out, {kinds[0]: self}
+        # Whole blends are compared in float32 where bfloat16 does not even tell the experts apart.
+        self._compared = blends if reach is None or reach.is_within else blends.with_precision("fp32")
         self._sharing = sharing or Sharing(Ranks(), is_cut=False)
 
     def with_statistics(self, statistics: Statistics) -> "BlendObjective":
@@ -79,6 +84,7 @@ class BlendObjective:
         if statistics not in self._by_kind:
             other = copy.copy(self)
             other._blends = self._blends.with_statistics(statistics)
+            other._compared = self._compared.with_statistics(statistics)
             other._sharing = Sharing(self._sharing.ranks, is_cut=statistics == "averaged")
             self._by_kind[statistics] = other
         return self._by_kind[statistics]
@@ -93,12 +99,24 @@ class BlendObjective:
             alphas: [m, G, K], on the simplex.
         Cost: m forwards.
         """
-        batch, found = self._minibatches.at_step(step), list[Tensor]()
-        for piece in self._sharing.pieces(len(batch[1]), len(alphas)):
-            found += starmap(self._found, self._blends.outputs(alphas, [piece.of(batch)], step, only=piece.blends))
-        self.charge(batch[1], n=len(alphas))
-        by_blend = self._sharing.by_blend(found, len(alphas))
-        return torch.stack([self._value(slices, batch[1]) for slices in by_blend]).cpu()
+        return self._losses(self._compared, alphas, step)
+
+    @torch.no_grad()
+    def pair_losses(self, alphas: Tensor, step: int) -> Tensor:
+        """Return losses as `probe_losses`, of pairs of blends of which only the difference in loss matters.
+
+        Where that would be lost in rounding, the blends of a pair are moved apart, and the difference is scaled back.
+
+        Args:
+            alphas: [2 n, G, K], on the simplex: the first blend of each pair, then the second ones.
+        Cost: 2 n forwards.
+        """
+        if self._reach is None:
+            return self.probe_losses(alphas, step)
+        pairs = alphas.reshape(2, -1, *alphas.shape[1:])
+        farther = self._reach.stretch(pairs)
+        losses = self._losses(self._blends, _spread(pairs, farther).flatten(0, 1), step)
+        return _spread(losses.view(2, -1), 1 / farther).flatten()
 
     @torch.no_grad()
     def quadratic(
@@ -111,23 +129,26 @@ class BlendObjective:
         Args:
             alpha: [G, K], on the simplex.
             coordinates: the directions, int64 [n], as positions in the flattened alpha: one group moves to one expert.
-            radius: how far towards the expert the outputs are computed, in (0, 1].
+            radius: how far towards the expert the outputs are computed, in (0, 1]; farther if that is out of reach.
             is_tied: whether all groups move together; coordinates are then numbers of experts.
         Cost: n + 1 forwards.
         """
         batch, n = self._minibatches.at_step(step), len(coordinates)
+        far = torch.full((n,), radius, dtype=torch.float64)
+        if self._reach:
+            far = self._reach.towards(coordinates, radius, self.n_groups, is_tied=is_tied)
         rows: list[list[Tensor]] = [[], [], []]  # slopes and roots for each way, and what is found at alpha
         for piece in self._sharing.pieces(len(batch[1]), n):
             small = piece.of(batch)
             on_the_way = self._blends.towards(
-                alpha, coordinates, radius, small, step, is_tied=is_tied, only=piece.blends
+                alpha, coordinates, far, small, step, is_tied=is_tied, only=piece.blends
             )
             outputs = next(on_the_way)
             secants = Secants(
                 self._criterion.loss,
                 outputs,
                 small[1],
-                radius=radius,
+                radius=far[piece.blends],
                 draws=generator(self._seed, "secants", step),
                 whole=batch[1],
                 n_before=piece.rows.start,
@@ -191,7 +212,7 @@ class BlendObjective:
         before, n = self.cost.forwards, min(n_batches or self.n_validation_batches, self.n_validation_batches)
         ranks = self._sharing.ranks
         batches = self._charged(islice(self._minibatches.validation(), n), ranks.share(n))
-        sums = [*starmap(self._sum_up, self._blends.outputs(alpha[None], batches, 0))]
+        sums = [*starmap(self._sum_up, self._compared.outputs(alpha[None], batches, 0))]
         self.cost.validation_forwards += self.cost.forwards - before
         return ExampleSums.join(gathered_sums(sums, ranks)).shares
 
@@ -224,6 +245,14 @@ class BlendObjective:
         """The number of validation batches."""
         return self._minibatches.n_validation
 
+    def _losses(self, blends: Blends, alphas: Tensor, step: int) -> Tensor:
+        batch, found = self._minibatches.at_step(step), list[Tensor]()
+        for piece in self._sharing.pieces(len(batch[1]), len(alphas)):
+            found += starmap(self._found, blends.outputs(alphas, [piece.of(batch)], step, only=piece.blends))
+        self.charge(batch[1], n=len(alphas))
+        by_blend = self._sharing.by_blend(found, len(alphas))
+        return torch.stack([self._value(slices, batch[1]) for slices in by_blend]).cpu()
+
     def _found(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return what a slice's outputs contribute to the goal: its terms, or the outputs if it needs them all."""
         is_by_example = self._criterion.goal.has_example_terms
@@ -249,3 +278,9 @@ class BlendObjective:
         """Charge n forwards on a batch with these targets."""
         self.cost.forwards += n
         self.cost.examples += n * len(targets)
+
+
+def _spread(pairs: Tensor, factor: float) -> Tensor:
+    """Return pairs [2, ...], with the two of each pair `factor` times as far from their mean."""
+    mean = pairs.mean(0)
+    return mean + factor * (pairs - mean)

@@ -90,7 +90,7 @@ def passes_at(alphas: Tensor, n_columns: int, precision: Precision) -> list[Pass
 
 
 def passes_towards(
-    alpha: Tensor, coordinates: Tensor, radius: float, n_columns: int, precision: Precision, *, is_tied: bool
+    alpha: Tensor, coordinates: Tensor, radius: float | Tensor, n_columns: int, precision: Precision, *, is_tied: bool
 ) -> list[Pass]:
     """Return the passes that make the blend for alpha [G, K], then those moved towards single experts.
 
@@ -102,26 +102,32 @@ def passes_towards(
         return [Load(torch.cat([alpha[None], ends]))]
     if n_at_once(2, n_columns, precision) == 1:
         return [Load(point[None]) for point in (alpha, *ends)]
-    return [Load(alpha[None]), *_moves(ends, coordinates.tolist(), radius, is_tied)]
+    return [Load(alpha[None]), *_moves(ends, coordinates.tolist(), _each(radius, coordinates).tolist(), is_tied)]
 
 
-def _moves(ends: Tensor, coordinates: Sequence[int], radius: float, is_tied: bool) -> Iterator[Move]:
+def _moves(ends: Tensor, coordinates: Sequence[int], radii: Sequence[float], is_tied: bool) -> Iterator[Move]:
     n_experts = ends.shape[-1]
-    for end, coordinate in zip(ends, coordinates, strict=True):
+    for end, coordinate, radius in zip(ends, coordinates, radii, strict=True):
         group, expert = (None, coordinate) if is_tied else divmod(coordinate, n_experts)
         yield Move(end, group, expert, radius)
 
 
-def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float, *, is_tied: bool = False) -> Tensor:
+def towards_experts(alpha: Tensor, coordinates: Tensor, radius: float | Tensor, *, is_tied: bool = False) -> Tensor:
     """Return alpha [G, K] moved by `radius` towards each of the experts at `coordinates` [n] separately: [n, G, K].
 
     If the groups are tied, all of them move, and coordinates are numbers of experts.
     """
     n_experts = alpha.shape[1]
+    radii = _each(radius, coordinates)
     if is_tied:
-        return alpha.lerp(torch.eye(n_experts, dtype=alpha.dtype)[coordinates][:, None], radius)
+        return alpha.lerp(torch.eye(n_experts, dtype=alpha.dtype)[coordinates][:, None], radii[:, None, None])
     ends = alpha.repeat(len(coordinates), 1, 1)
     places = torch.arange(len(coordinates)), coordinates // n_experts
-    ends[places] *= 1 - radius
-    ends[*places, coordinates % n_experts] += radius
+    ends[places] *= 1 - radii[:, None]
+    ends[*places, coordinates % n_experts] += radii
     return ends
+
+
+def _each(radius: float | Tensor, coordinates: Tensor) -> Tensor:
+    """Return the radius of each coordinate, float64 [n]."""
+    return torch.as_tensor(radius, dtype=torch.float64).expand(len(coordinates))

@@ -68,6 +68,7 @@ class Blends(Protocol):
         model: the architecture; its tensors need not have values.
         is_resident: whether the experts are in memory; if not, every blend takes the time of reading them.
         waited_s: how many seconds the forwards have waited for the experts to be read.
+        is_linear: whether every tensor is linear in alpha, so that there are blends outside the simplex as well.
         compute: what the forwards run with; batches have to be on its device, in its memory format.
     """
 
@@ -76,6 +77,9 @@ class Blends(Protocol):
 
     @property
     def n_experts(self) -> int: ...
+
+    @property
+    def is_linear(self) -> bool: ...
 
     @property
     def model(self) -> nn.Module: ...
@@ -122,7 +126,7 @@ class Blends(Protocol):
         self,
         alpha: Tensor,
         coordinates: Tensor,
-        radius: float,
+        radius: float | Tensor,
         batch: Batch,
         step: int,
         *,
@@ -134,7 +138,8 @@ class Blends(Protocol):
         Args:
             alpha: [G, K], on the simplex.
             coordinates: int64 [n], positions in the flattened alpha: which group moves to which expert.
-            radius: how far, in (0, 1].
+            radius: how far, as a share of the way: the same for all, or float64 [n]. Only linear blends can be moved
+                by more than 1, beyond the expert.
             is_tied: whether all groups move together; coordinates are then numbers of experts, below K.
             only: the points on the way whose outputs are wanted, besides those at alpha.
         Cost: n + 1 forwards; no gradients.
@@ -173,6 +178,9 @@ class Objective(Protocol):
         """Return the same objective for blends of another kind; the account is shared."""
 
     def probe_losses(self, alphas: Tensor, step: int) -> Tensor: ...
+
+    def pair_losses(self, alphas: Tensor, step: int) -> Tensor:
+        """Return losses, [2 n], of which only the difference within a pair matters; first ones, then second ones."""
 
     def quadratic(
         self, alpha: Tensor, coordinates: Tensor, radius: float, step: int, *, is_tied: bool = False

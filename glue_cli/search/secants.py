@@ -1,5 +1,6 @@
 """A loss to second order along directions, from the outputs at their ends: Gauss-Newton without derivatives."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,11 +37,12 @@ class Quadratic:
 class Secants:
     """The outputs at a point, and how they change along directions.
 
-    With z the outputs and D_k = (z_k - z) / radius, the mean loss has the slopes <dloss/dz, D_k> and, in the
+    With z the outputs and D_k = (z_k - z) / radius_k, the mean loss has the slopes <dloss/dz, D_k> and, in the
     Gauss-Newton approximation, the curvatures D_k . (d2loss/dz2) . D_l: Schraudolph 2002, with secants for
     derivatives.
 
     Args:
+        radius: how far the ends are from the point: the same for all directions, or float64 [n].
         outputs: z at the point; targets: as `example_losses` takes them. Both are kept, not copied.
         draws: the random generator for drawing tokens.
         whole: the targets of the whole minibatch, if these are only some of its rows; n_before: how many of its rows
@@ -56,12 +58,13 @@ class Secants:
         outputs: Tensor,
         targets: Tensor,
         *,
-        radius: float,
+        radius: float | Tensor,
         draws: torch.Generator,
         whole: Tensor | None = None,
         n_before: int = 0,
     ) -> None:
-        self._loss, self._radius, self._outputs, self._targets = loss, radius, outputs, targets
+        self._loss, self._outputs, self._targets = loss, outputs, targets
+        self._radii = iter(radius.tolist()) if isinstance(radius, Tensor) else itertools.repeat(radius)
         self._whole = targets if whole is None else whole
         self.slopes: list[Tensor] = []
         self.roots: list[Tensor] = []
@@ -81,8 +84,9 @@ class Secants:
             slope, root = self._of_squares(outputs)
         else:
             slope, root = self._of_labels(outputs) if self._targets.dim() == 1 else self._of_tokens(outputs)
-        self.slopes.append(slope / self._radius)
-        self.roots.append(root / self._radius)
+        radius = next(self._radii)
+        self.slopes.append(slope / radius)
+        self.roots.append(root / radius)
 
     def _of_squares(self, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slope for the change from z to the end, and r, with which the curvatures are r_k . r_l.

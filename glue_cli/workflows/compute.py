@@ -15,6 +15,7 @@ from glue_cli.running.device import Compute, find_device, likes_channels_last
 from glue_cli.running.precision import choose_way
 from glue_cli.running.timing import PRECISIONS, Precision, Way
 from glue_cli.search.protocol import Blends
+from glue_cli.search.reach import Reach, measure_reach
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.training import Settings, make_optimizer, training_step
@@ -40,11 +41,35 @@ def mixing_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -
     return _forward_compute(spec, model, examples, _first(examples, spec.mix.batch_size), spec.mix.batch_size, run)
 
 
-def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -> Compute:
-    """Choose what a search computes with, and set torch's threads; `precision: auto` times blends and their passes.
+def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -> tuple[Compute, Reach | None]:
+    """Choose what a search computes with, and set torch's threads.
 
-    Where every blend takes the time of reading the experts, `auto` is float32.
+    `precision: auto` times blends and their passes, and takes bfloat16 only where it shows how the experts differ. Where
+    every blend takes the time of reading the experts, `auto` is float32.
+
+    Returns:
+        In bfloat16, also how far blends have to be moved.
     """
+    compute = _fastest_for_blends(spec, blends, examples, run)
+    if compute.precision == "fp32" or blends.n_experts == 1:
+        return compute, None
+    first = _first(examples, spec.mix.batch_size).on(compute)
+    reach = measure_reach(blends, next(first.in_order()))
+    off_by = f"bfloat16 rounds by {100 * reach.rounding:.2g} % of the outputs' spread"
+    if reach.is_fine:
+        far = reach.radii.max().item()
+        run.progress(Noted(f"{off_by}: changes are measured at up to {far:.2g} times the way to an expert"))
+    elif spec.precision == "auto":
+        run.progress(Noted(f"precision fp32: {off_by}, too much for these experts"))
+        return replace(compute, precision="fp32"), None
+    else:
+        text = f"{off_by}, too much for these experts: --precision fp32 tells them apart"
+        run.progress(Noted(text, warning=True))
+    return compute, reach
+
+
+def _fastest_for_blends(spec: Spec, blends: Blends, examples: Examples, run: Run) -> Compute:
+    """Choose what blends are fastest with, as long as the experts are in memory."""
     if not blends.is_resident:
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
         if spec.precision == "auto":

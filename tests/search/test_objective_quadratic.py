@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from glue_cli.blend.recipe import PLAIN
 from glue_cli.search import points
 from glue_cli.search.points import towards_experts
+from glue_cli.search.reach import Reach
 
 
 def quadratic(objective, *arguments):
@@ -141,3 +142,31 @@ def test_points_on_the_way_to_experts(radius):
         expert = ALPHA_OF_TWO.clone()
         expert[group] = torch.eye(3, dtype=torch.float64)[k]
         torch.testing.assert_close(end, ALPHA_OF_TWO.lerp(expert, radius), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("pass_bytes", [0, 1 << 26])
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_each_direction_has_its_own_end_and_that_may_lie_beyond_the_expert(
+    objective_of, monkeypatch, pass_bytes, n_groups
+):
+    monkeypatch.setattr(points, "_PASS_BYTES", pass_bytes)
+    objective, _, _ = objective_of(Attentive, recipe=in_turn(Attentive, n_groups))
+    alpha, coordinates = ALPHA_OF_TWO[:n_groups], torch.arange(3 * n_groups).flip(0)
+    radii = torch.tensor([0.03, 0.5, 1.5, 0.2, 4.0, 1.0], dtype=torch.float64)[: len(coordinates)]
+    at, *ends = objective._blends.towards(alpha, coordinates, radii, batch_of(1), 1)
+    for end, coordinate, radius in zip(ends, coordinates, radii.tolist(), strict=True):
+        other_at, other = objective._blends.towards(alpha, coordinate[None], radius, batch_of(1), 1)
+        torch.testing.assert_close(at, other_at, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(end, other, rtol=1e-4, atol=1e-5)
+
+
+def test_secants_are_divided_by_their_own_radii(objective_of):
+    objective, _, _ = objective_of(conv_net)
+    far = Reach(torch.tensor([0.01, 0.5, 0.2], dtype=torch.float64), 0.0, is_short=False)
+    objective._reach = far
+    found = quadratic(objective, ALPHA, torch.arange(3), 0.03, 1)
+    objective._reach = None
+    for k, radius in enumerate([0.03, 0.5, 0.2]):
+        alone = quadratic(objective, ALPHA, torch.tensor([k]), radius, 1)
+        assert found.gradient[k].item() == pytest.approx(alone.gradient.item(), rel=1e-4)
+        assert found.curvature[k, k].item() == pytest.approx(alone.curvature.item(), rel=1e-4)

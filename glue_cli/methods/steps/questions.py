@@ -17,10 +17,12 @@ class Probes:
     Attributes:
         alphas: [m, G, K].
         n_at_once: how many of the blends may be in memory at once; these share a pass over the experts.
+        are_pairs: whether only differences matter: between each of the first half and its partner in the second.
     """
 
     alphas: Tensor
     n_at_once: int
+    are_pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ Answer = Tensor | Quadratic | tuple[float, Tensor]
 def answer(objective: Objective, question: Question, step: int) -> Answer:
     """Answer a question by running the model on the minibatch of a step."""
     match question:
+        case Probes(alphas, are_pairs=True):
+            return objective.pair_losses(alphas, step)
         case Probes(alphas, n_at_once):
             return torch.cat([objective.probe_losses(some, step) for some in torch.split(alphas, n_at_once)])
         case ToSecondOrder(alpha, coordinates, radius, is_tied):

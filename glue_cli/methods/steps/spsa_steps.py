@@ -62,7 +62,7 @@ class ProbePairs:
             generator=generator(self._seed, "directions", step),
         )
         alphas = self._domain.from_logits(probe_betas(beta, self._directions, mu=self._mu))
-        return Probes(alphas, n_at_once=len(alphas))
+        return Probes(alphas, n_at_once=len(alphas), are_pairs=True)
 
     def tell(self, answer: Answer) -> Estimate:
         assert isinstance(answer, Tensor) and self._directions is not None

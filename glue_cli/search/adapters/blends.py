@@ -29,7 +29,8 @@ class AdapterBlends:
     """
 
     n_groups = 1
-    is_resident, waited_s = True, 0.0
+    is_resident = is_linear = True
+    waited_s = 0.0
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class AdapterBlends:
         self,
         alpha: Tensor,
         coordinates: Tensor,
-        radius: float,
+        radius: float | Tensor,
         batch: Batch,
         step: int,
         *,

@@ -52,6 +52,8 @@ class StreamedBlends:
         self.n_groups, self.n_experts = engine.n_groups, engine.n_experts
         self.model, self._engine, self.compute, self.batchnorm = model, engine, compute, batchnorm
         self._seed, self._make_tensors = seed, make_tensors
+        uniform = torch.full((self.n_groups, self.n_experts), 1 / self.n_experts, dtype=torch.float64)
+        self.is_linear = not make_tensors(uniform)
 
     @property
     def waited_s(self) -> float:
@@ -90,7 +92,7 @@ class StreamedBlends:
         self,
         alpha: Tensor,
         coordinates: Tensor,
-        radius: float,
+        radius: float | Tensor,
         batch: Batch,
         step: int,
         *,

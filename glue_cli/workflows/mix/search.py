@@ -52,9 +52,10 @@ def make_setting(plan: MixPlan, spec: Spec, target: Target, experts: Experts, ru
     )
     for split in ("train", "val"):
         check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
-    compute = blending_compute(spec, blends, target["train"], run)
+    compute, reach = blending_compute(spec, blends, target["train"], run)
     criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
-    return Setting(plan, spec.mix, target, experts, blends.with_precision(compute.precision), criterion, run)
+    blends = blends.with_precision(compute.precision)
+    return Setting(plan, spec.mix, target, experts, blends, reach, criterion, run)
 
 
 def search(

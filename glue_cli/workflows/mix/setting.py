@@ -25,6 +25,7 @@ from glue_cli.search.held_out import HeldOut, Judge
 from glue_cli.search.leading import LedObjective, answers_of, dismiss, follow, tell
 from glue_cli.search.objective import BlendObjective
 from glue_cli.search.protocol import Blends, WrittenBlend
+from glue_cli.search.reach import Reach
 from glue_cli.search.sharing import Sharing
 from glue_cli.spec.schema import MixSpec
 from glue_cli.workflows.mix.experts_interface import Experts
@@ -57,6 +58,7 @@ class Setting:
 
     Args:
         blends: of the experts.
+        reach: how far they are moved in bfloat16; None in float32.
     Attributes:
         goal: of the search; compute: what the forwards run with; blends: what yields the outputs.
         settings: of the search itself; its budget is reduced by what the steps after the search need.
@@ -69,6 +71,7 @@ class Setting:
         target: Target,
         experts: Experts,
         blends: Blends,
+        reach: Reach | None,
         criterion: Criterion,
         run: Run,
     ) -> None:
@@ -87,6 +90,7 @@ class Setting:
             criterion,
             self._labels.minibatches,
             seed=plan.seed,
+            reach=reach,
             held_out=HeldOut(self._judge, self._labels.parts) if self._judge else None,
             kinds=kinds,
             sharing=Sharing(run.ranks, is_cut=not is_by_batch),
