@@ -4,10 +4,11 @@ import copy
 from pathlib import Path
 
 import pytest
+import small_experts
 import torch
 from safetensors.torch import load_file
 from small_experts import of_loss
-from small_nets import Recurrent, batch_of, blended, conv_net, normed, wide_loss
+from small_nets import Recurrent, batch_of, blended, conv_net, in_turn, normed, wide_loss
 from torch import nn
 from torch.nn import functional as F
 
@@ -53,7 +54,7 @@ def blends_of(model, experts, **options):
     return ResidentBlends(copy.deepcopy(model), bank, Compute(CPU), seed=0, **options)
 
 
-def objective_of(blends, batch, precision, reach=None):
+def objective_of_blends(blends, batch, precision, reach=None):
     return BlendObjective(
         blends.with_precision(precision),
         of_loss("cross_entropy"),
@@ -86,9 +87,9 @@ def test_slopes_and_curvatures_are_those_of_float32_at_every_distance(make):
         reach = measure_reach(blends, unseen)
         assert reach.is_fine
         # A step that float32 resolves, and that is so short that the outputs change in proportion.
-        exact = objective_of(blends, unseen, "fp32").quadratic(alpha, torch.arange(3), 1e-3 / distance, 0)
+        exact = objective_of_blends(blends, unseen, "fp32").quadratic(alpha, torch.arange(3), 1e-3 / distance, 0)
         found, fixed = (
-            objective_of(blends, unseen, "bf16", own).quadratic(alpha, torch.arange(3), 0.01, 0)
+            objective_of_blends(blends, unseen, "bf16", own).quadratic(alpha, torch.arange(3), 0.01, 0)
             for own in (reach, None)
         )
         scale = exact.curvature.diagonal(dim1=1, dim2=2).sum()
@@ -135,7 +136,7 @@ def test_alpha_and_loss_are_those_of_float32_at_every_distance(digits, settings,
     blends = blends_of(base, experts)
     reach = measure_reach(blends, target)
     assert reach.is_fine and reach.is_within == (distance >= 1e-2)
-    objectives = [objective_of(blends, target, *way) for way in (("fp32",), ("bf16", reach))]
+    objectives = [objective_of_blends(blends, target, *way) for way in (("fp32",), ("bf16", reach))]
     chosen = MixSpec.model_validate({"batch_size": len(target[1]), **settings})
     exact, found = (spsa(objective, chosen, seed=0).alpha for objective in objectives)
     assert exact.max() > 0.5  # far from the uniform blend
@@ -245,8 +246,10 @@ def test_differences_of_pairs_are_scaled_back():
     blends = blends_of(normed(), [noisy(state, 1e-2, seed) for seed in range(3)])
     alpha, step = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.01, -0.02, 0.01])
     pairs = torch.stack([alpha + step, alpha - step]).double()[:, None]
-    plain = objective_of(blends, batch_of(0), "fp32").pair_losses(pairs, 0)
-    objective = objective_of(blends, batch_of(0), "fp32", Reach(torch.full((3,), 2.0).double(), 0.0, is_short=False))
+    plain = objective_of_blends(blends, batch_of(0), "fp32").pair_losses(pairs, 0)
+    objective = objective_of_blends(
+        blends, batch_of(0), "fp32", Reach(torch.full((3,), 2.0).double(), 0.0, is_short=False)
+    )
     found = objective.pair_losses(pairs, 0)
     assert found[0] - found[1] == pytest.approx((plain[0] - plain[1]).item(), rel=0.02)
     assert found.mean() == pytest.approx(plain.mean().item(), rel=1e-4)
@@ -259,8 +262,22 @@ def test_whole_blends_are_compared_in_float32_where_bfloat16_does_not_tell_the_e
     blends = blends_of(normed(), [noisy(state, 1e-4, seed) for seed in range(3)])
     alphas = torch.eye(3, dtype=torch.float64)[:, None]
     reach = measure_reach(blends, batch_of(0))
-    exact = objective_of(blends, batch_of(0), "fp32").probe_losses(alphas, 0)
-    assert torch.equal(objective_of(blends, batch_of(0), "bf16", reach).probe_losses(alphas, 0), exact)
-    assert not torch.equal(objective_of(blends, batch_of(0), "bf16").probe_losses(alphas, 0), exact)
-    objective = objective_of(blends, batch_of(0), "bf16", reach)
+    exact = objective_of_blends(blends, batch_of(0), "fp32").probe_losses(alphas, 0)
+    assert torch.equal(objective_of_blends(blends, batch_of(0), "bf16", reach).probe_losses(alphas, 0), exact)
+    assert not torch.equal(objective_of_blends(blends, batch_of(0), "bf16").probe_losses(alphas, 0), exact)
+    objective = objective_of_blends(blends, batch_of(0), "bf16", reach)
     assert objective.validation_loss(alphas[0]) == pytest.approx(exact[0].item(), rel=1e-6)
+
+
+def test_groups_of_tensors_are_moved_far_enough_too(objective_of, monkeypatch):
+    state = trained(conv_net(), batch_of(0), 60).state_dict()
+    near = [noisy(state, 1e-3, seed) | {n: t for n, t in state.items() if "tracked" in n} for seed in range(3)]
+    monkeypatch.setattr(small_experts, "make_experts", lambda make: (make(), near))
+    blends = objective_of(conv_net, recipe=in_turn(conv_net, 2))[0]._blends
+    reach, places = measure_reach(blends, batch_of(1)), torch.arange(6)
+    alpha = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]], dtype=torch.float64)
+    exact = objective_of_blends(blends, batch_of(1), "fp32").quadratic(alpha, places, 1.0, 0)
+    found = objective_of_blends(blends, batch_of(1), "bf16", reach).quadratic(alpha, places, 0.03, 0)
+    scale = exact.curvature.diagonal(dim1=1, dim2=2).sum()
+    assert (found.gradient - exact.gradient).norm() < 0.1 * scale.sqrt()
+    assert (found.curvature - exact.curvature).norm() < 0.4 * scale
