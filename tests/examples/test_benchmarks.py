@@ -29,7 +29,7 @@ def module_of(monkeypatch):
     """Import a benchmark."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield importlib.import_module
-    for name in ("blend", "step", "measure"):
+    for name in ("blend", "step", "near", "near_families", "measure"):
         sys.modules.pop(name, None)
 
 
@@ -86,3 +86,31 @@ def test_all_peers_make_the_same_blend(module_of, tmp_path):
     glue, theirs = found["glue"][0], found["mergekit-pytorch"][0]
     assert row["of_mergekit"] == pytest.approx(glue.wall_s / theirs.wall_s)
     assert row["above_import_torch_mib"] == pytest.approx(glue.peak_mib - 200)
+
+
+def test_a_search_between_near_experts_is_compared_with_float32(module_of, tmp_path, monkeypatch, capsys):
+    near, families = module_of("near"), module_of("near_families")
+    random = torch.Generator().manual_seed(0)
+    data = torch.randn(96, 8, generator=random), torch.arange(96) % 4
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, *experts = (torch.nn.Linear(8, 4) for _ in range(4))
+    monkeypatch.setattr(near, "digits", lambda: families._family("small", model, experts, data, data, batch_size=48))
+    monkeypatch.setattr(near, "DISTANCES", (1e-3,))
+    monkeypatch.setattr(near, "SEARCHES", {"default": {"budget": "30"}})
+    monkeypatch.setattr(near, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["near.py", "--seeds=2", f"--work={tmp_path}"])
+    near.main()
+    result, printed = json.loads((tmp_path / "near-digits.json").read_text()), capsys.readouterr().out
+    fixed, far_enough = result["rows"]
+    assert (fixed["way"], far_enough["way"]) == ("bf16, fixed steps", "bf16")
+    assert far_enough["distance"] == 1e-3 and fixed["alpha_noise"] == far_enough["alpha_noise"]
+    assert far_enough["alpha_error"] <= 0.2 and abs(far_enough["lost"]) <= 0.2
+    assert "bf16, fixed steps" in printed and result["seeds"] == 2
+    family = families.cached(lambda: None, tmp_path / "digits.pt")  # kept from before
+    moved = [
+        sum((expert[name] - family.base[name]).square().sum() for name in expert).sqrt()
+        for expert in family.experts(0.25)
+    ]
+    length = sum(tensor.square().sum() for tensor in family.base.values()).sqrt()
+    assert sum(moved) / len(moved) / length == pytest.approx(0.25, rel=1e-4)
