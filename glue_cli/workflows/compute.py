@@ -44,7 +44,7 @@ def mixing_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -
 def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -> tuple[Compute, Reach | None]:
     """Choose what a search computes with, and set torch's threads.
 
-    `precision: auto` times blends and their passes, and takes bfloat16 only where it shows how the experts differ. Where
+    `precision: auto` times blends and their passes, and takes bfloat16 only where it shows how experts differ. Where
     every blend takes the time of reading the experts, `auto` is float32.
 
     Returns:

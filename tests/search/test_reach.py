@@ -18,6 +18,7 @@ from glue_cli.running.losses import example_losses
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.objective import BlendObjective, Minibatches
+from glue_cli.search.points import towards_experts
 from glue_cli.search.reach import Reach, measure_reach
 from glue_cli.spec.schema import MixSpec
 
@@ -173,6 +174,11 @@ class Lines:
             exact = CHECKED + torch.einsum("k,knc->nc", alpha[0], self.ways)
             yield exact + (self.off_by * CHECKED if self.precision == "bf16" else 0), None
 
+    def towards(self, alpha, coordinates, radius, batch, step, *, is_tied):
+        assert is_tied
+        points = torch.cat([alpha[None], towards_experts(alpha, coordinates, radius, is_tied=True)])
+        return (outputs for outputs, _ in self.outputs(points, [batch], step))
+
 
 CHECKED = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)  # its size is 1
 EQUAL = CHECKED.expand(3, 2, 2)
@@ -208,7 +214,7 @@ def test_a_move_stops_before_the_outputs_are_not_finite():
 
         def outputs(self, alphas, batches, step):
             for exact, targets in super().outputs(alphas, batches, step):
-                yield exact if alphas.max() < 3 else exact * torch.nan, targets
+                yield exact if self.seen[-1].max() < 3 else exact * torch.nan, targets
 
     reach = measure_reach(Bounded(torch.tensor([0.01, 0.0, -0.01])[:, None, None] * EQUAL), None)
     assert reach.radii[[0, 2]].min() > 0.5 and reach.radii.max() < 3
