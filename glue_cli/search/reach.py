@@ -98,9 +98,9 @@ def measure_reach(blends: Blends, batch: Batch) -> Reach:
 
 
 def _sample(outputs: Tensor) -> Tensor:
-    """Return some of a blend's outputs, float32 [n, C]: all of them would take much memory for a language model."""
+    """Return a copy of some of a blend's outputs, float32 [n, C]: a language model's take much memory."""
     rows = outputs.flatten(0, -2) if outputs.dim() > 1 else outputs[:, None]
-    return rows[:: math.ceil(len(rows) / _SAMPLED_ROWS)].float()
+    return rows[:: math.ceil(len(rows) / _SAMPLED_ROWS)].to(torch.float32, copy=True)
 
 
 def _change(outputs: Tensor, others: Tensor) -> float:

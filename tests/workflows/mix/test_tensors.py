@@ -242,3 +242,21 @@ def test_the_place_of_the_bank_does_not_matter(make_spec, experts, blend, events
         assert where in noted[-1]
         for name, alpha in usual["groups"].items():
             assert result["groups"][name] == pytest.approx(alpha, abs=1e-4)
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize("mix_section", [STEPS, {**STEPS, "groups": {"head": "head.*"}}, {**STEPS, "preset": "paper"}])
+def test_a_search_in_bfloat16_finds_what_it_finds_in_float32(make_spec, experts, blend, events, mix_section):
+    found = [
+        blend(experts, make_spec(mix=mix_section, precision=precision), "spsa", name=precision)[0]
+        for precision in ("fp32", "bf16")
+    ]
+    notes = [
+        event.text for event in events if isinstance(event, Noted) and event.text.startswith("bfloat16 rounds by")
+    ]
+    assert len(notes) == 1 and [result["precision"] for result in found] == ["fp32", "bf16"]
+    exact, other = (torch.tensor(result["alpha"]) for result in found)
+    assert (exact - other).abs().sum() / 2 < 0.2
+    assert found[1]["loss"]["val"] == pytest.approx(found[0]["loss"]["val"], rel=0.05)
