@@ -140,9 +140,7 @@ class BlendObjective:
         rows: list[list[Tensor]] = [[], [], []]  # slopes and roots for each way, and what is found at alpha
         for piece in self._sharing.pieces(len(batch[1]), n):
             small = piece.of(batch)
-            on_the_way = self._blends.towards(
-                alpha, coordinates, far, small, step, is_tied=is_tied, only=piece.blends
-            )
+            on_the_way = self._blends.towards(alpha, coordinates, far, small, step, is_tied=is_tied, only=piece.blends)
             outputs = next(on_the_way)
             secants = Secants(
                 self._criterion.loss,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from glue_cli.data.loader import Examples
+from glue_cli.data.loader import Batches, Examples
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.running.device import Compute, find_device, likes_channels_last
@@ -53,8 +53,7 @@ def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -
     compute = _fastest_for_blends(spec, blends, examples, run)
     if compute.precision == "fp32" or blends.n_experts == 1:
         return compute, None
-    first = _first(examples, spec.mix.batch_size).on(compute)
-    reach = measure_reach(blends, next(first.in_order()))
+    reach = _reach(blends, _first(examples, spec.mix.batch_size).on(compute), run)
     off_by = f"bfloat16 rounds by {100 * reach.rounding:.2g} % of the outputs' spread"
     if reach.is_fine:
         far = reach.radii.max().item()
@@ -66,6 +65,17 @@ def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -
         text = f"{off_by}, too much for these experts: --precision fp32 tells them apart"
         run.progress(Noted(text, warning=True))
     return compute, reach
+
+
+def _reach(blends: Blends, examples: Batches, run: Run) -> Reach:
+    """Return the reach that the first process measures, the same for all."""
+
+    def measure() -> tuple[list[float], float, bool]:
+        reach = measure_reach(blends, next(examples.in_order()))
+        return reach.radii.tolist(), reach.rounding, reach.is_short
+
+    radii, rounding, is_short = run.ranks.from_first(measure)
+    return Reach(torch.tensor(radii, dtype=torch.float64), rounding, is_short)
 
 
 def _fastest_for_blends(spec: Spec, blends: Blends, examples: Examples, run: Run) -> Compute:

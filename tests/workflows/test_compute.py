@@ -53,7 +53,9 @@ def test_bfloat16_is_taken_with_the_reach_of_the_experts(choose, precision):
     says = (
         "bfloat16 rounds by 0.4 % of the outputs' spread: changes are measured at up to 12 times the way to an expert"
     )
-    assert choose(precision) == ("bf16", FINE, [(says, False)])
+    chosen, reach, said = choose(precision)
+    assert (chosen, said) == ("bf16", [(says, False)])
+    assert reach.radii.tolist() == [0.5, 12.0] and reach.is_fine
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_experts_that_bfloat16_does_not_tell_apart_are_searched_in_float32(choos
     assert (precision, found, is_warning) == ("fp32", None, False)
     assert text.startswith("precision fp32: bfloat16 rounds by")
     precision, found, ((text, is_warning),) = choose("bf16", reach=reach)
-    assert (precision, found, is_warning) == ("bf16", reach, True)
+    assert (precision, found.is_fine, is_warning) == ("bf16", False, True)
     assert text.endswith("--precision fp32 tells them apart")
 
 
