@@ -34,6 +34,8 @@ _UNIFORM: dict[str, Any] = {
     "use_rslora": False,
 }
 
+_PART = 1 << 20  # elements that are widened at once to see whether they are finite
+
 
 def update_of(adapter: Adapter, update: Update, *, transposed: bool) -> Tensor:
     """Return s B A in the shape of the weight that it is added to, in float32, or float64 if the factors are.
@@ -221,4 +223,6 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(_wide(tensor)).all())
+    if not tensor.is_floating_point():
+        return True
+    return all(bool(torch.isfinite(_wide(part)).all()) for part in tensor.flatten().split(_PART))

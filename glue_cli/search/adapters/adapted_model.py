@@ -1,7 +1,7 @@
 """A model that shows any mix of its adapters, one alpha at a time."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -73,10 +73,10 @@ class AdaptedModel:
 
     def _adapt(self, path: str, factors: StackedFactors, dtype: torch.dtype) -> None:
         module = self.module.get_submodule(path)
-        if dtype == torch.float32:
+        if is_linear(module):
+            module.forward = partial(self._linear, path, module, module.forward, factors, dtype)
+        elif dtype == torch.float32:
             module.register_forward_hook(partial(self._add, path, factors), with_kwargs=True)
-        elif is_linear(module):
-            module.forward = partial(self._merged_linear, path, module, factors, dtype)
         elif isinstance(module, nn.Embedding):
             hook = partial(self._add, path, factors)
             module.register_forward_hook(lambda *call: hook(*call).to(dtype).float(), with_kwargs=True)
@@ -90,11 +90,19 @@ class AdaptedModel:
         inputs = arguments[0] if arguments else next(iter(named.values()))
         return output + update_output(module, factors, self._coefficients(factors, output), inputs)
 
-    def _merged_linear(
-        self, path: str, module: nn.Module, factors: StackedFactors, dtype: torch.dtype, inputs: Tensor
+    def _linear(
+        self,
+        path: str,
+        module: nn.Module,
+        unadapted: Callable[[Tensor], Tensor],
+        factors: StackedFactors,
+        dtype: torch.dtype,
+        inputs: Tensor,
     ) -> Tensor:
         self._was_called(path)
         coefficients = self._coefficients(factors, inputs)
+        if dtype == torch.float32 and not _is_merging_cheaper(factors, inputs):
+            return unadapted(inputs) + update_output(module, factors, coefficients, inputs)
 
         def rows(start: int, stop: int) -> Tensor:
             update = (factors.b[start:stop] * coefficients) @ factors.a
@@ -117,3 +125,14 @@ class AdaptedModel:
     def _was_called(self, path: str) -> None:
         if self._awaited:
             self._awaited.discard(path)
+
+
+def _is_merging_cheaper(factors: StackedFactors, inputs: Tensor) -> bool:
+    """Tell whether many inputs make it cheaper to add the update to each part of a weight than to their outputs.
+
+    A gradient by alpha would keep those parts, and under autocast they would lose digits.
+    """
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(inputs.device.type):
+        return False
+    n_in, n_out = factors.a.shape[1], factors.b.shape[0]
+    return inputs.numel() // n_in * (n_in + n_out) > n_in * n_out

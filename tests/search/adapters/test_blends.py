@@ -14,7 +14,7 @@ from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.running.device import Compute
-from glue_cli.search.adapters import narrow
+from glue_cli.search.adapters import adapted_model, narrow
 from glue_cli.search.adapters.fit import find_obstacle, fit_adapters
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.blended import ResidentBlends
@@ -235,3 +235,14 @@ def test_what_factors_cannot_do_is_told(net, make, what):
         naming = Naming({**naming.sources, "first.weight": Source(("first.weight",), lambda parts: parts[0])}, ())
     wanted = {"subclass": "is a Custom", "tied": "another module", "batchnorm": "BatchNorm", "made": "several tensors"}
     assert wanted[what] in (find_obstacle(model, adapted, naming) or "")
+
+
+@pytest.mark.parametrize("is_cheaper", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_and_many_inputs_go_other_ways_to_the_same_outputs(net, make, batches, monkeypatch, dtype, is_cheaper):
+    monkeypatch.setattr(adapted_model, "_is_merging_cheaper", lambda factors, inputs: is_cheaper)
+    monkeypatch.setattr(narrow, "_PART_BYTES", 50)
+    adapted, naming, _ = make(dtype=dtype, **KINDS["patterns"])
+    close(
+        outputs(factored(net, adapted, naming), ALPHAS, batches), outputs(dense(net, adapted, naming), ALPHAS, batches)
+    )
