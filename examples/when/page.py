@@ -169,7 +169,7 @@ def draw(cells: Sequence[Found], folder: Path) -> None:
 
     places = by_place(cells)
     panels = list(dict.fromkeys((group, start) for group, start, _ in places))
-    figure = Figure(figsize=(3.2 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(max(7, 3.2 * len(panels)), 4.2), layout="constrained")  # the legend needs the width
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     shown = {}
     for axes, (group, start) in zip(all_axes, panels, strict=True):
@@ -189,7 +189,7 @@ def draw(cells: Sequence[Found], folder: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("accuracy on the test split")
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, frameon=False)
     folder.mkdir(exist_ok=True)
     for kind in ("svg", "png"):
         figure.savefig(folder / f"when.{kind}", dpi=150, metadata={"Date": None} if kind == "svg" else None)
