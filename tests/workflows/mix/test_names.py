@@ -1,6 +1,7 @@
 """Experts whose names on disk are not those in memory: searched, blended, evaluated and finetuned."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -186,10 +187,15 @@ def test_whole_tensors_may_be_copied_or_grouped(mixtrals, text_spec, blend, run,
     assert loss_of(spec, tmp_path / "prior", run) == pytest.approx(result.loss.val, rel=1e-4)
 
 
-def test_tensors_that_are_put_together_are_not_read_from_a_disk(mixtrals, text_spec, blend):
+def test_tensors_that_are_put_together_are_streamed_but_not_read_row_by_row(mixtrals, text_spec, blend, tmp_path):
     with pytest.raises(UsageError, match="--bank disk: the model makes 2 tensors from several") as caught:
         blend(mixtrals, text_spec(), "spsa", bank="disk")
-    assert caught.value.hint == "--bank host"
+    assert caught.value.hint == "--bank streamed"
+    results = []
+    for bank in ("device", "streamed"):
+        results.append(blend(mixtrals, text_spec(), "spsa", bank=bank))
+        shutil.rmtree(tmp_path / "prior")
+    assert results[0].alpha == results[1].alpha and results[0].loss == results[1].loss
 
 
 @pytest.mark.parametrize("kind", ["vit", "mixtral"])
