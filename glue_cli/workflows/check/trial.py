@@ -64,7 +64,7 @@ def try_mix(plan: MixPlan, run: Run) -> Trial:
     for split in ("train", "val"):
         check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
     losses = measure_losses(plan, spec, target, experts, blends, run)
-    compute = blending_compute(spec, blends, target["train"], run)
+    compute, _ = blending_compute(spec, blends, target["train"], run)
     step = measure_costs(spec, target, blends.with_precision(compute.precision), plan.seed)
     bank = next((note.removeprefix(_BANK) for note in notes if note.startswith(_BANK)), None)
     return Trial(losses, bank, _forwards_at_most(spec, len(plan.experts)), step)
