@@ -225,4 +225,6 @@ def _wide(tensor: Tensor) -> Tensor:
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
-    return all(bool(torch.isfinite(_wide(part)).all()) for part in tensor.flatten().split(_PART))
+    flat = tensor.flatten()
+    parts = (flat[start : start + _PART] for start in range(0, len(flat), _PART))
+    return all(bool(torch.isfinite(_wide(part)).all()) for part in parts)
