@@ -43,6 +43,7 @@ from glue_cli.search.bank.storage import ResidentRows
 from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import criterion_of
 from glue_cli.search.objective import BlendObjective, Minibatches
+from glue_cli.search.sharing import Sharing
 from glue_cli.spec.schema import MixSpec
 
 RESULTS = Path(__file__).parent / "results"
@@ -144,7 +145,9 @@ class Setting:
     forward_backward: Callable[[], None]
 
 
-def set_up(net: str, precision: Precision, device: torch.device, n_experts: int = 5) -> Setting:
+def set_up(
+    net: str, precision: Precision, device: torch.device, n_experts: int = 5, sharing: Sharing | None = None
+) -> Setting:
     arch, args, shape = NETS[net]
     model = build_model(arch, args, seed=0)
     compute = Compute(device, precision, likes_channels_last(model))
@@ -163,6 +166,7 @@ def set_up(net: str, precision: Precision, device: torch.device, n_experts: int 
         criterion_of("loss", "cross_entropy", Path(".")),
         Minibatches(lambda step: batch, lambda: [batch], 1),
         seed=0,
+        sharing=sharing,
     )
 
     def forward() -> Tensor:

@@ -29,7 +29,7 @@ def module_of(monkeypatch):
     """Import a benchmark."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield importlib.import_module
-    for name in ("blend", "step", "near", "near_families", "measure"):
+    for name in ("blend", "step", "near", "near_families", "ranks", "measure"):
         sys.modules.pop(name, None)
 
 
@@ -55,6 +55,26 @@ def test_a_step_is_measured_with_its_terms(module_of, tmp_path, monkeypatch, cap
     assert terms["fullgrad_of_spsa_predicted"] == pytest.approx(full / spsa)
     assert terms["F + B_ms"] > terms["F_ms"] > 0 and terms["peak_mib"] == {"spsa": 1, "fullgrad": 2}
     assert "ResNet-20, fp32" in printed and "One probe pair" in printed
+
+
+def test_a_step_is_measured_alone_and_together(module_of, tmp_path, monkeypatch, capsys):
+    """Together is alone here: the test has one process."""
+    ranks = module_of("ranks")
+    monkeypatch.setattr(sys, "argv", ["ranks.py", "--rounds=1"])
+    monkeypatch.setattr(ranks, "RESULTS", tmp_path)
+    monkeypatch.setattr(ranks, "NETS", {"ResNet-20, 8x8": ("resnet20", {}, (3, 8, 8))})
+    monkeypatch.setattr(module_of("step"), "NETS", ranks.NETS)
+    ranks.main()
+    result, printed = json.loads((tmp_path / "ranks.json").read_text()), capsys.readouterr().out
+    assert [row["step"] for row in result["steps"]] == list(ranks.STEPS) and result["processes"] == 1
+    for row in result["steps"]:
+        assert row["ratio"]["median"] == pytest.approx(row["alone_ms"]["median"] / row["together_ms"]["median"])
+    (terms,) = result["terms"]
+    for row in result["model"]:
+        n, forwards = row["processes"], 5 * 64 * terms["forward_ms"]
+        step = 10 / 7 * terms["blend_of_two_ms"] + forwards / n + result["exchange_ms"] * (n - 1)
+        assert row["step_s"] == pytest.approx(step / 1000) and row["times_faster"] < n
+    assert "A model, not measured" in printed
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak")
