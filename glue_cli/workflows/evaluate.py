@@ -54,7 +54,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
         are_new = not k or view.dataset.labels is not views[k - 1].dataset.labels
         if streamed := streamed_if_large(spec, checkpoint, run):
             if not k:
-                compute = blending_compute(spec, streamed, view, run)
+                compute, _ = blending_compute(spec, streamed, view, run)
             if are_new:
                 check_blends_fit_data(streamed, view, spec.loss, spec.data.where)
             add_streamed(evaluation, streamed.with_precision(compute.precision), view.on(compute), run.ranks)
