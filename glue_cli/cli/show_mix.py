@@ -76,7 +76,8 @@ def _show_guard(result: MixResult, search: StagedSearch) -> None:
     rows = [["end of the search", _figure(result, guard.end_loss), "-"]]
     for rival in guard.rivals:
         name = f"start: {blends[rival.name]}" if rival.name == search.start else blends[rival.name]
-        rows.append([name, _figure(result, rival.loss), _difference(result, rival)])
+        loss = "not finite" if rival.loss is None else _figure(result, rival.loss)
+        rows.append([name, loss, _difference(result, rival)])
     label = result.goal.label
     print_table(
         [f"on {counted(guard.terms, f'held-out {_term(result)}')}", label, f"{label} beyond the end's"],

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import struct
@@ -358,14 +359,24 @@ def test_divergence_in_the_very_last_step(here, refused):
     refused(["train-expert", "--expert", "0", "-o", "n.safetensors", *one_step], 4, "not finite", "lower the lr")
 
 
-def test_experts_whose_blend_overflows(here, refused, altered):
-    def blow_up(tensors):
-        for name in tensors:
-            if name.startswith("head"):
-                tensors[name].fill_(3e38)
+def blow_up(tensors):
+    for name in tensors:
+        if name.startswith("head"):
+            tensors[name].fill_(3e38)
 
+
+def test_blends_that_overflow_are_left_out_and_named(here, glue, altered):
     altered("big.safetensors", blow_up)
-    refused(["mix", "--method=spsa", "big.safetensors", EXPERT_0, "-q"], 4, "step 0")
+    answer = glue("mix", "--method=spsa", "big.safetensors", EXPERT_0, "--json", "-q", code=0)
+    assert math.isfinite(answer.json["loss"]["val"])
+    shown = glue("mix", "--method=spsa", "big.safetensors", EXPERT_0, "--force", "-q", code=0).out
+    assert "nan" not in shown and "skipped; left out: uniform blend, half-way to big, big" in shown
+
+
+def test_experts_that_all_overflow(here, refused, altered):
+    altered("big.safetensors", blow_up)
+    altered("huge.safetensors", blow_up)
+    refused(["mix", "--method=spsa", "big.safetensors", "huge.safetensors", "-q"], 4, "not finite")
 
 
 def test_a_gpu_that_is_not_there(here, refused, monkeypatch):
@@ -388,8 +399,8 @@ def test_out_of_memory(here, refused, monkeypatch, error):
     def exhausted(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("glue_cli.workflows.mix.experts.load_bank", exhausted)
-    refused(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"], 5, "out of memory")
+    monkeypatch.setattr("glue_cli.workflows.mix.whole_experts.load_bank", exhausted)
+    refused(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "--bank=device", "-q"], 5, "out of memory")
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), RuntimeError("a bug: the buffer is not allocated yet")])
@@ -397,7 +408,7 @@ def test_a_bug_keeps_its_traceback(here, capsys, monkeypatch, error):
     def broken(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("glue_cli.workflows.mix.experts.load_bank", broken)
+    monkeypatch.setattr("glue_cli.workflows.mix.whole_experts.load_bank", broken)
     assert main(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "-q"]) == 1
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" in err and f"{type(error).__name__}: {error}" in err

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.methods.result import if_finite
 from glue_cli.results.mix import name_with
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
@@ -166,9 +167,9 @@ def account(verdict: Verdict) -> dict[str, Any]:
             "rivals": [
                 {
                     "name": rival.candidate.label,
-                    "loss": rival.loss,
-                    "difference": rival.difference,
-                    "standard_error": rival.standard_error,
+                    "loss": if_finite(rival.loss),
+                    "difference": if_finite(rival.difference),
+                    "standard_error": None if rival.standard_error is None else if_finite(rival.standard_error),
                 }
                 for rival in verdict.rivals
             ],
