@@ -39,9 +39,11 @@ def experts(tmp_path):
 # ---- groups
 
 
-@pytest.mark.parametrize("method", ["spsa", "fullgrad"])
-def test_every_group_is_blended_with_its_own_alpha(make_spec, experts, blend, run, tmp_path, method):
-    spec = make_spec(mix={**STEPS, "groups": {"convolutions": ["*.0.weight", "*.3.weight"], "head": "head.*"}})
+@pytest.mark.parametrize(("method", "search"), [("spsa", "staged"), ("spsa", "plain"), ("fullgrad", "plain")])
+def test_every_group_is_blended_with_its_own_alpha(make_spec, experts, blend, run, tmp_path, method, search):
+    spec = make_spec(
+        mix={**STEPS, "search": search, "groups": {"convolutions": ["*.0.weight", "*.3.weight"], "head": "head.*"}}
+    )
     result, found = blend(experts, spec, method, history=tmp_path / "h.jsonl")
     groups = result["groups"]
     assert list(groups) == ["convolutions", "head", "rest"]
