@@ -1,8 +1,8 @@
 """A row of large.py: steps of a search whose experts are streamed from a cold disk, then evaluating and writing.
 
 A step of Gauss-Newton makes five forwards of four texts of 16 tokens. Beside it: reading all four files once, and the
-same forwards with the blends in memory, timed on a model of two layers and the whole one taken to be so many times
-as long.
+same forwards with the blends in memory, timed on models of one and of three layers, from which those of the whole one
+follow: each further layer takes the same time.
 """
 
 import json
@@ -115,7 +115,7 @@ def time_reading(checkpoints: Any) -> float:
 
 
 def time_forwards(spec: Any, batch: Any) -> float:
-    """Return the seconds of five forwards of the whole model in memory, from those of one with two layers and none."""
+    """Return the seconds of five forwards of the whole model in memory, from those of models with one and three layers."""
     import torch
 
     from glue_cli.models import build_model
