@@ -115,7 +115,7 @@ def time_reading(checkpoints: Any) -> float:
 
 
 def time_forwards(spec: Any, batch: Any) -> float:
-    """Return the seconds of five forwards of the whole model in memory, from those of models with one and three layers."""
+    """Return the seconds of five forwards of the whole model in memory, from those of one and of three layers."""
     import torch
 
     from glue_cli.models import build_model

@@ -53,7 +53,8 @@ class Unvalidated:
 
     def __init__(self, objective: BlendObjective) -> None:
         self.n_groups, self.n_experts, self.cost = objective.n_groups, objective.n_experts, objective.cost
-        self.probe_losses, self.gradient = objective.probe_losses, objective.gradient
+        self.probe_losses, self.pair_losses = objective.probe_losses, objective.pair_losses
+        self.gradient = objective.gradient
 
     def validation_loss(self, alpha: Tensor, n_batches: int | None = None) -> float:
         return 0.0

@@ -333,7 +333,7 @@ def _writing(dtype: str, max_shard_size: str | None, memory: str | None, hashing
     return Writing(
         None if dtype == "same" else dtype,
         _bytes("--max-shard-size", max_shard_size) if max_shard_size is not None else None,
-        _bytes("--memory", memory or _MEMORY),
+        _bytes("--memory", _MEMORY if memory is None else memory),
         hashing,
         card,
     )

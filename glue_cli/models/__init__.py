@@ -80,7 +80,7 @@ def build_model(
     import torch
     from torch import nn
 
-    from glue_cli.models.weightless import build_weightless
+    from glue_cli.running.weightless import build_weightless
 
     # Not torch.manual_seed: it would also seed CUDA's generators, which fork_rng(devices=[]) does not restore.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

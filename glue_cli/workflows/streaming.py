@@ -7,9 +7,9 @@ from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.units import size
 from glue_cli.models import build_model
-from glue_cli.models.weightless import fill
 from glue_cli.models.weights import check_fits_model, constant_buffers
 from glue_cli.running.device import Compute, find_device, likes_channels_last
+from glue_cli.running.weightless import fill
 from glue_cli.search.bank.layout import blended_entries
 from glue_cli.search.bank.load import check_variances, usable_memory
 from glue_cli.search.bank.renamed_experts import rename_experts

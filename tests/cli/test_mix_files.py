@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glue_cli.cli.app import main
+from glue_cli.foundation import regular_files
 
 
 @pytest.fixture
@@ -90,8 +91,12 @@ def test_an_expert_in_the_output_folder_is_never_deleted(folders, pair, tmp_path
 
 
 def test_a_configuration_that_cannot_be_read_is_named(folders, tmp_path, capsys, monkeypatch):
+    regular = regular_files.regular
+
     def refuse(path, flags=0):
-        raise PermissionError(errno.EACCES, "Permission denied")
+        if str(path).endswith("config.json"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return regular(path, flags)
 
     monkeypatch.setattr("glue_cli.foundation.regular_files.regular", refuse)  # root may read everything
     assert main(["mix", "--method", "uniform", *folders, "-o", str(tmp_path / "prior")]) == 3

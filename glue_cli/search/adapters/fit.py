@@ -8,9 +8,9 @@ from glue_cli.blend.adapters.adapted_base import AdaptedBase
 from glue_cli.blend.adapters.mixing import base_tensor
 from glue_cli.blend.adapters.stacked import plain_tensors, stack_factors
 from glue_cli.checkpoints.naming import Naming
-from glue_cli.models.weightless import give_memory
 from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.device import Compute
+from glue_cli.running.weightless import give_memory
 from glue_cli.search.adapters.blends import AdapterBlends
 from glue_cli.search.adapters.layers import is_supported, is_transposed
 from glue_cli.search.adapters.narrow import NARROW, must_be_wide

@@ -123,7 +123,7 @@ class Experts(ABC):
 
     def _fill_but(self, model: nn.Module, blended: Collection[str], spec: "Spec") -> None:
         """Give a weightless model the tensors that are not blended; those that are made get any values."""
-        from glue_cli.models.weightless import fill
+        from glue_cli.running.weightless import fill
 
         n_groups, n_experts = self._n_coefficients
         first = torch.eye(n_experts, dtype=torch.float64)[:1].expand(n_groups, n_experts)
@@ -134,7 +134,7 @@ class Experts(ABC):
 
     def _fill_fresh(self, model: nn.Module, spec: "Spec") -> None:
         """Give a weightless model the initial values of what the experts need not have."""
-        from glue_cli.models.weightless import fill, without_values
+        from glue_cli.running.weightless import fill, without_values
 
         if fresh := without_values(model) - {*self._naming.sources}:
             values = self._build(spec).state_dict()

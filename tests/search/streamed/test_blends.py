@@ -26,8 +26,8 @@ from glue_cli.blend.recipe import PLAIN
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
-from glue_cli.models.weightless import build_weightless, fill
 from glue_cli.running.device import Compute
+from glue_cli.running.weightless import build_weightless, fill
 from glue_cli.search import points
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.renamed_experts import rename_experts

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from glue_cli.models import ARCHITECTURES, build_model
-from glue_cli.models.weightless import build_weightless, fill, without_values
+from glue_cli.running.weightless import build_weightless, fill, without_values
 
 
 class Tied(nn.Module):
