@@ -26,7 +26,9 @@ def streamed_if_large(spec: Spec, checkpoint: Checkpoint, run: Run) -> StreamedB
         ResourceError: a block of it does not fit into memory either.
     """
     device = find_device(run.device)
-    in_memory = 4 * sum(e.n_elements for e in checkpoint.entries.values() if e.dtype in FLOAT_DTYPES)
+    # The model in float32, and for a moment beside it the tensors as they were read.
+    floats = [entry for entry in checkpoint.entries.values() if entry.dtype in FLOAT_DTYPES]
+    in_memory = sum(4 * entry.n_elements + entry.n_bytes for entry in floats)
     usable = usable_memory(device)
     if in_memory <= usable:
         return None

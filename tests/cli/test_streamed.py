@@ -55,7 +55,7 @@ def test_a_checkpoint_that_does_not_fit_is_evaluated_all_the_same(here, glue, mo
     monkeypatch.setattr("glue_cli.workflows.streaming.usable_memory", lambda device: 60_000)
     answer = glue(*command, code=0)
     assert answer.json == whole
-    assert answer.err.count("takes 102.4 kB in memory: streamed from disk block by block") == 2
+    assert answer.err.count("takes 204.9 kB in memory: streamed from disk block by block") == 2
     monkeypatch.setattr("glue_cli.workflows.streaming.usable_memory", lambda device: 1000)
     assert "do not fit into 1.0 kB" in glue(*command, code=5).err
 
