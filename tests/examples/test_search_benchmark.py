@@ -68,6 +68,8 @@ class Bowl:
         self.cost.forwards += len(alphas)
         return (alphas[:, 0] - self.best).square().sum(1) * (1 + 0.1 * (step % 3))
 
+    pair_losses = probe_losses
+
     def gradient(self, alpha, step):
         self.cost.forwards += 1
         self.cost.backwards += 1
