@@ -152,7 +152,7 @@ class Finetuning:
         judged = f"{n_held_out} validation examples"
         if self._plan.is_folded:
             judged = f"{len(self._plan.splits)} folds of the {n_held_out} training and validation examples"
-        text = f"lr {self.lr:g}, by {judged}: the trial of {len(self._plan.lrs)} lr made {self._trial.n_steps:,} steps"
+        text = f"lr {self.lr:g}, by {judged}: the trial of {len(self.tried)} lr made {self._trial.n_steps:,} steps"
         self._progress(Noted(text))
 
     def _warn_of_harm(self) -> None:

@@ -3,9 +3,12 @@
 import copy
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from saved_state import through_files
 
@@ -24,7 +27,7 @@ from glue_cli.spec.schema import FinetuneSpec
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.finetune import finetune
 from glue_cli.workflows.finetuning import Finetuning
-from glue_cli.workflows.learning_rates import LRS, Tried, best_of, plan_trial
+from glue_cli.workflows.learning_rates import LRS, Tried, best_of, next_to_try, plan_trial
 
 CPU = Compute(torch.device("cpu"))
 HANDFUL, MANY = {"train": 60, "val": 12}, {"train": 60, "val": 55}
@@ -110,6 +113,36 @@ def test_a_handful_beside_many_training_examples_is_a_split(make_spec, run, monk
 # ---- what is found
 
 
+def walk(losses):
+    """Return the numbers of the lr that are tried where they end at these losses, and the best of them."""
+    tried = {}
+    while (number := next_to_try(tried, len(losses), "last")) is not None:
+        assert number not in tried
+        tried[number] = Tried(0.1, {"val_loss": torch.tensor([5.0, losses[number]]), "val_loss_error": torch.zeros(2)})
+    return set(tried), min(tried, key=lambda number: losses[number])
+
+
+@given(
+    st.lists(st.floats(0, 4), min_size=1, max_size=9, unique=True), st.integers(0, 8), st.sampled_from([9, math.inf])
+)
+def test_the_walk_ends_in_the_valley_and_tries_no_more_than_leads_there(losses, place, diverged):
+    least, *others = sorted(losses)
+    place = min(place, len(others))
+    left, right = others[:place][::-1], others[place:]
+    valley = [*left, least, *right]
+    if place > 1 and math.isinf(diverged):
+        valley[: place // 2] = [diverged] * (place // 2)
+    tried, best = walk(valley)
+    assert best == place
+    middle = (len(valley) - 1) // 2
+    needed = {middle, middle + 1, place - 1, place, place + 1, *range(min(middle, place), max(middle, place) + 1)}
+    assert tried == needed & set(range(len(valley)))
+
+
+def test_a_training_that_diverges_at_the_middle_is_tried_with_smaller_lr():
+    assert walk([math.inf] * 5 + [1.0]) == ({2, 3, 4, 5}, 5)
+
+
 def test_folds_are_trained_as_by_plain_torch(make_spec, run):
     spec = make_spec(lr=0.02)
     finetuning, model = finetuning_of(spec, run), initial_model(spec)
@@ -134,12 +167,15 @@ def test_the_lr_with_the_least_loss_is_taken_and_its_trial_is_how_its_training_b
     finetuning.run(lambda line: None)
     account = finetuning.account
     losses = {line.lr: line.val_loss for line in account["trial"]}
-    assert list(losses) == list(LRS) and losses[account["lr"]] == min(losses.values())
+    assert losses[account["lr"]] == min(losses.values())
+    numbers = [LRS.index(lr) for lr in losses]
+    best = LRS.index(account["lr"])
+    assert numbers == sorted(numbers) and {max(0, best - 1), min(len(LRS) - 1, best + 1)} <= {*numbers}
     chosen = next(one for one in finetuning.tried if one.lr == account["lr"])
     trial_epochs = len(chosen.figures["val_loss"])
     in_training = [line["val_loss"] for line in finetuning.history[:trial_epochs]]
     assert in_training == chosen.figures["val_loss"].tolist()
-    assert account["steps"] == FinetuneSteps(trial=len(LRS) * 4 * (trial_epochs - 1), training=4 * 6)
+    assert account["steps"] == FinetuneSteps(trial=len(losses) * 4 * (trial_epochs - 1), training=4 * 6)
     assert account["folds"] is None
 
 
@@ -239,14 +275,18 @@ def test_with_folds_all_examples_are_trained_on(make_spec, run, tmp_path):
     assert result["kept"] == best["epoch"]
 
 
-def test_progress_of_a_trial_is_one_task(make_spec, run, events, tmp_path):
-    go(make_spec(), run, tmp_path / "f.safetensors")
-    assert [event.task for event in events if isinstance(event, Started)][:2] == ["try lr", "finetune"]
-    ends = [i for i, event in enumerate(events) if isinstance(event, Finished)]
-    total = next(event.total for event in events if isinstance(event, Started))
-    done = [event.done for event in events[: ends[0]] if isinstance(event, Advanced)]
-    assert done == sorted(done) and done[-1] == total == len(LRS) * 3 * 4 * 72
-    assert any("the trial of 6 lr made" in event.text for event in events if isinstance(event, Noted))
+def test_progress_of_a_trial_is_a_task_for_each_lr(make_spec, run, events, tmp_path):
+    result = go(make_spec(), run, tmp_path / "f.safetensors")
+    started = [(i, event) for i, event in enumerate(events) if isinstance(event, Started)]
+    *tries, (_, last) = started
+    assert {event.task for _, event in tries} == {f"try lr {line['lr']:g}" for line in result["trial"]}
+    assert last.task == "finetune"
+    for (i, event), (end, _) in pairwise(started):
+        done = [event.done for event in events[i:end] if isinstance(event, Advanced)]
+        assert done == sorted(done) and done[-1] == event.total == 3 * 4 * 72
+        assert sum(isinstance(event, Finished) for event in events[i:end]) == 1
+    said = f"the trial of {len(tries)} lr made"
+    assert any(said in event.text for event in events if isinstance(event, Noted))
 
 
 # ---- stopping between two steps
