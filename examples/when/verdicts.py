@@ -113,7 +113,9 @@ def harm_verdicts(cells: Iterable[Found]) -> Counter[str]:
     """Count the cells in which finetuning has made the default's own prior more, as or less accurate."""
     counts: Counter[str] = Counter()
     for cell in cells:
-        prior = cell.rows[DEFAULT]["prior_beyond_finetuned"]
+        prior = cell.rows[DEFAULT].get("prior_beyond_finetuned")
+        if prior is None:
+            continue
         beyond, error = prior["accuracy_beyond"], prior["accuracy_standard_error"]
         counts[verdict(beyond, error, more_is_better=True)] += 1
     return counts

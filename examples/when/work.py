@@ -94,12 +94,9 @@ def make_cell(cell: Cell, work: Path) -> list[Row]:
         glue(RANDOM_EXPERTS, "mix", *random, *MIXES[DEFAULT], "-o", glue.file(RANDOM_EXPERTS))
     default = glue.file(DEFAULT)
     tested = glue("priors", "evaluate", *priors.files.values(), "--compare", default)
-    finetuned = finetune_all(glue, priors, has_start=cell.start == PRETRAINED, n_labels=cell.labels)
-    files = [Path(result["output"]) for result in finetuned.values()]
-    compared = Path(finetuned[DEFAULT]["output"])
-    tested_finetuned = glue("finetuned", "evaluate", default, *files, "--compare", compared)
-    after = figures_of(tested_finetuned, ["prior", *finetuned])
-    rows = rows_of(priors, figures_of(tested, priors.files), finetuned, after)
+    rows = rows_of(priors, figures_of(tested, priors.files))
+    if cell.family.is_finetuned:
+        add_finetuned(rows, glue, priors, cell)
     rows["ensemble"] = {"zero_shot": ensemble_figures(spec, experts)}
     if cell.family.has_batchnorm:
         again = [glue.file(refreshed(f"expert-{k}")) for k in range(len(experts))]
@@ -157,25 +154,31 @@ def figures_of(evaluated: Result, names: Iterable[str]) -> dict[str, Row]:
     return found
 
 
-def rows_of(
-    priors: Priors, zero_shot: dict[str, Row], finetuned: dict[str, Result], after: dict[str, Row]
-) -> dict[str, Row]:
-    """Return what the results keep of each method: the figures on the test split, and where they come from."""
+def rows_of(priors: Priors, zero_shot: dict[str, Row]) -> dict[str, Row]:
+    """Return what the results keep of each blend: the figures on the test split, and where they come from."""
     rows: dict[str, Row] = {name: {"zero_shot": figures} for name, figures in zero_shot.items()}
     for name, result in priors.results.items():
         cost = result["cost"]
         rows[name] |= {"alpha": result["alpha"], "forwards": cost["forwards"], "backwards": cost["backwards"]}
+    return rows
+
+
+def add_finetuned(rows: dict[str, Row], glue: Glue, priors: Priors, cell: Cell) -> None:
+    """Finetune the priors, train without experts, and add the figures on the test split to the rows."""
+    finetuned = finetune_all(glue, priors, has_start=cell.start == PRETRAINED, n_labels=cell.labels)
+    files = [Path(result["output"]) for result in finetuned.values()]
+    tested = glue("finetuned", "evaluate", priors.files[DEFAULT], *files, "--compare", finetuned[DEFAULT]["output"])
+    figures = figures_of(tested, ["prior", *finetuned])
     for name, result in finetuned.items():
         epochs = result["history"]
         rows.setdefault(name, {})["finetuned"] = {
-            **after[name],
+            **figures[name],
             "lr": result["lr"],
             "kept": result["kept"],
             "steps": result["steps"]["training"],
             "test_accuracy": [epoch["test_accuracy"] for epoch in epochs],
         }
-    rows[DEFAULT]["prior_beyond_finetuned"] = after["prior"]
-    return rows
+    rows[DEFAULT]["prior_beyond_finetuned"] = figures["prior"]
 
 
 def log(text: str) -> None:
