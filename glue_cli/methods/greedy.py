@@ -13,7 +13,7 @@ from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, if_finite
 from glue_cli.methods.skips import not_finite
 from glue_cli.methods.stepwise import Observe, run, unobserved
-from glue_cli.results.mix import name_of_expert, name_with
+from glue_cli.results.mix import GreedySearch, name_of_expert, name_with
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
@@ -40,7 +40,7 @@ def greedy(
         observe: called for every expert tried: with the loss with it, and the soup after it with the soup's own loss.
         checkpoint: called between two validations; state: to resume from.
     Returns:
-        `n_steps` experts were tried; the account has the soup's experts in their order, and the loss after each.
+        `n_steps` experts were tried; `search` has the soup's experts in their order, and the loss after each.
     Raises:
         NumericalError: no expert has a finite loss, with either kind of statistics.
     """
@@ -185,7 +185,7 @@ class _Soup:
             self._uniform_loss,
             self._n_added,
             "steps" if self._n_added == self._domain.n_experts else "budget",
-            {"ingredients": self._ingredients, "losses": self._losses},
+            GreedySearch(ingredients=self._ingredients, losses=self._losses),
             self._statistics,
             is_as_written=self._n_batches is None and self._objective.n_folds == 1,
             n_skipped=self._n_skipped,

@@ -1,12 +1,12 @@
 """What the methods search, and what they find."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.results.mix import GreedySearch, StagedSearch
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Learned:
             held-out data.
         n_steps: steps made.
         stopped: "plateau", "steps", "budget" or "converged".
-        account: how it was found, as it is written down.
+        search: how it was found; None if a method has no stages or ingredients to show.
         statistics: the BatchNorm statistics to write the blend with.
         n_skipped: how many steps were skipped, as a loss was not finite.
         lost: the names of the starts and experts that were left out, as their loss is not finite.
@@ -48,7 +48,7 @@ class Learned:
     val_loss_start: float | None
     n_steps: int
     stopped: str
-    account: dict[str, Any] = field(default_factory=dict)
+    search: StagedSearch | GreedySearch | None = None
     statistics: Statistics = "averaged"
     is_as_written: bool = False
     n_skipped: int = 0

@@ -103,7 +103,7 @@ def test_no_derivative_is_needed(stairs, budget):
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_the_search_is_staged_in_either_preset(quadratic, preset):
     learned = learn(quadratic([0.2, 0.3, 0.5]), preset=preset, steps=3)
-    assert [stage["stage"] for stage in learned.account["stages"]] == ["screen", "race", "descend", "guard"]
+    assert [stage.stage for stage in learned.search.stages] == ["screen", "race", "descend", "guard"]
 
 
 @pytest.mark.parametrize("budget", [1, 5, 20, 60, 300])

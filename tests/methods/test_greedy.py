@@ -45,8 +45,8 @@ def test_the_soup_is_that_of_the_recipe(quadratic, n_experts, draw):
     weights = torch.rand(n_experts, generator=generator(draw), dtype=torch.float64)
     target = (weights.square() / weights.square().sum()).tolist()
     learned, (ingredients, losses) = choose(quadratic(target)), soup_of(target)
-    assert learned.account["ingredients"] == ingredients and learned.account["losses"] == pytest.approx(losses)
-    assert learned.val_loss == learned.account["losses"][-1]
+    assert learned.search.ingredients == ingredients and learned.search.losses == pytest.approx(losses)
+    assert learned.val_loss == learned.search.losses[-1]
     assert (learned.n_steps, learned.stopped) == (n_experts, "steps")
     share = 1 / len(ingredients)
     assert learned.alpha.tolist() == [[share if k in ingredients else 0 for k in range(n_experts)]]
@@ -55,11 +55,11 @@ def test_the_soup_is_that_of_the_recipe(quadratic, n_experts, draw):
 
 def test_experts_that_harm_are_left_out(quadratic):
     learned = choose(quadratic([0.0, 0.45, 0.0, 0.55]))
-    assert learned.account["ingredients"] == [3, 1] and learned.alpha.tolist() == [[0.0, 0.5, 0.0, 0.5]]
+    assert learned.search.ingredients == [3, 1] and learned.alpha.tolist() == [[0.0, 0.5, 0.0, 0.5]]
 
 
 def test_experts_as_good_as_each_other_keep_their_order(quadratic):
-    assert choose(quadratic([0.25] * 4)).account["ingredients"] == [0, 1, 2, 3]
+    assert choose(quadratic([0.25] * 4)).search.ingredients == [0, 1, 2, 3]
 
 
 def test_an_expert_that_changes_nothing_is_taken(quadratic):
@@ -79,10 +79,10 @@ def test_only_validation_data_are_used_and_none_twice_for_one_blend(batched):
 def test_every_expert_that_is_tried_is_told(quadratic):
     records = []
     learned = choose(quadratic([0.1, 0.55, 0.0, 0.35]), observe=records.append)
-    assert learned.account["ingredients"] == [1, 3]
+    assert learned.search.ingredients == [1, 3]
     assert [record.step for record in records] == [1, 2, 3, 4]
     assert [record.alpha.count_nonzero().item() for record in records] == [1, 2, 2, 2]
-    first, second = learned.account["losses"]
+    first, second = learned.search.losses
     assert [record.val_loss for record in records] == [first, second, second, second]
     assert records[2].loss > second and records[3].loss > second
 

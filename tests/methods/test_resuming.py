@@ -147,7 +147,7 @@ def test_a_search_among_kinds_of_statistics_goes_on_as_well(make_objective, meth
     )
     for state in states:
         learned = choose(method, make_objective(has_kinds=True), keys, records=[], state=state)
-        assert torch.equal(learned.alpha, wanted.alpha) and learned.account == wanted.account
+        assert torch.equal(learned.alpha, wanted.alpha) and learned.search == wanted.search
         assert learned.statistics == wanted.statistics == "refreshed"
 
 

@@ -125,7 +125,7 @@ def test_a_search_that_skips_steps_goes_on_from_any_state_bit_for_bit(method):
     assert (whole.n_skipped or whole.lost) and len(states) > 4
     for state in states:
         again = learn(Walled(math.inf, most=0.4, every=4), settings, seed=0, state=state)
-        assert again.alpha.tolist() == whole.alpha.tolist() and again.account == whole.account
+        assert again.alpha.tolist() == whole.alpha.tolist() and again.search == whole.search
         assert (again.n_skipped, again.lost, again.val_loss) == (whole.n_skipped, whole.lost, whole.val_loss)
 
 

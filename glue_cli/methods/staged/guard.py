@@ -6,14 +6,14 @@ All are judged as they would be written: with their own BatchNorm statistics, in
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.methods.result import if_finite
-from glue_cli.results.mix import name_with
+from glue_cli.results.mix import Guard, name_with
+from glue_cli.results.mix import Rival as RivalShown
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 
@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Its name in the account."""
+        """Its name in the result."""
         return name_with(self.name, self.statistics)
 
     def is_like(self, other: "Candidate") -> bool:
@@ -155,23 +155,20 @@ def paired_difference(terms: Tensor, others: Tensor) -> tuple[float, float | Non
     return differences.mean().item(), error
 
 
-def account(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as it goes into the account, without the alphas."""
-    return {
-        "returned": verdict.name,
-        "guard": {
-            "terms": verdict.n_terms,
-            "loss": verdict.loss,
-            "standard_error": verdict.standard_error,
-            "end_loss": verdict.end_loss,
-            "rivals": [
-                {
-                    "name": rival.candidate.label,
-                    "loss": if_finite(rival.loss),
-                    "difference": if_finite(rival.difference),
-                    "standard_error": None if rival.standard_error is None else if_finite(rival.standard_error),
-                }
-                for rival in verdict.rivals
-            ],
-        },
-    }
+def as_written_down(verdict: Verdict) -> Guard:
+    """Return a verdict as a result shows it, without the alphas."""
+    return Guard(
+        terms=verdict.n_terms,
+        end_loss=verdict.end_loss,
+        rivals=[
+            RivalShown(
+                name=rival.candidate.label,
+                loss=if_finite(rival.loss),
+                difference=if_finite(rival.difference),
+                standard_error=None if rival.standard_error is None else if_finite(rival.standard_error),
+            )
+            for rival in verdict.rivals
+        ],
+        loss=verdict.loss,
+        standard_error=verdict.standard_error,
+    )

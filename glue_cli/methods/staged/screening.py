@@ -40,7 +40,7 @@ class Start:
 
     @property
     def label(self) -> str:
-        """Its name in the account."""
+        """Its name in the result."""
         return name_with(self.name, self.statistics)
 
     @property

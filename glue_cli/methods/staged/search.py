@@ -5,7 +5,8 @@ a strategy for them, one alpha for all is learned first, and from there an alpha
 """
 
 import math
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -23,7 +24,8 @@ from glue_cli.methods.steps.plateau import Plateau
 from glue_cli.methods.steps.questions import Probes, probe
 from glue_cli.methods.steps.strategy import Shrinks, Strategy, make_step
 from glue_cli.methods.stepwise import Observe, run, unobserved
-from glue_cli.results.mix import UNIFORM
+from glue_cli.results.mix import UNIFORM, Stage, StagedSearch, StageLosses
+from glue_cli.results.record import as_object, read_record
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
@@ -83,7 +85,7 @@ class _StagedSearch:
         self._domain = Simplex.of(objective)
         self._purse = Purse(settings.parsed_budget, objective.cost, settings.batch_size)
         self._stage: Literal["screen", "race", "descend", "groups", "guard"] = "screen"
-        self._spending: list[dict[str, Any]] = []  # of the finished stages
+        self._spending: list[Stage] = []  # of the finished stages
         self._starts: list[Start] = []  # the best first
         self._lost: list[str] = []  # the names of the starts whose loss is not finite
         self._skips = Skips()
@@ -160,7 +162,7 @@ class _StagedSearch:
         if self._purse.is_limited:
             n_forwards = min(n_forwards, self._left() + self._kept_for_groups())
         else:
-            spent = {stage["stage"]: stage["forwards"] for stage in self._spending}
+            spent = {stage.stage: stage.forwards for stage in self._spending}
             n_forwards = by_group.share_of_descent(spent["race"] + spent["descend"])
         one = self._estimate("one alpha", winner)
         groups = ByGroup(self._make_groups, one, winner.start.alpha, n_forwards)
@@ -191,14 +193,14 @@ class _StagedSearch:
             raise not_finite("the validation loss of the end and of every rival", self._n_steps, end.alpha)
         self._note()
         losses = {rival.candidate.label: rival.loss for rival in verdict.rivals}
-        descent = next(stage for stage in self._spending if stage["stage"] == "descend")
-        descent |= {"loss_before": losses.get(winner.start.label), "loss_after": verdict.end_loss}
-        account = {
-            "start": winner.start.label,
-            "starts": {start.label: start.loss for start in self._starts},
-            "stages": self._spending,
-            **guard.account(verdict),
-        }
+        of_descent = StageLosses(loss_before=losses.get(winner.start.label), loss_after=verdict.end_loss)
+        search = StagedSearch(
+            start=winner.start.label,
+            starts={start.label: start.loss for start in self._starts},
+            stages=[replace(s, losses=of_descent) if s.stage == "descend" else s for s in self._spending],
+            returned=verdict.name,
+            guard=guard.as_written_down(verdict),
+        )
         returned = verdict.returned
         self._observe(StepRecord(self._n_steps, None, returned.alpha, verdict.loss, self._skips.n_steps))
         uniform = Candidate("uniform", self._domain.uniform(), self._objective.kinds[0])
@@ -208,7 +210,7 @@ class _StagedSearch:
             verdict.end_loss if end.is_like(uniform) else losses.get(uniform.label),
             self._n_steps,
             self._stopped,
-            account,
+            search,
             returned.statistics,
             is_as_written=verdict.is_whole and self._objective.n_folds == 1,
             n_skipped=self._skips.n_steps,
@@ -320,9 +322,10 @@ class _StagedSearch:
 
     def _note(self, before: float | None = None, after: float | None = None) -> None:
         """Record what the stage has spent, and the loss before and after it on the same data, if known."""
-        spent = sum(done["forwards"] for done in self._spending)
+        spent = sum(done.forwards for done in self._spending)
         forwards = self._objective.cost.forwards - spent
-        self._spending.append({"stage": self._stage, "forwards": forwards, "loss_before": before, "loss_after": after})
+        losses = StageLosses(loss_before=before, loss_after=after)
+        self._spending.append(Stage(stage=self._stage, forwards=forwards, losses=losses))
 
     # ---- the state
 
@@ -335,7 +338,7 @@ class _StagedSearch:
             "runner_up": second and second.alpha,
             "runner_up_statistics": second and second.statistics,
             "runner_up_without": second and second.without,
-            **list_state("spending", self._spending),
+            **list_state("spending", [as_object(stage) for stage in self._spending]),
             **list_state("starts", [start.state() for start in self._starts]),
             **list_state("lost", [{"label": label} for label in self._lost]),
             **list_state("contenders", [contender.state() for contender in self._contenders]),
@@ -349,7 +352,7 @@ class _StagedSearch:
         self._stage, self._n_steps, self._stopped = state["stage"], state["n_steps"], state["stopped"]
         second = state["runner_up_statistics"], state["runner_up_without"]
         self._runner_up = None if state["runner_up"] is None else Candidate("runner-up", state["runner_up"], *second)
-        self._spending = list_of(state, "spending")
+        self._spending = [read_record(Stage, stage) for stage in list_of(state, "spending")]
         self._starts = [Start.of(start) for start in list_of(state, "starts")]
         self._lost = [start["label"] for start in list_of(state, "lost")]
         self._contenders = [

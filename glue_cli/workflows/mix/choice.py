@@ -11,16 +11,12 @@ from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.mix import (
     GreedySearch,
-    Guard,
     LeftOut,
     Losses,
     Objective,
     Passes,
-    Rival,
     Skipped,
-    Stage,
     StagedSearch,
-    StageLosses,
 )
 from glue_cli.search.account import Cost
 
@@ -83,37 +79,6 @@ def by_group(plan: MixPlan, alpha: Tensor) -> dict[str, list[float]] | None:
     if len(groups) == 1 or not (was_asked_for or (alpha != alpha[0]).any()):
         return None
     return dict(zip(groups, alpha.tolist(), strict=True))
-
-
-def search_of(account: dict[str, Any]) -> StagedSearch | GreedySearch | None:
-    """Return a method's account of its search; None if it gives none."""
-    if not account:
-        return None
-    if "ingredients" in account:
-        return GreedySearch(ingredients=account["ingredients"], losses=account["losses"])
-    guard = account["guard"]
-    stages = [
-        Stage(
-            stage=stage["stage"],
-            forwards=stage["forwards"],
-            losses=StageLosses(loss_before=stage["loss_before"], loss_after=stage["loss_after"]),
-        )
-        for stage in account["stages"]
-    ]
-    rivals = [Rival(**rival) for rival in guard["rivals"]]
-    return StagedSearch(
-        start=account["start"],
-        starts=account["starts"],
-        stages=stages,
-        returned=account["returned"],
-        guard=Guard(
-            terms=guard["terms"],
-            end_loss=guard["end_loss"],
-            rivals=rivals,
-            loss=guard["loss"],
-            standard_error=guard["standard_error"],
-        ),
-    )
 
 
 def skipped_in(n_steps: int, blends: Sequence[str]) -> Skipped | None:

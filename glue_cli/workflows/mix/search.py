@@ -23,7 +23,7 @@ from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
 from glue_cli.workflows.compute import blending_compute
 from glue_cli.workflows.fits import check_blends_fit_data
-from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, search_of, skipped_in
+from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, skipped_in
 from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import sampled
 from glue_cli.workflows.mix.pace import Pace
@@ -113,19 +113,19 @@ def search(
         objective_found = Objective(
             name=goal.name, val=_figure(goal, losses.val), val_uniform=_figure(goal, losses.val_uniform)
         )
-    search_account = search_of(learned.account)
     searched = {"forwards": before.equivalents, "stopped": learned.stopped}
-    searched |= {key: learned.account[key] for key in ("start", "returned") if key in learned.account}
-    if isinstance(search_account, StagedSearch) and afterwards.forwards:
-        search_account.stages.append(Stage(stage="write", forwards=afterwards.forwards))
+    stages = learned.search.stages if isinstance(learned.search, StagedSearch) else []
+    if isinstance(learned.search, StagedSearch):
+        searched |= {"start": learned.search.start, "returned": learned.search.returned}
+    if afterwards.forwards:
+        stages.append(Stage(stage="write", forwards=afterwards.forwards))
     left_out = None
     if plan.search.explains:
         before, clock = replace(objective.cost), time.perf_counter()
         left_out = [LeftOut(**without) for without in leave_one_out(objective, learned.alpha, learned.statistics)]
         explained = passes_since(before, objective.cost, clock)
         afterwards = afterwards.plus(explained)
-        if isinstance(search_account, StagedSearch):
-            search_account.stages.append(Stage(stage="explain", forwards=explained.forwards))
+        stages.append(Stage(stage="explain", forwards=explained.forwards))
     setting.dismiss()
     return Choice(
         learned.alpha,
@@ -143,7 +143,7 @@ def search(
         stopped=learned.stopped,
         **compute.recorded,
         objective=objective_found,
-        search=search_account,
+        search=learned.search,
         skipped=skipped_in(learned.n_skipped, learned.lost),
         left_out=left_out,
         statistics=learned.statistics if len(objective.kinds) > 1 else None,

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from glue_cli.methods.staged.guard import SHARE, Candidate, account, guard
+from glue_cli.methods.staged.guard import SHARE, Candidate, as_written_down, guard
+from glue_cli.results.record import as_object
 from glue_cli.search.account import Cost, Purse
 from glue_cli.spec.budget import Budget
 
@@ -161,13 +162,10 @@ def test_a_rival_without_a_finite_loss_is_not_returned(wrong):
     assert run(objective, expert(0, 3), rivals).name == "end"
 
 
-def test_the_account_has_the_figures_and_no_alphas():
+def test_a_result_has_the_figures_and_no_alphas():
     objective = Noisy([1.0, 0.5, 2.0, 2.0])
     verdict = run(objective, expert(0), RIVALS)
-    found = account(verdict)
-    assert found["returned"] == "expert 1"
-    assert found["guard"]["terms"] == 200 and found["guard"]["end_loss"] == verdict.end_loss
-    assert [list(rival) for rival in found["guard"]["rivals"]] == [
-        ["name", "loss", "difference", "standard_error"]
-    ] * 3
-    assert found["guard"]["rivals"][0]["difference"] == verdict.rivals[0].difference
+    shown = as_object(as_written_down(verdict))
+    assert shown["terms"] == 200 and shown["end_loss"] == verdict.end_loss
+    assert [list(rival) for rival in shown["rivals"]] == [["name", "loss", "difference", "standard_error"]] * 3
+    assert shown["rivals"][0]["difference"] == verdict.rivals[0].difference

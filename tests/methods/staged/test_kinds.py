@@ -59,7 +59,7 @@ def test_the_better_kind_is_returned(floors, wanted, search):
 
 def test_uniform_and_an_expert_of_each_kind_are_rivals_of_the_end():
     learned = spsa(TwoKinds(TARGET, TARGET, floors=(1.0, 0.9)), settings_of(), seed=0)
-    names = {rival["name"] for rival in learned.account["guard"]["rivals"]}
+    names = {rival.name for rival in learned.search.guard.rivals}
     assert {"uniform", "uniform, refreshed", "expert 1", "expert 1, refreshed"} <= names
 
 
@@ -73,14 +73,14 @@ def test_the_guard_mends_a_choice_that_minibatches_got_wrong():
 
     objective.written_terms = worse
     learned = spsa(objective, settings_of(), seed=0)
-    assert learned.account["start"].endswith(", refreshed") and learned.account["returned"] == "uniform"
+    assert learned.search.start.endswith(", refreshed") and learned.search.returned == "uniform"
     assert learned.statistics == "averaged" and learned.val_loss == pytest.approx(1, abs=0.05)
 
 
 def test_a_kind_whose_uniform_blend_is_not_finite_is_left_out():
     objective = TwoKinds(TARGET, TARGET, floors=(1.0, float("inf")))
     learned = spsa(objective, settings_of(), seed=0)
-    assert learned.statistics == "averaged" and all("refreshed" not in name for name in learned.account["starts"])
+    assert learned.statistics == "averaged" and all("refreshed" not in name for name in learned.search.starts)
 
 
 @settings(max_examples=40, deadline=None)
@@ -128,14 +128,14 @@ class Folds(Bowl):
 def test_one_alpha_first_then_one_a_group():
     objective, records = Folds(APART), []
     learned = spsa(objective, settings_of(), seed=0, observe=records.append)
-    stages = {stage["stage"]: stage["forwards"] for stage in learned.account["stages"]}
+    stages = {stage.stage: stage.forwards for stage in learned.search.stages}
     assert list(stages) == ["screen", "race", "descend", "groups", "guard"]
     n_alike = sum(bool((record.alpha == record.alpha[0]).all()) for record in records[:-1])
     assert n_alike == len(records) - 1 - stages["groups"] / (3 * 2 + 1)
-    assert learned.account["returned"] == "end" and objective.loss(learned.alpha) < 0.05
+    assert learned.search.returned == "end" and objective.loss(learned.alpha) < 0.05
     assert stages["groups"] <= max(4 * 7, 0.5 * (stages["race"] + stages["descend"]))
-    one = next(rival for rival in learned.account["guard"]["rivals"] if rival["name"] == "one alpha")
-    assert one["difference"] > 0.1 and one["standard_error"] is not None
+    one = next(rival for rival in learned.search.guard.rivals if rival.name == "one alpha")
+    assert one.difference > 0.1 and one.standard_error is not None
 
 
 def test_what_depends_on_the_labels_is_judged_without_each_fold():
@@ -153,5 +153,5 @@ def test_groups_that_want_the_same_stay_together():
 def test_a_small_budget_has_no_room_for_groups(budget, has_room):
     objective = Folds(APART)
     learned = spsa(objective, settings_of(budget=budget), seed=0)
-    assert ("groups" in [stage["stage"] for stage in learned.account["stages"]]) == has_room
+    assert ("groups" in [stage.stage for stage in learned.search.stages]) == has_room
     assert objective.cost.forwards <= int(budget)

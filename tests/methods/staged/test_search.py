@@ -79,7 +79,7 @@ def run(objective, make=Walk, **keys):
 
 
 def spent_by_stage(learned):
-    return {stage["stage"]: stage["forwards"] for stage in learned.account["stages"]}
+    return {stage.stage: stage.forwards for stage in learned.search.stages}
 
 
 # ---- budgets
@@ -213,7 +213,7 @@ def test_the_uniform_blend_races_although_others_look_better():
     objective = Bowl(rising(6))
     objective.target = torch.tensor([[0.5, 0.5, 0.5, 0.5, -0.5, -0.5]], dtype=torch.float64)
     learned, _, contenders = run(objective, Scripted, budget="1000")
-    starts = learned.account["starts"]
+    starts = learned.search.starts
     assert list(starts).index("uniform") >= 4
     uniform = torch.full((1, 6), 1 / 6, dtype=torch.float64)
     assert len(contenders) == 4 and torch.equal(contenders[-1].alpha, uniform)
@@ -223,8 +223,8 @@ def test_the_contender_whose_latest_losses_are_least_wins():
     """It looked worse than others when starts were screened, and in its first step."""
     objective = Bowl([0.1, 0.3, 0.6])
     learned, _, _ = run(objective, Scripted, budget="1000")
-    assert list(learned.account["starts"]).index("towards expert 1") in (1, 2, 3)
-    assert learned.account["start"] == "towards expert 1"
+    assert list(learned.search.starts).index("towards expert 1") in (1, 2, 3)
+    assert learned.search.start == "towards expert 1"
 
 
 class TwoBasins(Bowl):
@@ -251,7 +251,7 @@ class TwoBasins(Bowl):
 def test_the_deeper_of_two_basins_is_found(budget):
     """Descent from the uniform blend would stay at 2."""
     learned = spsa(TwoBasins([0.1, 0.0, 0.8, 0.1]), settings_of(budget=budget), seed=0)
-    assert learned.account["start"] == "towards expert 2"
+    assert learned.search.start == "towards expert 2"
     assert learned.val_loss == pytest.approx(1, abs=1e-3) and learned.val_loss_start == pytest.approx(2)
     stuck = spsa(TwoBasins([0.1, 0.0, 0.8, 0.1]), settings_of(preset="paper", steps=50), seed=0)
     assert stuck.val_loss == pytest.approx(2, abs=1e-3)
@@ -263,16 +263,16 @@ def test_the_deeper_of_two_basins_is_found(budget):
 def test_the_guard_holds_the_end_against_plain_blends_and_the_runner_up():
     objective = Bowl([0.05, 0.05, 0.85, 0.05])
     learned, _, contenders = run(objective)
-    guard = learned.account["guard"]
-    assert learned.account["returned"] == "end" and learned.val_loss == guard["end_loss"]
-    losses = {rival["name"]: rival["loss"] for rival in guard["rivals"]}
-    assert set(losses) == {"uniform", "runner-up", learned.account["start"], "expert 2"}
+    guard = learned.search.guard
+    assert learned.search.returned == "end" and learned.val_loss == guard.end_loss
+    losses = {rival.name: rival.loss for rival in guard.rivals}
+    assert set(losses) == {"uniform", "runner-up", learned.search.start, "expert 2"}
     uniform, expert = torch.full((1, 4), 0.25), torch.eye(4)[2:3]
     assert learned.val_loss_start == losses["uniform"] == pytest.approx(objective.loss(uniform).item())
     assert losses["expert 2"] == pytest.approx(objective.loss(expert).item())
     (second,) = (contender for contender in contenders if len(contender.steps) == 6)
     assert losses["runner-up"] == pytest.approx(objective.loss(second.alpha).item())
-    assert guard["terms"] == N_VALIDATION_BATCHES * BATCH
+    assert guard.terms == N_VALIDATION_BATCHES * BATCH
 
 
 def test_a_search_that_ends_worse_than_an_expert_returns_the_expert():
@@ -282,14 +282,14 @@ def test_a_search_that_ends_worse_than_an_expert_returns_the_expert():
             return 1.0
 
     learned, _, _ = run(Bowl([1.0, 0.0, 0.0]), Astray, budget="200")
-    assert learned.account["returned"] == "expert 0" and learned.alpha.tolist() == [[1, 0, 0]]
-    assert learned.val_loss == 0 < learned.account["guard"]["end_loss"]
+    assert learned.search.returned == "expert 0" and learned.alpha.tolist() == [[1, 0, 0]]
+    assert learned.val_loss == 0 < learned.search.guard.end_loss
 
 
 def test_what_was_found_is_told():
     learned, records, _ = run(Bowl(rising(3)), budget="200")
-    assert learned.account["start"] in learned.account["starts"]
-    assert set(learned.account["starts"]) == {"uniform", "by loss", *(f"towards expert {k}" for k in range(3))}
+    assert learned.search.start in learned.search.starts
+    assert set(learned.search.starts) == {"uniform", "by loss", *(f"towards expert {k}" for k in range(3))}
     first, *_, before, last = records
     assert first.step == 0 and first.alpha.tolist() == [pytest.approx([1 / 3] * 3)]
     assert before.loss < 1e-6 < first.loss == pytest.approx(learned.val_loss_start)
@@ -338,7 +338,7 @@ def test_a_validation_loss_that_is_no_number():
 def test_spsa_finds_the_optimum_and_repeats(keys):
     target = [0.5, 0.1, 0.1, 0.3]
     found = [spsa(Bowl(target, noise=0.5), settings_of(**keys), seed=0) for _ in range(2)]
-    assert torch.equal(found[0].alpha, found[1].alpha) and found[0].account == found[1].account
+    assert torch.equal(found[0].alpha, found[1].alpha) and found[0].search == found[1].search
     wanted = torch.tensor([target], dtype=torch.float64)
     torch.testing.assert_close(found[0].alpha, wanted, rtol=0, atol=0.05 if "optimizer" in keys else 2e-3)
 
@@ -418,16 +418,18 @@ def test_a_race_that_is_cut_short_is_won_by_the_best_so_far():
     objective = Two([0.0, 0.0, 1.0])
     learned, _, contenders = run(objective, lambda *start: Walk(*start, n_rounds=10), steps=4)
     assert len(contenders) > 1 and all(len(contender.steps) == 4 for contender in contenders)
-    losses = {name: loss for name, loss in learned.account["starts"].items()}
-    assert learned.account["start"] == min(losses, key=losses.get) == "towards expert 2"
-    assert "runner-up" in [rival["name"] for rival in learned.account["guard"]["rivals"]]
+    losses = {name: loss for name, loss in learned.search.starts.items()}
+    assert learned.search.start == min(losses, key=losses.get) == "towards expert 2"
+    assert "runner-up" in [rival.name for rival in learned.search.guard.rivals]
 
 
 def test_what_a_stage_bought_is_said():
     learned, _, _ = run(Bowl([0.0, 0.1, 0.9], noise=0.01), budget="200")
-    screen, race, descend, guarded = learned.account["stages"]
-    assert screen["loss_after"] < screen["loss_before"] and descend["loss_after"] < descend["loss_before"]
-    assert race["loss_before"] is guarded["loss_before"] is None
+    screen, race, descend, guarded = learned.search.stages
+    assert (
+        screen.losses.loss_after < screen.losses.loss_before and descend.losses.loss_after < descend.losses.loss_before
+    )
+    assert race.losses.loss_before is guarded.losses.loss_before is None
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
@@ -438,7 +440,7 @@ def test_an_end_without_a_finite_validation_loss_loses_to_a_sound_rival(wrong):
             return terms + (wrong if self.loss(alpha) < 0.01 else 0)
 
     learned, _, _ = run(Broken([0.0, 0.1, 0.9]), budget="200")
-    assert learned.account["returned"] != "end" and math.isfinite(learned.val_loss)
+    assert learned.search.returned != "end" and math.isfinite(learned.val_loss)
 
 
 def test_no_more_is_kept_for_the_guard_than_it_can_spend():
