@@ -5,7 +5,7 @@ The file also holds the run's identity, which is all that it depends on: setting
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.output_files import made_folder
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.state import State
-from glue_cli.foundation.temporary_files import held_file
+from glue_cli.foundation.temporary_files import held_file, remove_abandoned
 
 _KIND = "state"
 _PART = 32 << 20  # bytes that a fingerprint covers at each end of tensors and files larger than two parts
@@ -54,12 +54,27 @@ def holding_state(output: Path) -> Iterator[Path]:
         UsageError: a living process holds it.
     """
     file = state_file(output)
-    lock = file.with_name(f"{file.name}.lock")
-    with made_folder(output.absolute().parent), held_file(lock) as is_ours:
+    with made_folder(output.absolute().parent), held_file(_lock_of(file)) as is_ours:
         if not is_ours:
             message = f"another process is at work on '{output}', and holds its state"
             raise UsageError(message, hint="wait for it, or name another output with --output")
         yield file
+
+
+def _lock_of(state: Path) -> Path:
+    return state.with_name(f"{state.name}.lock")
+
+
+def forget_run(output: Path) -> None:
+    """Remove what a run that was killed after writing its output has left beside it: state, lock, temporary files.
+
+    What belongs to living processes stays, as does everything in a folder that cannot be written.
+    """
+    file = state_file(output)
+    with suppress(OSError), held_file(_lock_of(file)) as is_ours:
+        if is_ours:
+            file.unlink(missing_ok=True)
+            remove_abandoned(output.parent)
 
 
 def write_state(file: Path, saved: SavedState) -> None:

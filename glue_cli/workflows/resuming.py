@@ -15,6 +15,7 @@ from glue_cli.checkpoints.run_state import (
     SavedState,
     differences,
     flat,
+    forget_run,
     holding_state,
     read_state,
     state_file,
@@ -189,6 +190,5 @@ def is_finished(output: Path, wanted: Mapping[str, Any], run: Run, *, force: boo
         )
     if not differing:
         run.progress(Noted(f"'{output}' is there already, and made with these settings: nothing is left to do"))
-        with suppress(OSError):
-            state_file(output).unlink()
+        forget_run(output)
     return not differing

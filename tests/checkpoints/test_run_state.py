@@ -10,6 +10,7 @@ from glue_cli.checkpoints.run_state import (
     fingerprint_of_files,
     fingerprint_of_tensors,
     flat,
+    forget_run,
     holding_state,
     read_state,
     state_file,
@@ -104,3 +105,28 @@ def test_fingerprints_see_every_change_at_the_ends(monkeypatch, tmp_path):
         path.write_bytes(content)
         found.add(fingerprint_of_files([path]))
     assert len(found) == 4
+
+
+LEFT = (".p.safetensors.state", ".p.safetensors.state.lock", ".glue-0123456789abcdef.tmp")
+
+
+def test_what_a_killed_run_has_left_is_forgotten(tmp_path):
+    """A kill may come between the removal of the state and that of its lock."""
+    for name in LEFT[1:], LEFT:
+        for left in name:
+            (tmp_path / left).touch()
+        forget_run(tmp_path / "p.safetensors")
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_a_living_process_holds_is_not_forgotten(tmp_path):
+    output = tmp_path / "p.safetensors"
+    with holding_state(output) as file:
+        file.touch()
+        forget_run(output)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(LEFT[:2])
+
+
+def test_a_folder_that_is_gone_has_nothing_to_forget(tmp_path):
+    forget_run(tmp_path / "gone" / "p.safetensors")
+    assert not list(tmp_path.iterdir())
