@@ -14,7 +14,8 @@ HERE = Path(__file__).parent / "faults"
 
 # As in fail_calls.c.
 COUNT, FAIL, FAIL_FROM, SHORT, PAUSE = range(5)
-READS, WRITES, OTHERS, ALL = 1, 2, 4, 7
+READS, WRITES, OTHERS, LOOKS = 1, 2, 4, 8
+ALL = READS | WRITES | OTHERS
 
 
 @dataclass(frozen=True)

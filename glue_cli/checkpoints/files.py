@@ -48,14 +48,18 @@ def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
     """Check that a checkpoint's open files have not changed since its header was read.
 
     Raises:
-        CheckpointError: one has changed.
+        CheckpointError: one has changed, or cannot be looked at.
     """
     for file, descriptor, stamp in zip(checkpoint.files, descriptors, checkpoint.stamps, strict=True):
         _check_unchanged(file, descriptor, stamp)
 
 
 def _check_unchanged(file: Path, descriptor: int, stamp: Stamp) -> None:
-    if stamp_of(descriptor) != stamp:
+    try:
+        is_unchanged = stamp_of(descriptor) == stamp
+    except OSError as error:
+        raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
+    if not is_unchanged:
         raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
 
 

@@ -1,12 +1,14 @@
 """Hashes that are begun ahead of the blend."""
 
+import errno
 import hashlib
+import os
 from threading import Event
 
 import pytest
 import torch
 
-from glue_cli.checkpoints import hashing
+from glue_cli.checkpoints import files, hashing
 from glue_cli.checkpoints.hashing import StreamedHash, hashing_ahead
 from glue_cli.foundation.errors import CheckpointError, ResourceError
 
@@ -97,6 +99,22 @@ def test_what_a_thread_trips_over_is_left_to_the_blend(experts, monkeypatch, err
     monkeypatch.setattr(hashing, "open_file", fail)
     with hashing_ahead([StreamedHash(expert) for expert in experts]):
         assert tried.wait(60)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_files_that_cannot_be_looked_at_are_told_by_the_blend(experts, blend, monkeypatch):
+    """A network's disk may be gone between opening a file and asking for its size and times."""
+    hashes, tried = [StreamedHash(expert) for expert in experts], Event()
+
+    def fail(descriptor):
+        tried.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "stamp_of", fail)
+    with hashing_ahead(hashes):
+        assert tried.wait(60)
+    with pytest.raises(CheckpointError, match="cannot be read: Input/output error"):
+        blend(experts, [0.2, 0.3, 0.5], hashes=hashes)
 
 
 def test_an_import_that_fails_stops_the_thread(experts):

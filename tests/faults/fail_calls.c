@@ -3,6 +3,7 @@
    Nothing happens before `faults_arm`. Calls by a path count if it lies under the folder, calls by a descriptor if
    /proc/self/fd says so of its file. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +17,7 @@
 #include <unistd.h>
 
 enum { COUNT, FAIL, FAIL_FROM, SHORT, PAUSE };
-enum { READS = 1, WRITES = 2, OTHERS = 4 };
+enum { READS = 1, WRITES = 2, OTHERS = 4, LOOKS = 8 };
 
 static char folder[4096];
 static size_t folder_length;
@@ -223,8 +224,14 @@ BY_PATH(renameat, WRITES, (int at, const char *from, int to_at, const char *to),
 BY_PATH(link, WRITES, (const char *from, const char *to), LIST(const char *, const char *), AT_FDCWD, to, from, to)
 BY_PATH(linkat, WRITES, (int at, const char *from, int to_at, const char *to, int flags),
         LIST(int, const char *, int, const char *, int), to_at, to, at, from, to_at, to, flags)
+BY_PATH(symlink, WRITES, (const char *to, const char *path), LIST(const char *, const char *), AT_FDCWD, path, to, path)
+BY_PATH(chmod, WRITES, (const char *path, mode_t how), LIST(const char *, mode_t), AT_FDCWD, path, path, how)
+BY_PATH(truncate64, WRITES, (const char *path, off64_t length), LIST(const char *, off64_t), AT_FDCWD, path, path, length)
+BY_PATH(utimensat, WRITES, (int at, const char *path, const struct timespec times[2], int flags),
+        LIST(int, const char *, const struct timespec *, int), at, path, at, path, times, flags)
 BY_PATH(unlink, OTHERS, (const char *path), LIST(const char *), AT_FDCWD, path, path)
 BY_PATH(mkdir, WRITES, (const char *path, mode_t how), LIST(const char *, mode_t), AT_FDCWD, path, path, how)
+BY_PATH(unlinkat, OTHERS, (int at, const char *path, int flags), LIST(int, const char *, int), at, path, at, path, flags)
 BY_PATH(rmdir, OTHERS, (const char *path), LIST(const char *), AT_FDCWD, path, path)
 
 #define MAP(name) \
@@ -235,3 +242,42 @@ BY_PATH(rmdir, OTHERS, (const char *path), LIST(const char *), AT_FDCWD, path, p
     }
 MAP(mmap)
 MAP(mmap64)
+
+/* What asks about files without reading them. */
+BY_PATH(access, LOOKS, (const char *path, int how), LIST(const char *, int), AT_FDCWD, path, path, how)
+BY_PATH(faccessat, LOOKS, (int at, const char *path, int how, int flags), LIST(int, const char *, int, int), at, path,
+        at, path, how, flags)
+#define STATUS(suffix, type) \
+    BY_PATH(stat##suffix, LOOKS, (const char *path, struct type *is), LIST(const char *, struct type *), AT_FDCWD, \
+            path, path, is) \
+    BY_PATH(lstat##suffix, LOOKS, (const char *path, struct type *is), LIST(const char *, struct type *), AT_FDCWD, \
+            path, path, is) \
+    BY_PATH(fstatat##suffix, LOOKS, (int at, const char *path, struct type *is, int flags), \
+            LIST(int, const char *, struct type *, int), at, path, at, path, is, flags) \
+    BY_DESCRIPTOR(fstat##suffix, LOOKS, (int fd, struct type *is), fd, is)
+#define BY_DESCRIPTOR_TYPES_fstat int, struct stat *
+#define BY_DESCRIPTOR_TYPES_fstat64 int, struct stat64 *
+STATUS(, stat)
+STATUS(64, stat64)
+
+#define LINK_TARGET(name, parameters, types, at, ...) \
+    ssize_t name parameters { \
+        REAL(ssize_t, name, types); \
+        DECIDE(LOOKS, counts_path(at, path)) \
+        return decision < 0 ? -1 : real(__VA_ARGS__); \
+    }
+LINK_TARGET(readlink, (const char *path, char *to, size_t n), LIST(const char *, char *, size_t), AT_FDCWD, path, to, n)
+LINK_TARGET(readlinkat, (int at, const char *path, char *to, size_t n), LIST(int, const char *, char *, size_t), at, at,
+            path, to, n)
+
+DIR *opendir(const char *path) {
+    REAL(DIR *, opendir, const char *);
+    DECIDE(LOOKS, counts_path(AT_FDCWD, path))
+    return decision < 0 ? 0 : real(path);
+}
+
+struct dirent64 *readdir64(DIR *entries) {
+    REAL(struct dirent64 *, readdir64, DIR *);
+    DECIDE(LOOKS, counts_descriptor(dirfd(entries)))
+    return decision < 0 ? 0 : real(entries);
+}
