@@ -27,7 +27,7 @@ def test_a_small_file_that_stands_for_gigabytes(tmp_path, peak_of, columns, comp
     assert path.stat().st_size < 2_000_000
     code = f"""
 try:
-    check_growth(Path({str(path)!r}))
+    check_growth([Path({str(path)!r})])
 except DataError as error:
     assert "or more, above the 536.9 MB allowed" in error.message, error.message
 else:
@@ -50,7 +50,7 @@ def test_honest_files_pass(tmp_path, compression):
         "x": [number / 7 for number in range(200_000)],
     }
     parquet.write_table(pyarrow.table(columns), path, compression=compression)
-    check_growth(path)
+    check_growth([path])
 
 
 def test_the_format_asks(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 
 from glue_cli.data.cache import file_checksum
 from glue_cli.data.dataset import Dataset, Texts, split_name
+from glue_cli.data.formats.arrow_claims import check_saved
 from glue_cli.data.formats.columns import read_columns
 from glue_cli.data.formats.parquet_claims import check_growth
 from glue_cli.data.image_files import find_image_files, tell_kinds, warn_of_others
@@ -119,12 +120,12 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
         _tell_of_files(paths[0], progress)
     try:
         if builder == "arrow":
+            check_saved(paths[0])
             return datasets.load_from_disk(str(paths[0])).with_format(None)
         if builder != "imagefolder":
             _check_plain(paths)
         if builder == "parquet":
-            for path in paths:
-                check_growth(path)
+            check_growth(paths)
         load = partial(datasets.load_dataset, builder, data_files=files, split=split, cache_dir=str(working))
         return _load_whole(load, working)
     except DataError:
