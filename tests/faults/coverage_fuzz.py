@@ -2,17 +2,19 @@
 
     python tests/faults/coverage_fuzz.py FOLDER RUNS
 
-It ends with a traceback at the first input that is neither read nor refused, or that takes over five seconds.
+It ends with a traceback at the first input that is neither read nor refused, or that takes over 5 s or 512 MiB.
 """
 
 import io
 import pickle
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import atheris
 import scipy.io
 import torch
+from bounded import in_little_memory
 from safetensors.torch import save
 
 with atheris.instrument_imports(include=["glue_cli.checkpoints", "glue_cli.spec", "glue_cli.data.formats"]):
@@ -57,12 +59,11 @@ def main() -> None:
         name, reader = [*kinds.items()][data[0] % len(kinds) if data else 0]
         path = folder / name
         path.write_bytes(data[1:])
-        try:
-            reader(path)
-        except GlueError as error:
-            assert error.exit_code in REFUSED and len(error.message) < 6_000
-        except (PickleFault, MatlabFault):
-            pass
+        with in_little_memory(), suppress(PickleFault, MatlabFault):
+            try:
+                reader(path)
+            except GlueError as error:
+                assert error.exit_code in REFUSED and len(error.message) < 6_000
 
     corpus = folder / "corpus"
     corpus.mkdir()

@@ -5,8 +5,10 @@ import os
 import random
 import shutil
 import struct
+from contextlib import suppress
 
 import pytest
+from bounded import bounded
 
 from glue_cli.data.formats.arrow_claims import check_saved
 from glue_cli.data.formats.huggingface import opening
@@ -184,8 +186,6 @@ def test_damaged_tables_are_read_or_refused(saved, compression, how_many):
             piece = draws.choice([draws.randbytes(1), draws.randbytes(8), b"\xff\xff\xff\x7f", b"\0" * 8])
             content[start : start + len(piece)] = piece
         path.write_bytes(content[: draws.choice([len(content)] * 9 + [draws.randrange(len(content))])])
-        try:
+        with bounded(), suppress(DataError):
             n_read += len(read(folder)) >= 0
-        except DataError:
-            pass
     assert n_read

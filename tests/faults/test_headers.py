@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from bounded import bounded
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save
 
@@ -162,7 +163,9 @@ def test_glue_reads_what_the_library_reads(tmp_path, how_many):
     for number in range(how_many(4_000, 100_000)):
         whole = mutate(draws, RIGHT[number % len(RIGHT)])
         path.write_bytes(whole)
-        theirs, ours = read_by_the_library(path), read_by_glue(path)
+        with bounded():
+            ours = read_by_glue(path)
+        theirs = read_by_the_library(path)
         if ours is None and theirs and any(is_beyond_pytorch(dtype, shape) for dtype, shape, _ in theirs[0].values()):
             counts["beyond PyTorch"] += 1
             continue
