@@ -104,6 +104,11 @@ class Faulty:
         self._server.wait()
 
 
+def evenly(points: list, most: int) -> list:
+    """Return every n-th of some points, such as the calls of a run, so that at most `most` are left."""
+    return points[:: -(-len(points) // most)]
+
+
 def _text_of(file: Path) -> str:
     """Return a file's text, empty if the run was killed before it made the file."""
     return file.read_text() if file.exists() else ""

@@ -4,7 +4,7 @@ import os
 import random
 
 import pytest
-from faulty import PAUSE, READS
+from faulty import PAUSE, READS, evenly
 from small_runs import RUNS, found, leftovers
 
 REPLACED = {"mix": "e1.safetensors", "mix, shards": "e1.safetensors", "mix, spsa": "e1.safetensors"}
@@ -20,6 +20,7 @@ REPLACED |= {
 DATA = {name: "data/train.safetensors" for name in ("mix, spsa", "train-expert", "finetune")}
 CASES = [*REPLACED.items(), *DATA.items(), ("report", "history.jsonl"), ("evaluate", "glue.yaml")]
 
+MOST = 360  # changes that --long makes in a case, spread evenly over its reads, of which searches have many
 CHANGES = {
     "is cut": "os.truncate(path, path.stat().st_size // 2)",
     "is emptied": "os.truncate(path, 0)",
@@ -60,7 +61,8 @@ def test_a_change_at_each_read(faulty, name, file, how_many, record_property):
         n_calls = n_calls or whole.calls
         faulty.remove(folder)
     points = [(change, number) for change in CHANGES for number in range(n_calls)]
-    tried = random.Random(name + file).sample(points, min(len(points), how_many(3, len(points))))
+    chosen = evenly(points, MOST)
+    tried = random.Random(name + file).sample(chosen, min(len(chosen), how_many(3, MOST)))
     for change, number in tried:
         folder = faulty.folder()
         then = f"{setup(file)}; {CHANGES[change]}"
