@@ -1,13 +1,15 @@
 """The state of work that can be interrupted and continued: a flat mapping of names to tensors, numbers, strings, None.
 
 Taking a state copies nothing: its tensors may be the ones in use. Code that keeps a state has to copy them, or write
-them to a file, before the work continues. Needs no torch.
+them to a file, before the work continues. A part whose figures are not finite says so with `GOOD: False`: such a state
+is not worth keeping, since the work will end there. Needs no torch.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 State = dict[str, Any]
+GOOD = "is_good"
 # Called between two steps with a function that returns the current state. If it raises an exception, the work ends.
 Checkpoint = Callable[[Callable[[], State]], None]
 
@@ -38,3 +40,8 @@ def list_of(state: State, prefix: str) -> list[State]:
         number, _, rest = name.partition(".")
         items.setdefault(int(number), {})[rest] = value
     return [items[i] for i in range(len(items))]
+
+
+def is_good(state: State) -> bool:
+    """Tell whether no part of a state says that its figures are not finite."""
+    return all(value for name, value in state.items() if name.rpartition(".")[2] == GOOD)

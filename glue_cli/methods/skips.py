@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from glue_cli.foundation.errors import NumericalError
-from glue_cli.foundation.state import State
+from glue_cli.foundation.state import GOOD, State
 
 # The radius of probes halves with each skipped step: ten of them reach blends a thousand times nearer.
 MOST_IN_A_ROW = 10
@@ -37,7 +37,7 @@ class Skips:
             raise not_finite(f"the loss, as at the {MOST_IN_A_ROW - 1} steps before,", step, alpha)
 
     def state(self) -> State:
-        return {"n_steps": self.n_steps, "n_in_a_row": self._n_in_a_row}
+        return {"n_steps": self.n_steps, "n_in_a_row": self._n_in_a_row, GOOD: self._n_in_a_row == 0}
 
     def restore(self, state: State) -> None:
         self.n_steps, self._n_in_a_row = state["n_steps"], state["n_in_a_row"]

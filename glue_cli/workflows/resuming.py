@@ -24,7 +24,7 @@ from glue_cli.checkpoints.run_state import (
 from glue_cli.foundation.errors import GlueError, UsageError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
-from glue_cli.foundation.state import State
+from glue_cli.foundation.state import State, is_good
 from glue_cli.foundation.stopping import Stopped
 from glue_cli.results.history import Write, writing_history
 from glue_cli.running.device import find_device
@@ -101,6 +101,7 @@ class Keeper:
     def checkpoint(self, make_state: Callable[[], State]) -> None:
         """Save the state between two steps if it is due, and stop if the run was asked to.
 
+        A state whose figures are not finite is not saved: the last good one stays, and the steps since are made again.
         Of several processes, the first saves. They stop after the same step, since what has asked one of them to stop
         is known to all from the step's last exchange.
 
@@ -112,7 +113,7 @@ class Keeper:
         ranks, stop = self._run.ranks, self._run.stop
         asked_by = ranks.stopped_by if ranks.size > 1 else stop.asked_by
         if ranks.is_first and (asked_by is not None or self._is_due()):
-            self._save(make_state())
+            self._save_if_good(make_state())
         if asked_by is not None:
             ranks.from_first(lambda: {"stopped_by": asked_by})  # nobody ends before the state is saved
             raise Stopped(asked_by)
@@ -124,7 +125,9 @@ class Keeper:
         wait = every.seconds if every and every.seconds else max(_USUAL_S, self._saving_s / _SHARE)
         return time.monotonic() - self._last_s >= wait
 
-    def _save(self, state: State) -> None:
+    def _save_if_good(self, state: State) -> None:
+        if not is_good(state):
+            return
         began = time.monotonic()
         history = self._run.history
         length = history.stat().st_size if history else None

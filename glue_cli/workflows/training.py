@@ -13,7 +13,7 @@ from glue_cli.foundation.errors import NumericalError, SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.ranks import Ranks, meeting
 from glue_cli.foundation.seeds import derive_seed
-from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.state import GOOD, Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.models.weights import constant_buffers
 from glue_cli.results.history import Write
 from glue_cli.running.device import Compute
@@ -173,6 +173,7 @@ class Training:
             "n_steps": self.n_steps,
             "kept": self.kept,
             "total": self._total,
+            GOOD: bool(self._total.isfinite()) and _find_not_finite(self._model) is None,
             "n_losses": self._n_losses,
             "n_seen": self._n_seen,
             "best_loss": torch.tensor(self._best_loss, dtype=torch.float64),  # a tensor, since JSON has no infinity
@@ -241,7 +242,12 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
 
 def _check_weights(model: nn.Module, task: str) -> None:
     """Check the weights after the last step, from which no loss has been computed."""
+    if name := _find_not_finite(model):
+        raise NumericalError(f"'{name}' is not finite at the end of '{task}'", hint="lower the lr")
+
+
+def _find_not_finite(model: nn.Module) -> str | None:
+    """Return the first tensor of a model that is not finite, if any."""
     constants = constant_buffers(model)
-    for name, tensor in model.state_dict().items():
-        if name not in constants and not torch.isfinite(tensor).all():
-            raise NumericalError(f"'{name}' is not finite at the end of '{task}'", hint="lower the lr")
+    tensors = ((name, tensor) for name, tensor in model.state_dict().items() if name not in constants)
+    return next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)

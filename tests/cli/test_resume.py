@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from glue_cli.checkpoints.run_state import read_state, state_file
+
 EXPERT_0 = "experts/expert-000.safetensors"
 GLUE = [sys.executable, "-m", "glue_cli"]
 TIMEOUT_S = 200  # generous: the machine may be busy
@@ -211,6 +213,18 @@ def test_other_experts_are_another_run(here, glue, altered):
     glue(*again, code=0)
     altered("x.safetensors", lambda tensors: next(iter(tensors.values())).add_(1))
     glue(*again).refused(2, "that of another run", "experts")
+
+
+@pytest.mark.parametrize("command", [["train-expert", "--expert", "0"], ["finetune", EXPERT_0]], ids=lambda c: c[0])
+def test_a_training_that_diverges_keeps_its_last_good_state(here, glue, command):
+    """The first step leads to weights of 1e30, which are finite; the loss of the second is not."""
+    section, part = ("train", "") if command[0] == "train-expert" else ("finetune", "training.")
+    diverging = [*command, "-o", "d.safetensors", "--save-every", "1", "--set", f"{section}.lr=1e30", "-q"]
+    for again in ([], ["--resume"]):
+        glue(*diverging, *again).refused(4, "lower the lr")
+        state = read_state(state_file(here / "d.safetensors")).state
+        assert state[f"{part}n_steps"] == 1 and state[f"{part}total"].isfinite()
+        assert all(value.isfinite().all() for name, value in state.items() if name.startswith(f"{part}model."))
 
 
 @pytest.mark.parametrize("text", ["0", "fast", "1.5"])

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glue_cli.checkpoints.run_state import read_state, state_file
 from glue_cli.cli.app import main
+from glue_cli.foundation.state import is_good
 
 NET = """
 from torch import nn
@@ -76,6 +78,17 @@ def test_the_expert_that_overflows_gets_next_to_nothing(glue, method):
 def test_the_paper_s_search_goes_on_from_a_start_without_a_finite_loss_until_it_gives_up(glue):
     code, _, err = glue("--method", "spsa", "--set", "mix.preset=paper")
     assert code == 4 and "at mixing step 9, near alpha [0.3333, 0.3333, 0.3333]" in err and "Traceback" not in err
+
+
+def test_the_state_before_the_steps_without_a_finite_loss_is_kept(glue, tmp_path):
+    """All steps are skipped here, so that the state of the start is the last good one."""
+    paper = ["--method", "spsa", "--set", "mix.preset=paper", "--save-every", "1"]
+    first = glue(*paper)
+    state = read_state(state_file(tmp_path / "prior.safetensors")).state
+    assert first[0] == 4 and state["n_steps"] == state["skips.n_in_a_row"] == 0 and is_good(state)
+    code, _, err = glue(*paper, "--resume")
+    assert code == 4 and "going on from the state" in err and "at mixing step 9" in err
+    assert read_state(state_file(tmp_path / "prior.safetensors")).state.keys() == state.keys()
 
 
 @pytest.mark.parametrize("method", ["spsa", "cmaes", "fullgrad", "greedy", "proxy"])
