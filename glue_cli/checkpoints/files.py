@@ -1,12 +1,13 @@
 """Read bytes from a checkpoint's files. Needs no torch."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from glue_cli.checkpoints.header import Checkpoint, Stamp, TensorEntry, stamp_of
+from glue_cli.checkpoints.header import Checkpoint, TensorEntry, stamp_of
 from glue_cli.foundation.errors import CheckpointError, ResourceError
 from glue_cli.foundation.regular_files import regular
 
@@ -30,7 +31,7 @@ def open_file(checkpoint: Checkpoint, number: int) -> Iterator[int]:
             raise ResourceError(message, hint="raise the limit of open files: ulimit -n 4096") from None
         raise CheckpointError(message) from None
     try:
-        _check_unchanged(file, descriptor, checkpoint.stamps[number])
+        check_file(checkpoint, number, descriptor)
         yield descriptor
     finally:
         with suppress(OSError):  # it is closed all the same, and all that was read is right
@@ -45,18 +46,20 @@ def open_files(checkpoint: Checkpoint) -> Iterator[list[int]]:
 
 
 def check_unchanged(checkpoint: Checkpoint, descriptors: Sequence[int]) -> None:
-    """Check that a checkpoint's open files have not changed since its header was read.
+    """Check that none of a checkpoint's open files has changed, as `check_file` does for one."""
+    for number, descriptor in enumerate(descriptors):
+        check_file(checkpoint, number, descriptor)
+
+
+def check_file(checkpoint: Checkpoint, number: int, descriptor: int) -> None:
+    """Check that one of a checkpoint's files, which is open, has not changed since its header was read.
 
     Raises:
-        CheckpointError: one has changed, or cannot be looked at.
+        CheckpointError: it has changed, or cannot be looked at.
     """
-    for file, descriptor, stamp in zip(checkpoint.files, descriptors, checkpoint.stamps, strict=True):
-        _check_unchanged(file, descriptor, stamp)
-
-
-def _check_unchanged(file: Path, descriptor: int, stamp: Stamp) -> None:
+    file = checkpoint.files[number]
     try:
-        is_unchanged = stamp_of(descriptor) == stamp
+        is_unchanged = stamp_of(descriptor) == checkpoint.stamps[number]
     except OSError as error:
         raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
     if not is_unchanged:
@@ -78,6 +81,44 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> N
         if n_read == 0:
             raise CheckpointError(f"'{path}' became shorter while it was read")
         filled += n_read
+
+
+def read_pages(
+    descriptor: int, buffer: memoryview, offset: int, n_needed: int, path: Path, *, past_cache: bool
+) -> None:
+    """Fill `buffer` from the file at `offset`, with `n_needed` bytes at least; the file may end before it is full.
+
+    Past the page cache, nothing is copied by the CPU, and nothing else leaves the cache for it. Both `offset` and the
+    buffer have to be whole pages then. Where the file's disk does not allow that, it is read as usual.
+
+    Raises:
+        CheckpointError: as `read_into`.
+    """
+    is_past = past_cache and _set_past_cache(descriptor, True)
+    filled = 0
+    while filled < n_needed:
+        try:
+            n_read = os.preadv(descriptor, [buffer[filled:]], offset + filled)
+        except OSError as error:
+            if is_past and error.errno == errno.EINVAL and _set_past_cache(descriptor, False):
+                is_past = False
+                continue
+            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+        if n_read == 0:
+            raise CheckpointError(f"'{path}' became shorter while it was read")
+        filled += n_read
+
+
+def _set_past_cache(descriptor: int, is_past: bool) -> bool:
+    """Let an open file be read past the page cache, or as usual; return whether it could be set."""
+    if not hasattr(os, "O_DIRECT"):  # not on macOS
+        return False
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if is_past else flags & ~os.O_DIRECT)
+    except OSError:
+        return False
+    return True
 
 
 def announce(descriptor: int, offset: int, n_bytes: int) -> None:

@@ -17,7 +17,7 @@ from glue_cli.running.timing import Precision
 from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
-from glue_cli.search.points import Pass, chosen, count_rows, passes_at, passes_towards
+from glue_cli.search.points import Pass, chosen, count_rows, make_blends, passes_at, passes_towards
 from glue_cli.search.protocol import ALL, BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.written import WrittenInMemory
 
@@ -168,7 +168,7 @@ class ResidentBlends:
     @torch.no_grad()
     def _make(self, each: Pass) -> None:
         """Make blends in the rows."""
-        each.make(self._bank, self._rows.take(count_rows([each])))
+        make_blends(self._bank, [(each, each.points[0].row)], self._rows.take(count_rows([each])))
         for point in each.points:
             set_tensors(self._model(point.row), self._make_tensors(point.alpha))
 

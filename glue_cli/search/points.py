@@ -1,6 +1,6 @@
 """Which blends are made together and how, so that every provider gives the same bits for the same alphas."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.running.timing import Precision
-from glue_cli.search.bank.matrix import ExpertBank
+from glue_cli.search.bank.matrix import ExpertBank, Tile
 
 # Limit on the memory of the blends towards all experts together; above it they are made one at a time.
 _PASS_BYTES = 64 << 20
@@ -34,9 +34,10 @@ class Load:
     def points(self) -> list[Point]:
         return [Point(alpha, row) for row, alpha in enumerate(self.alphas)]
 
-    def make(self, bank: ExpertBank, rows: Tensor) -> None:
-        """Write the blends of the bank's tensors to rows [m, d]."""
-        bank.blend(self.alphas, rows[: len(self.alphas)])
+    def on(self, device: torch.device) -> "Fill":
+        """Return what writes a tile of the blends to rows [m, d] on this device."""
+        coefficients = self.alphas.to(device, torch.float32)
+        return lambda tile, theta, rows: tile.blend(coefficients, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +53,45 @@ class Move:
     def points(self) -> list[Point]:
         return [Point(self.end, 1)]
 
-    def make(self, bank: ExpertBank, rows: Tensor) -> None:
-        """Write the blend of the bank's tensors to the second of rows [2, d]."""
-        bank.move(rows[0], self.group, self.expert, self.radius, rows[1])
+    def on(self, device: torch.device) -> "Fill":
+        """Return what writes a tile of the blend to a row [1, d], given the blend that it is moved from, [d]."""
+        return lambda tile, theta, rows: tile.move(theta, self.group, self.expert, self.radius, rows[0])
 
 
 Pass = Load | Move
+Fill = Callable[[Tile, Tensor, Tensor], None]
+
+
+def in_chunks(passes: Sequence[Pass], n_rows: int) -> list[list[tuple[Pass, int]]]:
+    """Distribute passes over chunks of which each fits into `n_rows`, at least those of the largest pass.
+
+    Returns:
+        each chunk's passes, with their first rows. The blend that others are moved from stays in the first row of all.
+    """
+    n_kept = 1 if any(isinstance(each, Move) for each in passes) else 0
+    chunks, first = [list[tuple[Pass, int]]()], 0
+    for each in passes:
+        if first + len(each.points) > n_rows:
+            chunks.append([])
+            first = n_kept
+        chunks[-1].append((each, first))
+        first += len(each.points)
+    return chunks
+
+
+def make_blends(bank: ExpertBank, passes: Sequence[tuple[Pass, int]], rows: Tensor) -> None:
+    """Write the blends of a bank's tensors to rows [m, d], in one pass over the experts.
+
+    Args:
+        passes: each with the first of its rows; those that move a blend take it from the first row of all.
+    """
+    fills = [(each.on(bank.device), rows[first : first + len(each.points)]) for each, first in passes]
+
+    def make_tile(tile: Tile) -> None:
+        for fill, own in fills:
+            fill(tile, rows[0], own)
+
+    bank.each_tile(make_tile)
 
 
 def chosen(passes: Sequence[Pass], only: slice, *, n_always: int = 0) -> list[tuple[Pass, list[Point]]]:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from glue_cli.blend.recipe import PLAIN
 from glue_cli.search import points
+from glue_cli.search.bank.matrix import Tile
 from glue_cli.search.points import towards_experts
 from glue_cli.search.reach import Reach
 
@@ -99,12 +100,12 @@ def test_of_a_large_model_each_expert_is_read_alone(objective_of, monkeypatch, n
     coordinates = torch.arange(1, alpha.numel())
     wanted = quadratic(objective_of_its_own, alpha, coordinates, 0.1, 0)
     monkeypatch.setattr(points, "_PASS_BYTES", 0)
-    blend, passes = objective._blends._bank.blend, []
+    blend, blended = Tile.blend, []
     monkeypatch.setattr(
-        objective._blends._bank, "blend", lambda alphas, out: (passes.append(len(alphas)), blend(alphas, out))
+        Tile, "blend", lambda tile, alphas, out: (blended.append(len(alphas)), blend(tile, alphas, out))
     )
     found = quadratic(objective, alpha, coordinates, 0.1, 0)
-    assert passes == [1] and len(objective._blends._rows._rows) == 2
+    assert blended == [1] * n_groups and len(objective._blends._rows._rows) == 2
     assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
     torch.testing.assert_close(found.gradient, wanted.gradient, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.curvature, wanted.curvature, rtol=1e-3, atol=1e-5)

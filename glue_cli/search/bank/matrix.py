@@ -87,42 +87,20 @@ class ExpertBank:
         else:
             self._blocks = self._fine_blocks if self._is_shared else _cut(sections, _WIDE_BLOCK)
 
+    def each_tile(self, work: Callable[["Tile"], None]) -> None:
+        """Do the work on every range of columns; all that it needs of a range is read once, and stays in the cache."""
+        self._each(lambda block: work(Tile(block, self._multiply)), self._blocks)
+
     def blend(self, alphas: Tensor, out: Tensor) -> None:
         """Blend the experts with m coefficient vectors at once: out = alphas @ E, eq. (1).
 
         Args:
             alphas: [m, G, K], on the simplex.
-            out: [m, d], float32, on the bank's device; overwritten.
+            out: [m, d], on the bank's device; overwritten.
         Cost: (K + m) d elements moved; every expert is read once, whatever m.
         """
-        alphas = alphas.to(self.device, torch.float32)
-
-        def blend_block(block: _Block) -> None:
-            self._multiply(alphas[:, block.group], block.read(), out[:, block.columns])
-
-        self._each(blend_block, self._blocks)
-
-    def move(self, theta: Tensor, group: int | None, expert: int, radius: float, out: Tensor) -> None:
-        """Move a blend towards one expert: out = theta + radius (theta_k - theta) in one group's tensors.
-
-        All other tensors are copied from theta.
-
-        Args:
-            group: None moves the tensors of all groups.
-            theta, out: [d], float32, on the bank's device; `out` is overwritten.
-        Cost: one expert's tensors of the group are read.
-        """
-
-        def move_block(block: _Block) -> None:
-            unmoved = theta[block.columns]
-            if group is None or block.group == group:
-                torch.lerp(
-                    unmoved, block.rows.read_one(expert, block.start, block.stop), radius, out=out[block.columns]
-                )
-            else:
-                out[block.columns] = unmoved
-
-        self._each(move_block, self._blocks)
+        coefficients = alphas.to(self.device, torch.float32)
+        self.each_tile(lambda tile: tile.blend(coefficients, out))
 
     def inner_products(self, gradient: Tensor, theta: Tensor) -> Tensor:
         """Return <gradient, theta_k - theta> for every group's tensors and every expert, [G, K], float64.
@@ -173,6 +151,54 @@ class _Block:
     def read(self) -> Tensor:
         """Return the block of every expert, [K, n], float32."""
         return self.rows.read(self.start, self.stop)
+
+
+class Tile:
+    """A range of columns of every expert, of which blends can be made.
+
+    Attributes:
+        columns: where it lies in a row of all d elements.
+    """
+
+    def __init__(self, block: _Block, multiply: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+        self.columns, self._block, self._multiply = block.columns, block, multiply
+        self._experts: Tensor | None = None  # [K, n], once all of them were read
+
+    def blend(self, alphas: Tensor, out: Tensor) -> None:
+        """Write the tile's columns of out = alphas @ E.
+
+        Args:
+            alphas: [m, G, K], float32, on the bank's device.
+            out: [m, d], float32, or bfloat16 to round the blends.
+        """
+        if self._experts is None:
+            self._experts = self._block.read()
+        coefficients, into = alphas[:, self._block.group], out[:, self.columns]
+        if out.dtype == torch.float32:
+            self._multiply(coefficients, self._experts, into)
+        else:
+            exact = torch.empty(into.shape, device=out.device)
+            self._multiply(coefficients, self._experts, exact)
+            into.copy_(exact)
+
+    def move(self, theta: Tensor, group: int | None, expert: int, radius: float, out: Tensor) -> None:
+        """Write the tile's columns of out = theta + radius (theta_k - theta) in one group's tensors.
+
+        All other tensors are copied from theta.
+
+        Args:
+            theta, out: [d], float32, on the bank's device; `out` is overwritten.
+            group: None moves the tensors of all groups.
+        Cost: one expert is read, unless all were.
+        """
+        block = self._block
+        unmoved = theta[self.columns]
+        if group is None or block.group == group:
+            read = self._experts
+            end = block.rows.read_one(expert, block.start, block.stop) if read is None else read[expert]
+            torch.lerp(unmoved, end, radius, out=out[self.columns])
+        else:
+            out[self.columns] = unmoved
 
 
 def _multiply(coefficients: Tensor, rows: Tensor, out: Tensor) -> None:

@@ -119,7 +119,10 @@ class StreamedBlends:
 
     def _run(self, passes: Sequence[Pass], jobs: Sequence[tuple[Point, Batch]], step: int) -> Iterator[Tensor]:
         forwards = [(point, self._forward_of(batch, step)) for point, batch in jobs]
-        yield from self._engine.run(passes, forwards, self.batchnorm, self._prepare, self._make_tensors)
+        is_narrow = self.compute.precision == "bf16"
+        yield from self._engine.run(
+            passes, forwards, self.batchnorm, self._prepare, self._make_tensors, is_narrow=is_narrow
+        )
 
     def _prepare(self, model: nn.Module) -> None:
         if self.batchnorm.statistics == "batch":

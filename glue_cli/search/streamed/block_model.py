@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glue_cli.search.bank.matrix import Span
 from glue_cli.search.bound_models import tied_names, without_cudnn
 from glue_cli.search.streamed.absent import AbsentTensor
 from glue_cli.search.streamed.blocks import Block, Split
@@ -48,10 +47,10 @@ class BlockModel:
         for place in tensors.keys() - self._in_blocks:
             self._set(place, tensors[place])
 
-    def bind(self, block: Block, spans: Mapping[str, Span], row: Tensor) -> None:
-        """Let the block's tensors be views of `row`."""
+    def bind(self, block: Block, tensors: Mapping[str, Tensor]) -> None:
+        """Give the block its tensors, by name."""
         for place, name in block.places.items():
-            self._set(place, self._fixed[place] if place in self._fixed else spans[name].view(row))
+            self._set(place, self._fixed[place] if place in self._fixed else tensors[name])
 
     def unbind(self, block: Block) -> None:
         """Take the block's tensors away."""
@@ -78,9 +77,3 @@ class BlockModel:
             return forward(*arguments, **named)
 
         module.forward = announced
-
-
-def references_to(row: Tensor) -> int:
-    """Return how many tensors share the memory of `row`, itself included."""
-    # torch.UntypedStorage has no public count of its references; CUDA graphs' trees use the same function.
-    return int(torch._C._storage_Use_Count(row.untyped_storage()._cdata)) - 1

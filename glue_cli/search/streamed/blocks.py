@@ -12,6 +12,9 @@ from glue_cli.search.bound_models import tied_names
 # submodules; nothing.
 SPLITS = ("modules", "members", "none")
 
+# Layers that autocast runs in bfloat16; not what is derived from them, which may do anything with its weight.
+_ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -57,6 +60,22 @@ def split_model(model: nn.Module, blended: Collection[str], how: str) -> Split:
             blocks.append(Block(module, inside))
             taken |= inside.keys()
     return Split(tuple(blocks), Block("", {name: first[name] for name in places if name not in taken}))
+
+
+def narrow_names(model: nn.Module, blended: Collection[str]) -> set[str]:
+    """Return the names of tensors that autocast rounds to bfloat16 wherever they are used.
+
+    They are weights and biases of linear and convolutional layers, and nothing else.
+    """
+    tied = tied_names(model)
+    return {name for name in blended if all(_is_rounded(model, place) for place in (name, *tied.get(name, ())))}
+
+
+def _is_rounded(model: nn.Module, place: str) -> bool:
+    path, _, leaf = place.rpartition(".")
+    parent = model.get_submodule(path.rpartition(".")[0])
+    is_read_by_parent = isinstance(parent, nn.TransformerEncoderLayer)  # which multiplies without autocast
+    return leaf in ("weight", "bias") and type(model.get_submodule(path)) in _ROUNDED and not is_read_by_parent
 
 
 def _places(model: nn.Module) -> Iterator[str]:

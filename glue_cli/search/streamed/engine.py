@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from glue_cli.foundation.errors import ResourceError
+from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.units import size
 from glue_cli.search.bank.layout import blended_entries
 from glue_cli.search.bank.renamed_experts import RenamedExperts
 from glue_cli.search.bound_models import MakeTensors, set_tensors
-from glue_cli.search.points import Load, Pass, Point, count_rows
+from glue_cli.search.points import Load, Move, Pass, Point, count_rows
 from glue_cli.search.streamed.absent import AbsentTensorError
+from glue_cli.search.streamed.blender import Blender, Blending, Finish
 from glue_cli.search.streamed.block_model import BlockModel
-from glue_cli.search.streamed.blocks import SPLITS, Split, split_model
-from glue_cli.search.streamed.lockstep import Finish, Lockstep, Rows, Runner
+from glue_cli.search.streamed.blocks import SPLITS, Split, narrow_names, split_model
+from glue_cli.search.streamed.lockstep import Lockstep, Runner
 from glue_cli.search.streamed.reader import Reader
 from glue_cli.search.streamed.source import Layout
 
@@ -52,8 +54,10 @@ class Engine:
         self._experts, self._made, self._device = experts, made, device
         self._channels_last, self._memory_bytes = channels_last, memory_bytes
         self._blended = [entry.name for entry in blended_entries(experts.headers[0], experts.recipe)]
+        in_files = sum(expert.n_bytes for expert in experts.originals)
+        self._is_past_cache = in_files + memory_bytes > free_memory(torch.device("cpu"))  # else a pass finds it cached
         self._splits = list(SPLITS)
-        self._reader: Reader | None = None
+        self._blender: Blender | None = None
         self._models: dict[Hashable, list[BlockModel]] = {}
         self._use(self._splits.pop(0))
         self.n_columns = sum(layout.n_columns for layout in self._layouts.values())
@@ -65,12 +69,12 @@ class Engine:
     @property
     def waited_s(self) -> float:
         """How many seconds were spent waiting for the disk."""
-        return self._reader.waited_s if self._reader else 0.0
+        return self._blender.reader.waited_s if self._blender else 0.0
 
     @property
     def read_bytes(self) -> int:
         """How many bytes were read."""
-        return self._reader.read_bytes if self._reader else 0
+        return self._blender.reader.read_bytes if self._blender else 0
 
     def run(
         self,
@@ -80,6 +84,7 @@ class Engine:
         prepare: Callable[[nn.Module], None],
         make_tensors: MakeTensors,
         *,
+        is_narrow: bool = False,
         finish: Finish | None = None,
         fixed: Mapping[str, Tensor] | None = None,
     ) -> Iterator[Tensor]:
@@ -87,6 +92,7 @@ class Engine:
 
         Args:
             kind: of the models that run; `prepare` makes a new one into one of this kind.
+            is_narrow: whether the forwards run in bfloat16.
             finish: changes the rows of each block after they were blended.
             fixed: tensors, by name, that take the place of blended ones.
         Raises:
@@ -97,7 +103,7 @@ class Engine:
         n_yielded = 0
         while True:
             try:
-                outputs = self._attempt(passes, forwards, kind, prepare, make_tensors, finish, fixed or {})
+                outputs = self._attempt(passes, forwards, kind, prepare, make_tensors, is_narrow, finish, fixed or {})
                 for number, found in enumerate(outputs):
                     if number == n_yielded:
                         n_yielded += 1
@@ -109,8 +115,9 @@ class Engine:
 
     def close(self) -> None:
         """Give the memory back."""
-        if self._reader:
-            self._reader.close()
+        if self._blender:
+            self._blender.reader.close()
+        self._blender = None
 
     def _attempt(
         self,
@@ -119,27 +126,29 @@ class Engine:
         kind: Hashable,
         prepare: Callable[[nn.Module], None],
         make_tensors: MakeTensors,
+        is_narrow: bool,
         finish: Finish | None,
         fixed: Mapping[str, Tensor],
     ) -> Iterator[Tensor]:
-        if count_rows(passes) > self._n_rows:
+        is_narrow = is_narrow and not any(isinstance(each, Move) for each in passes)
+        n_rows = self._left // max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
+        if count_rows(passes) > n_rows:
             by_point = {id(point): Load(point.alpha[None]) for each in passes for point in each.points}
             passes = list(by_point.values())
             forwards = [(by_point[id(point)].points[0], forward) for point, forward in forwards]
-        self._require_reader().begin()
+        blending = Blending(passes, n_rows, is_narrow, finish)
+        blender = self._require_blender()
+        blender.reader.begin()
         models = self._take_models(kind, len(forwards), prepare)
-        kept = self._keep(passes, finish)
+        kept = self._keep(blending)
         runners = []
         for (point, forward), model in zip(forwards, models, strict=False):
             model.fix(fixed)
             set_tensors(model.module, make_tensors(point.alpha))
             if self._split.kept.places:
-                model.bind(self._split.kept, self._layouts[""].spans, kept[id(point)])
+                model.bind(self._split.kept, kept[id(point)])
             runners.append(Runner(point, model, partial(forward, model.module)))
-        lockstep = Lockstep(
-            self._layouts, self._require_reader(), self._rows, n_groups=self.n_groups, whole_columns=self.n_columns
-        )
-        yield from lockstep.run(passes, runners, self._device, finish)
+        yield from Lockstep(self._layouts, blender).run(blending, runners, self._device)
         for runner in runners:
             runner.model.unbind(self._split.kept)
 
@@ -152,17 +161,19 @@ class Engine:
         self.close()
         self._split: Split = split_model(self.model, self._blended, how)
         blocks = [*([self._split.kept] if self._split.kept.places else []), *self._split.blocks]
+        narrow = narrow_names(self.model, self._blended)
         self._layouts = {
-            block.module: Layout(block, self._experts, channels_last=self._channels_last) for block in blocks
+            block.module: Layout(
+                block, self._experts, narrow, channels_last=self._channels_last, past_cache=self._is_past_cache
+            )
+            for block in blocks
         }
         self._models.clear()
-        self._widest = max(layout.n_columns for layout in self._layouts.values())
         largest = max(layout.n_bytes for layout in self._layouts.values())
-        row = 4 * self._widest
+        row = max(layout.row_bytes(narrow=False) for layout in self._layouts.values())
         self._is_ahead = 2 * largest + row <= self._memory_bytes
-        left = self._memory_bytes - (2 if self._is_ahead else 1) * largest
-        self._n_rows = left // row
-        if self._n_rows < 1:
+        self._left = self._memory_bytes - (2 if self._is_ahead else 1) * largest  # for rows
+        if self._left < row:
             name = max(self._layouts.values(), key=lambda layout: layout.n_bytes).block.module or "what is no block"
             reason = f": its forward cannot be made in smaller parts ({because})" if because else ""
             raise ResourceError(
@@ -171,14 +182,12 @@ class Engine:
                 hint=f"--memory {-(-(largest + row) // (1 << 20))}MiB, or {-(-(2 * largest + row) // (1 << 20))}MiB "
                 "to read ahead",
             )
-        self._rows = Rows(self._device, self._widest)
-        self._reader = None
 
-    def _require_reader(self) -> Reader:
-        if self._reader is None:
-            layouts = list(self._layouts.values())
-            self._reader = Reader(layouts, self.n_experts, self._device, ahead=self._is_ahead)
-        return self._reader
+    def _require_blender(self) -> Blender:
+        if self._blender is None:
+            reader = Reader(list(self._layouts.values()), self._device, ahead=self._is_ahead)
+            self._blender = Blender(reader, self._device, n_groups=self.n_groups, whole_columns=self.n_columns)
+        return self._blender
 
     def _take_models(self, kind: Hashable, n: int, prepare: Callable[[nn.Module], None]) -> list[BlockModel]:
         models = self._models.setdefault(kind, [])
@@ -188,19 +197,11 @@ class Engine:
             models.append(model)
         return models
 
-    @torch.no_grad()
-    def _keep(self, passes: Sequence[Pass], finish: Finish | None) -> dict[int, Tensor]:
-        """Return each point's row of the tensors that belong to no block, by the point's identity."""
-        kept: dict[int, Tensor] = {}
-        if not self._split.kept.places:
-            return kept
-        layout = self._layouts[""]
-        bank = layout.bank(self._require_reader().get(layout), self.n_groups, self.n_columns)
-        rows = torch.empty(count_rows(passes), layout.n_columns, device=self._device)
-        for each in passes:
-            each.make(bank, rows)
-            for point in each.points:
-                kept[id(point)] = rows[point.row].clone()
-                if finish:
-                    finish(layout.spans, kept[id(point)])
+    def _keep(self, blending: Blending) -> dict[int, dict[str, Tensor]]:
+        """Return each point's tensors that belong to no block, by the point's identity."""
+        kept: dict[int, dict[str, Tensor]] = {}
+        if self._split.kept.places:
+            for made in self._require_blender().make(self._layouts[""], blending):
+                for point, row in made.points:
+                    kept[id(point)] = {name: tensor.clone() for name, tensor in made.tensors(row).items()}
         return kept

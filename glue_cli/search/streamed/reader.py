@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from glue_cli.search.streamed.slices import PAGE
 from glue_cli.search.streamed.source import Layout
 
 # Experts that are read at once. A disk with a queue is faster for it: the page cache reads 128 KiB ahead a file.
@@ -18,18 +19,19 @@ class Slot:
 
     def __init__(self, device: torch.device, n_bytes: int) -> None:
         on_gpu = device.type == "cuda"
-        self._host = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=on_gpu)
+        host = torch.empty(n_bytes + PAGE, dtype=torch.uint8, pin_memory=on_gpu)
+        self._host = host[-host.data_ptr() % PAGE :][:n_bytes]
         self.buffer = torch.empty(n_bytes, dtype=torch.uint8, device=device) if on_gpu else self._host
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._copied = self._used = None
         self.layout: Layout | None = None
 
-    def fill(self, layout: Layout, pool: ThreadPoolExecutor, n_experts: int, *, checks: bool) -> None:
+    def fill(self, layout: Layout, pool: ThreadPoolExecutor) -> None:
         """Read a block into the slot; called by the thread that reads."""
         self.layout = layout
         if self._copied is not None:
             self._copied.synchronize()  # until the last block has left the pinned memory
-        list(pool.map(lambda expert: layout.read(expert, self._host, checks=checks), range(n_experts)))
+        list(pool.map(lambda slice: slice.read(self._host), layout.slices))
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
                 if self._used is not None:
@@ -58,12 +60,10 @@ class Reader:
         waited_s: how long the search has waited for the disk; read_bytes: how much was read.
     """
 
-    def __init__(self, layouts: Sequence[Layout], n_experts: int, device: torch.device, *, ahead: bool) -> None:
-        self._n_experts = n_experts
+    def __init__(self, layouts: Sequence[Layout], device: torch.device, *, ahead: bool) -> None:
         largest = max(layout.n_bytes for layout in layouts)
         self._slots = [Slot(device, largest) for _ in range(2 if ahead else 1)]
         self._expected, self._taken = list(layouts), list[Layout]()  # the blocks of the last pass, and of this one
-        self._checked: set[Layout] = set()
         self._current: Slot | None = None
         self._ahead: Future[Slot] | None = None
         self._thread, self._pool = ThreadPoolExecutor(1), ThreadPoolExecutor(_N_READERS)
@@ -78,7 +78,7 @@ class Reader:
         """Return the experts' slices of a block, in a buffer that is used until the next call.
 
         Raises:
-            CheckpointError: a file is gone, has changed, or has NaN or infinity.
+            CheckpointError: a file is gone or has changed.
         """
         if self._current is not None:
             if self._current.layout is layout:
@@ -125,7 +125,6 @@ class Reader:
         return (slot for slot in self._slots if slot is not self._current)
 
     def _read(self, layout: Layout, slot: Slot) -> Slot:
-        slot.fill(layout, self._pool, self._n_experts, checks=layout not in self._checked)
-        self._checked.add(layout)
+        slot.fill(layout, self._pool)
         self.read_bytes += layout.n_bytes
         return slot

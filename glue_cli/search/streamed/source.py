@@ -1,138 +1,189 @@
-"""The experts' tensors of one block, read from their files in long stretches."""
+"""How the tensors of one block lie in a buffer with the slices of all experts, and in rows with its blends."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from glue_cli.checkpoints.files import check_unchanged, open_files, read_into
-from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
 from glue_cli.search.bank.layout import ALIGN, group_tensors, spans_of, stored_dtype
 from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite
-from glue_cli.search.bank.storage import ResidentRows
+from glue_cli.search.bank.storage import Rows
 from glue_cli.search.streamed.blocks import Block
+from glue_cli.search.streamed.slices import NARROW_PAGE, PAGE, Slice, Wanted
 
 
-@dataclass(frozen=True)
-class Section:
-    """Tensors of a block with the same coefficients and dtypes, side by side: [K, n_columns] of `dtype`."""
+@dataclass
+class _Run:
+    """Tensors that follow each other in a row and in every expert's slice."""
 
     group: int
     dtype: torch.dtype
-    spans: dict[str, Span]
-    n_columns: int
-
-    def n_bytes(self, n_experts: int) -> int:
-        """Return the bytes that the section takes in a buffer, in which every section begins at 64 bytes."""
-        return n_experts * self.n_columns * self.dtype.itemsize
-
-
-class Layout:
-    """Where the tensors of a block lie in a row of its blend, and in the buffer that its slices are read into.
-
-    Attributes:
-        n_columns: of a row; n_bytes: of the experts' slices together.
-        spans: where each tensor lies in a row.
-    """
-
-    def __init__(self, block: Block, experts: RenamedExperts, *, channels_last: bool) -> None:
-        self.block, self._experts = block, experts
-        self.sections = tuple(self._sections(channels_last))
-        self.n_bytes = sum(section.n_bytes(len(experts.headers)) for section in self.sections)
-        self.n_columns = sum(section.n_columns for section in self.sections)
-        self.spans: dict[str, Span] = {}
-        before = 0
-        for section in self.sections:
-            for name, span in section.spans.items():
-                self.spans[name] = Span(before + span.start, span.shape, span.channels_last)
-            before += section.n_columns
-
-    def _sections(self, channels_last: bool) -> Iterator[Section]:
-        headers = self._experts.headers
-        for (group, _), names in group_tensors(headers, self._experts.recipe, self.block.tensors).items():
-            spans = spans_of(names, headers[0], channels_last=channels_last, aligned=True)
-            last = names[-1]
-            n_columns = spans[last].start + headers[0].entries[last].n_elements
-            yield Section(group, stored_dtype(headers, last), spans, n_columns + -n_columns % ALIGN)
-
-    def views(self, buffer: Tensor) -> list[Tensor]:
-        """Return the sections in a buffer of bytes, each [K, n_columns] in its dtype."""
-        views, start, n_experts = [], 0, len(self._experts.headers)
-        for section in self.sections:
-            n_bytes = section.n_bytes(n_experts)
-            views.append(buffer[start : start + n_bytes].view(section.dtype).view(n_experts, section.n_columns))
-            start += n_bytes
-        return views
-
-    def bank(self, buffer: Tensor, n_groups: int, whole_columns: int) -> ExpertBank:
-        """Return the slices in a buffer as a bank; `whole_columns` are those of the whole model."""
-        rows = [
-            (section.group, ResidentRows(view))
-            for section, view in zip(self.sections, self.views(buffer), strict=True)
-        ]
-        n_experts = len(self._experts.headers)
-        return ExpertBank(
-            rows, self.spans, n_experts=n_experts, device=buffer.device, n_groups=n_groups, whole_columns=whole_columns
-        )
-
-    def read(self, expert: int, buffer: Tensor, *, checks: bool) -> None:
-        """Read one expert's slices into a buffer on the CPU.
-
-        Args:
-            checks: whether to look for NaN and infinity.
-        Raises:
-            CheckpointError: a file is gone or has changed, or a tensor is not finite.
-        """
-        original = self._experts.originals[expert]
-        with open_files(original) as descriptors:
-            for section, view in zip(self.sections, self.views(buffer), strict=True):
-                self._read_section(expert, section, view[expert], descriptors, checks)
-            check_unchanged(original, descriptors)
-
-    def _read_section(
-        self, expert: int, section: Section, row: Tensor, descriptors: Sequence[int], checks: bool
-    ) -> None:
-        header, original = self._experts.headers[expert], self._experts.originals[expert]
-        stretches: list[_Stretch] = []
-        for name, span in section.spans.items():
-            if not self._is_plain(header, name, section, span):
-                span.view(row).copy_(self._experts.read(expert, name, descriptors, section.dtype))
-                continue
-            entry = header.entries[name]
-            stretch = _Stretch(entry.file, entry.offset, span.start, entry.n_elements)
-            if stretches and stretches[-1].is_followed_by(stretch, section.dtype.itemsize):
-                stretches[-1] = stretches[-1].joined(stretch)
-            else:
-                stretches.append(stretch)
-        for stretch in stretches:
-            part = row[stretch.start : stretch.start + stretch.n]
-            read_into(descriptors[stretch.file], bytes_of(part), stretch.offset, original.files[stretch.file])
-        if checks:
-            for name, span in section.spans.items():
-                check_finite(original, self._experts.name_on_disk(name), span.view(row))
-
-    def _is_plain(self, header: Checkpoint, name: str, section: Section, span: Span) -> bool:
-        """Tell whether a tensor lies in the file as it lies in the row."""
-        source = self._experts.sources.get(name)
-        is_as_stored = TORCH_DTYPES[header.entries[name].dtype] == section.dtype and not span.channels_last
-        return is_as_stored and (source is None or source.make is None)
+    n_elements: int
+    positions: list[int]  # the first byte in the buffer, for each expert
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """Elements that follow each other in a file and in a row."""
+class Part:
+    """Tensors of a block that lie side by side in rows of their own.
 
-    file: int
-    offset: int
-    start: int
-    n: int
+    Attributes:
+        is_narrow: whether their blends may be rounded to bfloat16 where that is the precision of the forwards.
+        spans: where each tensor lies in a row of n_columns.
+    """
 
-    def is_followed_by(self, other: "_Stretch", element_bytes: int) -> bool:
-        ends = self.offset + self.n * element_bytes, self.start + self.n
-        return self.file == other.file and ends == (other.offset, other.start)
+    is_narrow: bool
+    spans: dict[str, Span]
+    n_columns: int
+    runs: list[_Run]
 
-    def joined(self, other: "_Stretch") -> "_Stretch":
-        return _Stretch(self.file, self.offset, self.start, self.n + other.n)
+
+class Layout:
+    """Where the tensors of a block lie in rows, and in the buffer that its slices are read into.
+
+    Args:
+        narrow: the names of the tensors whose blends may be rounded to bfloat16.
+        past_cache: whether the files are read past the page cache.
+    Attributes:
+        parts: of a row; those that may be rounded and the others.
+        n_bytes: of the experts' slices together.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        experts: RenamedExperts,
+        narrow: Collection[str],
+        *,
+        channels_last: bool,
+        past_cache: bool,
+    ) -> None:
+        self.block, self._experts = block, experts
+        headers, self._wanted = experts.headers, dict[str, Wanted]()
+        drafts: list[tuple[bool, int, dict[str, Span]]] = []
+        for is_narrow in (False, True):
+            names = [name for name in block.tensors if (name in narrow) == is_narrow]
+            for (group, _), members in group_tensors(headers, experts.recipe, names).items() if names else ():
+                spans = spans_of(members, headers[0], channels_last=channels_last, aligned=True)
+                drafts.append((is_narrow, group, spans))
+                dtype = stored_dtype(headers, members[0])
+                self._wanted |= {name: Wanted(dtype, span) for name, span in spans.items()}
+        self.slices, self.n_bytes = list[Slice](), 0
+        for expert in range(len(headers)):
+            page = PAGE if past_cache else NARROW_PAGE
+            self.slices.append(Slice(experts, expert, self._wanted, start=self.n_bytes, page=page))
+            self.n_bytes = self.slices[-1].stop
+        found = [
+            self._part(is_narrow, [(g, s) for n, g, s in drafts if n == is_narrow]) for is_narrow in (False, True)
+        ]
+        self.parts = tuple(part for part in found if part.n_columns)
+
+    @property
+    def n_columns(self) -> int:
+        """The columns of a row, all parts together."""
+        return sum(part.n_columns for part in self.parts)
+
+    def row_bytes(self, *, narrow: bool) -> int:
+        """Return the bytes of a row, with those parts rounded that may be, or not."""
+        return sum((2 if narrow and part.is_narrow else 4) * part.n_columns for part in self.parts)
+
+    def tensors(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the block's tensors as views of a row of each part."""
+        return {
+            name: span.view(row)
+            for part, row in zip(self.parts, rows, strict=True)
+            for name, span in part.spans.items()
+        }
+
+    def bank(self, part: Part, buffer: Tensor, n_groups: int, whole_columns: int, watch: "Watch | None") -> ExpertBank:
+        """Return the slices of a part in a buffer as a bank; `whole_columns` are those of the whole model."""
+        rows = [(run.group, SlicedRows(self._views(run, buffer), watch)) for run in part.runs]
+        return ExpertBank(
+            rows,
+            part.spans,
+            n_experts=len(self.slices),
+            device=buffer.device,
+            n_groups=n_groups,
+            whole_columns=whole_columns,
+        )
+
+    def check_finite(self, buffer: Tensor) -> None:
+        """Check that no tensor in a buffer has NaN or infinity.
+
+        Raises:
+            CheckpointError: one has.
+        """
+        for original, part in zip(self._experts.originals, self.slices, strict=True):
+            for name, wanted in self._wanted.items():
+                n = torch.Size(wanted.span.shape).numel()
+                check_finite(original, self._experts.name_on_disk(name), part.view(buffer, name, wanted.dtype, n))
+
+    def _part(self, is_narrow: bool, sections: Sequence[tuple[int, dict[str, Span]]]) -> Part:
+        spans, runs, before = dict[str, Span](), list[_Run](), 0
+        for group, members in sections:
+            for name, span in members.items():
+                n = torch.Size(span.shape).numel()
+                spans[name] = Span(before + span.start, span.shape, span.channels_last)
+                positions, dtype = [part.positions[name] for part in self.slices], self._wanted[name].dtype
+                last = runs[-1] if runs else None
+                if last and (last.group, last.dtype) == (group, dtype) and _follow(positions, last):
+                    last.n_elements += n
+                else:
+                    runs.append(_Run(group, dtype, n, positions))
+            before = sum(_padded(run.n_elements) for run in runs)
+        return Part(is_narrow, spans, before, runs)
+
+    def _views(self, run: _Run, buffer: Tensor) -> list[Tensor]:
+        n_bytes = run.n_elements * run.dtype.itemsize
+        return [buffer[start : start + n_bytes].view(run.dtype) for start in run.positions]
+
+
+class Watch:
+    """Hears of every range of columns that is read, and remembers whether one may have NaN or infinity."""
+
+    def __init__(self) -> None:
+        self.is_suspicious = False
+
+    def look_at(self, columns: Tensor) -> None:
+        if not torch.isfinite(columns.sum()):
+            self.is_suspicious = True
+
+
+class SlicedRows(Rows):
+    """A range of columns of which each expert's row lies somewhere else in the device's memory.
+
+    Args:
+        rows: [K], each [n] in the dtype as stored; columns up to the next multiple of `ALIGN` are read as zeros.
+    """
+
+    def __init__(self, rows: Sequence[Tensor], watch: Watch | None) -> None:
+        self._rows, self._watch, self._n = rows, watch, len(rows[0])
+        self.n_columns = _padded(self._n)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        columns = torch.empty(len(self._rows), stop - start, device=self._rows[0].device)
+        n = min(stop, self._n) - start
+        if n < stop - start:
+            columns[:, n:] = 0
+        for into, row in zip(columns, self._rows, strict=True):
+            into[:n].copy_(row[start : start + n])
+        if self._watch:
+            self._watch.look_at(columns)
+        return columns
+
+    def read_one(self, k: int, start: int, stop: int) -> Tensor:
+        columns = torch.zeros(stop - start, device=self._rows[k].device)
+        n = min(stop, self._n) - start
+        columns[:n].copy_(self._rows[k][start : start + n])
+        return columns
+
+
+def _follow(positions: Sequence[int], run: _Run) -> bool:
+    """Tell whether a tensor begins where the tensors of a run end, in a row as well as in every slice."""
+    n_bytes = run.n_elements * run.dtype.itemsize
+    return run.n_elements % ALIGN == 0 and positions == [start + n_bytes for start in run.positions]
+
+
+def _padded(n: int) -> int:
+    return n + -n % ALIGN

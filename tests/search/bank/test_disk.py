@@ -43,7 +43,7 @@ def assert_right(on_disk, experts):
     blends = torch.full((len(ALPHAS), on_disk.n_columns), float("nan"))
     on_disk.blend(ALPHAS, blends)
     moved = torch.full((on_disk.n_columns,), float("nan"))
-    on_disk.move(blends[0], 1, 2, 0.3, moved)
+    on_disk.each_tile(lambda tile: tile.move(blends[0], 1, 2, 0.3, moved))
     assert on_disk.spans.keys() == SHAPES.keys()
     gradient = torch.randn(on_disk.n_columns, generator=torch.Generator().manual_seed(99))
     wanted = torch.zeros(2, 3, dtype=torch.float64)

@@ -1,5 +1,6 @@
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from glue_cli.foundation.errors import CheckpointError
 from glue_cli.search.bank import load as bank_load
 from glue_cli.search.bank import matrix as bank_module
 from glue_cli.search.bank.load import load_bank
-from glue_cli.search.bank.matrix import ExpertBank
+from glue_cli.search.bank.matrix import ExpertBank, Tile
 from glue_cli.search.bank.storage import ResidentRows
 
 CPU = torch.device("cpu")
@@ -197,7 +198,7 @@ def test_a_group_moves_towards_one_expert(save, dtype, group):
     theta, moved = torch.zeros(1, bank.n_columns), torch.full((bank.n_columns,), float("nan"))
     bank.blend(BY_GROUP[:1], theta)
     before = theta.clone()
-    bank.move(theta[0], group, 2, 0.3, moved)
+    bank.each_tile(lambda tile: tile.move(theta[0], group, 2, 0.3, moved))
     assert torch.equal(theta, before)
     for name, span in bank.spans.items():
         blend = span.view(theta[0]).double()
@@ -252,5 +253,5 @@ def test_cuda_equals_the_cpu(save, cuda, dtype, kind, monkeypatch):
         torch.testing.assert_close(products[1].cpu(), products[0], rtol=1e-4, atol=1e-3)
         moved = [torch.full_like(row[0], float("nan")) for row in rows]
         for bank, row, out in zip(banks, rows, moved, strict=True):
-            bank.move(row[0], 0, 1, 0.3, out)
+            bank.each_tile(partial(Tile.move, theta=row[0], group=0, expert=1, radius=0.3, out=out))
         torch.testing.assert_close(moved[1].cpu(), moved[0], rtol=0, atol=2e-6)

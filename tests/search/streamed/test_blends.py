@@ -32,6 +32,7 @@ from glue_cli.search import points
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.renamed_experts import rename_experts
 from glue_cli.search.blended import ResidentBlends
+from glue_cli.search.streamed import engine as engine_module
 from glue_cli.search.streamed.blends import StreamedBlends
 from glue_cli.search.streamed.engine import Engine
 
@@ -107,26 +108,28 @@ MODELS = [conv_net, Recurrent, Attentive, normed, Noisy, Deep, ByHand, Keeping, 
 def both(tmp_path):
     """Return resident and streamed blends of the same experts, in files."""
 
-    def both(make, *, recipe=PLAIN, dtype=None, memory=1 << 30, channels_last=False, precision="fp32"):
+    def both(make, *, recipe=PLAIN, dtype=None, memory=1 << 30, channels_last=False, precision="fp32", device=CPU):
         model, experts = make_experts(make)
         for k, expert in enumerate(experts):
             stored = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in expert.items()}
             write_checkpoint(tmp_path / f"{k}.safetensors", stored, {})
         checkpoints = [read_checkpoint(tmp_path / f"{k}.safetensors") for k in range(len(experts))]
-        compute = Compute(CPU, precision, channels_last)
-        bank = load_bank(checkpoints, device=CPU, channels_last=channels_last, recipe=recipe)
+        compute = Compute(device, precision, channels_last)
+        bank = load_bank(checkpoints, device=device, channels_last=channels_last, recipe=recipe)
         bare = build_weightless(make)
         fill(bare, {name: experts[0][name] for name in experts[0] if not experts[0][name].is_floating_point()})
+        bare = compute.to_device(bare).eval().requires_grad_(False)
         engine = Engine(
-            bare.eval().requires_grad_(False),
+            bare,
             rename_experts(checkpoints, recipe, None),
             (),
-            CPU,
+            device,
             n_groups=len(recipe.groups),
             channels_last=channels_last,
             memory_bytes=memory,
         )
-        return ResidentBlends(model, bank, compute, seed=0), StreamedBlends(bare, engine, compute, seed=0)
+        resident = ResidentBlends(compute.to_device(model), bank, compute, seed=0)
+        return resident, StreamedBlends(bare, engine, compute, seed=0)
 
     return both
 
@@ -159,6 +162,54 @@ def test_the_bits_are_those_of_blends_in_memory(both, make):
 def test_the_same_bits_for_other_dtypes_and_precisions(both, make, dtype, precision):
     resident, streamed = both(make, dtype=dtype, precision=precision, channels_last=True)
     same(all_outputs(streamed), all_outputs(resident))
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_the_same_bits_in_bfloat16_by_rows_of_half_the_size(both, make):
+    resident, streamed = both(make, precision="bf16")
+    same(all_outputs(streamed), all_outputs(resident))
+
+
+def test_weights_of_linear_layers_are_rounded_when_they_are_blended(both):
+    sizes = {}
+    for precision in ("fp32", "bf16"):
+        _, streamed = both(Deep, precision=precision)
+        list(streamed.outputs(ALPHAS, BOTH, 1))
+        sizes[precision] = streamed._engine._blender.rows.n_bytes
+    assert sizes["bf16"] == sizes["fp32"] / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [conv_net, Deep])
+def test_the_same_bits_past_the_page_cache(both, monkeypatch, make, dtype):
+    monkeypatch.setattr(engine_module, "free_memory", lambda device: 0)
+    resident, streamed = both(make, dtype=dtype)
+    assert streamed._engine._is_past_cache
+    same(all_outputs(streamed), all_outputs(resident))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("make", [conv_net, Recurrent, Attentive, Noisy, Deep, ByHand, Keeping])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_a_gpu_gets_its_blocks_through_pinned_memory(both, cuda, monkeypatch, make, precision, past_cache):
+    if past_cache:
+        monkeypatch.setattr(engine_module, "free_memory", lambda device: 0)
+    resident, streamed = both(make, precision=precision, device=cuda)
+    batches = [tuple(part.to(cuda) for part in batch) for batch in BOTH]
+    far = 1e-5 if precision == "fp32" else 3e-2
+    for step in range(4):  # both slots are filled again and again while the GPU is behind
+        for run in (
+            lambda blends, step=step: (outputs for outputs, _ in blends.outputs(ALPHAS, batches, step)),
+            lambda blends, step=step: blends.towards(ALPHA, torch.arange(3), 0.1, batches[0], step),
+        ):
+            for one, other in zip(run(streamed), run(resident), strict=True):
+                assert one.device == cuda
+                torch.testing.assert_close(one, other, rtol=far, atol=far)
+    slots = streamed._engine._blender.reader._slots
+    assert len(slots) == 2
+    for slot in slots:
+        assert slot._host.is_pinned() and slot.buffer.device == cuda and slot._stream is not None
 
 
 @pytest.mark.parametrize("columns", [0, 1 << 26])
@@ -225,7 +276,7 @@ def test_a_limit_that_one_block_fits_is_kept(both):
     engine = streamed._engine
     for one, other in zip(all_outputs(streamed), all_outputs(resident), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-        assert engine._reader.n_bytes + 4 * len(engine._rows._rows) <= engine._memory_bytes
+        assert engine._blender.reader.n_bytes + engine._blender.rows.n_bytes <= engine._memory_bytes
 
 
 def test_a_block_that_does_not_fit_is_refused_with_what_would(both):
@@ -266,3 +317,13 @@ def test_outputs_that_nobody_takes_leave_no_thread(both):
     outputs.close()
     assert not [thread for thread in threading.enumerate() if "_run" in thread.name]
     same(all_outputs(streamed), all_outputs(streamed))
+
+
+def test_rows_are_used_again_by_the_next_block(both):
+    _, streamed = both(Deep)
+    list(all_outputs(streamed))
+    rows = streamed._engine._blender.rows
+    before = rows._buffer.data_ptr()
+    for step in range(3):
+        list(streamed.towards(ALPHA, torch.arange(3), 0.1, batch_of(step), step))
+        assert rows._buffer.data_ptr() == before
