@@ -1,13 +1,15 @@
 """A row of large.py: steps of a search whose experts are streamed from a cold disk, then evaluating and writing.
 
-A step of Gauss-Newton makes five forwards of four texts of 16 tokens. Beside it: reading all four files once, and the
-same forwards with the blends in memory, timed on models of one and of three layers, from which those of the whole one
-follow: each further layer takes the same time.
+A step of Gauss-Newton makes five forwards of four texts of 16 tokens, in float32 and in bfloat16. Beside it: reading
+all four files once, and the same forwards with the blends in memory, timed on models of one and of three layers, from
+which those of the whole one follow: each further layer takes the same time.
 """
 
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,14 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
     from large import drop_from_cache
 
     log, found = folder / "log.txt", folder / "steps.json"
-    drop_from_cache(folder)
-    steps = run([sys.executable, __file__, str(folder), str(found)], log)
-    figures: dict[str, Any] = {"parameters": shape.n_parameters, **json.loads(found.read_text())}
-    figures["peak_gib"] = {"steps": steps.peak_mib / 1024}
-    figures["wall_s"] = {}
+    figures: dict[str, Any] = {"parameters": shape.n_parameters, "steps": {}, "wall_s": {}, "peak_gib": {}}
+    for precision in ("fp32", "bf16"):
+        drop_from_cache(folder)
+        steps = run([sys.executable, __file__, str(folder), precision, str(found)], log)
+        figures["steps"][precision] = {**json.loads(found.read_text()), "peak_gib": steps.peak_mib / 1024}
+    figures["read_s"] = min(steps["read_s"] for steps in figures["steps"].values())
+    for steps in figures["steps"].values():
+        steps["of_bound"] = min(steps["step_s"]) / max(figures["read_s"], steps["forwards_s"])
     glue = [sys.executable, "-m", "glue_cli"]
     experts = [str(folder / f"expert-{k}") for k in range(4)]
     spec = ["--spec", str(folder / "glue.yaml")]
@@ -38,75 +43,87 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
         drop_from_cache(folder)
         finished = run(command, log)
         figures["peak_gib"][name], figures["wall_s"][name] = finished.peak_mib / 1024, finished.wall_s
-    bound = max(figures["read_s"], figures["forwards_s"])
-    figures["step_of_bound"] = min(figures["step_s"]) / bound
-    show(
-        f"Four experts of {shape.n_parameters / 1e9:.2f} billion parameters, bfloat16, cold",
-        ["", "wall s", "peak GiB"],
-        [
-            ["a step, the faster of two", f"{min(figures['step_s']):.1f}", f"{figures['peak_gib']['steps']:.2f}"],
-            ["reading the files once", f"{figures['read_s']:.1f}", ""],
-            ["its five forwards in memory", f"{figures['forwards_s']:.1f}", ""],
-            *([name, f"{figures['wall_s'][name]:.1f}", f"{figures['peak_gib'][name]:.2f}"] for name in commands),
-        ],
-    )
+    rows = []
+    for precision, steps in figures["steps"].items():
+        rows.append([f"a step in {precision}, the fastest", f"{min(steps['step_s']):.1f}", f"{steps['peak_gib']:.2f}"])
+        rows.append(["its five forwards in memory", f"{steps['forwards_s']:.1f}", ""])
+        rows.append(["of the larger of reading and forwards", f"{steps['of_bound']:.2f} times", ""])
+    rows.append(["reading the files once", f"{figures['read_s']:.1f}", ""])
+    rows += [[name, f"{figures['wall_s'][name]:.1f}", f"{figures['peak_gib'][name]:.2f}"] for name in commands]
+    title = f"Four experts of {shape.n_parameters / 1e9:.2f} billion parameters, bfloat16, cold"
+    show(title, ["", "wall s", "peak GiB"], rows)
     return figures
 
 
-def time_steps(folder: Path) -> dict[str, Any]:
-    """Time steps with streamed experts, and what bounds them."""
+def time_steps(folder: Path, precision: Any) -> dict[str, Any]:
+    """Time steps with streamed experts, and what bounds them.
+
+    Returns:
+        the seconds of each step; of these, those of blending and of waiting for the disk; and its CPU time.
+    """
     import torch
     from large import drop_from_cache
+    from large_blends import read_world, streamed_blends
 
-    from glue_cli.blend.recipe import PLAIN
-    from glue_cli.checkpoints.read import read_checkpoint
-    from glue_cli.models import build_model
-    from glue_cli.models.weights import check_fits_model
-    from glue_cli.running.device import Compute
     from glue_cli.search.bank.load import usable_memory
-    from glue_cli.search.bank.renamed_experts import rename_experts
-    from glue_cli.search.streamed.blends import StreamedBlends
-    from glue_cli.search.streamed.engine import Engine
-    from glue_cli.spec.yaml_file import read_spec
 
-    spec = read_spec(folder / "glue.yaml", [])
-    checkpoints = [read_checkpoint(folder / f"expert-{k}") for k in range(4)]
-    model = build_model(spec.model.arch, spec.model_args, seed=0, weightless=True).eval().requires_grad_(False)
-    experts = rename_experts(checkpoints, PLAIN, check_fits_model(model, checkpoints[0], spec))
-    device = torch.device("cpu")
-    engine = Engine(
-        model, experts, (), device, n_groups=1, channels_last=False, memory_bytes=min(6 << 30, usable_memory(device))
-    )
-    blends = StreamedBlends(model, engine, Compute(device), seed=0)
-    tokens = torch.randint(1, 1000, (4, 16), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, tokens
+    world = read_world(folder)
+    memory_bytes = min(6 << 30, usable_memory(torch.device("cpu")))
+    blends = streamed_blends(world, precision, memory_bytes)
     alpha = torch.full((1, 4), 0.25, dtype=torch.float64)
-    step_s, waited_s = [], []
+    found: dict[str, list[float]] = {"step_s": [], "cpu_s": [], "blending_s": [], "waited_s": []}
     for step in range(STEPS):
-        began, waited = time.perf_counter(), engine.waited_s
-        for _ in blends.towards(alpha, torch.arange(4), 0.1, batch, step):
-            pass
-        step_s.append(time.perf_counter() - began)
-        waited_s.append(engine.waited_s - waited)
-    engine.close()
+        waited, spent = blends.waited_s, time.process_time()
+        with timed_blending() as blending:
+            began = time.perf_counter()
+            for _ in blends.towards(alpha, torch.arange(4), 0.1, world.batch, step):
+                pass
+            found["step_s"].append(time.perf_counter() - began)
+        found["cpu_s"].append(time.process_time() - spent)
+        found["blending_s"].append(sum(blending))
+        found["waited_s"].append(blends.waited_s - waited)
     drop_from_cache(folder)
     return {
-        "step_s": step_s,
-        "waited_s": waited_s,
-        "read_s": time_reading(checkpoints),
-        "forwards_s": time_forwards(spec, batch),
+        **found,
+        "read_s": time_reading(world.checkpoints),
+        "forwards_s": time_forwards(world.spec, world.batch, precision),
     }
 
 
+@contextmanager
+def timed_blending() -> Iterator[list[float]]:
+    """Yield a list that gets the seconds of blending each block."""
+    from glue_cli.search.streamed import blender
+
+    seconds: list[float] = []
+    make = blender.make_blends
+
+    def timed(*arguments: Any) -> None:
+        began = time.perf_counter()
+        make(*arguments)
+        seconds.append(time.perf_counter() - began)
+
+    blender.make_blends = timed
+    try:
+        yield seconds
+    finally:
+        blender.make_blends = make
+
+
 def time_reading(checkpoints: Any) -> float:
-    """Return the seconds of reading every file once, 64 MiB at a time, four files at once."""
+    """Return the seconds of reading every file once, past the page cache, 64 MiB at a time, four files at once."""
+    import mmap
     from concurrent.futures import ThreadPoolExecutor
 
+    from glue_cli.checkpoints.files import open_file, read_pages
+
     def read(checkpoint: Any) -> None:
-        buffer = bytearray(64 << 20)
-        with open(checkpoint.files[0], "rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
+        part = 64 << 20
+        with mmap.mmap(-1, part) as buffer, memoryview(buffer) as view, open_file(checkpoint, 0) as descriptor:
+            n_bytes = checkpoint.files[0].stat().st_size
+            for start in range(0, n_bytes, part):
+                n_needed = min(part, n_bytes - start)
+                read_pages(descriptor, view, start, n_needed, checkpoint.files[0], past_cache=True)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(4) as pool:
@@ -114,21 +131,29 @@ def time_reading(checkpoints: Any) -> float:
     return time.perf_counter() - began
 
 
-def time_forwards(spec: Any, batch: Any) -> float:
-    """Return the seconds of five forwards of the whole model in memory, from those of one and of three layers."""
+def time_forwards(spec: Any, batch: Any, precision: Any) -> float:
+    """Return the seconds of five forwards of the whole model in memory, from those of one and of three layers.
+
+    In bfloat16, its weights are rounded once and for all.
+    """
     import torch
 
     from glue_cli.models import build_model
+    from glue_cli.running.device import Compute
     from glue_cli.running.forward import outputs_of
 
     seconds = {}
     config = json.loads((Path(spec.model_args["path"]) / "config.json").read_text())
+    compute = Compute(torch.device("cpu"), precision)
     for layers in (1, 3):
         args = {**spec.model_args, "num_hidden_layers": layers}
         model = build_model(spec.model.arch, args, seed=0).eval()
+        for module in model.modules():
+            if precision == "bf16" and type(module) is torch.nn.Linear:
+                module.to(torch.bfloat16)
         runs = []
-        with torch.no_grad():
-            for _ in range(3):
+        with torch.no_grad(), compute.autocast():
+            for _ in range(4):
                 began = time.perf_counter()
                 outputs_of(model, batch[0])
                 runs.append(time.perf_counter() - began)
@@ -138,4 +163,4 @@ def time_forwards(spec: Any, batch: Any) -> float:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(time_steps(Path(sys.argv[1]))))
+    Path(sys.argv[3]).write_text(json.dumps(time_steps(Path(sys.argv[1]), sys.argv[2])))

@@ -1,5 +1,8 @@
 """A search whose experts are streamed from disk, beside the same search in memory."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,14 +26,70 @@ def test_memory_smaller_than_the_experts_makes_it_stream(here, glue, experts):
     assert "streamed from disk block by block" in answer.err
 
 
-def test_a_block_that_does_not_fit_is_refused(here, glue, experts):
-    answer = glue("mix", "--method", "spsa", *experts, "--memory", "1kB", code=5)
+def test_a_block_that_does_not_fit_is_refused_with_what_would(here, glue, experts):
+    command = ["mix", "--method", "spsa", *experts, "--budget", 20]
+    answer = glue(*command, "--memory", "1kB", code=5)
     assert "do not fit into 1.0 kB" in answer.err and answer.err.splitlines()[-1].startswith("hint: --memory 1MiB")
+    glue(*command, "--memory", "1MiB", "--bank", "streamed", "-q", code=0)
 
 
 def test_a_gradient_is_refused(here, glue, experts):
     command = ["mix", "--method", "fullgrad", *experts, "--bank", "streamed"]
     glue(*command).refused(2, "fullgrad", "--method spsa", "--bank device takes")
+
+
+MEASURED = """
+from pathlib import Path
+import torch
+from glue_cli.cli.app import main
+
+torch.set_num_threads(1)
+
+def mix(width, bank, memory):
+    experts = [f"{width}-{k}.safetensors" for k in range(4)]
+    options = ["--budget", "20", "--bank", bank, "--memory", memory, "--force", "-o", "prior.safetensors", "-q"]
+    model = ["--set", "model.arch=python:wide:net", "--set", f"model.args={{width: {width}}}"]
+    assert main(["mix", "--method", "spsa", *experts, *options, *model, "--set", "precision=fp32"]) == 0
+
+def resident(which):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(which)).split()[1]) // 1024
+
+def grown(bank, memory):
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    mix(768, bank, memory)
+    return resident("VmHWM") - before
+
+mix(32, "streamed", "64MiB")
+print(grown("streamed", "24MiB"), grown("device", "2GiB"))
+"""
+
+WIDE = """
+from torch import nn
+
+def net(width):
+    layers = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(16)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), *layers, nn.Linear(width, 10))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be measured anew on Linux alone")
+def test_the_memory_of_a_whole_search_is_that_of_a_few_blocks(here):
+    """Four experts of 36 MiB: in memory they alone take 144."""
+    Path("wide.py").write_text(WIDE)
+    names = {}
+    exec(WIDE, names)
+    for width in (32, 768):
+        for k in range(4):
+            save_file(names["net"](width).state_dict(), f"{width}-{k}.safetensors")
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}."}
+    process = [sys.executable, "-c", MEASURED]
+    done = subprocess.run(process, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    streamed, in_memory = map(int, done.stdout.splitlines()[-1].split())
+    assert streamed < 120  # the limit of 24, and what does not depend on it: activations, a file's pages, fragments
+    assert in_memory > 4 * 36
 
 
 DEEP = """

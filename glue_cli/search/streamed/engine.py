@@ -55,7 +55,10 @@ class Engine:
         self._channels_last, self._memory_bytes = channels_last, memory_bytes
         self._blended = [entry.name for entry in blended_entries(experts.headers[0], experts.recipe)]
         in_files = sum(expert.n_bytes for expert in experts.originals)
-        self._is_past_cache = in_files + memory_bytes > free_memory(torch.device("cpu"))  # else a pass finds it cached
+        buffers = min(memory_bytes, in_files)  # at most
+        self._is_past_cache = in_files + buffers > free_memory(
+            torch.device("cpu")
+        )  # else the next pass finds it cached
         self._splits = list(SPLITS)
         self._blender: Blender | None = None
         self._models: dict[Hashable, list[BlockModel]] = {}
@@ -179,8 +182,7 @@ class Engine:
             raise ResourceError(
                 f"the experts' '{name}' takes {size(largest)}, and its blend {size(row)}, which do not fit into "
                 f"{size(self._memory_bytes)}{reason}",
-                hint=f"--memory {-(-(largest + row) // (1 << 20))}MiB, or {-(-(2 * largest + row) // (1 << 20))}MiB "
-                "to read ahead",
+                hint=f"--memory {_mebibytes(largest + row)}, or {_mebibytes(2 * largest + row)} to read ahead",
             )
 
     def _require_blender(self) -> Blender:
@@ -205,3 +207,7 @@ class Engine:
                 for point, row in made.points:
                     kept[id(point)] = {name: tensor.clone() for name, tensor in made.tensors(row).items()}
         return kept
+
+
+def _mebibytes(n_bytes: int) -> str:
+    return f"{-(-n_bytes // (1 << 20))}MiB"

@@ -21,7 +21,7 @@ def shared(monkeypatch):
     monkeypatch.setattr(bank, "_SHARED_COLUMNS", 0)
     monkeypatch.setattr(bank, "_FUSED_COLUMNS", 0)
     monkeypatch.setattr(bank, "_FUSED_BLOCK", 5000)
-    monkeypatch.setattr(bank, "_FUSED_SCRATCH_BLOCK", 3000)
+    monkeypatch.setattr(bank, "_SCRATCH", 18_000)
 
 
 @needs_numba
