@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blocks import Block
 
 
@@ -53,7 +54,13 @@ class Lane:
         return outputs
 
     def wait_for(self, block: Block) -> None:
-        """Pause the pass until it may use a block; called by the pass itself."""
+        """Pause the pass until it may use a block; called by the pass itself.
+
+        Raises:
+            AbsentTensorError: the pass runs the block in another thread, perhaps beside others.
+        """
+        if threading.current_thread() is not self._thread:
+            raise AbsentTensorError(f"'{block.module}' runs in a thread of its own")
         self.waits_for = block
         self._paused.release()
         self._go.acquire()

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -101,6 +102,16 @@ class Wandering(Deep):
         return self.head(self.norm(x))
 
 
+class Parallel(Deep):
+    """Runs its layers beside each other, in threads."""
+
+    def forward(self, images):
+        x = self.embed(images.flatten(1))
+        with ThreadPoolExecutor(2) as pool:
+            x = x + sum(pool.map(torch.no_grad()(lambda layer: layer(x)), self.layers))
+        return self.head(self.norm(x))
+
+
 MODELS = [conv_net, Recurrent, Attentive, normed, Noisy, Deep, ByHand, Keeping, Wandering]
 
 
@@ -148,7 +159,7 @@ def all_outputs(blends, alphas=ALPHAS):
     yield from blends.towards(alphas[0], coordinates, 0.1, batch_of(1), 3)
 
 
-@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("make", [*MODELS, Parallel])
 def test_the_bits_are_those_of_blends_in_memory(both, make):
     resident, streamed = both(make)
     for _ in range(2):
