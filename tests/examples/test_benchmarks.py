@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+LARGE = ("large_blends", "large_fits", "large_streamed")
 
 # In place of mergekit: its recipe in, one file out.
 PEER = """#!{python}
@@ -29,7 +30,7 @@ def module_of(monkeypatch):
     """Import a benchmark."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield importlib.import_module
-    for name in ("blend", "step", "near", "near_families", "ranks", "measure"):
+    for name in ("blend", "step", "near", "near_families", "ranks", "measure", "large", "llama", *LARGE):
         sys.modules.pop(name, None)
 
 
@@ -134,3 +135,18 @@ def test_a_search_between_near_experts_is_compared_with_float32(module_of, tmp_p
     ]
     length = sum(tensor.square().sum() for tensor in family.base.values()).sqrt()
     assert sum(moved) / len(moved) / length == pytest.approx(0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_streamed_steps_are_measured_beside_the_same_in_memory(module_of, tmp_path, torchvision, precision):
+    llama, fits, streamed = (module_of(name) for name in ("llama", "large_fits", "large_streamed"))
+    experts = llama.write_experts(tmp_path, llama.Shape(32, 64, 3, 4, 2, vocabulary=1010), 4)
+    llama.write_texts(tmp_path / "texts", 8, 16)
+    llama.write_spec(tmp_path / "glue.yaml", experts[0], tmp_path / "texts", n_train=4, n_val=4, batch_size=4)
+    by_bank = {bank: fits.time_steps(tmp_path, precision, bank) for bank in ("device", "streamed")}
+    assert by_bank["device"]["sums"] == by_bank["streamed"]["sums"]
+    assert len(set(by_bank["device"]["sums"][0])) == 5 and len(by_bank["device"]["step_s"]) == fits.STEPS
+    found = streamed.time_steps(tmp_path, precision)
+    for blending, step in zip(found["blending_s"], found["step_s"], strict=True):
+        assert 0 < blending < step
+    assert len(found["step_s"]) == streamed.STEPS and min(found["read_s"], found["forwards_s"]) > 0
