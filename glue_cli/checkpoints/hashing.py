@@ -6,13 +6,13 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Event, Thread
 
 from glue_cli.checkpoints.digests import identify
-from glue_cli.checkpoints.files import open_file, read_into
+from glue_cli.checkpoints.files import announce, open_file, read_into
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError
 
 _READ_BYTES = 1 << 20
 # Larger reads ahead, since between two of them the thread may wait for the interpreter, which is busy with imports.
-_AHEAD_BYTES = 8 << 20
+_AHEAD_BYTES = 32 << 20
 
 
 class StreamedHash:
@@ -99,11 +99,13 @@ class StreamedHash:
         return {self.identity: self._sha256.hexdigest()}
 
     def catch_up(self, file: int, offset: int) -> None:
-        """Read on up to `offset` of file number `file`; nothing where the hash is further already.
+        """Read on up to `offset` of file number `file`; nothing where the hash is further already, or remembered.
 
         Raises:
             CheckpointError: as for `read_ahead`.
         """
+        if self.is_remembered:
+            return
         while self._file < file:
             self._read_to(self._sizes[self._file])
             self._file, self._position = self._file + 1, 0
@@ -117,6 +119,7 @@ class StreamedHash:
         with open_file(self._expert, self._file) as descriptor:
             while self._position < offset and not (enough and enough.is_set()):
                 part = buffer[: offset - self._position]
+                announce(descriptor, self._position, 2 * len(part))  # the disk reads on while this part is hashed
                 read_into(descriptor, part, self._position, self._expert.files[self._file])
                 self._sha256.update(part)
                 self._position += len(part)

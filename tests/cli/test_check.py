@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glue_cli.checkpoints.digests import Digests
 from glue_cli.models.cnn import cnn
 
 CHANNELS = {"features.0": "features.1", "features.3": "features.4", "features.7": "features.8"}
@@ -191,3 +193,27 @@ def test_an_error_of_the_spec_is_told_as_by_other_commands(here, glue, experts):
     glue("check", *experts, "--set", "mix.nothing=1").refused(2, "mix.nothing")
     glue("check", "nothing.safetensors").refused(2, "no checkpoint")
     glue("check", *experts, "--spec", "nothing.yaml").refused(2, "nothing.yaml")
+
+
+def test_sha256_are_remembered_between_check_and_mix(alone, glue, experts, monkeypatch):
+    monkeypatch.setattr("glue_cli.checkpoints.digests._TICK_NS", 0)
+    first = glue("check", *experts, "--json", code=0)
+    assert "remembered" not in first.err
+    mixed = glue("mix", "--method", "uniform", *experts, "--json", code=0)
+    assert "sha256 of 3 of 3 experts as remembered" in mixed.err
+    remembered = Digests(Path(os.environ["XDG_CACHE_HOME"], "glue"))
+    remembered.add(dict.fromkeys(remembered.read(), "0" * 64))  # they are believed, so the files are not hashed again
+    assert {expert["sha256"] for expert in glue("check", *experts, "--json", code=0).json["experts"]} == {"0" * 64}
+
+
+def test_a_remembered_sha256_is_not_believed_of_a_file_that_changed(alone, glue, experts, monkeypatch):
+    monkeypatch.setattr("glue_cli.checkpoints.digests._TICK_NS", 0)
+    glue("check", *experts, "--json", code=0)
+    changed, times = Path(experts[1]), os.stat(experts[1])
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = glue("check", *experts, "--json", code=0)
+    assert "sha256 of 2 of 3 experts as remembered" in again.err
+    assert again.json["experts"][1]["sha256"] == hashlib.sha256(content).hexdigest()

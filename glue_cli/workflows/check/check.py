@@ -17,6 +17,7 @@ from glue_cli.workflows.check.basin import Basin, find_basin
 from glue_cli.workflows.check.updates import update_products
 from glue_cli.workflows.check.verdict import judge
 from glue_cli.workflows.check.weights import Weights, read_weights
+from glue_cli.workflows.hashes import hashes_of, remember
 
 if TYPE_CHECKING:
     from glue_cli.workflows.check.trial import Trial
@@ -30,9 +31,15 @@ def check(plan: CheckPlan, run: Run) -> CheckResult:
         SpecError, DataError: the spec, the model and the data do not fit each other.
         ResourceError: the device is not there.
     """
+    hashes = hashes_of(plan.experts, run)
     weights = read_weights(
-        plan.experts, is_compared=not plan.adapters, copied=plan.recipe.apart, progress=run.progress
+        plan.experts,
+        hashes=hashes,
+        is_compared=not plan.adapters,
+        copied=plan.recipe.apart,
+        progress=run.progress,
     )
+    remember(hashes, run)
     is_finite = not any(weights.non_finite)
     if plan.adapters and is_finite:
         weights = replace(weights, gram=update_products(plan.adapters))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.blend.to_files import N_THREADS
-from glue_cli.checkpoints.files import open_files, read_into
+from glue_cli.checkpoints.files import check_unchanged, open_files, read_into
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
@@ -74,6 +74,7 @@ class _Counted(NamedTuple):
 def read_weights(
     experts: Sequence[Checkpoint],
     *,
+    hashes: Sequence[StreamedHash] | None = None,
     is_compared: bool = True,
     copied: Collection[str] = (),
     n_threads: int = N_THREADS,
@@ -82,16 +83,17 @@ def read_weights(
     """Read every floating-point tensor of every expert once.
 
     Args:
+        hashes: the experts' sha256 [K], which are finished on the way; None computes all.
         is_compared: whether to take inner products between experts.
         copied: tensors that a mix copies from one expert: they are not compared, and infinity in them is no fault.
     Raises:
         CheckpointError: a file cannot be read, or changed since its header was read.
-    Cost: every file is read once, and hashed from the system's cache; K^2 d multiplications in float64. Memory: a
-        chunk of every expert for each thread, however large the experts are.
+    Cost: every file is read once, and hashed from the system's cache unless its hash is remembered; K^2 d
+        multiplications in float64. Memory: a chunk of every expert for each thread, however large the experts are.
     """
     n_experts = len(experts)
     products, faults = _Products(n_experts), _Faults(n_experts, copied)
-    hashes = [StreamedHash(expert) for expert in experts]
+    hashes = hashes or [StreamedHash(expert) for expert in experts]
     chunks = _cut(experts, copied if is_compared else None)
     n_bytes, n_done = sum(_all_bytes(expert) for expert in experts), 0
     progress(Started("read", n_bytes, "B"))
@@ -116,6 +118,8 @@ def read_weights(
         for future in hashing:
             future.result()
         digests = list(pool.map(StreamedHash.finish, hashes))
+        for expert, opened in zip(experts, descriptors, strict=True):
+            check_unchanged(expert, opened)
     progress(Finished())
     gram, cosines = products.finish()
     return Weights(gram, cosines, faults.by_expert(), digests)

@@ -20,10 +20,11 @@ from glue_cli.results.history import writing_history
 from glue_cli.results.mix import BlendedExpert, MixCost, MixResult
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
+from glue_cli.workflows.hashes import remember
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since
 from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
-from glue_cli.workflows.mix.hashes import hashes_of, remember
+from glue_cli.workflows.mix.hashes import hashes_of_plan
 
 if TYPE_CHECKING:
     from glue_cli.data.target import Target
@@ -155,7 +156,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
             "recipe": recorded_recipe,
         }
 
-    hashes = hashes_of(plan, run) if hashes is None else hashes
+    hashes = hashes_of_plan(plan, run) if hashes is None else hashes
     digests = experts.write(chosen.alpha, made, describe, hashes, run)
     remember(hashes, run)
     wall_s = time.perf_counter() - began

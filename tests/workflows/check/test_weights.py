@@ -1,11 +1,14 @@
 """One pass over the experts' weights: inner products against torch's, NaN where they are, sha256 of the files."""
 
 import hashlib
+import os
 
 import pytest
 import torch
 
+from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.progress import Advanced
 from glue_cli.workflows.check import weights as weights_module
 from glue_cli.workflows.check.weights import NonFinite, cosines_of, read_weights
 
@@ -98,3 +101,19 @@ def test_a_file_that_changes_meanwhile_is_told_of_and_nothing_hangs(save):
     save("b", tensors_of(2, more=torch.zeros(3)))
     with pytest.raises(CheckpointError, match="changed"):
         read_weights(experts)
+
+
+def test_a_file_that_changes_while_it_is_read_is_told_of_though_its_hash_is_remembered(save, monkeypatch):
+    monkeypatch.setattr("glue_cli.checkpoints.digests._TICK_NS", 0)
+    expert = save("a", tensors_of(0))
+    first = StreamedHash(expert)
+    first.finish()
+    again = StreamedHash(expert, remembered=first.worth_remembering())
+
+    def touch(event):
+        if isinstance(event, Advanced):
+            os.utime(expert.files[0])
+
+    assert again.is_remembered
+    with pytest.raises(CheckpointError, match="changed"):
+        read_weights([expert], hashes=[again], progress=touch)
