@@ -24,6 +24,11 @@ _DEQUANTISE = (
     " or bfloat16, and blend that; or blend the checkpoint that it was made from"
 )
 
+_BASE = (
+    "load it in its library, dequantise it (transformers: model.dequantize()), save it in bfloat16, and name that:"
+    " beside it the adapters stay in factors; or name the base that it was made from"
+)
+
 
 def quantised_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> list[Misfit]:
     """Return a misfit for each expert that has quantised tensors among those that are blended.
@@ -35,10 +40,20 @@ def quantised_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] =
     for expert in experts:
         entries = [entry for entry in _quantised_tensors(expert) if entry.name not in apart]
         if entries:
-            message = f"'{expert.path}' is quantised{_method_of(expert)}, and quantised numbers have no mean"
-            items = tuple(f"'{entry.name}' is {entry.dtype} {list(entry.shape)}" for entry in entries)
-            misfits.append(Misfit("quantisation", message, items, _DEQUANTISE))
+            misfits.append(_misfit(expert, entries, "quantised numbers have no mean", _DEQUANTISE))
     return misfits
+
+
+def quantised_base_misfits(base: Checkpoint) -> list[Misfit]:
+    """Return a misfit if the base of adapters has quantised tensors: no update can be added to codes."""
+    entries = list(_quantised_tensors(base))
+    return [_misfit(base, entries, "adapters need a base of floating-point weights", _BASE)] if entries else []
+
+
+def _misfit(checkpoint: Checkpoint, entries: Sequence[TensorEntry], why: str, hint: str) -> Misfit:
+    message = f"'{checkpoint.path}' is quantised{_method_of(checkpoint)}, and {why}"
+    items = tuple(f"'{entry.name}' is {entry.dtype} {list(entry.shape)}" for entry in entries)
+    return Misfit("quantisation", message, items, hint)
 
 
 def _quantised_tensors(expert: Checkpoint) -> Iterator[TensorEntry]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from glue_cli.blend.adapters.adapter import Adapter, Update, adapter_misfits
 from glue_cli.blend.misfit import refuse
+from glue_cli.blend.quantised import quantised_base_misfits
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.foundation.errors import CheckpointError
 
@@ -48,9 +49,9 @@ def fit(base: Checkpoint, adapters: Sequence[Adapter], *, names_in_memory: FindN
         names_in_memory: a function that is called if the base's names on disk do not fit the adapters. It takes the
             base and an adapter's configuration, and maps the names in memory, which adapters use, to those on disk.
     Raises:
-        CheckpointError: the adapters do not fit each other, or do not fit the base.
+        CheckpointError: the adapters do not fit each other, or do not fit the base, or the base is quantised.
     """
-    refuse(adapter_misfits(adapters))
+    refuse([*adapter_misfits(adapters), *quantised_base_misfits(base)])
     try:
         named = _named_as_adapted(base, adapters)
     except CheckpointError:
@@ -67,7 +68,7 @@ def fit(base: Checkpoint, adapters: Sequence[Adapter], *, names_in_memory: FindN
         if entry.shape not in (wanted, turned) or entry.dtype not in FLOAT_DTYPES:
             items.append(f"'{entry.name}' is {entry.dtype} {list(entry.shape)}, and its update is {list(wanted)}")
     if items:
-        hint = "name the unquantised base that the adapters were trained on"
+        hint = "name the base that the adapters were trained on"
         raise CheckpointError(f"the adapters do not fit '{base.path}'", items=items, hint=hint)
     return AdaptedBase(named, adapters, _transposed(weights, updates, adapters))
 

@@ -71,9 +71,17 @@ def test_another_base_is_refused(fitted):
 
 
 def test_a_quantised_base_is_refused(fitted):
-    with pytest.raises(CheckpointError, match="do not fit") as caught:
+    with pytest.raises(CheckpointError, match="is quantised, and adapters need a base of floating-point") as caught:
         fitted({"q.weight": (3, 4)}, {"q": (3, 4)}, dtype=torch.int8)
-    assert caught.value.items == ("'q.weight' is I8 [3, 4], and its update is [3, 4]",)
+    assert caught.value.items == ("'q.weight' is I8 [3, 4]",) and "dequantise" in caught.value.hint
+    with pytest.raises(CheckpointError, match="is quantised, and adapters"):  # GPTQ's names, not the adapters'
+        fitted({"q.qweight": (1, 4)}, {"q": (3, 4)}, dtype=torch.int32)
+
+
+def test_a_base_of_integers_is_refused(fitted):
+    with pytest.raises(CheckpointError, match="do not fit") as caught:
+        fitted({"q.weight": (3, 4)}, {"q": (3, 4)}, dtype=torch.int64)
+    assert caught.value.items == ("'q.weight' is I64 [3, 4], and its update is [3, 4]",)
 
 
 # ---- orientation
