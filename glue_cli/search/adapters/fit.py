@@ -1,18 +1,18 @@
 """Put adapters beside the model of their base, if the model's layers allow it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from glue_cli.blend.adapters.adapted_base import AdaptedBase
 from glue_cli.blend.adapters.mixing import base_tensor
 from glue_cli.blend.adapters.stacked import plain_tensors, stack_factors
-from glue_cli.checkpoints.naming import Naming
+from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.device import Compute
 from glue_cli.running.weightless import give_memory
 from glue_cli.search.adapters.blends import AdapterBlends
-from glue_cli.search.adapters.layers import is_supported, is_transposed
+from glue_cli.search.adapters.layers import is_supported, is_transposed, pads_with_other_than_zeros
 from glue_cli.search.adapters.narrow import NARROW, must_be_wide
 from glue_cli.search.bank.load import bank_of_tensors
 
@@ -27,17 +27,13 @@ def find_obstacle(model: nn.Module, adapted: AdaptedBase, naming: Naming) -> str
     """
     if has_batchnorm(model):
         return "the model has BatchNorm"
-    updated = {update.weight for adapter in adapted.adapters for update in adapter.updates.values()}
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
-    for name, source in naming.distinct():
-        if updated.isdisjoint(source.names):
-            continue
+    for name, source in _updated(adapted, naming):
         if source.make:
             return f"'{name}' is made from several tensors of the base"
-        path = name.removesuffix(_WEIGHT)
-        module = model.get_submodule(path) if path != name else model
+        path, module = _owner(model, name)
         if not is_supported(module):
             return f"'{path}' is a {type(module).__name__}"
         if is_transposed(module) != (source.names[0].removesuffix(_WEIGHT) in adapted.transposed):
@@ -45,6 +41,24 @@ def find_obstacle(model: nn.Module, adapted: AdaptedBase, naming: Naming) -> str
         if len(owners[id(module.get_parameter("weight"))]) > 1:
             return f"'{name}' is used by another module too"
     return None
+
+
+def padded_otherwise(model: nn.Module, adapted: AdaptedBase, naming: Naming) -> list[str]:
+    """Return the updated convolutions beside which PEFT pads otherwise than they do, until an adapter is merged."""
+    owners = (_owner(model, name) for name, source in _updated(adapted, naming) if not source.make)
+    return [path for path, module in owners if pads_with_other_than_zeros(module)]
+
+
+def _updated(adapted: AdaptedBase, naming: Naming) -> Iterator[tuple[str, Source]]:
+    """Yield the names of the model's tensors that are made from tensors that an adapter updates, and their sources."""
+    updated = {update.weight for adapter in adapted.adapters for update in adapter.updates.values()}
+    return ((name, source) for name, source in naming.distinct() if not updated.isdisjoint(source.names))
+
+
+def _owner(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """Return the module that has a weight, and its path; the model for a tensor that is not called a weight."""
+    path = name.removesuffix(_WEIGHT)
+    return path, model if path == name else model.get_submodule(path)
 
 
 def fit_adapters(

@@ -29,6 +29,11 @@ def is_supported(module: nn.Module) -> bool:
     return is_linear(module) or (type(module) in CONVOLUTIONS and getattr(module, "groups", None) == 1)
 
 
+def pads_with_other_than_zeros(module: nn.Module) -> bool:
+    """Tell whether PEFT, which pads with zeros beside any convolution, computes something else until it merges."""
+    return isinstance(module, CONVOLUTIONS) and module.padding_mode != "zeros"
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Tell whether a weight is the transpose of b @ a, as in `AdaptedBase.transposed`."""
     return stores_transpose(module) or isinstance(module, nn.Embedding)

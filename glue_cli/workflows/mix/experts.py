@@ -20,7 +20,7 @@ from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import Adapters
 from glue_cli.results.card import About
 from glue_cli.running.device import Compute
-from glue_cli.search.adapters.fit import find_obstacle, fit_adapters
+from glue_cli.search.adapters.fit import find_obstacle, fit_adapters, padded_otherwise
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.protocol import Blends
 from glue_cli.workflows.mix.experts_interface import Describe, Experts, How
@@ -56,6 +56,9 @@ class AdapterExperts(Experts):
     def _provide(
         self, model: nn.Module, compute: Compute, spec: "Spec", how: How, n_blends: int, needs_gradient: bool, run: Run
     ) -> Blends:
+        if not self._adapters.merges and (paths := padded_otherwise(model, self._adapted, self._naming)):
+            text = f"'{paths[0]}' does not pad with zeros, and PEFT's update of it does until it is merged"
+            run.progress(Noted(f"{text}: the search measures merged updates, as --base writes them", warning=True))
         if self._kept_as != "dense":
             obstacle = find_obstacle(model, self._adapted, self._naming)
             if obstacle is None:

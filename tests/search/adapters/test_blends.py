@@ -15,7 +15,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.running.device import Compute
 from glue_cli.search.adapters import adapted_model, narrow
-from glue_cli.search.adapters.fit import find_obstacle, fit_adapters
+from glue_cli.search.adapters.fit import find_obstacle, fit_adapters, padded_otherwise
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.blended import ResidentBlends
 
@@ -72,7 +72,7 @@ def net(torchvision):
 def make(net, peft, tmp_path):
     """Save a base and three adapters of different ranks; return them fitted, and each as PEFT's model."""
 
-    def make(dtype=torch.float32, **config):
+    def make(net=net, dtype=torch.float32, **config):
         base = {name: tensor.to(dtype) for name, tensor in net.state_dict().items()}
         save_file(base, tmp_path / "base.safetensors")
         models = []
@@ -131,13 +131,38 @@ def test_what_dense_updates_and_peft_give(net, make, batches, kind):
             close(outputs(ours, torch.eye(3)[k][None, None], batches[:1])[0], model(batches[0][0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padding", ["circular", "reflect", "replicate"])
+def test_convolutions_pad_an_update_as_they_pad_when_peft_has_merged_it(net, make, batches, padding, dtype):
+    net = copy.deepcopy(net)
+    net.convolved = nn.Conv1d(8, 5, 3, stride=2, padding=1, padding_mode=padding).requires_grad_(False)
+    adapted, naming, models = make(net=net, dtype=dtype, target_modules=["convolved"])
+    ours = factored(net, adapted, naming)
+    close(outputs(ours, ALPHAS, batches), outputs(dense(net, adapted, naming), ALPHAS, batches))
+    assert padded_otherwise(net, adapted, naming) == ["convolved"]
+    with torch.no_grad():
+        for k, model in enumerate(models):
+            found = outputs(ours, torch.eye(3)[k][None, None], batches[:1])[0]
+            assert (found - model(batches[0][0])).abs().max() > 1e-3  # PEFT pads with zeros as long as it is apart
+            close(found, model.merge_and_unload()(batches[0][0]))
+
+
+def test_a_convolution_that_pads_with_zeros_is_the_same_apart(net, make):
+    adapted, naming, _ = make(**KINDS["convolution"])
+    assert padded_otherwise(net, adapted, naming) == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_towards_and_slopes_as_by_dense_updates(net, make, batches, kind):
     adapted, naming, _ = make(**KINDS[kind])
     both = factored(net, adapted, naming), dense(net, adapted, naming)
-    coordinates = torch.tensor([2, 0])
-    ways = [[out.clone() for out in blends.towards(ALPHAS[0], coordinates, 0.25, batches[0], 3)] for blends in both]
+    coordinates, ways = torch.tensor([2, 0]), []
+    for blends in both:
+        ways.append([out.clone() for out in blends.towards(ALPHAS[0], coordinates, 0.25, batches[0], 3)])
     close(*ways)
+    for only in (slice(0, 0), slice(0, 1), slice(1, 2)):  # a rank's share: the mean, and some of the points
+        shared = [out.clone() for out in both[0].towards(ALPHAS[0], coordinates, 0.25, batches[0], 3, only=only)]
+        close(shared, [ways[0][0], *ways[0][1:][only]], rtol=0, atol=0)
     losses, slopes = zip(
         *(blends.gradient(ALPHAS[0], batches[0], 3, nn.functional.cross_entropy) for blends in both), strict=True
     )
