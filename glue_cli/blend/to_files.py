@@ -261,12 +261,20 @@ class _Blending:
     def _blend(self, block: Block, inputs: Sequence[Tensor], out: Tensor) -> None:
         wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else torch.float32
         weights = [source.weight for source in block.sources]
+        # made once a block: memory that is new to the process has to be cleared first
+        total, widened = torch.empty(2, min(CHUNK, block.n_elements), dtype=wide)
         for start in range(0, block.n_elements, CHUNK):
+            chunk = out[start : start + CHUNK]
             parts = [tensor[start : start + CHUNK] for tensor in inputs]
-            total = torch.mul(parts[0].to(wide), weights[0])
-            for part, weight in zip(parts[1:], weights[1:], strict=True):
-                total.add_(part.to(wide), alpha=weight)  # eq. (1)
-            chunk = out[start : start + CHUNK].copy_(total)
+            summed = chunk if chunk.dtype == wide else total[: len(chunk)]
+            for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+                term = part if part.dtype == wide else widened[: len(part)].copy_(part)
+                if number:
+                    summed.add_(term, alpha=weight)  # eq. (1)
+                else:
+                    torch.mul(term, weight, out=summed)
+            if summed is not chunk:
+                chunk.copy_(summed)
             # a finite sum means that all are finite, and is cheaper to check; otherwise the exact test follows
             if not torch.isfinite(chunk.sum(dtype=wide)) and not torch.isfinite(chunk).all():
                 self._check_finite(block, start, parts, chunk)
