@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from glue_cli.foundation.errors import ResourceError, UsageError
 from glue_cli.foundation.json_text import as_json
+from glue_cli.foundation.output_files import write_all
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -58,31 +60,43 @@ def writing_history(
     if path is None:
         yield lambda line: None
         return
-    file = _open(path, "a" if kept_bytes is not None else "w" if replace else "x")
+    file = _open(path, "ab" if kept_bytes is not None else "wb" if replace else "xb")
 
     if kept_bytes is not None:
         _cut(path, file, kept_bytes)
 
     def write(line: dict[str, Any]) -> None:
+        text = as_json({"schema": "glue.history/1", **always, **line})
         try:
-            print(as_json({"schema": "glue.history/1", **always, **line}), file=file)
+            _append(file.fileno(), f"{text}\n".encode())
         except OSError as error:
             raise _cannot_write(path, error) from None
 
     try:
         yield write
     finally:
-        with suppress(OSError):  # closing fails again after a line that could not be written
+        with suppress(OSError):  # the lines are written already
             file.close()
 
 
-def _open(path: Path, mode: Literal["a", "w", "x"]) -> TextIO:
+def _append(descriptor: int, line: bytes) -> None:
+    """Write a whole line at the end of a file; if there is room for a part of it only, nothing."""
+    end = os.fstat(descriptor).st_size
+    try:
+        write_all(descriptor, line, end)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, end)
+        raise
+
+
+def _open(path: Path, mode: Literal["ab", "wb", "xb"]) -> RawIOBase:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from None
     try:
-        return open(path, mode, encoding="utf-8", buffering=1)
+        return open(path, mode, buffering=0)
     except FileExistsError:
         message = f"another run has written the history '{path}' in the meantime"
         raise UsageError(message, hint="name another --history, or give --force") from None
@@ -90,7 +104,7 @@ def _open(path: Path, mode: Literal["a", "w", "x"]) -> TextIO:
         raise _cannot_write(path, error) from None
 
 
-def _cut(path: Path, file: TextIO, n_bytes: int) -> None:
+def _cut(path: Path, file: RawIOBase, n_bytes: int) -> None:
     """Remove the lines that were written after the state was saved."""
     try:
         length = os.fstat(file.fileno()).st_size

@@ -1,5 +1,7 @@
 import json
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,25 @@ def test_a_full_disk_names_the_file():
         with writing_history(Path("/dev/full"), replace=True) as write:
             write({"step": 1})
     assert "--history" in caught.value.hint
+
+
+@pytest.mark.parametrize("n_more", [0, 1, 40])
+def test_a_line_that_has_no_room_leaves_no_part_of_itself(tmp_path, n_more):
+    """A limit of a file's size works as a disk that is full in the middle of a line: as much as fits is written."""
+    path = tmp_path / "history.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with writing_history(path, replace=False) as write:
+            write({"step": 0})
+            whole = path.read_bytes()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + n_more, hard))
+            with pytest.raises(ResourceError, match="File too large"):
+                write({"step": 1, "alpha": [0.5] * 40})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_bytes() == whole
 
 
 def test_of_two_runs_with_one_history_the_second_finds_it_taken(tmp_path):
