@@ -6,6 +6,7 @@ which those of the whole one follow: each further layer takes the same time.
 """
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
     figures: dict[str, Any] = {"parameters": shape.n_parameters, "steps": {}, "wall_s": {}, "peak_gib": {}}
     for precision in ("fp32", "bf16"):
         drop_from_cache(folder)
-        steps = run([sys.executable, __file__, str(folder), precision, str(found)], log)
-        figures["steps"][precision] = {**json.loads(found.read_text()), "peak_gib": steps.peak_mib / 1024}
+        run([sys.executable, __file__, str(folder), precision, str(found)], log)
+        figures["steps"][precision] = json.loads(found.read_text())
     figures["read_s"] = min(steps["read_s"] for steps in figures["steps"].values())
     for steps in figures["steps"].values():
         steps["of_bound"] = min(steps["step_s"]) / max(figures["read_s"], steps["forwards_s"])
@@ -59,7 +60,8 @@ def time_steps(folder: Path, precision: Any) -> dict[str, Any]:
     """Time steps with streamed experts, and what bounds them.
 
     Returns:
-        the seconds of each step; of these, those of blending and of waiting for the disk; and its CPU time.
+        the seconds of each step; of these, those of blending and of waiting for the disk; its CPU time; and the
+        largest resident set of the process until then.
     """
     import torch
     from large import drop_from_cache
@@ -82,9 +84,11 @@ def time_steps(folder: Path, precision: Any) -> dict[str, Any]:
         found["cpu_s"].append(time.process_time() - spent)
         found["blending_s"].append(sum(blending))
         found["waited_s"].append(blends.waited_s - waited)
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     drop_from_cache(folder)
     return {
         **found,
+        "peak_gib": peak_gib,
         "read_s": time_reading(world.checkpoints),
         "forwards_s": time_forwards(world.spec, world.batch, precision),
     }
