@@ -1,17 +1,25 @@
-"""Blend checkpoints file to file: glue against mergekit-pytorch and the usual Python sum, whole processes, warm cache.
+"""Blend checkpoints file to file: glue against mergekit-pytorch and the usual Python sum, as whole processes.
 
-    python examples/benchmarks/blend.py [--runs 5] [--folder runs/benchmarks]
+    python examples/benchmarks/blend.py [--runs 5] [--folder runs/benchmarks] [--parts warm cold ...]
 
-Makes 8 float32 checkpoints of 400 MB (and 32, for the growth with K), installs mergekit into an environment of its
-own, runs everything in turn, and prints medians. Then the memory for a tensor of 4 GB and for 100,000 small ones, and
-the time on a disk that is slowed on purpose. Needs 32 GB of disk.
+Each part of the results is measured by itself; everything in a part runs in turn, and medians are printed:
+
+- warm: 8 float32 checkpoints of 400 MB in the system's cache; mergekit is installed into an environment of its own
+- cold: 3 bfloat16 checkpoints of 2 GB that are not in the cache, with sha256 and without
+- growth: 8 and 32 of the checkpoints of 400 MB
+- shapes: the memory for a tensor of 4 GB and for 100,000 small ones
+- disk: the time on a disk that is slowed on purpose
+
+Needs 32 GB of disk.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +40,20 @@ for k in range(count):
     if not path.exists():
         draws = torch.Generator().manual_seed(k)
         write_checkpoint(path, {f"layers.{i}.weight": torch.randn(side, side, generator=draws) for i in range(n)}, {})
+"""
+
+N_COLD = 3
+MAKE_COLD = """
+import sys, torch
+from pathlib import Path
+from glue_cli.checkpoints.tensors import write_checkpoint
+for k in range(int(sys.argv[2])):
+    path = Path(sys.argv[1]) / f"cold-{k}.safetensors"
+    if not path.exists():
+        draws = torch.Generator().manual_seed(k)
+        shape = 4096, 4096
+        tensors = {f"layers.{i}.weight": torch.randn(shape, generator=draws).bfloat16() for i in range(60)}
+        write_checkpoint(path, tensors, {})
 """
 
 # Files of zeros, which take no room: one tensor of 4 GB, or 100,000 of 64 bytes, in the usual order or in any.
@@ -82,43 +104,96 @@ save_file(total, output)
 
 
 def main() -> None:
+    parts: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+        "warm": measure_warm,
+        "cold": measure_cold,
+        "growth": measure_growth,
+        "shapes": measure_shapes,
+        "disk": measure_slow_disk,
+    }
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     arguments = parser.parse_args()
     folder: Path = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-c", MAKE, str(folder), "32", str(N_TENSORS), str(SIDE)], check=True)
-    experts = [str(folder / f"expert-{k:02d}.safetensors") for k in range(32)]
-    mergekit = install_mergekit(folder)
-    blends = compare(blend_commands(folder, experts[:8], mergekit), arguments.runs, folder / "log.txt")
-    glue = [*GLUE, "-o", str(folder / "blend.safetensors")]
-    growth = compare({"K = 8": [*glue, *experts[:8]], "K = 32": [*glue, *experts]}, 3, folder / "log.txt")
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for part in arguments.parts:
+        found[part] = {"machine": machine(), "runs": arguments.runs, **parts[part](folder, arguments.runs)}
+        write(RESULT, found)
+
+
+def make_experts(folder: Path, count: int) -> list[str]:
+    """Return float32 checkpoints of 403 MB, which are made where they are missing."""
+    subprocess.run([sys.executable, "-c", MAKE, str(folder), str(count), str(N_TENSORS), str(SIDE)], check=True)
+    return [str(folder / f"expert-{k:02d}.safetensors") for k in range(count)]
+
+
+def measure_warm(folder: Path, n_runs: int) -> dict[str, Any]:
+    """Measure a blend beside mergekit's, with everything in the system's cache."""
+    experts, mergekit = make_experts(folder, 8), install_mergekit(folder)
+    blends = compare(blend_commands(folder, experts, mergekit), n_runs, folder / "log.txt")
     rows = summarise(blends)
     show(
-        f"8 float32 checkpoints of {4 * N_TENSORS * SIDE**2 / 1e6:.0f} MB, {arguments.runs} runs, medians",
+        f"8 float32 checkpoints of {4 * N_TENSORS * SIDE**2 / 1e6:.0f} MB, {n_runs} runs, medians",
         ["", "wall s", "of mergekit", "beyond import torch", "peak MiB", "above import torch"],
         [
             [name, *(f"{x:.0f}" if key.endswith("mib") else f"{x:.2f}" for key, x in r.items())]
             for name, r in rows.items()
         ],
     )
-    spreads = {
-        name: {"wall_s": spread([r.wall_s for r in runs]), "peak_mib": spread([r.peak_mib for r in runs])}
-        for name, runs in {**blends, **growth}.items()
-    }
+    return {"mergekit": version_of(mergekit), "rows": rows, "spreads": spreads_of(blends)}
+
+
+def measure_cold(folder: Path, n_runs: int) -> dict[str, Any]:
+    """Measure what sha256 cost where the experts have to come from the disk."""
+    subprocess.run([sys.executable, "-c", MAKE_COLD, str(folder), str(N_COLD)], check=True)
+    experts = [str(folder / f"cold-{k}.safetensors") for k in range(N_COLD)]
+    glue = [*GLUE, *experts, "-o", str(folder / "blend.safetensors")]
+    commands = {"glue, no hashes": [*glue, "--no-hash"], "glue": forgetting(folder, glue)}
+    blends = compare(commands, n_runs, folder / "log.txt", before=lambda: forget(experts))
+    pairs = zip(blends["glue"], blends["glue, no hashes"], strict=True)
+    ratio = spread([with_hashes.wall_s / without.wall_s for with_hashes, without in pairs])
+    spreads = spreads_of(blends)
     show(
-        "Growth with the number of experts, medians of 3",
+        f"{N_COLD} bfloat16 checkpoints of {Path(experts[0]).stat().st_size / 1e9:.1f} GB, cold, medians of {n_runs}",
         ["", "wall s", "peak MiB"],
-        [[n, f"{spreads[n]['wall_s']['median']:.2f}", f"{spreads[n]['peak_mib']['median']:.0f}"] for n in growth],
+        [[n, *(f"{found[key]['median']:.2f}" for key in ("wall_s", "peak_mib"))] for n, found in spreads.items()],
     )
-    spreads |= measure_shapes(folder)
-    spreads |= measure_slow_disk(folder, experts[:4])
-    where = {**machine(), "mergekit": version_of(mergekit)}
-    write(RESULT, {"machine": where, "runs": arguments.runs, "rows": rows, "spreads": spreads})
+    print(f"with sha256 {ratio['median']:.2f} times as long, {ratio['min']:.2f} to {ratio['max']:.2f}")
+    return {"spreads": spreads, "with_hashes_of_without": ratio}
 
 
-def measure_shapes(folder: Path) -> dict[str, Any]:
+def measure_growth(folder: Path, n_runs: int) -> dict[str, Any]:
+    """Measure how time and memory grow with the number of experts."""
+    experts = make_experts(folder, 32)
+    glue = [*GLUE, "-o", str(folder / "blend.safetensors")]
+    growth = {"K = 8": forgetting(folder, [*glue, *experts[:8]]), "K = 32": forgetting(folder, [*glue, *experts])}
+    spreads = spreads_of(compare(growth, n_runs, folder / "log.txt"))
+    show(
+        f"Growth with the number of experts, medians of {n_runs}",
+        ["", "wall s", "peak MiB"],
+        [[n, f"{s['wall_s']['median']:.2f}", f"{s['peak_mib']['median']:.0f}"] for n, s in spreads.items()],
+    )
+    return {"spreads": spreads}
+
+
+def spreads_of(blends: Mapping[str, Sequence[Finished]]) -> dict[str, Any]:
+    return {
+        name: {"wall_s": spread([r.wall_s for r in runs]), "peak_mib": spread([r.peak_mib for r in runs])}
+        for name, runs in blends.items()
+    }
+
+
+def forget(files: Sequence[str]) -> None:
+    """Drop files from the system's cache."""
+    for path in files:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure_shapes(folder: Path, n_runs: int) -> dict[str, Any]:
     """Measure the memory for extreme shapes, above that of a bare `import torch`."""
     commands = {"import torch": [sys.executable, "-c", "import torch"]}
     for name, order, count, n, side in (
@@ -131,7 +206,7 @@ def measure_shapes(folder: Path) -> dict[str, Any]:
         subprocess.run([sys.executable, "-c", MAKE_SHAPES, str(folder), order, *sizes], check=True)
         experts = [str(folder / f"{n}-of-{side}-{order}-{k:02d}.safetensors") for k in range(count)]
         commands[name] = [*GLUE, *experts, "-o", str(folder / "shapes.safetensors")]
-    found = compare(commands, 3, folder / "log.txt")
+    found = compare(commands, n_runs, folder / "log.txt")
     base = found.pop("import torch")
     rows = {
         name: {
@@ -141,31 +216,32 @@ def measure_shapes(folder: Path) -> dict[str, Any]:
         for name, runs in found.items()
     }
     show(
-        "Memory for extreme shapes, --memory 192MiB, medians of 3",
+        f"Memory for extreme shapes, --memory 192MiB, medians of {n_runs}",
         ["", "wall s", "MiB above import torch"],
         [
             [name, f"{row['wall_s']['median']:.1f}", f"{row['above_import_torch_mib']['median']:.0f}"]
             for name, row in rows.items()
         ],
     )
-    return rows
+    return {"spreads": rows}
 
 
-def measure_slow_disk(folder: Path, experts: list[str]) -> dict[str, Any]:
+def measure_slow_disk(folder: Path, n_runs: int) -> dict[str, Any]:
     """Measure how much of a slow disk's waiting is overlapped: with one reader after the other it would add up."""
+    experts = make_experts(folder, 4)
     waited = folder / "waited.txt"
     command = [sys.executable, "-c", SLOWED, str(waited), *GLUE[3:], "--no-hash", *experts]
     command += ["-o", str(folder / "blend.safetensors")]
     start = [sys.executable, "-c", "import torch"]
-    found = compare({"start": start, "slowed": command}, 3, folder / "log.txt")
+    found = compare({"start": start, "slowed": command}, n_runs, folder / "log.txt")
     wall_s = spread([r.wall_s - b.wall_s for r, b in zip(found["slowed"], found["start"], strict=True)])
     waited_s = float(waited.read_text())
     show(
-        "4 checkpoints from a disk of 500 MB/s and 5 ms a read, medians of 3",
+        f"4 checkpoints from a disk of 500 MB/s and 5 ms a read, medians of {n_runs}",
         ["beyond import torch s", "all reads together s"],
         [[f"{wall_s['median']:.2f}", f"{waited_s:.2f}"]],
     )
-    return {"slowed disk": {"beyond_import_torch_s": wall_s, "all_reads_s": waited_s}}
+    return {"beyond_import_torch_s": wall_s, "all_reads_s": waited_s}
 
 
 def blend_commands(folder: Path, experts: list[str], mergekit: Path) -> dict[str, list[str]]:
@@ -175,16 +251,20 @@ def blend_commands(folder: Path, experts: list[str], mergekit: Path) -> dict[str
     linear = {"merge_method": "linear", "parameters": {"normalize": False}, "dtype": "float32", "models": models}
     recipe.write_text(json.dumps(linear))
     out = str(folder / "blend.safetensors")
-    forgetting = ["sh", "-c", 'rm -rf "$0"; XDG_CACHE_HOME="$0" exec "$@"', str(folder / "forgotten")]
     remembering = ["env", f"XDG_CACHE_HOME={folder / 'remembered'}"]
     return {
         "import torch": [sys.executable, "-c", "import torch"],
         "glue, no hashes": [*GLUE, "--no-hash", *experts, "-o", out],
-        "glue": [*forgetting, *GLUE, *experts, "-o", out],
+        "glue": forgetting(folder, [*GLUE, *experts, "-o", out]),
         "glue, hashes remembered": [*remembering, *GLUE, *experts, "-o", out],
         "mergekit-pytorch": [str(mergekit), str(recipe), str(folder / "mergekit")],
         "python sum": [sys.executable, "-c", PYTHON_SUM, *experts, str(folder / "sum.safetensors")],
     }
+
+
+def forgetting(folder: Path, command: Sequence[str]) -> list[str]:
+    """Return a command with an empty cache of digests."""
+    return ["sh", "-c", 'rm -rf "$0"; XDG_CACHE_HOME="$0" exec "$@"', str(folder / "forgotten"), *command]
 
 
 def version_of(mergekit: Path) -> str:

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -43,10 +43,15 @@ def run(command: Sequence[str], log: Path) -> Finished:
     return Finished(wall_s, usage.ru_maxrss / 1024)
 
 
-def compare(commands: Mapping[str, Sequence[str]], n_runs: int, log: Path) -> dict[str, list[Finished]]:
+def compare(
+    commands: Mapping[str, Sequence[str]], n_runs: int, log: Path, *, before: Callable[[], None] = lambda: None
+) -> dict[str, list[Finished]]:
     """Run the commands in turn, A B C A B C ..., after one warm-up of each, so that drift hits all alike.
 
     What one leaves to be written to the disk is written before the next begins, which would wait for it otherwise.
+
+    Args:
+        before: is called before each run that counts.
     """
     for command in commands.values():
         run(command, log)
@@ -54,6 +59,7 @@ def compare(commands: Mapping[str, Sequence[str]], n_runs: int, log: Path) -> di
     for _ in range(n_runs):
         for name, command in commands.items():
             os.sync()
+            before()
             found[name].append(run(command, log))
     return found
 

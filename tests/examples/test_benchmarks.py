@@ -109,6 +109,24 @@ def test_all_peers_make_the_same_blend(module_of, tmp_path):
     assert row["above_import_torch_mib"] == pytest.approx(glue.peak_mib - 200)
 
 
+def test_one_part_of_the_blends_results_is_measured_and_the_others_stay(module_of, tmp_path, monkeypatch):
+    blend = module_of("blend")
+    monkeypatch.setattr(blend, "RESULT", tmp_path / "blend.json")
+    (tmp_path / "blend.json").write_text('{"warm": {"runs": 9}, "cold": {"runs": 9}}')
+    monkeypatch.setattr(blend, "N_COLD", 2)
+    small = blend.MAKE_COLD.replace("4096, 4096", "4, 4").replace("range(60)", "range(2)")
+    monkeypatch.setattr(blend, "MAKE_COLD", small)
+    monkeypatch.setattr(sys, "argv", ["blend.py", "--runs=1", f"--folder={tmp_path}", "--parts", "cold"])
+    blend.main()
+    found = json.loads((tmp_path / "blend.json").read_text())
+    spreads, ratio = found["cold"]["spreads"], found["cold"]["with_hashes_of_without"]
+    assert found["warm"] == {"runs": 9} and found["cold"]["runs"] == 1
+    walls = [spreads[name]["wall_s"]["median"] for name in ("glue", "glue, no hashes")]
+    assert ratio["median"] == pytest.approx(walls[0] / walls[1])
+    first, second, blended = (load_file(tmp_path / f"{name}.safetensors") for name in ("cold-0", "cold-1", "blend"))
+    torch.testing.assert_close(blended["layers.1.weight"], (first["layers.1.weight"] + second["layers.1.weight"]) / 2)
+
+
 def test_a_search_between_near_experts_is_compared_with_float32(module_of, tmp_path, monkeypatch, capsys):
     near, families = module_of("near"), module_of("near_families")
     random = torch.Generator().manual_seed(0)
@@ -123,7 +141,8 @@ def test_a_search_between_near_experts_is_compared_with_float32(module_of, tmp_p
     monkeypatch.setattr(sys, "argv", ["near.py", "--seeds=2", f"--work={tmp_path}"])
     near.main()
     result, printed = json.loads((tmp_path / "near-digits.json").read_text()), capsys.readouterr().out
-    fixed, far_enough = result["rows"]
+    *as_trained, fixed, far_enough = result["rows"]
+    assert [row["distance"] for row in as_trained] == [result["distance_as_trained"]] * 2
     assert (fixed["way"], far_enough["way"]) == ("bf16, fixed steps", "bf16")
     assert far_enough["distance"] == 1e-3 and fixed["alpha_noise"] == far_enough["alpha_noise"]
     assert far_enough["alpha_error"] <= 0.2 and abs(far_enough["lost"]) <= 0.2
