@@ -4,8 +4,9 @@
 
 Makes random language models in Llama's shape, in bfloat16, and adapters of rank 16 for all their linear layers. A step
 is 9 forwards of 8 texts of 128 tokens: the mean of the adapters, and a point towards each. Every row is a process of
-its own, whose peak is counted from after the imports; what it holds before the first forward is told apart from what
-the forwards add, the activations. The dense updates are measured for the smallest model alone.
+its own, whose peak is counted from after the imports. Of glue's, what is held before the first forward is told apart
+from what the forwards add, the activations; PEFT's model is read from its file as it is used. The dense updates are
+measured for the smallest model alone.
 """
 
 import argparse
@@ -102,10 +103,9 @@ def peft_forwards(folder: Path, what: str, precision: str, n_runs: int) -> dict[
     base = transformers.LlamaForCausalLM.from_pretrained(folder / "base", dtype=dtype)
     model = peft.PeftModel.from_pretrained(base, folder / "0")
     model = model.to(dtype).eval()
-    held = peak_mb()
     with torch.no_grad():
         forward_s = timed(lambda: model(input_ids=texts(), use_cache=False).logits, n_runs)
-    return {"forward_s": forward_s, "base_mb": megabytes(folder / "base"), **memory(before, held)}
+    return {"forward_s": forward_s, "peak_mb": peak_mb() - before, "base_mb": megabytes(folder / "base")}
 
 
 def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str, Any]:
@@ -144,13 +144,14 @@ def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str,
 
     step_s = timed(step, n_runs)
     factors_mb = sum(4 * (u.a.n_elements + u.b.n_elements) for a in adapters for u in a.updates.values()) / 1e6
-    found = {"step_s": step_s, "base_mb": megabytes(folder / "base"), "factors_mb": factors_mb}
-    return {**found, **memory(before, held)}
-
-
-def memory(before: float, held: float) -> dict[str, float]:
-    """Return the peak since the imports, up to the first forward and in the forwards, given the peaks until then."""
-    return {"held_mb": held - before, "activations_mb": peak_mb() - held, "peak_mb": peak_mb() - before}
+    return {
+        "step_s": step_s,
+        "base_mb": megabytes(folder / "base"),
+        "factors_mb": factors_mb,
+        "held_mb": held - before,
+        "activations_mb": peak_mb() - held,
+        "peak_mb": peak_mb() - before,
+    }
 
 
 class Libraries(NamedTuple):
