@@ -50,9 +50,12 @@ FORMATS: dict[str, Format] = {
         takes=("image_size", "splits"),
     ),
     "safetensors": Format("formats.safetensors_folder:read_safetensors_folder", (0.5,), (0.5,), takes=("splits",)),
-    "jsonl": Format("formats.jsonl:read_jsonl", (0.5,), (0.5,), takes=("splits", "max_length")),
+    "jsonl": Format("formats.jsonl:read_jsonl", (0.5,), (0.5,), takes=("splits", "max_length", "max_characters")),
     "huggingface": Format(
-        "formats.huggingface:read_huggingface", (0.5,), (0.5,), takes=("image_size", "splits", "max_length", "columns")
+        "formats.huggingface:read_huggingface",
+        (0.5,),
+        (0.5,),
+        takes=("image_size", "splits", "max_length", "max_characters", "columns"),
     ),
     _PYTHON: Format("formats.python_dataset:read_python", (0.5,), (0.5,)),
 }
@@ -86,7 +89,7 @@ def check_data(data: DataSpec, root: Path) -> Format:
         DataError: there is no such folder.
     """
     form = check_format(data.format)
-    for field in ("image_size", "splits", "max_length", "columns"):
+    for field in ("image_size", "splits", "max_length", "max_characters", "columns"):
         if getattr(data, field) and field not in form.takes:
             users = " and ".join(f"'{name}'" for name, other in FORMATS.items() if field in other.takes)
             raise SpecError(
@@ -139,7 +142,7 @@ def read_dataset(
         from glue_cli.data.tokens import tokenise
 
         where = f"the {split} texts in '{root}'"
-        examples = tokenise(examples, tokenizer, data.max_length, where=where, progress=progress)
+        examples = tokenise(examples, tokenizer, data.max_length, data.max_characters, where=where, progress=progress)
     assert examples is not None or split == "val"
     if examples is not None:
         normalisation(data, examples)

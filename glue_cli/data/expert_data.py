@@ -46,7 +46,7 @@ def read_expert(spec: Spec, expert: int, run: Run) -> Examples:
 
 
 def _like_target(member: DataSpec, spec: Spec) -> DataSpec:
-    """Return a member's data section, with the target's normalisation and text length where it sets none.
+    """Return a member's data section, with the target's normalisation and limits of texts where it sets none.
 
     All members of a blend take the same kind of input.
     """
@@ -56,6 +56,7 @@ def _like_target(member: DataSpec, spec: Spec) -> DataSpec:
     mean, std = target.mean or list(known.mean), target.std or list(known.std)
     if member.mean is None and member.std is None and (tuple(mean), tuple(std)) != (own.mean, own.std):
         updates |= {"mean": mean, "std": std}
-    if member.max_length is None and "max_length" in own.takes:
-        updates["max_length"] = target.max_length
+    for field in ("max_length", "max_characters"):
+        if getattr(member, field) is None and field in own.takes:
+            updates[field] = getattr(target, field)
     return member.model_copy(update=updates)

@@ -17,11 +17,20 @@ from glue_cli.foundation.regular_files import find_irregular
 # Without one of these files, transformers creates a tokenizer with an empty vocabulary.
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _DEFAULT_LENGTH = 512
-_MOST_CHARACTERS = 4_000_000  # a long novel; with 90 million, tokenizers run out of memory and end the process
+MOST_CHARACTERS = 4_000_000  # a long novel; with 90 million, tokenizers run out of memory and end the process
+LONGER_TEXTS = "split the text into several, or raise data.max_characters in the spec"
 _CHUNK = 1000  # texts per call of the tokenizer, which uses all cores for them
 
 
-def tokenise(texts: Texts, folder: Path | None, max_length: int | None, *, where: str, progress: Progress) -> Dataset:
+def tokenise(
+    texts: Texts,
+    folder: Path | None,
+    max_length: int | None,
+    max_characters: int | None = None,
+    *,
+    where: str,
+    progress: Progress,
+) -> Dataset:
     """Turn texts into token ids, each cut to `max_length`.
 
     Texts without targets get the following tokens as targets; those of fewer than two tokens are left out.
@@ -29,16 +38,18 @@ def tokenise(texts: Texts, folder: Path | None, max_length: int | None, *, where
     Args:
         folder: the model's folder, with the tokenizer's files; None if the model has none.
         max_length: by default the tokenizer's own limit, at most 512.
+        max_characters: of a text; by default 4,000,000.
         where: the name of these texts in messages.
     Raises:
         SpecError: the model has no tokenizer, or one with a lower limit, or transformers is not installed.
-        DataError: a text is longer than any novel, one with a target gives no token, or no text gives two.
+        DataError: a text is too long, one with a target gives no token, or no text gives two.
     """
+    most = max_characters or MOST_CHARACTERS
     for number, text in enumerate(texts.texts, 1):
-        if len(text) > _MOST_CHARACTERS:
+        if len(text) > most:
             raise DataError(
-                f"{where}: text {number} (from 1) has {len(text):,} characters, more than {_MOST_CHARACTERS:,}",
-                hint="split it into several",
+                f"{where}: text {number} (from 1) has {len(text):,} characters, more than {most:,}",
+                hint=LONGER_TEXTS,
             )
     tokenizer = load_tokenizer(folder, where)
     if max_length is not None and max_length > tokenizer.model_max_length:

@@ -32,6 +32,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "std": "Of each channel, of values from 0 to 1; the images are divided by it.",
         "image_size": "Height and width to which images are resized, in pixels.",
         "max_length": "The most tokens of a text; what is longer is cut.",
+        "max_characters": "The most characters of a text, 4,000,000 by default; a longer one is refused.",
         "splits": "The names that the data have for the train, val and test splits.",
         "columns": "The names that the data have for what a model reads and predicts.",
     },

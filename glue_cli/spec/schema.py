@@ -133,6 +133,7 @@ class DataSpec(_Section):
     std: list[Rate] | None = None
     image_size: Count | None = None
     max_length: Count | None = None
+    max_characters: Count | None = None
     splits: dict[Literal["train", "val", "test"], str] = {}
     columns: dict[Literal["image", "text", "inputs", "label", "target"], Columns] = {}
 

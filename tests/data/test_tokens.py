@@ -23,9 +23,9 @@ def folder(make_tokenizer, tmp_path):
     return make_tokenizer(tmp_path / "model")
 
 
-def run(found, folder, max_length=None, events=None):
+def run(found, folder, max_length=None, events=None, max_characters=None):
     progress = (events if events is not None else []).append
-    return tokenise(found, folder, max_length, where="the train texts in 'data'", progress=progress)
+    return tokenise(found, folder, max_length, max_characters, where="the train texts in 'data'", progress=progress)
 
 
 def rows(ragged):
@@ -121,10 +121,11 @@ def test_a_tokenizer_s_own_code_is_not_run(folder):
 
 
 def test_a_text_that_would_end_the_process(folder, monkeypatch):
-    monkeypatch.setattr(tokens, "_MOST_CHARACTERS", 20)
+    monkeypatch.setattr(tokens, "MOST_CHARACTERS", 20)
     assert len(run(Texts(["bad " * 5, "good"], LABELS[:2]), folder)) == 2
     with pytest.raises(DataError, match=r"text 2 .from 1. has 21 characters, more than 20"):
         run(Texts(["good", "bad " * 5 + "a"], LABELS[:2]), folder)
+    assert len(run(Texts(["good", "bad " * 5 + "a"], LABELS[:2]), folder, max_characters=21)) == 2
 
 
 def test_a_tokenizer_s_panic_is_a_fault_of_its_files(folder, monkeypatch):

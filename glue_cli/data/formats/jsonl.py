@@ -9,13 +9,14 @@ from typing import IO, Any
 
 from glue_cli.data.dataset import Texts, split_name
 from glue_cli.data.labels import encode_labels
+from glue_cli.data.tokens import LONGER_TEXTS, MOST_CHARACTERS
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
 from glue_cli.spec.schema import DataSpec
 
-_MOST_LINE_BYTES = 32_000_000  # fits the longest allowed text even if each character is written as \uXXXX
+_BYTES_A_CHARACTER = 8  # fits the longest allowed text even if each character is written as \uXXXX
 _EXAMPLE = '{"text": "Loved it.", "label": 1}'
 
 
@@ -33,14 +34,15 @@ def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, pr
     path = root / f"{name}.jsonl"
     if split == "val" and "val" not in data.splits and not path.is_file():
         return None
-    lines = _read_lines(path)
+    most_bytes = _BYTES_A_CHARACTER * (data.max_characters or MOST_CHARACTERS)
+    lines = _read_lines(path, most_bytes)
     texts, labels = [line.text for line in lines], [line.label for line in lines]
     if labels[0] is None:
         return Texts(texts, None)
 
     def train_labels() -> Sequence[object]:
         train = root / f"{split_name(data, 'train')}.jsonl"
-        return labels if split == "train" else [line.label for line in _read_lines(train)]
+        return labels if split == "train" else [line.label for line in _read_lines(train, most_bytes)]
 
     return Texts(texts, *encode_labels(labels, lambda i: lines[i].where, train_labels))
 
@@ -52,10 +54,10 @@ class _Line:
     label: object  # None for none
 
 
-def _read_lines(path: Path) -> list[_Line]:
+def _read_lines(path: Path, most_bytes: int) -> list[_Line]:
     try:
         with open(path, "rb", opener=regular) as file:
-            lines = [_parse(line, where) for where, line in _number(path, file) if line.strip()]
+            lines = [_parse(line, where) for where, line in _number(path, file, most_bytes) if line.strip()]
     except FileNotFoundError:
         raise DataError(f"'{path}' is missing", hint="check data.root in the spec, and data.splits") from None
     except OSError as error:
@@ -69,18 +71,15 @@ def _read_lines(path: Path) -> list[_Line]:
     return lines
 
 
-def _number(path: Path, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+def _number(path: Path, file: IO[bytes], most_bytes: int) -> Iterator[tuple[str, bytes]]:
     """Yield each line with its place in the file.
 
     Raises:
-        DataError: a line is longer than any text that a tokenizer takes.
+        DataError: a line has more than `most_bytes`.
     """
-    for number, line in enumerate(iter(partial(file.readline, _MOST_LINE_BYTES + 1), b""), 1):
-        if len(line) > _MOST_LINE_BYTES:
-            raise DataError(
-                f"{path}:{number}: the line is longer than {size(_MOST_LINE_BYTES)}",
-                hint="split the text into several",
-            )
+    for number, line in enumerate(iter(partial(file.readline, most_bytes + 1), b""), 1):
+        if len(line) > most_bytes:
+            raise DataError(f"{path}:{number}: the line is longer than {size(most_bytes)}", hint=LONGER_TEXTS)
         yield f"{path}:{number}", line
 
 

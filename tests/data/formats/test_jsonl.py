@@ -114,12 +114,14 @@ def test_the_real_reviews(find_real, make_tokenizer, tmp_path):
 
 
 def test_a_line_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "_MOST_LINE_BYTES", 100)
+    monkeypatch.setattr(jsonl, "_BYTES_A_CHARACTER", 1)
+    monkeypatch.setattr(jsonl, "MOST_CHARACTERS", 100)
     write(tmp_path / "train.jsonl", {"text": "short"}, {"text": "x" * 87})
     assert len(read(tmp_path).texts[1]) == 87  # a line of 100 bytes
     write(tmp_path / "train.jsonl", {"text": "short"}, {"text": "x" * 88})
     with pytest.raises(DataError, match=r"train.jsonl:2: the line is longer than 100 B"):
         read(tmp_path)
+    assert len(read(tmp_path, data=DATA.model_copy(update={"max_characters": 101})).texts[1]) == 88
 
 
 def test_a_fifo_is_not_waited_for(tmp_path):
