@@ -5,7 +5,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -84,7 +84,14 @@ def _read(file: Path, key: str, ways: Sequence[Way]) -> Way | None:
         way = Way(kept["precision"], kept["threads"])
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
-    return way if kept.get("work") == key and way in ways and type(way.n_threads) is int else None
+    is_whole = kept == _with_checksum(key, way)
+    return way if is_whole and way in ways and type(way.n_threads) is int else None
+
+
+def _with_checksum(key: str, way: Way) -> dict[str, Any]:
+    """Return what a file says of a choice: a bit that flips could turn one choice into another."""
+    said = {"work": key, "precision": way.precision, "threads": way.n_threads}
+    return {**said, "sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest()}
 
 
 def _keep(file: Path, key: str, chosen: Way, ways: Sequence[Way]) -> Way | None:
@@ -92,7 +99,7 @@ def _keep(file: Path, key: str, chosen: Way, ways: Sequence[Way]) -> Way | None:
 
     It has none where nothing can be written.
     """
-    text = json.dumps({"work": key, "precision": chosen.precision, "threads": chosen.n_threads}, indent=1).encode()
+    text = json.dumps(_with_checksum(key, chosen), indent=1).encode()
     try:
         if write_once(file, text):
             return chosen

@@ -151,6 +151,7 @@ def damage(folder, text):
         *({"precision": word} for word in ("fp16", None, ["bf16"], 5, {})),
         *({"threads": number} for number in (0, 7, "1", None, [1], True, 1.0)),
         {"work": "other work, whose digest begins alike"},
+        {"precision": "bf16"},  # a choice, but not the one that was kept
     ],
 )
 def test_a_damaged_cache_is_not_believed_and_mended(monkeypatch, tmp_path, text):
