@@ -123,7 +123,9 @@ def walk(losses):
 
 
 @given(
-    st.lists(st.floats(0, 4), min_size=1, max_size=9, unique=True), st.integers(0, 8), st.sampled_from([9, math.inf])
+    st.lists(st.integers(0, 99), min_size=1, max_size=9, unique=True),
+    st.integers(0, 8),
+    st.sampled_from([100, math.inf]),
 )
 def test_the_walk_ends_in_the_valley_and_tries_no_more_than_leads_there(losses, place, diverged):
     least, *others = sorted(losses)
