@@ -49,7 +49,8 @@ def mix(width, bank, memory):
     experts = [f"{width}-{k}.safetensors" for k in range(4)]
     options = ["--budget", "20", "--bank", bank, "--memory", memory, "--force", "-o", "prior.safetensors", "-q"]
     model = ["--set", "model.arch=python:wide:net", "--set", f"model.args={{width: {width}}}"]
-    assert main(["mix", "--method", "spsa", *experts, *options, *model, "--set", "precision=fp32"]) == 0
+    options += ["--no-hash", "--set", "precision=fp32"]
+    assert main(["mix", "--method", "spsa", *experts, *options, *model]) == 0
 
 def resident(which):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -58,11 +59,11 @@ def resident(which):
 def grown(bank, memory):
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    mix(768, bank, memory)
+    mix(1024, bank, memory)
     return resident("VmHWM") - before
 
 mix(32, "streamed", "64MiB")
-print(grown("streamed", "24MiB"), grown("device", "2GiB"))
+print(grown("streamed", "40MiB"), grown("device", "2GiB"))
 """
 
 WIDE = """
@@ -76,11 +77,11 @@ def net(width):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be measured anew on Linux alone")
 def test_the_memory_of_a_whole_search_is_that_of_a_few_blocks(here):
-    """Four experts of 36 MiB: in memory they alone take 144."""
+    """Four experts of 64 MiB: in memory they alone take 256."""
     Path("wide.py").write_text(WIDE)
     names = {}
     exec(WIDE, names)
-    for width in (32, 768):
+    for width in (32, 1024):
         for k in range(4):
             save_file(names["net"](width).state_dict(), f"{width}-{k}.safetensors")
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}."}
@@ -88,8 +89,8 @@ def test_the_memory_of_a_whole_search_is_that_of_a_few_blocks(here):
     done = subprocess.run(process, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     streamed, in_memory = map(int, done.stdout.splitlines()[-1].split())
-    assert streamed < 120  # the limit of 24, and what does not depend on it: activations, a file's pages, fragments
-    assert in_memory > 4 * 36
+    assert streamed < 200  # the limit of 40, and what does not depend on it: activations, a file's pages, fragments
+    assert in_memory > 4 * 64
 
 
 DEEP = """

@@ -83,11 +83,13 @@ class ExpertBank:
         is_resident = all(rows.block_columns is None for _, rows in sections)
         fused = load_fused_product() if on_cpu and is_resident and whole_columns >= _FUSED_COLUMNS else None
         self._multiply = fused or (_multiply if whole_columns <= _LONGEST_STRIDE else _multiply_copied)
+        scratch = max(16, _SCRATCH // n_experts // 16 * 16)  # columns, without half a cache line
         self._fine_blocks = _cut(sections, _BLOCK if on_cpu else _WIDE_BLOCK)
         if fused:
-            self._blocks = _cut(sections, _FUSED_BLOCK, min(_FUSED_BLOCK, max(1, _SCRATCH // n_experts)))
+            self._blocks = _cut(sections, _FUSED_BLOCK, min(_FUSED_BLOCK, scratch))
         else:
-            self._blocks = self._fine_blocks if self._is_shared else _cut(sections, _WIDE_BLOCK)
+            wide = _cut(sections, _WIDE_BLOCK, scratch if on_cpu else None)
+            self._blocks = self._fine_blocks if self._is_shared else wide
 
     def each_tile(self, work: Callable[["Tile"], None]) -> None:
         """Do the work on every range of columns; all that it needs of a range is read once, and stays in the cache."""
