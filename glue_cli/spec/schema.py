@@ -1,7 +1,7 @@
 """The schema of `glue.yaml`, with all defaults. `yaml_file` reads the file itself."""
 
-import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -89,7 +89,7 @@ FINETUNE_PRESETS: dict[str, dict[str, Any]] = {
 def _check_lr(given: Any) -> Any:
     """Check and return the lr for finetuning: `auto`, or a number above 0."""
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    if given == "auto" or is_number and 0 < given < math.inf:
+    if given == "auto" or is_number and 0 < given <= sys.float_info.max:
         return float(given) if is_number else given
     raise ValueError(f"wanted a number greater than 0 or 'auto', found {given!r}")
 

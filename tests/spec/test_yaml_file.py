@@ -89,6 +89,13 @@ def test_numbers_as_people_write_them(read, text):
     assert read(LEAST + f"train: {{lr: {text}}}\n").train.lr == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize("section", ["train", "finetune", "mix"])
+def test_a_whole_number_that_no_float_holds(read, section):
+    with pytest.raises(SpecError) as caught:
+        read(LEAST + f"{section}: {{lr: {'9' * 400}}}\n")
+    assert f"{section}.lr: wanted" in "".join([caught.value.message, *caught.value.items])
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
