@@ -12,7 +12,7 @@ class Meeting:
     """What processes exchange, in threads of this one."""
 
     def __init__(self, n):
-        self.barrier, self.lists, self.told = threading.Barrier(n), [None] * n, None
+        self.barrier, self.lists, self.told = threading.Barrier(n), [([], False)] * n, None
 
 
 class InThreads(Ranks):
@@ -20,13 +20,17 @@ class InThreads(Ranks):
         super().__init__(Place(rank, n, rank, n, is_launched=True))
         self._meeting = meeting
 
-    def gather(self, own):
+    def _exchange(self, own, *, gives_up):
         meeting = self._meeting
-        meeting.lists[self.place.rank] = [*own]
+        meeting.lists[self.place.rank] = ([*own], gives_up)
         meeting.barrier.wait(60)
-        found = [tensor for tensors in meeting.lists for tensor in tensors]
+        found = [tensor for tensors, _ in meeting.lists for tensor in tensors]
+        has_given_up = any(gave_up for _, gave_up in meeting.lists)
         meeting.barrier.wait(60)
-        return found
+        return found, has_given_up
+
+    def gather_into(self, out, own):
+        out.copy_(torch.stack(self.gather([own])))
 
     def tell(self, value):
         self._meeting.told = value

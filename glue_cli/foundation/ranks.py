@@ -20,6 +20,9 @@ Value = TypeVar("Value")
 
 # What gloo and NCCL say when another process is gone, or does not answer.
 _LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|[Tt]imed out|Broken pipe")
+# So many bytes are exchanged first, with the length of all in them. Most of what a step exchanges is that short, and
+# one exchange is then enough.
+_FIRST, _NUMBERS = 4096, 3
 _STORE_S = 5  # how long a process that has failed waits for the launcher's store
 
 
@@ -52,6 +55,10 @@ def place_of(environment: Mapping[str, str]) -> Place:
         return Place()
     local = int(environment.get("LOCAL_RANK", 0)), int(environment.get("LOCAL_WORLD_SIZE", 1))
     return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), *local, is_launched=True)
+
+
+class GaveUpError(Exception):
+    """Another process has given up what all are at, and all are to go on with something else."""
 
 
 class Ranks:
@@ -94,21 +101,53 @@ class Ranks:
         return range(rank * n // size, (rank + 1) * n // size)
 
     def gather(self, own: Sequence["Tensor"]) -> list["Tensor"]:
-        """Return the tensors of all processes, those of the first process first; of several processes on the CPU."""
+        """Return the tensors of all processes, those of the first process first; of several processes on the CPU.
+
+        Raises:
+            GaveUpError: another process has given up.
+        """
         if self.size == 1:
             return [*own]
+        found, has_given_up = self._exchange(own, gives_up=False)
+        if has_given_up:
+            raise GaveUpError
+        return found
+
+    def give_up(self) -> None:
+        """Let the next exchange of all other processes end what they are at, which this one cannot do."""
+        if self.size > 1:
+            self._exchange([], gives_up=True)
+
+    def _exchange(self, own: Sequence["Tensor"], *, gives_up: bool) -> tuple[list["Tensor"], bool]:
+        """Return the tensors of all processes, and whether one of them has given up."""
         import torch
         import torch.distributed as dist
 
         packed = _pack(own)
-        sizes = [torch.zeros(2, dtype=torch.int64) for _ in range(self.size)]
+        numbers = torch.tensor([len(packed), self._stop.asked_by or 0, int(gives_up)])
+        first, rest = _parted(torch.cat([numbers.view(torch.uint8), packed]))
         with meeting():
-            dist.all_gather(sizes, torch.tensor([len(packed), self._stop.asked_by or 0]))
-            longest = max(int(size[0]) for size in sizes)
-            blobs = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(blobs, torch.nn.functional.pad(packed, (0, longest - len(packed))))
-        self.stopped_by = self.stopped_by or max(int(size[1]) for size in sizes) or None
-        return [tensor for blob in blobs for tensor in _unpack(blob)]
+            firsts = [torch.empty_like(first) for _ in range(self.size)]
+            dist.all_gather(firsts, first)
+            heads = [each[: _NUMBERS * 8].view(torch.int64).tolist() for each in firsts]
+            longest = max(_NUMBERS * 8 + head[0] - _FIRST for head in heads)
+            blobs = [each[_NUMBERS * 8 :] for each in firsts]
+            if longest > 0:
+                rests = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+                dist.all_gather(rests, torch.nn.functional.pad(rest, (0, longest - len(rest))))
+                blobs = [torch.cat(pair) for pair in zip(blobs, rests, strict=True)]
+        self.stopped_by = self.stopped_by or max(head[1] for head in heads) or None
+        return [tensor for blob in blobs for tensor in _unpack(blob)], any(head[2] for head in heads)
+
+    def gather_into(self, out: "Tensor", own: "Tensor") -> None:
+        """Write the tensors of all processes to `out` [size, ...], those of the first first; all have one shape.
+
+        Both are contiguous, and stay on their device. Only several processes can do that.
+        """
+        import torch.distributed as dist
+
+        with meeting():
+            dist.all_gather_into_tensor(out.view(-1), own.view(-1))
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """Return what the first process makes, a JSON value; the others wait for it, and make nothing."""
@@ -133,14 +172,24 @@ class Ranks:
         import torch
         import torch.distributed as dist
 
+        sent = len(text).to_bytes(8, "little") + text
+        first, rest = _parted(torch.frombuffer(bytearray(sent), dtype=torch.uint8))
         with meeting():
-            length = torch.tensor([len(text)])
-            dist.broadcast(length, 0)
-            sent = torch.zeros(int(length), dtype=torch.uint8)
-            if text:
-                sent.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-            dist.broadcast(sent, 0)
-        return bytes(sent.tolist())
+            dist.broadcast(first, 0)
+            n_left = 8 + int.from_bytes(bytes(first[:8].tolist()), "little") - _FIRST
+            if n_left > 0:
+                rest = rest if self.is_first else torch.empty(n_left, dtype=torch.uint8)
+                dist.broadcast(rest, 0)
+                first = torch.cat([first, rest])
+        return bytes(first[8 : _FIRST + n_left].tolist())
+
+
+def _parted(packed: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Return the part of a row of bytes that is always exchanged, filled up with zeros, and the rest."""
+    import torch
+
+    first = packed[:_FIRST]
+    return torch.nn.functional.pad(first, (0, _FIRST - len(first))), packed[_FIRST:]
 
 
 def _pack(tensors: Sequence["Tensor"]) -> "Tensor":

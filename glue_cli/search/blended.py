@@ -17,8 +17,9 @@ from glue_cli.running.timing import Precision
 from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
+from glue_cli.search.pieces import WHOLE, Piece
 from glue_cli.search.points import Pass, chosen, count_rows, make_blends, passes_at, passes_towards
-from glue_cli.search.protocol import ALL, BLENDED_STATISTICS, BatchNormMode, MeanLoss
+from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.written import WrittenInMemory
 
 # A larger model computes longer on a GPU than its kernels take to launch.
@@ -80,21 +81,20 @@ class ResidentBlends:
         return WrittenInMemory(self._rows, self._bank, dtypes=dtypes, make_tensors=self._make_tensors)
 
     def outputs(
-        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, only: slice = ALL
+        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, pieces: Sequence[Piece] = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`.
 
         Cost: m rows of d float32 in memory. Of a large model, at most two rows, and further passes over the experts.
         """
-        passes = chosen(passes_at(alphas, self._bank.n_columns, self.compute.precision), only)
-        if len(passes) == 1:
-            self._make(passes[0][0])
+        passes, made = passes_at(alphas, self._bank.n_columns, self.compute.precision), None
         for batch in batches:
-            for each, points in passes:
-                if len(passes) > 1:
-                    self._make(each)
-                for point in points:
-                    yield self._outputs(self._model(point.row), batch, step), batch[1]
+            for piece in pieces:
+                small = piece.of(batch)
+                for each, points in chosen(passes, piece.blends):
+                    made = self._make(each, made)
+                    for point in points:
+                        yield self._outputs(self._model(point.row), small, step), small[1]
 
     def towards(
         self,
@@ -105,7 +105,7 @@ class ResidentBlends:
         step: int,
         *,
         is_tied: bool = False,
-        only: slice = ALL,
+        pieces: Sequence[Piece] = WHOLE,
     ) -> Iterator[Tensor]:
         """As `Blends.towards`.
 
@@ -115,10 +115,13 @@ class ResidentBlends:
         n_columns, precision = self._bank.n_columns, self.compute.precision
         passes = passes_towards(alpha, coordinates, radius, n_columns, precision, is_tied=is_tied)
         self._rows.take(count_rows(passes))
-        for each, points in chosen(passes, only, n_always=1):
-            self._make(each)
-            for point in points:
-                yield self._outputs(self._model(point.row), batch, step)
+        made = None
+        for piece in pieces:
+            small = piece.of(batch)
+            for each, points in chosen(passes, piece.blends, n_always=1):
+                made = self._make(each, made)
+                for point in points:
+                    yield self._outputs(self._model(point.row), small, step)
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
         """As `Blends.gradient`. Cost: one pass over the experts for the blend and one for the products.
@@ -166,11 +169,13 @@ class ResidentBlends:
             use_batch_statistics(model)
 
     @torch.no_grad()
-    def _make(self, each: Pass) -> None:
-        """Make blends in the rows."""
-        make_blends(self._bank, [(each, each.points[0].row)], self._rows.take(count_rows([each])))
-        for point in each.points:
-            set_tensors(self._model(point.row), self._make_tensors(point.alpha))
+    def _make(self, each: Pass, made: Pass | None) -> Pass:
+        """Make a pass's blends in the rows, unless it is the one that was made last; return the pass."""
+        if each is not made:
+            make_blends(self._bank, [(each, each.points[0].row)], self._rows.take(count_rows([each])))
+            for point in each.points:
+                set_tensors(self._model(point.row), self._make_tensors(point.alpha))
+        return each
 
     def _differentiable(self) -> tuple[nn.Module, Tensor, Tensor]:
         """Return a model, theta [1, d] and its gradient [1, d], of which the model's tensors are views."""

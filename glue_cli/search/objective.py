@@ -138,10 +138,10 @@ class BlendObjective:
         if self._reach:
             far = self._reach.towards(coordinates, radius, self.n_groups, is_tied=is_tied)
         rows: list[list[Tensor]] = [[], [], []]  # slopes and roots for each way, and what is found at alpha
-        for piece in self._sharing.pieces(len(batch[1]), n):
-            small = piece.of(batch)
-            on_the_way = self._blends.towards(alpha, coordinates, far, small, step, is_tied=is_tied, only=piece.blends)
-            outputs = next(on_the_way)
+        pieces = self._sharing.pieces(len(batch[1]), n)
+        on_the_way = self._blends.towards(alpha, coordinates, far, batch, step, is_tied=is_tied, pieces=pieces)
+        for piece in pieces:
+            small, outputs = piece.of(batch), next(on_the_way)
             secants = Secants(
                 self._criterion.loss,
                 outputs,
@@ -151,12 +151,13 @@ class BlendObjective:
                 whole=batch[1],
                 n_before=piece.rows.start,
             )
-            for ends in on_the_way:
+            for ends in islice(on_the_way, piece.count(n)):
                 secants.add(ends)
                 del ends  # before the next forward: a language model's outputs may take most of the memory
             at_alpha = [self._found(outputs, small[1])] if piece.blends.start == 0 else []
             for column, more in zip(rows, (secants.slopes, secants.roots, at_alpha), strict=True):
                 column += more
+        next(on_the_way, None)  # there is no more, but other processes may need this one until they are done
         self.charge(batch[1], n=1 + n)
         slopes, roots = ([torch.cat(slices) for slices in self._sharing.by_blend(one, n)] for one in rows[:2])
         (at_alpha,) = self._sharing.by_blend(rows[2], 1)
@@ -244,9 +245,9 @@ class BlendObjective:
         return self._minibatches.n_validation
 
     def _losses(self, blends: Blends, alphas: Tensor, step: int) -> Tensor:
-        batch, found = self._minibatches.at_step(step), list[Tensor]()
-        for piece in self._sharing.pieces(len(batch[1]), len(alphas)):
-            found += starmap(self._found, blends.outputs(alphas, [piece.of(batch)], step, only=piece.blends))
+        batch = self._minibatches.at_step(step)
+        pieces = self._sharing.pieces(len(batch[1]), len(alphas))
+        found = list(starmap(self._found, blends.outputs(alphas, [batch], step, pieces=pieces)))
         self.charge(batch[1], n=len(alphas))
         by_blend = self._sharing.by_blend(found, len(alphas))
         return torch.stack([self._value(slices, batch[1]) for slices in by_blend]).cpu()

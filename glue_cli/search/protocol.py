@@ -1,6 +1,6 @@
 """The interfaces that a search uses: the objective that a method minimises, and the outputs of blends behind it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
@@ -12,6 +12,7 @@ from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch
 from glue_cli.running.timing import Precision
 from glue_cli.search.account import Cost
+from glue_cli.search.pieces import WHOLE, Piece
 from glue_cli.search.secants import Quadratic
 
 MeanLoss = Callable[[Tensor, Tensor], Tensor]  # outputs and targets of a batch -> their mean loss, [], differentiable
@@ -31,7 +32,6 @@ class BatchNormMode:
 
 
 BLENDED_STATISTICS = BatchNormMode()
-ALL = slice(None)
 
 
 class WrittenBlend(Protocol):
@@ -66,8 +66,9 @@ class Blends(Protocol):
 
     Attributes:
         model: the architecture; its tensors need not have values.
-        is_resident: whether the experts are in memory; if not, every blend takes the time of reading them.
-        waited_s: how many seconds the forwards have waited for the experts to be read.
+        is_resident: whether the experts are in this process's memory; if not, every blend takes the time of reading
+            them, or of getting its blocks from other processes.
+        waited_s: how many seconds the forwards have waited for that.
         is_linear: whether every tensor is linear in alpha, so that there are blends outside the simplex as well.
         compute: what the forwards run with; batches have to be on its device, in its memory format.
     """
@@ -106,14 +107,14 @@ class Blends(Protocol):
         ...
 
     def outputs(
-        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, only: slice = ALL
+        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, pieces: Sequence[Piece] = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the outputs of each blend on the first batch, then on the next, each with the batch's targets.
 
         Args:
             alphas: [m, G, K], on the simplex.
-            only: the blends whose outputs are wanted. The others have to be known all the same: the rounding of a
-                matrix product depends on how many blends it makes.
+            pieces: what is wanted of each batch, one piece after the other. The other blends have to be known all the
+                same: the rounding of a matrix product depends on how many blends it makes.
         Cost: one pass over the experts, and m forwards for each batch; no gradients.
         """
         ...
@@ -131,7 +132,7 @@ class Blends(Protocol):
         step: int,
         *,
         is_tied: bool = False,
-        only: slice = ALL,
+        pieces: Sequence[Piece] = WHOLE,
     ) -> Iterator[Tensor]:
         """Yield the outputs at alpha, then those at points on the way from alpha to each single expert.
 
@@ -141,7 +142,7 @@ class Blends(Protocol):
             radius: how far, as a share of the way: the same for all, or float64 [n]. Only linear blends can be moved
                 by more than 1, beyond the expert.
             is_tied: whether all groups move together; coordinates are then numbers of experts, below K.
-            only: the points on the way whose outputs are wanted, besides those at alpha.
+            pieces: what is wanted, one piece after the other: its rows at alpha, then at its points on the way.
         Cost: n + 1 forwards; no gradients.
         """
         ...

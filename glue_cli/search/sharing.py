@@ -11,35 +11,19 @@ alone are dealt out. Exchanging the statistics of every layer instead would take
 52 layers of MobileNetV2 times 1.7 ms, against 52 ms for half a minibatch (examples/benchmarks/ranks.py).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from glue_cli.foundation.ranks import Ranks
-from glue_cli.running.forward import Batch
 from glue_cli.running.means import ExampleSums
+from glue_cli.search.pieces import Piece
 
 # A minibatch has two slices, or as many as make slices of so many examples. With 64 examples, two slices take 0.8 to
 # 1.0 times as long as one forward of ResNet-20, MobileNetV2 or a small ViT on one CPU core (MobileNetV2 in bfloat16:
 # 1.3 times), and four take MobileNetV2 1.4 times as long.
 _SLICE = 64
 _FEWEST_SLICES = 2
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Blends number `blends` of a step on the rows `rows` of its minibatch."""
-
-    rows: slice
-    blends: slice
-
-    def of(self, batch: Batch) -> Batch:
-        """Return the piece's rows of a minibatch."""
-        inputs, targets = batch
-        if isinstance(inputs, Mapping):
-            return {name: tensor[self.rows] for name, tensor in inputs.items()}, targets[self.rows]
-        return inputs[self.rows], targets[self.rows]
 
 
 class Sharing:

@@ -68,13 +68,9 @@ def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -
 
 
 def _reach(blends: Blends, examples: Batches, run: Run) -> Reach:
-    """Return the reach that the first process measures, the same for all."""
-
-    def measure() -> tuple[list[float], float, bool]:
-        reach = measure_reach(blends, next(examples.in_order()))
-        return reach.radii.tolist(), reach.rounding, reach.is_short
-
-    radii, rounding, is_short = run.ranks.from_first(measure)
+    """Return the reach that the first process measures, the same for all; several may hold the experts together."""
+    own = measure_reach(blends, next(examples.in_order()))
+    radii, rounding, is_short = run.ranks.from_first(lambda: (own.radii.tolist(), own.rounding, own.is_short))
     return Reach(torch.tensor(radii, dtype=torch.float64), rounding, is_short)
 
 
@@ -83,7 +79,7 @@ def _fastest_for_blends(spec: Spec, blends: Blends, examples: Examples, run: Run
     if not blends.is_resident:
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
         if spec.precision == "auto":
-            run.progress(Noted("precision fp32: timing bf16 would read the experts again; --precision bf16 sets it"))
+            run.progress(Noted("precision fp32: timing bf16 would pass over the experts; --precision bf16 sets it"))
         return replace(blends.compute, precision=precision)
     uniform = torch.full((1, blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
     timed = _first(examples, spec.mix.batch_size)

@@ -100,6 +100,37 @@ def test_alpha_does_not_depend_on_the_number_of_processes(here, glue, start):
     assert not [path for path in here.rglob("*") if "state" in path.name or path.name.endswith((".tmp", ".lock"))]
 
 
+def test_experts_that_are_held_together_give_the_same_alpha(here, start):
+    """With statistics of both kinds, and a guard; of two processes, because all of them do not fit one."""
+    line = [*MIX, "experts/expert-002.safetensors", "--budget", "60", "--json"]
+    wanted = result_of(start(1, *line, "-q", "-o", "1.safetensors"))
+    size = sum((here / f"experts/expert-00{k}.safetensors").stat().st_size for k in range(3))
+    job = start(2, *line, "--memory", f"{size - 5000}B", "-o", "2.safetensors")
+    out, err = job.popen.communicate(timeout=TIMEOUT_S)
+    assert job.popen.returncode == 0 and "a share in the memory of each of 2 processes" in err
+    for n, found in (
+        (2, json.loads(out)),
+        (4, result_of(start(4, *line, "-q", "--bank", "sharded", "-o", "4.safetensors"))),
+    ):
+        assert (found["alpha"], found["loss"]) == (wanted["alpha"], wanted["loss"])
+        assert apart(here / f"{n}.safetensors", here / "1.safetensors") == 0
+
+
+@pytest.mark.parametrize("bank", ["sharded", "streamed"])
+def test_experts_used_block_by_block_give_the_same_alpha_in_bfloat16(here, start, bank):
+    """Where the reach of a step is measured first."""
+    line = [*MIX, "--budget", "40", "--set", "mix.search=plain", "--precision", "bf16", "--json", "-q"]
+    wanted = result_of(start(1, *line, "-o", "1.safetensors"))["alpha"]
+    assert result_of(start(2, *line, "--bank", bank, "-o", "2.safetensors"))["alpha"] == wanted
+
+
+def test_shards_are_refused_where_they_cannot_be(here, glue, start):
+    glue(*MIX, "--bank", "sharded").refused(2, "--bank sharded is for several processes", "torchrun")
+    line = ["mix", "--method", "fullgrad", *MIX[3:], "--bank", "sharded", "-o", "p.safetensors"]
+    code, out, said = start(2, *line).end()
+    assert (code != 0, out, len(said)) == (True, "", 2) and said[0].startswith("error: --method fullgrad needs")
+
+
 def test_experts_are_evaluated_together(here, glue, start):
     line = ["mix", "--method", "proxy", *MIX[3:], "--json", "-q"]
     alone = glue(*line, "-o", "alone.safetensors", code=0).json

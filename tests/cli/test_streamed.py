@@ -129,5 +129,5 @@ def test_a_slow_search_says_how_long_it_will_take(here, glue, experts, monkeypat
     assert "the search will take about" not in said("streamed")
     monkeypatch.setattr("glue_cli.workflows.mix.pace._LONG_S", 0)
     err = said("streamed")
-    assert err.count("the search will take about") == 1 and "% of that waiting for the disk" in err
+    assert err.count("the search will take about") == 1 and "% of that waiting for the experts" in err
     assert "the search will take about" not in said("device")

@@ -38,7 +38,7 @@ from glue_cli.search import points as points_module
 from glue_cli.search.account import Cost
 from glue_cli.search.blended import BatchNormMode
 from glue_cli.search.objective import BlendObjective
-from glue_cli.search.protocol import ALL
+from glue_cli.search.pieces import WHOLE
 
 CPU = torch.device("cpu")
 
@@ -390,14 +390,14 @@ class InFloat64:
     def __init__(self, model, experts):
         self._model, self._experts = model, experts
 
-    def outputs(self, alphas, batches, step, *, only=ALL):
+    def outputs(self, alphas, batches, step, *, pieces=WHOLE):
         for batch in batches:
-            for alpha in alphas[only]:
+            for alpha in alphas:
                 yield wide_outputs(self._model, blended(self._experts, alpha), batch), batch[1]
 
-    def towards(self, alpha, coordinates, radius, batch, step, *, is_tied=False, only=ALL):
+    def towards(self, alpha, coordinates, radius, batch, step, *, is_tied=False, pieces=WHOLE):
         assert not is_tied
-        ends = points_module.towards_experts(alpha, coordinates, radius)[only]
+        ends = points_module.towards_experts(alpha, coordinates, radius)
         return (outputs for outputs, _ in self.outputs(torch.cat([alpha[None], ends]), [batch], step))
 
     def gradient(self, alpha, batch, step, mean_loss):

@@ -15,8 +15,9 @@ from glue_cli.running.forward import Batch, Inputs
 from glue_cli.running.timing import Precision
 from glue_cli.search.adapters.adapted_model import AdaptedModel
 from glue_cli.search.bank.matrix import ExpertBank
+from glue_cli.search.pieces import WHOLE, Piece
 from glue_cli.search.points import towards_experts
-from glue_cli.search.protocol import ALL, MeanLoss
+from glue_cli.search.protocol import MeanLoss
 
 
 class AdapterBlends:
@@ -62,12 +63,14 @@ class AdapterBlends:
         return WrittenAdapters(AdaptedModel(self.model, self._factors, self._plain, narrow), narrow)
 
     def outputs(
-        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, only: slice = ALL
+        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, pieces: Sequence[Piece] = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`. Cost: m forwards for each batch, with the factors of all adapters; no blend."""
         for batch in batches:
-            for alpha in alphas[only]:
-                yield self._outputs(alpha, batch, step), batch[1]
+            for piece in pieces:
+                small = piece.of(batch)
+                for alpha in alphas[piece.blends]:
+                    yield self._outputs(alpha, small, step), small[1]
 
     def towards(
         self,
@@ -78,12 +81,13 @@ class AdapterBlends:
         step: int,
         *,
         is_tied: bool = False,
-        only: slice = ALL,
+        pieces: Sequence[Piece] = WHOLE,
     ) -> Iterator[Tensor]:
         """As `Blends.towards`. Cost: n + 1 forwards; no blend."""
         ends = towards_experts(alpha, coordinates, radius, is_tied=is_tied)
-        for point in (alpha, *ends[only]):
-            yield self._outputs(point, batch, step)
+        for piece in pieces:
+            for point in (alpha, *ends[piece.blends]):
+                yield self._outputs(point, piece.of(batch), step)
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
         """As `Blends.gradient`: by alpha itself through the factors, and by products for tensors that are replaced."""

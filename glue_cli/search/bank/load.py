@@ -16,8 +16,9 @@ from glue_cli.foundation.batchnorm_names import is_variance
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.progress import Noted, Progress
-from glue_cli.foundation.ranks import Ranks
+from glue_cli.foundation.ranks import Place, Ranks
 from glue_cli.foundation.units import counted, size
+from glue_cli.search.bank.falling_back import in_turn
 from glue_cli.search.bank.kinds import KINDS, BankKind
 from glue_cli.search.bank.layout import ALIGN, blended_entries, group_tensors, spans_of, stored_bytes, stored_dtype
 from glue_cli.search.bank.matrix import ExpertBank, Span
@@ -30,6 +31,8 @@ from glue_cli.search.points import n_at_once
 _SHARE_OF_FREE = 0.6
 # The most that the read buffers of all threads may take together when the bank is on disk.
 _DISK_BUFFER_BYTES = 128 << 20
+_ALONE = Place()
+_LAUNCH = "torchrun --nproc-per-node 2 -m glue_cli mix ..., or --bank streamed"
 # How much of all experts is copied to a GPU at once: 1 ms or more of copying for a few kernel launches.
 _STAGED_BYTES = 64 << 20
 
@@ -45,20 +48,23 @@ def choose_bank(
     naming: Naming | None = None,
     memory_bytes: int | None = None,
     needs_gradient: bool = False,
+    place: Place = _ALONE,
 ) -> BankKind:
-    """Choose where to keep the experts: as wanted, or in the first of device and host memory that has room for them.
+    """Choose where to keep the experts: as wanted, or in the first of these that has room for them.
 
-    Where neither has, they are streamed; on disk, beside whole blends in memory, where a gradient is needed. The
-    choice and the sizes behind it are reported to `progress`.
+    The device's memory, that of all processes together, the host's. Where none has room, they are streamed; on disk,
+    beside whole blends in memory, where a gradient is needed. The choice and the sizes behind it are reported to
+    `progress`.
 
     Args:
         wanted: auto, or a kind of bank.
         n_blends: how many float32 blends the search has on the device at once, if they are small.
         naming: as for `load_bank`.
         memory_bytes: what the experts and blends may take in memory; None for what is free.
+        place: this process's in its job.
     Raises:
-        UsageError: a bank on disk is wanted, but the model makes some tensors from several of the files; or streaming
-            is wanted, but a gradient is needed.
+        UsageError: a bank on disk is wanted, but the model makes some tensors from several of the files; or blocks
+            are wanted, but a gradient is needed; or several processes, and there is one.
         ResourceError: a bank in memory is wanted, and takes more than it may.
     """
     made = [name for name, source in naming.distinct() if source.make] if naming else []
@@ -72,28 +78,50 @@ def choose_bank(
     in_bank = sum(stored_bytes(experts, name) * len(experts) for name in names)
     n_columns = sum(experts[0].entries[name].n_elements for name in names)
     blends = 4 * n_columns * n_at_once(n_blends, n_columns, "fp32")
-    if wanted == "streamed" and needs_gradient:
+    if wanted == "sharded" and place.size == 1:
+        raise UsageError("--bank sharded is for several processes, and this is one", hint=_LAUNCH)
+    if wanted in ("streamed", "sharded") and needs_gradient:
         raise UsageError(
-            "--method fullgrad needs the gradient of a whole blend, and --bank streamed has a block of it at a time",
+            f"--method fullgrad needs the gradient of a whole blend, and --bank {wanted} has a block of it at a time",
             hint=f"--method spsa needs no gradient; --bank device takes {size(in_bank + blends)} of memory",
         )
     host = torch.device("cpu")
-    free = {"device": _SHARE_OF_FREE * free_memory(device) - blends, "host": _SHARE_OF_FREE * free_memory(host)}
-    kinds: list[BankKind] = ["device", "host"] if device.type == "cuda" else ["device"]
-    taken = {"device": in_bank, "host": 1 << (in_bank - 1).bit_length()}  # torch pins powers of two
+    on_gpu = device.type == "cuda"
     may_take = math.inf if memory_bytes is None else memory_bytes
-    fitting = [kind for kind in kinds if taken[kind] <= free[kind] and taken[kind] + blends <= may_take]
+    needed: dict[BankKind, int] = {
+        "device": in_bank + blends,
+        "sharded": -(-in_bank // place.size) * (1 if on_gpu else place.local_size),  # a block's blends are small
+        "host": (1 << (in_bank - 1).bit_length()) + blends,  # torch pins powers of two
+    }
+    kinds = [
+        kind
+        for kind in in_turn("device", needs_gradient=needs_gradient, n_processes=place.size)
+        if kind in needed and (kind != "host" or on_gpu)
+    ]
+    on_device = usable_memory(device)
+    free = {
+        "device": on_device,
+        "sharded": on_device,
+        "host": usable_memory(host) + blends,
+    }  # blends are on the device
+    fitting = [kind for kind in kinds if needed[kind] <= min(free[kind], may_take)]
     otherwise: BankKind = "streamed" if not needs_gradient else kinds[-1] if made else "disk"
     kind = next((known for known in KINDS if known == wanted), fitting[0] if fitting else otherwise)
-    if device.type == "cpu" and kind == "host":
+    if not on_gpu and kind == "host":
         kind = "device"  # without a GPU, host memory is the device's memory
-    if kind in taken and taken[kind] + blends > may_take:
-        needed, given = size(taken[kind] + blends), size(may_take)
-        raise ResourceError(f"--bank {kind} takes {needed}, more than the {given} of --memory", hint="--bank streamed")
-    where = {"disk": "on disk", "streamed": "streamed from disk block by block", "host": "in memory"}
-    place = where.get(kind, "in memory" if device.type == "cpu" else f"on {device}")
+    if kind in needed and needed[kind] > may_take:
+        raise ResourceError(
+            f"--bank {kind} takes {size(needed[kind])}, more than the {size(may_take)} of --memory",
+            hint="--bank streamed",
+        )
+    where = {
+        "disk": "on disk",
+        "streamed": "streamed from disk block by block",
+        "host": "in memory",
+        "sharded": f"a share in the memory of each of {place.size} processes",
+    }.get(kind, f"on {device}" if on_gpu else "in memory")
     room = size(free_memory(host if kind == "host" else device))
-    progress(Noted(f"bank: {counted(len(experts), 'expert')}, {size(in_bank)}, {place}; {room} are free"))
+    progress(Noted(f"bank: {counted(len(experts), 'expert')}, {size(in_bank)}, {where}; {room} are free"))
     return kind
 
 

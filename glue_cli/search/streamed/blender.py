@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from glue_cli.search.bank.matrix import Span
 from glue_cli.search.points import Pass, Point, in_chunks, make_blends
-from glue_cli.search.streamed.reader import Reader
+from glue_cli.search.streamed.absent import AbsentTensorError
+from glue_cli.search.streamed.blocks import Block
 from glue_cli.search.streamed.source import Layout, Watch
 
 # Changes a row of a block after it was blended, given where its tensors lie: how it will be in the file.
@@ -84,6 +86,21 @@ class Rows:
         return views
 
 
+class Source(Protocol):
+    """Where the experts' slices come from: a `Reader`, or `Shards`."""
+
+    waited_s: float
+    read_bytes: int
+
+    def begin(self) -> None: ...
+
+    def get(self, layout: Layout) -> Tensor: ...
+
+    def agreed(self, block: Block | None, failed: AbsentTensorError | None) -> Block | None: ...
+
+    def close(self) -> None: ...
+
+
 class Blender:
     """Makes blends of one block after the other.
 
@@ -91,7 +108,7 @@ class Blender:
         n_groups: G; whole_columns: d of the whole model.
     """
 
-    def __init__(self, reader: Reader, device: torch.device, *, n_groups: int, whole_columns: int) -> None:
+    def __init__(self, reader: Source, device: torch.device, *, n_groups: int, whole_columns: int) -> None:
         self.reader, self._n_groups, self._whole_columns = reader, n_groups, whole_columns
         self.rows = Rows(device)
         self._finite: set[Layout] = set()

@@ -16,8 +16,9 @@ from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.timing import Precision
 from glue_cli.search.bound_models import MakeTensors, make_nothing
+from glue_cli.search.pieces import WHOLE, Piece
 from glue_cli.search.points import Pass, Point, chosen, passes_at, passes_towards
-from glue_cli.search.protocol import ALL, BLENDED_STATISTICS, BatchNormMode, MeanLoss
+from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.streamed.engine import Engine
 from glue_cli.search.streamed.written import StreamedWritten
 
@@ -26,7 +27,9 @@ _MOST_TOGETHER = 16
 
 
 class StreamedBlends:
-    """Blends of experts that stay in their files, of which a block is in memory at a time; see `Blends`.
+    """Blends of which a block is in memory at a time; see `Blends`.
+
+    The experts stay in their files, or several processes hold some columns of them each.
 
     The forwards of a step go through the model in lockstep: the experts' slices of a block are read once, blended for
     all of them, used and dropped, while the next block is being read.
@@ -77,16 +80,17 @@ class StreamedBlends:
         return StreamedWritten(self._engine, dtypes=dtypes, make_tensors=self._make_tensors)
 
     def outputs(
-        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, only: slice = ALL
+        self, alphas: Tensor, batches: Iterable[Batch], step: int, *, pieces: Sequence[Piece] = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`. Cost: a pass over the experts for every 16 forwards."""
-        passes = chosen(passes_at(alphas, self._engine.n_columns, self.compute.precision), only)
+        passes = passes_at(alphas, self._engine.n_columns, self.compute.precision)
         remaining = iter(batches)
-        while part := list(islice(remaining, max(1, _MOST_TOGETHER // len(alphas)))):
-            jobs = [(point, batch) for batch in part for _, points in passes for point in points]
-            for (_, batch), outputs in zip(jobs, self._run([each for each, _ in passes], jobs, step), strict=True):
-                yield outputs, batch[1]
-                del outputs
+        while self._engine.is_needed(part := list(islice(remaining, max(1, _MOST_TOGETHER // len(alphas))))):
+            jobs = [job for batch in part for job in _jobs(passes, pieces, batch)]
+            outputs = self._run(passes, jobs, step)
+            for _, small in jobs:
+                yield next(outputs), small[1]
+            next(outputs, None)  # there is no more, but other processes may need this one until they are done
 
     def towards(
         self,
@@ -97,14 +101,12 @@ class StreamedBlends:
         step: int,
         *,
         is_tied: bool = False,
-        only: slice = ALL,
+        pieces: Sequence[Piece] = WHOLE,
     ) -> Iterator[Tensor]:
         """As `Blends.towards`. Cost: a pass over the experts."""
         n_columns, precision = self._engine.n_columns, self.compute.precision
         passes = passes_towards(alpha, coordinates, radius, n_columns, precision, is_tied=is_tied)
-        some = chosen(passes, only, n_always=1)
-        jobs = [(point, batch) for _, points in some for point in points]
-        yield from self._run([each for each, _ in some], jobs, step)
+        yield from self._run(passes, _jobs(passes, pieces, batch, n_always=1), step)
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
         """Refuse: a gradient needs the whole blend and its activations.
@@ -136,3 +138,15 @@ class StreamedBlends:
                 return outputs_of(model, batch[0])
 
         return forward
+
+
+def _jobs(
+    passes: Sequence[Pass], pieces: Sequence[Piece], batch: Batch, *, n_always: int = 0
+) -> list[tuple[Point, Batch]]:
+    """Return the forwards that the pieces of a batch want, each as the blend and the rows that it takes."""
+    jobs: list[tuple[Point, Batch]] = []
+    for piece in pieces:
+        small = piece.of(batch)
+        wanted = chosen(passes, piece.blends, n_always=n_always)
+        jobs += [(point, small) for _, points in wanted for point in points]
+    return jobs

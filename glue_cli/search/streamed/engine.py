@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from glue_cli.foundation.errors import ResourceError
 from glue_cli.foundation.memory import free_memory
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.units import size
 from glue_cli.search.bank.layout import blended_entries
 from glue_cli.search.bank.renamed_experts import RenamedExperts
@@ -19,6 +20,7 @@ from glue_cli.search.streamed.block_model import BlockModel
 from glue_cli.search.streamed.blocks import SPLITS, Split, narrow_names, split_model
 from glue_cli.search.streamed.lockstep import Lockstep, Runner
 from glue_cli.search.streamed.reader import Reader
+from glue_cli.search.streamed.shards import ShardedBlender, Shards, shard_bytes
 from glue_cli.search.streamed.source import Layout
 
 Forward = Callable[[nn.Module], Tensor]
@@ -35,6 +37,8 @@ class Engine:
         made: the names of the tensors that are made for each alpha, not blended.
         memory_bytes: what the buffers may take: the experts' slices of two blocks, or of one where two do not fit, and
             the blends of one.
+        shared_by: the processes that hold the experts together, each some columns of every block; they all make the
+            same calls, with the same passes and the same memory. None to read the experts block by block.
     Attributes:
         n_columns: d, as in a bank of the whole model.
     """
@@ -49,10 +53,11 @@ class Engine:
         n_groups: int,
         channels_last: bool,
         memory_bytes: int,
+        shared_by: Ranks | None = None,
     ) -> None:
         self.model, self.n_groups, self.n_experts = model, n_groups, len(experts.headers)
         self._experts, self._made, self._device = experts, made, device
-        self._channels_last, self._memory_bytes = channels_last, memory_bytes
+        self._channels_last, self._memory_bytes, self._shared_by = channels_last, memory_bytes, shared_by
         self._blended = [entry.name for entry in blended_entries(experts.headers[0], experts.recipe)]
         in_files = sum(expert.n_bytes for expert in experts.originals)
         buffers = min(memory_bytes, in_files)  # at most
@@ -103,6 +108,8 @@ class Engine:
             ResourceError: a block does not fit the memory.
         Cost: one pass over the experts.
         """
+        if not (forwards or self._shared_by):
+            return
         n_yielded = 0
         while True:
             try:
@@ -115,6 +122,16 @@ class Engine:
                 return
             except AbsentTensorError as error:
                 self._use(self._splits.pop(0), because=str(error))
+
+    def is_needed(self, jobs: Sequence[object]) -> bool:
+        """Tell whether this process has forwards to make, or another one that holds the experts with it."""
+        if self._shared_by is None:
+            return bool(jobs)
+        return any(found.item() for found in self._shared_by.gather([torch.tensor(bool(jobs))]))
+
+    def open(self) -> None:
+        """Take the memory of the buffers, and read what stays in it; the first pass would do so too."""
+        self._require_blender()
 
     def close(self) -> None:
         """Give the memory back."""
@@ -133,6 +150,9 @@ class Engine:
         finish: Finish | None,
         fixed: Mapping[str, Tensor],
     ) -> Iterator[Tensor]:
+        if self._shared_by is None:  # else others may need them
+            wanted = {id(point) for point, _ in forwards}
+            passes = [each for each in passes if any(id(point) in wanted for point in each.points)]
         is_narrow = is_narrow and not any(isinstance(each, Move) for each in passes)
         n_rows = self._left // max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
         if count_rows(passes) > n_rows:
@@ -174,6 +194,9 @@ class Engine:
         self._models.clear()
         largest = max(layout.n_bytes for layout in self._layouts.values())
         row = max(layout.row_bytes(narrow=False) for layout in self._layouts.values())
+        if self._shared_by is not None:
+            self._plan_shards(row, self._shared_by)
+            return
         self._is_ahead = 2 * largest + row <= self._memory_bytes
         self._left = self._memory_bytes - (2 if self._is_ahead else 1) * largest  # for rows
         if self._left < row:
@@ -185,7 +208,26 @@ class Engine:
                 hint=f"--memory {_mebibytes(largest + row)}, or {_mebibytes(2 * largest + row)} to read ahead",
             )
 
+    def _plan_shards(self, row_bytes: int, ranks: Ranks) -> None:
+        """Plan the memory of experts that several processes hold; of a block's blends there are two for a moment.
+
+        Raises:
+            ResourceError: this process's share does not fit.
+        """
+        held = shard_bytes(list(self._layouts.values()), ranks)
+        self._left = (self._memory_bytes - held) // 3  # for rows, this process's columns of them, and those of all
+        if self._left < row_bytes:
+            raise ResourceError(
+                f"each of {ranks.size} processes holds {size(held)} of the experts and {size(3 * row_bytes)} "
+                f"for a block's blend, which do not fit into {size(self._memory_bytes)}",
+                hint="more processes, or --bank streamed",
+            )
+
     def _require_blender(self) -> Blender:
+        if self._blender is None and self._shared_by is not None:
+            numbers = {"n_groups": self.n_groups, "whole_columns": self.n_columns}
+            shards = Shards(list(self._layouts.values()), self._device, self._shared_by, **numbers)
+            self._blender = ShardedBlender(shards, self._device, **numbers)
         if self._blender is None:
             reader = Reader(list(self._layouts.values()), self._device, ahead=self._is_ahead)
             self._blender = Blender(reader, self._device, n_groups=self.n_groups, whole_columns=self.n_columns)

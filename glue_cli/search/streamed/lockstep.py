@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.search.points import Point
+from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blender import Blender, Blending
 from glue_cli.search.streamed.block_model import BlockModel
 from glue_cli.search.streamed.blocks import Block
@@ -51,6 +52,7 @@ class Lockstep:
 
     def __init__(self, layouts: Mapping[str, Layout], blender: Blender) -> None:
         self._layouts, self._blender = layouts, blender
+        self._failed: AbsentTensorError | None = None  # told to the other processes before it is raised
 
     def run(self, blending: Blending, runners: Sequence[Runner], device: torch.device) -> Iterator[Tensor]:
         """Yield the outputs of the runners, in their order; the blending makes their points."""
@@ -66,11 +68,13 @@ class Lockstep:
             for runner in runners:
                 runner.start(device)
             for runner in runners:
-                runner.lane.go_on()
+                self._go_on(runner)
                 yield from take_ended()
-            while ended[0] < len(runners):
-                block = runners[ended[0]].lane.waits_for
-                assert block is not None
+            while True:
+                first = runners[ended[0]].lane.waits_for if ended[0] < len(runners) else None
+                block = self._blender.reader.agreed(first, self._failed)
+                if block is None:
+                    return
                 for _ in self._through(block, blending, runners):
                     yield from take_ended()
         finally:
@@ -85,6 +89,12 @@ class Lockstep:
                 for runner in runners:
                     if runner.point is point and runner.lane.waits_for is block:
                         runner.model.bind(block, made.tensors(row))
-                        runner.lane.go_on()
+                        self._go_on(runner)
                         runner.model.unbind(block)
                         yield
+
+    def _go_on(self, runner: Runner) -> None:
+        try:
+            runner.lane.go_on()
+        except AbsentTensorError as error:
+            self._failed = error

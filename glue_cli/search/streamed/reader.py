@@ -7,11 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from glue_cli.search.streamed.absent import AbsentTensorError
+from glue_cli.search.streamed.blocks import Block
 from glue_cli.search.streamed.slices import PAGE
 from glue_cli.search.streamed.source import Layout
 
 # Experts that are read at once. A disk with a queue is faster for it: the page cache reads 128 KiB ahead a file.
-_N_READERS = 4
+N_READERS = 4
 
 
 class Slot:
@@ -66,7 +68,7 @@ class Reader:
         self._expected, self._taken = list(layouts), list[Layout]()  # the blocks of the last pass, and of this one
         self._current: Slot | None = None
         self._ahead: Future[Slot] | None = None
-        self._thread, self._pool = ThreadPoolExecutor(1), ThreadPoolExecutor(_N_READERS)
+        self._thread, self._pool = ThreadPoolExecutor(1), ThreadPoolExecutor(N_READERS)
         self.waited_s, self.read_bytes = 0.0, 0
 
     @property
@@ -100,6 +102,12 @@ class Reader:
         """Begin another pass, which is expected to take the same blocks as the last one."""
         if self._taken:
             self._expected, self._taken = self._taken, []
+
+    def agreed(self, block: Block | None, failed: AbsentTensorError | None) -> Block | None:
+        """Return the block to run next, given the one that this process waits for; see `Shards.agreed`."""
+        if failed:
+            raise failed
+        return block
 
     def _next(self) -> Layout:
         """Return the block that is likely to be taken next."""

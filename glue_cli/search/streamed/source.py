@@ -108,6 +108,26 @@ class Layout:
             whole_columns=whole_columns,
         )
 
+    def columns(self, part: Part, buffer: Tensor, start: int, stop: int) -> list[tuple[int, Tensor]]:
+        """Return copies of some columns of a part of all experts, side by side, as stored: each [K, n], and its group.
+
+        Columns behind those of the part are zeros.
+        """
+        found, before = list[tuple[int, Tensor]](), 0
+        for run in part.runs:
+            n = _padded(run.n_elements)
+            first, last = max(start - before, 0), min(stop - before, n)
+            if first < last:
+                copied = torch.zeros(len(self.slices), last - first, dtype=run.dtype)
+                for into, row in zip(copied, self._views(run, buffer), strict=True):
+                    own = row[first:last]
+                    into[: len(own)] = own
+                found.append((run.group, copied))
+            before += n
+        if stop > before:
+            found.append((0, torch.zeros(len(self.slices), stop - max(start, before), dtype=part.runs[-1].dtype)))
+        return found
+
     def check_finite(self, buffer: Tensor) -> None:
         """Check that no tensor in a buffer has NaN or infinity.
 

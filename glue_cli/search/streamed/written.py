@@ -59,7 +59,7 @@ class StreamedWritten:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         assert self._alpha is not None
         load, remaining = Load(self._alpha[None]), iter(batches)
-        while part := list(islice(remaining, _MOST_TOGETHER)):
+        while self._engine.is_needed(part := list(islice(remaining, _MOST_TOGETHER))):
             forwards = [(load.points[0], _forward_of(batch[0])) for batch in part]
             outputs = self._engine.run(
                 [load], forwards, kind, prepare, self._make_as_written, finish=self._round, fixed=self._statistics

@@ -1,4 +1,4 @@
-"""How long a search whose experts are streamed will take, said after its first step."""
+"""How long a search whose experts are used block by block will take, said after its first step."""
 
 import time
 
@@ -10,7 +10,7 @@ _LONG_S = 600  # a shorter search is not worth a word
 
 
 class Pace:
-    """Watches a search, and says once how long it will take, if its experts are streamed and that is long."""
+    """Watches a search whose experts are used block by block, and says once how long it will take, if that is long."""
 
     def __init__(self, blends: Blends, progress: Progress) -> None:
         self._blends, self._progress = blends, progress
@@ -24,7 +24,6 @@ class Pace:
         elapsed = time.monotonic() - self._began
         if elapsed / share > _LONG_S:
             waiting = self._blends.waited_s / elapsed
-            text = (
-                f"the search will take about {duration(elapsed / share)}, {waiting:.0%} of that waiting for the disk"
-            )
+            text = f"the search will take about {duration(elapsed / share)}"
+            text += f", {waiting:.0%} of that waiting for the experts"
             self._progress(Noted(f"{text}; a smaller --budget ends it earlier", warning=True))

@@ -19,6 +19,7 @@ from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 from glue_cli.checkpoints.parts import without_parts
 from glue_cli.checkpoints.tokenizer_files import with_tokens
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix_records import Search, Tensors, Writing
 from glue_cli.results.card import About
@@ -94,12 +95,13 @@ class WholeExperts(Experts):
                 naming=self._naming,
                 memory_bytes=self._search.memory_bytes,
                 needs_gradient=needs_gradient,
+                place=ranks.place,
             )
         )
 
         def load(kind: BankKind) -> Blends:
-            if kind == "streamed":
-                return self._streamed(model, compute, spec, how)
+            if kind in ("streamed", "sharded"):
+                return self._by_block(model, compute, spec, how, ranks, is_sharded=kind == "sharded")
             bank = load_bank(
                 self._searched,
                 device=device,
@@ -111,12 +113,14 @@ class WholeExperts(Experts):
             )
             return self._resident(model, compute, spec, how, bank)
 
-        # Several processes all keep what they begin with: one of them alone cannot fall back.
-        is_free = self._search.bank == "auto" and ranks.size == 1
-        kinds = in_turn(kind, needs_gradient=needs_gradient) if is_free else [kind]
-        return load_first(kinds, load, run.progress)
+        kinds = [kind]
+        if self._search.bank == "auto":
+            kinds = in_turn(kind, needs_gradient=needs_gradient, n_processes=ranks.size)
+        return load_first(kinds, load, run.progress, ranks)
 
-    def _streamed(self, model: nn.Module, compute: Compute, spec: "Spec", how: How) -> Blends:
+    def _by_block(
+        self, model: nn.Module, compute: Compute, spec: "Spec", how: How, ranks: Ranks, *, is_sharded: bool
+    ) -> Blends:
         recipe = self._rules.recipe
         check_variances(self._searched, recipe)
         experts = rename_experts(self._searched, recipe, self._naming)
@@ -130,11 +134,19 @@ class WholeExperts(Experts):
             compute.device,
             n_groups=len(recipe.groups),
             channels_last=compute.channels_last,
-            memory_bytes=self._search.memory_bytes or usable_memory(compute.device),
+            memory_bytes=self._usable_by_each(compute.device, ranks),
+            shared_by=ranks if is_sharded else None,
         )
+        engine.open()
         return StreamedBlends(
             model, engine, compute, seed=how.seed, batchnorm=how.batchnorm, make_tensors=how.make_tensors
         )
+
+    def _usable_by_each(self, device: torch.device, ranks: Ranks) -> int:
+        """Return how many bytes every process of the job may take, the same for all."""
+        n_sharing = ranks.place.local_size if device.type == "cpu" else 1
+        own = self._search.memory_bytes or usable_memory(device) // n_sharing
+        return min(int(found) for found in ranks.gather([torch.tensor(own)]))
 
     def write(
         self,

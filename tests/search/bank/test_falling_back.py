@@ -1,7 +1,10 @@
 """A bank for which the memory runs out is loaded elsewhere; or the run ends with exit 5."""
 
+from threading import BrokenBarrierError
+
 import pytest
 import torch
+from in_threads import by_several
 from safetensors.torch import load_file
 from small_runs import make_small_world
 
@@ -41,8 +44,47 @@ def test_the_next_kind_is_tried_and_that_is_said(error):
     ]
 
 
+@pytest.mark.parametrize("exchanges", [0, 1, 3])
+def test_all_processes_fall_back_together(exchanges):
+    """The memory runs out for one of them, while the others wait for it, or have loaded theirs."""
+
+    def work(ranks):
+        def load(kind):
+            for _ in range(exchanges):
+                ranks.gather([torch.ones(2)])
+            if (kind, ranks.place.rank) in (("device", 1), ("sharded", 0), ("sharded", 2)):
+                raise MemoryError
+            assert all(found.tolist() == [1, 1] for found in ranks.gather([torch.ones(2)]))
+            return kind
+
+        said = []
+        kinds = in_turn("device", needs_gradient=False, n_processes=3)
+        return load_first(kinds, load, said.append, ranks), len(said)
+
+    assert by_several(3, work) == [("host", 2)] * 3
+
+
+def test_of_several_processes_another_error_ends_the_one_that_has_it():
+    def work(ranks):
+        def load(kind):
+            if ranks.is_first:
+                raise ValueError(kind)
+            ranks.gather([])
+
+        with pytest.raises((ValueError, BrokenBarrierError)) as caught:
+            load_first(["device", "streamed"], load, pytest.fail, ranks)
+        if ranks.is_first:
+            assert caught.type is ValueError
+            raise caught.value
+
+    with pytest.raises(ValueError, match="device"):
+        by_several(2, work)
+
+
 def test_without_a_gradient_the_last_is_to_stream():
     assert in_turn("device", needs_gradient=False) == ["device", "host", "streamed"]
+    assert in_turn("device", needs_gradient=False, n_processes=2) == ["device", "sharded", "host", "streamed"]
+    assert in_turn("device", needs_gradient=True, n_processes=2) == ["device", "host", "disk"]
     assert in_turn("streamed", needs_gradient=False) == ["streamed"] and in_turn("disk", needs_gradient=True) == [
         "disk"
     ]
