@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.foundation.state import State, list_state, part_of
+from glue_cli.running.sharding import part_like
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
@@ -26,6 +27,8 @@ def _beside(parameter: Tensor, value: object) -> object:
     """Return a copy on the parameter's device, in its memory format too: a fused step walks through the memory."""
     if not isinstance(value, Tensor):
         return value
+    if value.shape == parameter.shape:
+        value = part_like(value, parameter)
     if value.shape != parameter.shape:
         return value.to(parameter.device, copy=True)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

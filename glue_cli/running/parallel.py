@@ -1,15 +1,18 @@
 """Training by several processes: each takes its part of every batch, and the step is that of the whole batch.
 
-DistributedDataParallel adds up the gradients. BatchNorm normalises by the statistics of the whole batch; torch's own
-SyncBatchNorm does so on GPUs alone. Sums are rounded differently with another number of processes, and dropout draws
-other numbers, so that the weights are not the same bit for bit.
+DistributedDataParallel adds up the gradients, or FSDP2 where the model does not fit one device (`sharding`). BatchNorm
+normalises by the statistics of the whole batch; torch's own SyncBatchNorm does so on GPUs alone. Sums are rounded
+differently with another number of processes, and dropout draws other numbers, so that the weights are not the same bit
+for bit.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.distributed.nn.functional as together
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -27,11 +30,19 @@ def spread(model: nn.Module, ranks: Ranks) -> nn.Module:
     """
     if ranks.size == 1:
         return model
+    share_batchnorm(model)
+    with warnings.catch_warnings():
+        # Newer releases of torch call the option another name, which older ones do not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        # The graph is static: parameters that the outputs do not depend on, such as an unused pooler's, are no error.
+        return DistributedDataParallel(model, broadcast_buffers=False, static_graph=True)
+
+
+def share_batchnorm(model: nn.Module) -> None:
+    """Let every BatchNorm take the statistics of the whole batch while it trains."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.forward = _OverAllProcesses(module)  # type: ignore[method-assign, assignment]
-    # The graph is static: parameters that the outputs do not depend on, such as an unused pooler's, are no error.
-    return DistributedDataParallel(model, broadcast_buffers=False, static_graph=True)
 
 
 @dataclass(frozen=True)
@@ -72,10 +83,10 @@ class _OverAllProcesses:
         shape = [-1 if dimension == 1 else 1 for dimension in range(x.dim())]
         wide = x.float()
         count = wide.new_tensor([x.numel() / x.shape[1]])
-        summed: Tensor = together.all_reduce(torch.cat([wide.sum(others), count]))  # type: ignore[no-untyped-call]
+        summed = _sum_of_all(torch.cat([wide.sum(others), count]))
         mean, n = summed[:-1] / summed[-1], summed[-1].detach()
         centred = wide - mean.view(shape)
-        squares: Tensor = together.all_reduce(centred.square().sum(others))  # type: ignore[no-untyped-call]
+        squares = _sum_of_all(centred.square().sum(others))
         variance = squares / n
         self._follow(mean.detach(), variance.detach() * n / (n - 1))
         outputs = centred * torch.rsqrt(variance + module.eps).view(shape)
@@ -93,3 +104,24 @@ class _OverAllProcesses:
         share = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
         module.running_mean.lerp_(mean.to(module.running_mean), share)
         module.running_var.lerp_(variance.to(module.running_var), share)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is its gradient, as each process's loss depends on all summands."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_of_all(own: Tensor) -> Tensor:
+    total: Tensor = _SumOfAll.apply(own)  # type: ignore[no-untyped-call]
+    return total

@@ -23,8 +23,16 @@ from glue_cli.workflows.training import Settings, make_optimizer, training_step
 MakeStep = Callable[[Compute], Callable[[Compute], object]]
 
 
-def training_compute(spec: Spec, model: nn.Module, examples: Examples, settings: Settings, run: Run) -> Compute:
-    """Choose what to train with, and set torch's threads; `precision: auto` times training steps of a copy."""
+def training_compute(
+    spec: Spec, model: nn.Module, examples: Examples, settings: Settings, run: Run, *, is_sharded: bool
+) -> Compute:
+    """Choose what to train with, and set torch's threads; `precision: auto` times training steps of a copy.
+
+    Args:
+        is_sharded: whether the model does not fit one process; `auto` is then float32, and there are no copies.
+    """
+    if is_sharded:
+        return Compute(find_device(run.device), "fp32" if spec.precision == "auto" else spec.precision)
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
         copied = compute.to_device(copy.deepcopy(model)).train()

@@ -10,6 +10,7 @@ from glue_cli.running.evaluation import N_MEASURED, Evaluation
 from glue_cli.running.forward import outputs_of
 from glue_cli.running.losses import Loss
 from glue_cli.running.metrics import usual_metrics
+from glue_cli.running.sharding import is_sharded
 from glue_cli.search.protocol import Blends
 
 
@@ -35,12 +36,22 @@ def add_all(evaluation: Evaluation, model: nn.Module, batches: Batches, compute:
     """
     model.eval()
     found: list[Tensor] = []
-    for inputs, targets in batches.in_order(numbers=ranks.share(batches.n_in_order)):
+    own = ranks.share(batches.n_in_order)
+    for inputs, targets in batches.in_order(numbers=own):
         with compute.autocast():
             outputs = outputs_of(model, inputs)
         found += _measured_or_counted(evaluation, outputs, targets, ranks)
         del outputs  # before the next forward: a language model's outputs may take most of the memory
+    if is_sharded(model) and len(own) * ranks.size < batches.n_in_order:
+        _help_with_another(model, batches, compute)
     _count_of_all(evaluation, found, ranks)
+
+
+def _help_with_another(model: nn.Module, batches: Batches, compute: Compute) -> None:
+    """Make one more forward pass of a sharded model, for the processes with one more batch."""
+    for inputs, _ in batches.in_order(numbers=range(1)):
+        with compute.autocast():
+            outputs_of(model, inputs)
 
 
 @torch.no_grad()

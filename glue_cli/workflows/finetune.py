@@ -21,6 +21,7 @@ from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.learning_rates import plan_trial
 from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
+from glue_cli.workflows.spreading import must_shard, spread_training
 from glue_cli.workflows.training import with_lr
 
 _OTHER_HEAD = "to train another head on its other layers, set experts.init to it and use --from-scratch"
@@ -71,11 +72,11 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     for split in ("train", *watched):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     trial = plan_trial(spec.finetune, target["train"], target["val"], spec.seed)
-    compute = training_compute(spec, model, trial.examples, with_lr(spec.finetune, trial.lrs[0]), run)
+    is_sharded, settings = must_shard(model, run), with_lr(spec.finetune, trial.lrs[0])
+    compute = training_compute(spec, model, trial.examples, settings, run, is_sharded=is_sharded)
     judges = {split: target[split] for split in watched if split != "val" or not trial.is_folded}
-    model = compute.to_device(model)
     known = described(plan)
-    keeper.precision = compute.precision
+    keeper.precision, keeper.needs_all = compute.precision, is_sharded
     keeper.begin(
         precision=plan.spec.precision,
         command="finetune",
@@ -83,18 +84,21 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
         track_test=plan.track_test,
         **{split: fingerprint_of_tensors(target[split].dataset.tensors()) for split in ("train", *watched)},
     )
-    finetuning = Finetuning(spec, trial, model, judges, compute=compute, progress=run.progress, ranks=run.ranks)
+    net = spread_training(model, compute, run, is_sharded=is_sharded)
+    finetuning = Finetuning(
+        spec, trial, model, judges, compute=compute, progress=run.progress, net=net, ranks=run.ranks
+    )
     if keeper.state:
         finetuning.restore(keeper.state)
     with keeper.history(force=plan.destination.force, command="finetune", start=_start(plan)) as write:
         with keeper.steps():
             finetuning.run(write, keeper.checkpoint)
-    account = finetuning.account
+    account, tensors = finetuning.account, finetuning.tensors()
     if run.ranks.is_first:
         save_model(
             plan.destination,
             model,
-            finetuning.tensors(),
+            tensors,
             {
                 **known,
                 "examples": len(trial.examples),

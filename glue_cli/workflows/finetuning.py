@@ -12,7 +12,6 @@ from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of,
 from glue_cli.results.finetune import FinetuneSteps, TriedLr
 from glue_cli.results.history import Write
 from glue_cli.running.device import Compute
-from glue_cli.running.parallel import spread
 from glue_cli.spec.schema import FinetuneSpec, Spec
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.judging import Judge
@@ -27,6 +26,7 @@ class Finetuning:
         plan: what the trial does, and which examples the training uses.
         model: the start, on the device; changed in place.
         judges: by split, the examples to evaluate after every epoch; `val` is among them unless the trial uses folds.
+        net: makes the forward passes, if the model does not: what `spread_training` returns.
         ranks: the processes that take part, each in a finetuning of its own.
     Attributes:
         tried: the result of each lr; empty before the trial is done, or if there is none.
@@ -41,13 +41,14 @@ class Finetuning:
         *,
         compute: Compute,
         progress: Progress,
+        net: nn.Module | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.tried: Sequence[Tried] = ()
         self._spec, self._plan, self._model, self._compute = spec, plan, model, compute
         self._judges = {split: examples.on(compute) for split, examples in judges.items()}
         self._progress, self._ranks = progress, ranks or Ranks()
-        self._net = spread(model, self._ranks)
+        self._net = net or model
         self._trial = Trial(
             plan,
             model,
@@ -109,7 +110,7 @@ class Finetuning:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the epoch that is kept."""
+        """Return the tensors of the epoch that is kept; all processes have to ask."""
         assert self._training
         return self._training.best_tensors()
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,7 +25,7 @@ from glue_cli.foundation.errors import GlueError, UsageError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.state import State, is_good
-from glue_cli.foundation.stopping import Stopped
+from glue_cli.foundation.stopping import Lost, Stopped
 from glue_cli.results.history import Write, writing_history
 from glue_cli.running.device import find_device
 from glue_cli.spec.schema import Spec
@@ -40,14 +40,17 @@ class Keeper:
     Attributes:
         state: what to restore; None for a new run.
         precision: of the steps; has to be set before the first one.
+        needs_all: whether all processes have to take a state together, of which each has a part.
     """
 
     def __init__(self, file: Path, run: Run, saved: SavedState | None) -> None:
         self.state: State | None = saved.state if saved else None
         self.precision: str | None = None
+        self.needs_all = False
         self._file, self._run, self._saved = file, run, saved
         self._identity: dict[str, Any] = {}
         self._n_steps = 0  # since the last state was saved
+        self._last: _Moment | None = None  # after the last whole step, in case that another process is lost
         self._last_s, self._saving_s = time.monotonic(), 0.0
 
     def history(self, *, force: bool, **always: Any) -> AbstractContextManager[Write]:
@@ -93,9 +96,17 @@ class Keeper:
 
     @contextmanager
     def steps(self) -> Iterator[None]:
-        """Hold back a signal until the current step ends; the block has to call `checkpoint` after each step."""
+        """Hold back a signal until the current step ends; the block has to call `checkpoint` after each step.
+
+        If another process is lost in a step, the first one saves the state before that step.
+        """
         with self._run.stop.deferred():
-            yield
+            try:
+                yield
+            except Lost:
+                if self._last is not None and self._run.ranks.is_first and not self.needs_all:
+                    self._save_if_good(self._last)
+                raise
         self._run.stop.give_up()  # if a signal came after the last step
 
     def checkpoint(self, make_state: Callable[[], State]) -> None:
@@ -111,12 +122,23 @@ class Keeper:
         """
         self._n_steps += 1
         ranks, stop = self._run.ranks, self._run.stop
+        self._last = _Moment(make_state, self._history_length())
         asked_by = ranks.stopped_by if ranks.size > 1 else stop.asked_by
-        if ranks.is_first and (asked_by is not None or self._is_due()):
-            self._save_if_good(make_state())
+        is_due = asked_by is not None or self._is_due()
+        if self.needs_all:
+            is_due = ranks.from_first(lambda: is_due)
+        if is_due and (ranks.is_first or self.needs_all):
+            state = make_state()
+            if ranks.is_first:
+                self._save_if_good(self._last._replace(make_state=lambda: state))
         if asked_by is not None:
             ranks.from_first(lambda: {"stopped_by": asked_by})  # nobody ends before the state is saved
             raise Stopped(asked_by)
+
+    def checkpoint_of_copy(self, make_state: Callable[[], State]) -> None:
+        """As `checkpoint`, for a small state that the next step may change before it has ended."""
+        state = {name: _copied(value) for name, value in make_state().items()}
+        self.checkpoint(lambda: state)
 
     def _is_due(self) -> bool:
         every = self._run.saving.every
@@ -125,16 +147,29 @@ class Keeper:
         wait = every.seconds if every and every.seconds else max(_USUAL_S, self._saving_s / _SHARE)
         return time.monotonic() - self._last_s >= wait
 
-    def _save_if_good(self, state: State) -> None:
+    def _history_length(self) -> int | None:
+        history = self._run.history
+        return history.stat().st_size if history else None
+
+    def _save_if_good(self, moment: "_Moment") -> None:
+        began = time.monotonic()
+        state, threads = moment.make_state(), torch.get_num_threads()
         if not is_good(state):
             return
-        began = time.monotonic()
-        history = self._run.history
-        length = history.stat().st_size if history else None
-        threads = torch.get_num_threads()
-        write_state(self._file, SavedState(state, self._identity, self.precision, threads, length))
+        write_state(self._file, SavedState(state, self._identity, self.precision, threads, moment.history_bytes))
         self._last_s, self._n_steps = time.monotonic(), 0
         self._saving_s = self._last_s - began
+
+
+class _Moment(NamedTuple):
+    """What is to be saved of the moment between two steps."""
+
+    make_state: Callable[[], State]
+    history_bytes: int | None
+
+
+def _copied(value: object) -> object:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 @contextmanager

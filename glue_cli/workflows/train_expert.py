@@ -13,11 +13,11 @@ from glue_cli.plans.train_expert import TrainExpertPlan
 from glue_cli.results.provenance import origin_of
 from glue_cli.results.train_expert import TrainExpertResult
 from glue_cli.running.device import find_device, make_repeatable
-from glue_cli.running.parallel import spread
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
+from glue_cli.workflows.spreading import must_shard, spread_training
 from glue_cli.workflows.training import Training
 
 
@@ -60,10 +60,10 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
     examples = read_expert(spec, plan.expert, run)
     model = initial_model(spec, plan.expert, class_names=examples.class_names, progress=run.progress)
     check_fits_data(model, examples, spec.loss, spec.data.where)
-    compute = training_compute(spec, model, examples, spec.train, run)
-    model = compute.to_device(model)
+    is_sharded = must_shard(model, run)
+    compute = training_compute(spec, model, examples, spec.train, run, is_sharded=is_sharded)
     known = described(plan)
-    keeper.precision = compute.precision
+    keeper.precision, keeper.needs_all = compute.precision, is_sharded
     keeper.begin(
         precision=plan.spec.precision,
         command="train-expert",
@@ -71,6 +71,7 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
         start=fingerprint_of_tensors(model.state_dict().values()),
         examples=fingerprint_of_tensors(examples.dataset.tensors()),
     )
+    net = spread_training(model, compute, run, is_sharded=is_sharded)
     training = Training(
         model,
         examples.on(compute),
@@ -80,7 +81,7 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
         seed=spec.seed,
         task=f"train {plan.name}",
         progress=run.progress,
-        net=spread(model, run.ranks),
+        net=net,
         ranks=run.ranks,
     )
     if keeper.state:
@@ -103,11 +104,12 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
         wall_s=time.perf_counter() - began,
         class_counts=None if labels is None else labels.bincount(minlength=len(examples.class_names or ())).tolist(),
     )
+    tensors = training.best_tensors()
     if run.ranks.is_first:
         save_model(
             plan.destination,
             model,
-            training.best_tensors(),
+            tensors,
             {
                 **known,
                 "examples": len(examples),

@@ -14,14 +14,17 @@ from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.ranks import Ranks, meeting
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.foundation.state import GOOD, Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.stopping import Lost
 from glue_cli.models.weights import constant_buffers
 from glue_cli.results.history import Write
+from glue_cli.running.batchnorm import statistics_of
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.running.losses import Loss, example_losses, n_terms
 from glue_cli.running.optimizer_state import optimizer_state, restore_optimizer
 from glue_cli.running.parallel import part_of as process_part
 from glue_cli.running.random_state import random_state, restore_random
+from glue_cli.running.sharding import parts_like, whole
 from glue_cli.spec.schema import FinetuneSpec, TrainSpec
 from glue_cli.workflows.judging import ERROR, LOSS, is_better
 
@@ -43,7 +46,7 @@ class Training:
         measure: returns figures of the model on other data; taken at the start, as epoch 0, and after every epoch.
         keeps_best: whether to keep the tensors of the epoch with the lowest `val_loss`, which may be the start; NaN
             counts as higher than any number.
-        net: makes the forward passes, if the model does not: what `parallel.spread` returns.
+        net: makes the forward passes, if the model does not: what `spread_training` returns.
         ranks: the processes that take part, each in a training of its own; each makes its part of every step.
     Attributes:
         history: one line for each epoch: `epoch`, `train_loss`, and the figures.
@@ -99,8 +102,8 @@ class Training:
         self._progress(Finished())
 
     def best_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the best epoch if it is kept, else those of the last."""
-        return self._best or self._model.state_dict()
+        """Return the tensors of the best epoch if it is kept, else those of the last; all processes have to ask."""
+        return whole(self._best or self._model.state_dict())
 
     def _steps(self) -> Iterator[None]:
         """Make the remaining steps of the epoch, and yield after each."""
@@ -126,13 +129,28 @@ class Training:
             return losses.sum(dtype=torch.float64)
         place = self._ranks.place
         torch.manual_seed(derive_seed(self._seed, self._task, self._epoch, self._steps_made, place.rank))  # dropout
-        part = process_part(batch, self._ranks)
-        with meeting():
-            losses = training_step(
-                self._net, self._optimizer, *part.batch, self._loss, self._compute, weight=part.weight
-            )
-        own = losses.sum(dtype=torch.float64) * (part.weight * n_terms(batch[1]) / place.size)
-        return torch.stack(self._ranks.gather([own])).sum().to(self._total.device)
+        part, statistics = process_part(batch, self._ranks), statistics_of(self._model)
+        before = {name: tensor.clone() for name, tensor in statistics.items()}
+
+        def sum_of_all(losses: Tensor) -> Tensor:
+            own = losses.sum(dtype=torch.float64) * (part.weight * n_terms(batch[1]) / place.size)
+            return torch.stack(self._ranks.gather([own])).sum().to(self._total.device)
+
+        try:
+            with meeting():
+                return training_step(
+                    self._net,
+                    self._optimizer,
+                    *part.batch,
+                    self._loss,
+                    self._compute,
+                    weight=part.weight,
+                    exchange=sum_of_all,
+                )
+        except Lost:  # no weight has changed; the statistics are again those of the last whole step
+            for name, tensor in statistics.items():
+                tensor.copy_(before[name])
+            raise
 
     def _end_epoch(self, write: Write) -> None:
         train_loss = self._report(len(self._batches)) if self._epoch else None
@@ -166,8 +184,8 @@ class Training:
         return mean
 
     def state(self) -> State:
-        """Return all that later steps depend on."""
-        return {
+        """Return all that later steps depend on; of a sharded model, all processes have to ask."""
+        state = {
             "epoch": self._epoch,
             "steps_made": self._steps_made,
             "n_steps": self.n_steps,
@@ -183,6 +201,7 @@ class Training:
             **list_state("history", self.history),
             **prefixed("random", random_state(self._compute.device)),
         }
+        return whole(state)
 
     def restore(self, state: State) -> None:
         """Load the state of a training with the same model, data, settings and seed, to continue it."""
@@ -190,8 +209,9 @@ class Training:
         self.n_steps, self.kept = state["n_steps"], state["kept"]
         self._total = state["total"].to(self._compute.device, copy=True)
         self._n_losses, self._n_seen = state["n_losses"], state["n_seen"]
-        self._best, self._best_loss = part_of(state, "best"), state["best_loss"].item()
-        self._model.load_state_dict(part_of(state, "model"))
+        own = self._model.state_dict()
+        self._best, self._best_loss = parts_like(part_of(state, "best"), own), state["best_loss"].item()
+        self._model.load_state_dict(parts_like(part_of(state, "model"), own))
         restore_optimizer(self._optimizer, part_of(state, "optimizer"))
         self.history = list_of(state, "history")
         restore_random(self._compute.device, part_of(state, "random"))
@@ -206,11 +226,13 @@ def training_step(
     compute: Compute,
     *,
     weight: float | None = None,
+    exchange: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Make one step on a batch; return the losses that `example_losses` gives for it.
+    """Make one step on a batch; return the losses that `example_losses` gives, or what `exchange` makes of them.
 
     Args:
         weight: what the sum of the losses is multiplied by, if they are part of a batch; None takes their mean.
+        exchange: the last thing that needs other processes; the weights change after it.
     Raises:
         SpecError: the batch is too small for the model's BatchNorm.
     """
@@ -225,8 +247,9 @@ def training_step(
     losses = example_losses(loss, outputs, targets)
     optimizer.zero_grad()
     (losses.mean() if weight is None else losses.sum() * weight).backward()  # type: ignore[no-untyped-call]
+    found = losses.detach() if exchange is None else exchange(losses.detach())
     optimizer.step()
-    return losses.detach()
+    return found
 
 
 def with_lr(settings: FinetuneSpec, lr: float) -> FinetuneSpec:
@@ -249,5 +272,5 @@ def _check_weights(model: nn.Module, task: str) -> None:
 def _find_not_finite(model: nn.Module) -> str | None:
     """Return the first tensor of a model that is not finite, if any."""
     constants = constant_buffers(model)
-    tensors = ((name, tensor) for name, tensor in model.state_dict().items() if name not in constants)
+    tensors = ((name, tensor) for name, tensor in whole(model.state_dict()).items() if name not in constants)
     return next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)

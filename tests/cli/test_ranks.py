@@ -23,9 +23,9 @@ MIX = ["mix", "--method", "spsa", EXPERT, "experts/expert-001.safetensors"]
 class Job:
     """A glue in several processes."""
 
-    def __init__(self, n, *arguments):
+    def __init__(self, n, *arguments, program=("-m", "glue_cli")):
         self.popen = subprocess.Popen(
-            [*LAUNCHER, str(n), "-m", "glue_cli", *map(str, arguments)],
+            [*LAUNCHER, str(n), *program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -56,8 +56,8 @@ class Job:
 def start():
     started = []
 
-    def start(*arguments):
-        started.append(Job(*arguments))
+    def start(*arguments, **named):
+        started.append(Job(*arguments, **named))
         return started[-1]
 
     yield start
@@ -158,6 +158,53 @@ def test_training_and_evaluation_are_those_of_one_process_up_to_rounding(here, g
     assert len(said) == 1 and said[0].startswith("error: a checkpoint is worse")
 
 
+IN_LITTLE_MEMORY = """
+from glue_cli.workflows import spreading
+
+spreading.usable_memory = lambda device: 1000
+from glue_cli.cli.app import run
+
+run()
+"""
+
+
+def test_a_model_that_does_not_fit_one_process_is_trained_by_parts(here, start):
+    (here / "little.py").write_text(IN_LITTLE_MEMORY)
+    little = {"program": ("little.py",)}
+    line = ["finetune", EXPERT, "--set", "finetune.epochs=2", "--json"]
+    whole = result_of(start(2, *line, "-q", "-o", "whole.safetensors"))
+    job = start(3, *line, "-o", "parts.safetensors", **little)
+    out, err = job.popen.communicate(timeout=TIMEOUT_S)
+    assert job.popen.returncode == 0 and "each of 3 holds a part" in err, err
+    for one, other in zip(json.loads(out)["history"], whole["history"], strict=True):
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-4)
+    assert apart(here / "parts.safetensors", here / "whole.safetensors") < 1e-3
+
+    line = ["train-expert", "--expert", "0", "--set", "train.epochs=6", "--set", "train.batch_size=4", "--json", "-q"]
+    result_of(start(1, *line, "-o", "w.safetensors"))
+    history, output = here / "h.jsonl", "p.safetensors"
+    line += ["-o", output, "--history", str(history), "--resume"]
+    job = start(2, *line, "--save-every", "3", **little)
+    while lines_of(history) < 2:
+        assert job.popen.poll() is None, job.end()
+        time.sleep(0.01)
+    os.kill(job.popen.pid, signal.SIGTERM)
+    job.end()
+    assert saved(here).exists() and 2 <= lines_of(history) < 6
+    assert all(
+        tensor.shape == load_file("w.safetensors")[name].shape for name, tensor in weights_in(saved(here)).items()
+    )
+    result_of(start(3, *line, **little))
+    assert lines_of(history) == 6 and apart(here / output, here / "w.safetensors") < 1e-2
+    assert load_file(output).keys() == load_file("w.safetensors").keys()
+
+
+def weights_in(state):
+    """Return the model's tensors in a saved state."""
+    tensors = read_state(state).state
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
 def saved(here):
     return state_file(here / "p.safetensors")
 
@@ -167,7 +214,7 @@ def lines_of(path):
 
 
 ENDLESS = ["--set", "mix.steps=1000000", "--set", "mix.patience=1000000", "--set", "mix.search=plain"]
-WHO = {"launcher": "SIGTERM", "last": "SIGUSR1", "first, killed": "SIGKILL"}
+WHO = {"launcher": "SIGTERM", "last": "SIGUSR1", "first, killed": "SIGKILL", "last, killed": "SIGKILL"}
 
 
 @pytest.mark.parametrize("who", WHO)
@@ -190,13 +237,32 @@ def test_a_signal_to_any_process_ends_all_of_them_with_the_state_saved(here, sta
     assert len(said) == 2 and said[0].startswith(f"error: stopped by {by}") and "--resume" in said[1], said
     assert str(saved(here).name) in said[0]
     steps = read_state(saved(here)).state["n_steps"]
-    if "killed" not in who:  # the last whole step
+    if who != "first, killed":  # the last whole step; only the first process knows the search
         assert steps == lines_of(history) - 1
     assert {path.name for path in here.iterdir() if path.name.startswith(".")} <= {
         saved(here).name,
         f"{saved(here).name}.lock",  # of a process that was killed
     }
     assert not (here / "p.safetensors").exists()
+
+
+def test_a_training_whose_process_is_killed_goes_on_from_the_last_whole_step(here, start):
+    """To what an uninterrupted one comes to: neither a weight nor a statistic of BatchNorm is ahead of the others."""
+    history = here / "h.jsonl"
+    line = ["train-expert", "--expert", "0", "--set", "train.epochs=25", "--set", "train.batch_size=4", "--json", "-q"]
+    result_of(start(2, *line, "-o", "w.safetensors"))
+    line += ["-o", "p.safetensors", "--history", str(history), "--resume"]
+    job = start(2, *line)
+    while lines_of(history) < 1:
+        assert job.popen.poll() is None, job.end()
+        time.sleep(0.01)
+    os.kill(job.processes[1], signal.SIGKILL)
+    _, _, said = job.end()
+    assert said[0].startswith("error: stopped by the end of another process"), said
+    state = read_state(saved(here)).state
+    assert 20 <= state["n_steps"] < 20 * 25
+    result_of(start(2, *line))
+    assert lines_of(history) == 25 and apart(here / "p.safetensors", here / "w.safetensors") < 1e-6
 
 
 def test_a_stopped_job_goes_on_with_another_number_of_processes(here, glue, start):

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from glue_cli.checkpoints.run_state import read_state, state_file
 from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.ranks import Place, Ranks
 from glue_cli.foundation.saving import SaveEvery, Saving
-from glue_cli.foundation.stopping import Stop, Stopped
+from glue_cli.foundation.stopping import Lost, Stop, Stopped
 from glue_cli.methods import SEARCHES
 from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.mix import plan_mix
@@ -20,7 +23,7 @@ from glue_cli.results.record import as_object
 from glue_cli.workflows import resuming
 from glue_cli.workflows.finetune import finetune
 from glue_cli.workflows.mix.mix import mix
-from glue_cli.workflows.resuming import Keeper
+from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.train_expert import train_expert
 
 MIXES = {name: {"steps": 6, "validate_every": 2, "batch_size": 20} for name in SEARCHES} | {
@@ -211,3 +214,22 @@ def test_how_often_a_state_is_saved(make_spec, run, experts, tmp_path, monkeypat
         folder.mkdir()
         work(folder, replace(run, saving=Saving(every=every), stop=Stop()))
         assert saved == wanted, every
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_another_process_is_lost_the_first_saves_the_state_before_that_step(run, tmp_path, rank):
+    history, output = tmp_path / "h.jsonl", tmp_path / "o.safetensors"
+    history.write_text("1\n")
+    state = {"alpha": torch.zeros(2), "n_steps": 1}
+    of_two = replace(run, ranks=Ranks(Place(rank, 2)), history=history)
+    with pytest.raises(Lost) as lost, keeping(output, of_two) as keeper, keeper.steps():
+        keeper.checkpoint_of_copy(lambda: state)
+        state["alpha"] += 1
+        history.write_text("1\n2\n")
+        raise Lost
+    if rank:
+        assert not state_file(output).exists() and lost.value.state is None
+        return
+    saved = read_state(state_file(output))
+    assert (saved.state["alpha"].tolist(), saved.state["n_steps"], saved.history_bytes) == ([0, 0], 1, 2)
+    assert lost.value.state == state_file(output)

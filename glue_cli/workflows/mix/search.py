@@ -101,7 +101,7 @@ def search(
             setting.settings,
             seed=plan.seed,
             observe=observe,
-            checkpoint=keeper.checkpoint,
+            checkpoint=keeper.checkpoint if run.ranks.size == 1 else keeper.checkpoint_of_copy,
             state=keeper.state,
         )
     run.progress(Finished())
