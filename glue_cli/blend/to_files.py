@@ -40,8 +40,8 @@ N_THREADS = min(2 * (os.cpu_count() or 1) + 2, 12)
 # A thread's buffers: larger were slower; 8 float32 experts of 400 MB on two cores took 0.54 s at 16 MiB, 0.66 at 64.
 SLOT_BYTES = 16 << 20
 # Blocks made, and announced to the system, in advance: the disk reads them while the threads compute. 3 bfloat16
-# experts of 1.2 GB with their sha256, cold, on two busy cores: 3.3 to 4.2 s with 192 blocks, 7.5 s without announcing,
-# and 3.2 s without sha256.
+# experts of 2 GB with their sha256, cold, on two cores, whole processes: 7.0 s with 32 and 64 blocks, 7.3 s with 128,
+# 7.3 to 8.1 s with 192; 5.6 to 6.1 s without sha256, whatever the number.
 AHEAD = 64
 # Bytes read between two flushes of the output.
 FLUSH_BYTES = 512 << 20
