@@ -18,6 +18,7 @@ from glue_cli.search.adapters import adapted_model, narrow
 from glue_cli.search.adapters.fit import find_obstacle, fit_adapters, padded_otherwise
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.blended import ResidentBlends
+from glue_cli.search.pieces import Piece
 
 CPU = Compute(torch.device("cpu"))
 ALPHAS = torch.tensor([[[0.2, 0.3, 0.5]], [[0.0, 1.0, 0.0]], [[0.6, 0.4, 0.0]]], dtype=torch.float64)
@@ -160,9 +161,13 @@ def test_towards_and_slopes_as_by_dense_updates(net, make, batches, kind):
     for blends in both:
         ways.append([out.clone() for out in blends.towards(ALPHAS[0], coordinates, 0.25, batches[0], 3)])
     close(*ways)
-    for only in (slice(0, 0), slice(0, 1), slice(1, 2)):  # a rank's share: the mean, and some of the points
-        shared = [out.clone() for out in both[0].towards(ALPHAS[0], coordinates, 0.25, batches[0], 3, only=only)]
-        close(shared, [ways[0][0], *ways[0][1:][only]], rtol=0, atol=0)
+    for piece in (
+        Piece(slice(None), slice(0, 0)),
+        Piece(slice(None), slice(1, 2)),
+        Piece(slice(1, 3), slice(0, 1)),
+    ):  # a rank's share
+        shared = both[0].towards(ALPHAS[0], coordinates, 0.25, batches[0], 3, pieces=(piece,))
+        close([out.clone() for out in shared], [way[piece.rows] for way in (ways[0][0], *ways[0][1:][piece.blends])])
     losses, slopes = zip(
         *(blends.gradient(ALPHAS[0], batches[0], 3, nn.functional.cross_entropy) for blends in both), strict=True
     )
