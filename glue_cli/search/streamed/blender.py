@@ -61,10 +61,8 @@ class Rows:
         """Return m rows for each part of a block, [m, n_columns], to which nothing else refers, with any values."""
         n_bytes = m * layout.row_bytes(narrow=is_narrow)
         if n_bytes > len(self._buffer) or _references_to(self._buffer) > 1:
-            size, self._buffer = (
-                max(n_bytes, len(self._buffer)),
-                self._buffer.new_empty(0),
-            )  # frees it first, if it can
+            size = max(n_bytes, len(self._buffer))
+            self._buffer = self._buffer.new_empty(0)  # frees the memory first, if nothing else refers to it
             self._buffer = self._buffer.new_empty(size)
         return self._views(layout, m, is_narrow)
 

@@ -21,14 +21,13 @@ from small_nets import (
     make_experts,
     normed,
 )
+from stored_experts import stored_experts
 from torch import nn
 
 from glue_cli.blend.recipe import PLAIN
-from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.running.device import Compute
-from glue_cli.running.weightless import build_weightless, fill
 from glue_cli.search import points
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.renamed_experts import rename_experts
@@ -120,16 +119,10 @@ def both(tmp_path):
     """Return resident and streamed blends of the same experts, in files."""
 
     def both(make, *, recipe=PLAIN, dtype=None, memory=1 << 30, channels_last=False, precision="fp32", device=CPU):
-        model, experts = make_experts(make)
-        for k, expert in enumerate(experts):
-            stored = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in expert.items()}
-            write_checkpoint(tmp_path / f"{k}.safetensors", stored, {})
-        checkpoints = [read_checkpoint(tmp_path / f"{k}.safetensors") for k in range(len(experts))]
+        model, checkpoints, bare = stored_experts(tmp_path, make, dtype)
         compute = Compute(device, precision, channels_last)
         bank = load_bank(checkpoints, device=device, channels_last=channels_last, recipe=recipe)
-        bare = build_weightless(make)
-        fill(bare, {name: experts[0][name] for name in experts[0] if not experts[0][name].is_floating_point()})
-        bare = compute.to_device(bare).eval().requires_grad_(False)
+        bare = compute.to_device(bare)
         engine = Engine(
             bare,
             rename_experts(checkpoints, recipe, None),

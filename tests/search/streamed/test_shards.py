@@ -3,16 +3,14 @@
 import pytest
 import torch
 from in_threads import by_several
-from small_nets import ALPHA, ALPHAS, ALPHAS_OF_TWO, BOTH, Attentive, batch_of, conv_net, in_turn, make_experts
+from small_nets import ALPHA, ALPHAS, ALPHAS_OF_TWO, BOTH, Attentive, batch_of, conv_net, in_turn
+from stored_experts import stored_experts
 from torch import nn
 
 from glue_cli.blend.recipe import PLAIN
-from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import ResourceError
 from glue_cli.foundation.ranks import Place, Ranks
 from glue_cli.running.device import Compute
-from glue_cli.running.weightless import build_weightless, fill
 from glue_cli.search import points
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.renamed_experts import rename_experts
@@ -53,15 +51,8 @@ def world(tmp_path):
     """Return what makes the blends of experts in files: in memory, or held by the processes of a job."""
 
     def world(make, *, recipe=PLAIN, dtype=None, memory=1 << 30):
-        model, experts = make_experts(make)
-        for k, expert in enumerate(experts):
-            stored = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in expert.items()}
-            write_checkpoint(tmp_path / f"{k}.safetensors", stored, {})
-        checkpoints = [read_checkpoint(tmp_path / f"{k}.safetensors") for k in range(len(experts))]
-
-        bare = build_weightless(make)  # here, since it changes torch for a moment, for all threads
-        fill(bare, {name: experts[0][name] for name in experts[0] if not experts[0][name].is_floating_point()})
-        bare.eval().requires_grad_(False)
+        # made here, since a net without weights changes torch for a moment, for all threads
+        model, checkpoints, bare = stored_experts(tmp_path, make, dtype)
 
         def sharded(ranks):
             engine = Engine(
