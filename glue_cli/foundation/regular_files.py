@@ -22,7 +22,7 @@ def regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    raise OSError(errno.EINVAL, "it is no regular file; copy its content into one", str(path))
 
 
 def read_bytes(path: Path) -> bytes:
