@@ -17,13 +17,13 @@ from glue_cli.running.forward import Batch
 
 def differentiate_statistics(model: nn.Module) -> None:
     """Replace the forward of every BatchNorm in `model` by one that has this derivative; for eval mode only."""
-    for _, module in _batchnorms(model):
+    for _, module in batchnorms(model):
         module.forward = _DifferentiableForward(module)  # type: ignore[method-assign]
 
 
 def use_batch_statistics(model: nn.Module) -> None:
     """Let every BatchNorm of a model in eval mode normalise by its batch; its running statistics stay as they are."""
-    for _, module in _batchnorms(model):
+    for _, module in batchnorms(model):
         module.train()
         module.track_running_stats = False
 
@@ -38,10 +38,11 @@ def refresh_statistics(
 
     Source: section 3 of the paper, "refreshing BatchNorm statistics".
     """
-    momenta = [(module, module.momentum) for _, module in _batchnorms(model)]
+    momenta = [(module, module.momentum) for _, module in batchnorms(model)]
     for module, _ in momenta:
         module.reset_running_stats()
-    take_means(model)
+        module.momentum = None  # a cumulative mean
+        module.train()
     for batch in batches:
         forward(model, batch)
     for module, momentum in momenta:
@@ -49,37 +50,14 @@ def refresh_statistics(
     model.eval()
 
 
-def restart_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Return new running statistics, of no batch yet, by their names in a model's state dict; the model keeps its own.
-
-    Those of the model need not have values.
-    """
-    new: dict[str, Tensor] = {}
-    for name, module in _batchnorms(model):
-        assert module.running_mean is not None and module.num_batches_tracked is not None
-        device, shape = module.num_batches_tracked.device, module.running_mean.shape
-        prefix = f"{name}." if name else ""
-        new[f"{prefix}running_mean"] = torch.zeros(shape, device=device)
-        new[f"{prefix}running_var"] = torch.ones(shape, device=device)
-        new[f"{prefix}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked)
-    return new
-
-
-def take_means(model: nn.Module) -> None:
-    """Let every BatchNorm of a model in eval mode take the mean of its batches' statistics while it runs."""
-    for _, module in _batchnorms(model):
-        module.momentum = None  # a cumulative mean
-        module.train()
-
-
 def has_batchnorm(model: nn.Module) -> bool:
     """Tell whether a model has a BatchNorm with running statistics."""
-    return any(True for _ in _batchnorms(model))
+    return any(True for _ in batchnorms(model))
 
 
 def keep_own_counters(model: nn.Module) -> None:
     """Give each BatchNorm its own batch counter, as a copied model may share it with the original."""
-    for _, module in _batchnorms(model):
+    for _, module in batchnorms(model):
         if module.num_batches_tracked is not None:
             module.num_batches_tracked = module.num_batches_tracked.clone()
 
@@ -88,12 +66,13 @@ def statistics_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the running statistics of a model, by their names in its state dict."""
     return {
         f"{name}.{field}" if name else field: getattr(module, field)
-        for name, module in _batchnorms(model)
+        for name, module in batchnorms(model)
         for field in STATISTICS
     }
 
 
-def _batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+def batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """Yield every BatchNorm of a model that has running statistics, with its name."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             yield name, module

@@ -46,7 +46,10 @@ class WrittenBlend(Protocol):
         """Set it to the blend for alpha [G, K]."""
 
     def refresh(self, batches: Iterable[Batch]) -> None:
-        """Take BatchNorm's statistics anew. Cost: a forward for each batch."""
+        """Take BatchNorm's statistics from these batches, as far as they are certain.
+
+        Cost: a forward for each batch.
+        """
 
     def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield its outputs on each batch, with the batch's targets. Cost: a forward for each batch."""

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from glue_cli.running.batchnorm import keep_own_counters, refresh_statistics, statistics_of
+from glue_cli.running.batchnorm import keep_own_counters, statistics_of
 from glue_cli.running.forward import Batch, Inputs, outputs_of
+from glue_cli.running.observed_batchnorm import refresh_from_few
 from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
@@ -42,7 +43,7 @@ class WrittenInMemory:
     @torch.no_grad()
     def refresh(self, batches: Iterable[Batch]) -> None:
         """As `WrittenBlend.refresh`."""
-        refresh_statistics(self._model, batches, lambda model, batch: outputs_of(model, batch[0]))
+        refresh_from_few(self._model, batches, lambda model, batch: outputs_of(model, batch[0]))
         self._round()
 
     def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,8 +6,9 @@ from small_experts import of_loss
 from small_nets import ALPHA, ALPHAS, BOTH, batch_of, blended, conv_net, make_experts
 
 from glue_cli.blend.recipe import PLAIN
-from glue_cli.running.batchnorm import refresh_statistics, statistics_of
+from glue_cli.running.batchnorm import statistics_of
 from glue_cli.running.losses import example_losses
+from glue_cli.running.observed_batchnorm import refresh_from_few
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.held_out import Batches, HeldOut, Judge, Part
@@ -42,7 +43,7 @@ def by_hand(made, alpha, *, dtype=torch.float32, refreshing=None):
     tensors = {name: tensor.to(dtype).float() for name, tensor in blended(experts, alpha, PLAIN).items()}
     model.load_state_dict(tensors, strict=False)
     if refreshing:
-        refresh_statistics(model, refreshing, lambda model, batch: model(batch[0]))
+        refresh_from_few(model, refreshing, lambda model, batch: model(batch[0]))
         rounded = {
             name: t.to(dtype).float() if t.is_floating_point() else t for name, t in statistics_of(model).items()
         }

@@ -89,7 +89,7 @@ class Engine:
         passes: Sequence[Pass],
         forwards: Sequence[tuple[Point, Forward]],
         kind: Hashable,
-        prepare: Callable[[nn.Module], None],
+        prepare: Callable[[nn.Module], object],
         make_tensors: MakeTensors,
         *,
         is_narrow: bool = False,
@@ -144,7 +144,7 @@ class Engine:
         passes: Sequence[Pass],
         forwards: Sequence[tuple[Point, Forward]],
         kind: Hashable,
-        prepare: Callable[[nn.Module], None],
+        prepare: Callable[[nn.Module], object],
         make_tensors: MakeTensors,
         is_narrow: bool,
         finish: Finish | None,
@@ -233,7 +233,7 @@ class Engine:
             self._blender = Blender(reader, self._device, n_groups=self.n_groups, whole_columns=self.n_columns)
         return self._blender
 
-    def _take_models(self, kind: Hashable, n: int, prepare: Callable[[nn.Module], None]) -> list[BlockModel]:
+    def _take_models(self, kind: Hashable, n: int, prepare: Callable[[nn.Module], object]) -> list[BlockModel]:
         models = self._models.setdefault(kind, [])
         while len(models) < n:
             model = BlockModel(self.model, self._made, self._split, self._device)

@@ -1,13 +1,14 @@
 """One blend as its file will be, made and run block by block."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from glue_cli.running.batchnorm import keep_own_counters, restart_statistics, take_means
+from glue_cli.running.batchnorm import keep_own_counters
 from glue_cli.running.forward import Batch, Inputs, outputs_of
+from glue_cli.running.observed_batchnorm import Observer
 from glue_cli.search.bank.matrix import Span
 from glue_cli.search.bound_models import MakeTensors
 from glue_cli.search.points import Load
@@ -27,6 +28,7 @@ class StreamedWritten:
     def __init__(self, engine: Engine, *, dtypes: Mapping[str, torch.dtype], make_tensors: MakeTensors) -> None:
         self._engine, self._dtypes, self._make_tensors = engine, dtypes, make_tensors
         self._alpha: Tensor | None = None
+        self._observer = Observer()
         self._statistics: dict[str, Tensor] = {}  # taken anew; empty where they are the blended ones
 
     def load(self, alpha: Tensor) -> None:
@@ -34,17 +36,17 @@ class StreamedWritten:
         self._alpha, self._statistics = alpha, {}
 
     def refresh(self, batches: Iterable[Batch]) -> None:
-        """As `WrittenBlend.refresh`.
-
-        In every block, the batches pass one after the other, so that its statistics become their mean as they would in
-        a whole model.
-        """
-        self._statistics = restart_statistics(self._engine.model)
-        for _ in self._run(batches, "refreshing", take_means):
-            pass
-        for name, tensor in self._statistics.items():
-            if tensor.is_floating_point():
-                tensor.copy_(self._as_written(name, tensor))
+        """As `WrittenBlend.refresh`."""
+        self._statistics, again = {}, list(batches)
+        n_blocks = 0
+        while n_blocks != self._engine.n_blocks:  # the engine begins anew where it finds that it needs larger blocks
+            n_blocks = self._engine.n_blocks
+            self._observer.moments.clear()
+            for _ in self._run(again, ("refreshing", self), self._observer.watch):
+                pass
+        for name, tensor in self._observer.statistics().items():
+            is_written = tensor.is_floating_point()
+            self._statistics[name] = self._as_written(name, tensor) if is_written else tensor
 
     def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """As `WrittenBlend.outputs`. Cost: a pass over the experts for every 16 batches."""
@@ -55,7 +57,7 @@ class StreamedWritten:
         return {name: tensor.cpu().clone() for name, tensor in self._statistics.items()}
 
     def _run(
-        self, batches: Iterable[Batch], kind: str, prepare: Callable[[nn.Module], None]
+        self, batches: Iterable[Batch], kind: Hashable, prepare: Callable[[nn.Module], object]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         assert self._alpha is not None
         load, remaining = Load(self._alpha[None]), iter(batches)

@@ -16,9 +16,10 @@ from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
 from glue_cli.results.mix import name_of_expert, name_with
-from glue_cli.running.batchnorm import has_batchnorm, refresh_statistics
+from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
+from glue_cli.running.observed_batchnorm import refresh_from_few
 from glue_cli.search.account import Cost
 from glue_cli.spec.goal import goal_named
 from glue_cli.spec.schema import Spec
@@ -109,7 +110,7 @@ class _Judge:
         if statistics == "refreshed":
             goal, settings = goal_named("loss"), self._spec.mix
             labels = share_out(self._target, goal, settings, self.compute, seed=self._plan.seed, may_fold=False)
-            refresh_statistics(model, labels.refreshing.again(), self._forward)
+            refresh_from_few(model, labels.refreshing.again(), self._forward)
         figures = evaluate_model(model, self._val, loss=self._spec.loss, compute=self.compute, ranks=self._ranks)
         self.cost.forwards += self._val.n_in_order
         self.cost.validation_forwards += self._val.n_in_order
