@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glue_cli.foundation.batchnorm_names import STATISTICS
@@ -16,7 +15,7 @@ from glue_cli.running.forward import Batch
 
 
 def differentiate_statistics(model: nn.Module) -> None:
-    """Replace the forward of every BatchNorm in `model` by one that has this derivative; for eval mode only."""
+    """Give the forward of every BatchNorm in `model` this derivative; for eval mode only."""
     for _, module in batchnorms(model):
         module.forward = _DifferentiableForward(module)  # type: ignore[method-assign]
 
@@ -24,7 +23,7 @@ def differentiate_statistics(model: nn.Module) -> None:
 def use_batch_statistics(model: nn.Module) -> None:
     """Let every BatchNorm of a model in eval mode normalise by its batch; its running statistics stay as they are."""
     for _, module in batchnorms(model):
-        module.train()
+        module.training = True  # not `train`: what lies inside, such as timm's dropout, stays in eval mode
         module.track_running_stats = False
 
 
@@ -42,7 +41,7 @@ def refresh_statistics(
     for module, _ in momenta:
         module.reset_running_stats()
         module.momentum = None  # a cumulative mean
-        module.train()
+        module.training = True
     for batch in batches:
         forward(model, batch)
     for module, momentum in momenta:
@@ -79,18 +78,20 @@ def batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
 
 
 class _DifferentiableForward:
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, by torch's own kernel.
+    """A BatchNorm's own forward, with y = (x - mean) / sqrt(var + eps) * weight + bias by torch's own kernel.
 
     The kernel gets the statistics as constants m and v; their part of the gradient passes through its weight and
     bias: y = (x - m) / sqrt(v + eps) * W + B with W = weight sqrt(v + eps) / sqrt(var + eps) and
-    B = bias + (m - mean) weight / sqrt(var + eps), which equal weight and bias in value, but not in derivative.
+    B = bias + (m - mean) weight / sqrt(var + eps), which equal weight and bias in value, but not in derivative. They
+    take the place of the module's tensors while its forward runs, which may do more: timm's applies an activation.
     """
 
     def __init__(self, module: _BatchNorm) -> None:
-        self._module = module
+        self._module, self._forward = module, module.forward
 
     def __call__(self, input: Tensor) -> Tensor:
         module = self._module
+        buffers, parameters = dict(module._buffers), dict(module._parameters)
         mean, variance = module.running_mean, module.running_var
         assert mean is not None and variance is not None
         fixed_mean, fixed_variance = mean.detach(), variance.detach()
@@ -99,4 +100,11 @@ class _DifferentiableForward:
         bias = (fixed_mean - mean) * weight * torch.rsqrt(fixed_variance + module.eps)
         if module.bias is not None:
             bias = bias + module.bias
-        return F.batch_norm(input, fixed_mean, fixed_variance, weight, bias, eps=module.eps)
+        module._buffers.update({"running_mean": fixed_mean, "running_var": fixed_variance})
+        module._parameters.update({"weight": weight, "bias": bias})  # type: ignore[dict-item]
+        try:
+            outputs: Tensor = self._forward(input)
+            return outputs
+        finally:
+            module._buffers.update(buffers)
+            module._parameters.update(parameters)

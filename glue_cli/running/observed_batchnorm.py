@@ -94,7 +94,7 @@ class Observer:
         """Observe every BatchNorm of a model in eval mode; it uses its batch, and its statistics stay as they are."""
         handles = []
         for name, module in batchnorms(model):
-            module.train()
+            module.training = True  # not `train`: what lies inside stays in eval mode
             module.momentum = 0.0
             handles.append(module.register_forward_pre_hook(self._hook(name)))
         return handles

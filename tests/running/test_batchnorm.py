@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from glue_cli.running.batchnorm import (
     use_batch_statistics,
 )
 from glue_cli.running.forward import outputs_of
+from glue_cli.running.observed_batchnorm import refresh_from_few
 
 
 def make(kind, **options):
@@ -141,3 +144,55 @@ def test_batch_statistics_are_those_of_train_mode():
         torch.testing.assert_close(model(images), wanted(images), rtol=1e-6, atol=1e-6)
     assert (model(BATCHES[0][0]) - seeded()(BATCHES[0][0])).abs().max() > 0.1
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class WithMore(nn.BatchNorm2d):
+    """A BatchNorm whose forward does more than normalise, such as timm's BatchNormAct2d."""
+
+    def __init__(self, n_channels):
+        super().__init__(n_channels)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, input):
+        return torch.relu(self.drop(super().forward(input)))
+
+
+def test_what_a_forward_does_beside_normalising_is_kept():
+    module = make(WithMore)
+    inputs = torch.randn(2, 4, 3, 3)
+    wanted = module(inputs)
+    leaves = dict(module.named_parameters()) | {
+        name: getattr(module, name) for name in ("running_mean", "running_var")
+    }
+    differentiate_statistics(module)
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    found = module(inputs)
+    torch.testing.assert_close(found, wanted)
+    found.square().sum().backward()
+    plain = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    by_channel = {name: leaf[:, None, None] for name, leaf in plain.items()}
+    scale = by_channel["weight"] / (by_channel["running_var"] + module.eps).sqrt()
+    torch.relu((inputs - by_channel["running_mean"]) * scale + by_channel["bias"]).square().sum().backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad, plain[name].grad, rtol=1e-4, atol=1e-4)
+    assert module.weight is leaves["weight"] and module.running_mean is leaves["running_mean"]
+
+
+@pytest.mark.parametrize("by", [refresh_statistics, refresh_from_few])
+def test_dropout_inside_stays_off_while_statistics_are_taken_anew(by):
+    model = nn.Sequential(make(WithMore), make(nn.BatchNorm2d))
+    batches = [(torch.randn(8, 4, 3, 3), None)]
+    found = []
+    for _ in range(2):
+        again = copy.deepcopy(model)
+        by(again, batches, lambda model, batch: model(batch[0]))
+        found.append(statistics_of(again))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_dropout_inside_stays_off_with_batch_statistics():
+    module = make(WithMore)
+    use_batch_statistics(module)
+    inputs = torch.randn(8, 4, 3, 3)
+    assert torch.equal(module(inputs), module(inputs))
