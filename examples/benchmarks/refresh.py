@@ -1,5 +1,8 @@
 """How many examples BatchNorm's statistics need: the loss of a uniform blend after a refresh on 8 to 4,096 of them.
 
+Statistics are taken as they are (`--batchnorm refresh`), or pulled towards the averaged ones as far as so few examples
+leave them uncertain, as a search takes them (`--batchnorm auto`).
+
     python examples/benchmarks/refresh.py --data cifar10=FOLDER --data gtsrb=FOLDER
 
 The experts are trained once by plain `glue train-expert` commands, from one random start, and kept in `--work`. Each
@@ -8,6 +11,7 @@ that on the first 2,000 test examples.
 """
 
 import argparse
+import copy
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -26,6 +30,7 @@ from glue_cli.models.weights import load_model
 from glue_cli.running.batchnorm import refresh_statistics
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
+from glue_cli.running.observed_batchnorm import refresh_from_few
 from glue_cli.spec.schema import Spec
 from glue_cli.spec.yaml_file import read_spec
 from glue_cli.workflows.evaluation import evaluate_model
@@ -45,12 +50,19 @@ class Row:
 
     Attributes:
         n_examples: 0 for the averaged statistics.
+        is_pulled: whether the statistics are pulled towards the averaged ones.
     """
 
     family: str
     n_examples: int
     loss: float
     sd: float
+    is_pulled: bool = False
+
+    @property
+    def cells(self) -> list[str]:
+        way = "averaged" if not self.n_examples else "pulled" if self.is_pulled else "as they are"
+        return [self.family, str(self.n_examples), way, f"{self.loss:.3f}", f"{self.sd:.3f}"]
 
 
 def main() -> None:
@@ -62,8 +74,8 @@ def main() -> None:
     rows = []
     for name, _, folder in (given.partition("=") for given in options.data):
         rows += measure(name, Path(folder).resolve(), options.work / name)
-    shown = [[row.family, str(row.n_examples or "averaged"), f"{row.loss:.3f}", f"{row.sd:.3f}"] for row in rows]
-    show("Loss of the uniform blend by refreshing examples", ["family", "examples", "loss", "sd"], shown)
+    columns = ["family", "examples", "statistics", "loss", "sd"]
+    show("Loss of the uniform blend by refreshing examples", columns, [row.cells for row in rows])
     write(options.result, {"machine": machine(), "rows": [asdict(row) for row in rows]})
 
 
@@ -74,11 +86,16 @@ def measure(family: str, data: Path, work: Path) -> list[Row]:
     model = COMPUTE.to_device(load_model(spec, read_checkpoint(blend(SPECS[family], settings, work)))).eval()
     target = Target(spec, Run())
     rows = [Row(family, 0, judge(model, target, spec), 0.0)]
-    for n_examples in NUMBERS:
-        if n_examples <= len(target["train"]):
-            losses = [refreshed(model, target, spec, n_examples, draw) for draw in range(N_DRAWS)]
+    averaged = copy.deepcopy(model.state_dict())
+    for n_examples in (n for n in NUMBERS if n <= len(target["train"])):
+        for is_pulled, refresh in enumerate((refresh_statistics, refresh_from_few)):
+            losses = []
+            for draw in range(N_DRAWS):
+                model.load_state_dict(averaged)
+                refresh(model, drawn(target, n_examples, draw), forward)
+                losses.append(judge(model, target, spec))
             spread = torch.tensor(losses)
-            rows.append(Row(family, n_examples, spread.mean().item(), spread.std().item()))
+            rows.append(Row(family, n_examples, spread.mean().item(), spread.std().item(), bool(is_pulled)))
     return rows
 
 
@@ -98,12 +115,11 @@ def glue(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "glue_cli", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def refreshed(model: nn.Module, target: Target, spec: Spec, n_examples: int, draw: int) -> float:
-    """Return the loss with statistics of `n_examples` that are drawn at random."""
+def drawn(target: Target, n_examples: int, draw: int) -> list[Batch]:
+    """Return `n_examples` of the target's training data, drawn at random, in minibatches."""
     train = target["train"]
     chosen = torch.randperm(len(train), generator=generator(draw, "refresh"))[:n_examples]
-    refresh_statistics(model, train.subset(chosen).on(COMPUTE).in_random_order(BATCH, draw), forward)
-    return judge(model, target, spec)
+    return list(train.subset(chosen).on(COMPUTE).in_random_order(BATCH, draw))
 
 
 def judge(model: nn.Module, target: Target, spec: Spec) -> float:
