@@ -37,7 +37,7 @@ class InThreads(Ranks):
         self._meeting.barrier.wait(60)
         self._meeting.barrier.wait(60)
 
-    def hear(self):
+    def hear(self, rank=0):
         self._meeting.barrier.wait(60)
         told = self._meeting.told
         self._meeting.barrier.wait(60)

@@ -4,6 +4,7 @@ The file also holds the run's identity, which is all that it depends on: setting
 """
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from glue_cli.foundation.state import State
 from glue_cli.foundation.temporary_files import held_file, remove_abandoned
 
 _KIND = "state"
+_LOOK_S = 0.02  # between two looks at a lock
 _PART = 32 << 20  # bytes that a fingerprint covers at each end of tensors and files larger than two parts
 
 
@@ -31,6 +33,7 @@ class SavedState:
 
     Attributes:
         identity: what the run depends on, by dotted names; values as read from JSON.
+        n_made: how many states the run had come to, this one included: of two, the larger is further on.
         history_bytes: the size of the `--history` file; None if there was none.
     """
 
@@ -39,6 +42,7 @@ class SavedState:
     precision: Any
     threads: int
     history_bytes: int | None
+    n_made: int
 
 
 def state_file(output: Path) -> Path:
@@ -59,6 +63,18 @@ def holding_state(output: Path) -> Iterator[Path]:
             message = f"another process is at work on '{output}', and holds its state"
             raise UsageError(message, hint="wait for it, or name another output with --output")
         yield file
+
+
+@contextmanager
+def taking_over(file: Path, wait_s: float) -> Iterator[bool]:
+    """Lock a state whose process may have ended, and wait for that; yield whether the lock is this process's."""
+    end = time.monotonic() + wait_s
+    while True:
+        with held_file(_lock_of(file)) as is_ours:
+            if is_ours or time.monotonic() >= end:
+                yield is_ours
+                return
+        time.sleep(_LOOK_S)
 
 
 def _lock_of(state: Path) -> Path:
@@ -91,6 +107,7 @@ def write_state(file: Path, saved: SavedState) -> None:
         "precision": saved.precision,
         "threads": saved.threads,
         "history_bytes": saved.history_bytes,
+        "n_made": saved.n_made,
     }
     write_checkpoint(file, tensors, about)
 
@@ -106,7 +123,8 @@ def read_state(file: Path) -> SavedState:
     if about.get("kind") != _KIND:
         raise CheckpointError(f"'{file}' is no state of a run", hint="remove it, and begin again")
     state = {**about["values"], **read_tensors(checkpoint)}
-    return SavedState(state, about["identity"], about["precision"], about["threads"], about["history_bytes"])
+    said = (about[name] for name in ("identity", "precision", "threads", "history_bytes", "n_made"))
+    return SavedState(state, *said)
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

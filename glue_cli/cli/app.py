@@ -24,7 +24,7 @@ from glue_cli.cli.mix import mix
 from glue_cli.cli.output import print_error
 from glue_cli.cli.report import report
 from glue_cli.cli.show import show
-from glue_cli.cli.signals import ignore_signals, unwind_on_signals
+from glue_cli.cli.signals import ignore_signals, ignoring_signals, unwind_on_signals
 from glue_cli.cli.train_expert import train_expert
 from glue_cli.foundation.errors import GlueError, ResourceError, UsageError
 from glue_cli.foundation.memory import is_out_of_memory
@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _report_interrupt()
     except Stopped as stopped:
-        return _report_stop(stopped)
+        with ignoring_signals():  # torchrun ends the other processes of a job once it finds that one has ended
+            return _report_stop(stopped)
     except BrokenPipeError:  # the reader of the output has closed it
         return _leave_pipe()
     except SystemExit as error:

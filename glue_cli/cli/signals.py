@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from glue_cli.foundation.stopping import Stop, exit_code_of
 
 _FATAL = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)  # the last two come ahead of a kill
 # Of a run that is asked to stop: seconds until it gives up the step that it is in, and until the process ends.
 _GIVE_UP_S, _END_S = 3.0, 4.5
+_RESCUE_S = 0.4  # for a small state, after that
 
 
 def unwind_on_signals() -> None:
@@ -28,6 +30,13 @@ def ignore_signals() -> None:
     """Ignore all of these signals while the process exits."""
     for number in (signal.SIGINT, *_FATAL):
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def ignoring_signals() -> Iterator[None]:
+    """Ignore all of these signals until the block ends, in which a process that stops anyway says why."""
+    with _all_handled_by(signal.SIG_IGN):
+        yield
 
 
 @contextmanager
@@ -60,11 +69,18 @@ def dying_of_signals() -> Iterator[None]:
 
     This is safe because nothing has been written yet.
     """
+    with _all_handled_by(signal.SIG_DFL):
+        yield
+
+
+@contextmanager
+def _all_handled_by(other: signal.Handlers) -> Iterator[None]:
+    """Let another handler have all signals that are not ignored until the block ends; only in the main thread."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *_FATAL)}
     is_main = threading.current_thread() is threading.main_thread()
     caught = {n: handler for n, handler in handlers.items() if is_main and handler is not signal.SIG_IGN}
     for number in caught:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, other)
     try:
         yield
     finally:
@@ -123,9 +139,7 @@ def _watching(stop: Stop, caught: Collection[int], *, speaks: bool) -> Iterator[
             try:
                 numbers = here.recv(64)
             except TimeoutError:
-                if speaks:
-                    os.write(2, b"error: stopped in the middle of a step; the last state that was saved stays\n")
-                os._exit(exit_code_of(first))
+                _end_in_a_step(stop, exit_code_of(first), speaks=speaks)
             if not numbers:  # the block is left
                 return
             for number in numbers:
@@ -146,6 +160,17 @@ def _watching(stop: Stop, caught: Collection[int], *, speaks: bool) -> Iterator[
         there.close()
         watcher.join()
         here.close()
+
+
+def _end_in_a_step(stop: Stop, code: int, *, speaks: bool) -> NoReturn:
+    """End the process from another thread than the one that makes the step, its state saved where that can be."""
+    if stop.rescue:
+        saving = threading.Thread(target=stop.rescue, daemon=True)
+        saving.start()
+        saving.join(_RESCUE_S)
+    if speaks:
+        os.write(2, b"error: stopped in the middle of a step; the last state that was saved stays\n")
+    os._exit(code)
 
 
 def _hand_on(handler: object, number: int, frame: FrameType | None) -> None:

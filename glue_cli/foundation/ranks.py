@@ -23,6 +23,7 @@ _LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|[Tt]imed out|Br
 # So many bytes are exchanged first, with the length of all in them. Most of what a step exchanges is that short, and
 # one exchange is then enough.
 _FIRST, _NUMBERS = 4096, 3
+_TENSOR = "a tensor's number"  # the key of what stands for a tensor in JSON
 _STORE_S = 5  # how long a process that has failed waits for the launcher's store
 
 
@@ -151,37 +152,58 @@ class Ranks:
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """Return what the first process makes, a JSON value; the others wait for it, and make nothing."""
+        return self.from_one(0, make)
+
+    def from_one(self, rank: int, make: Callable[[], Value]) -> Value:
+        """Return what one process makes, a JSON value that may hold tensors; the others wait for it."""
         if self.size == 1:
             return make()
-        if self.is_first:
+        if self.place.rank == rank:
             value = make()
             self.tell(value)
             return value
-        return self.hear()  # type: ignore[no-any-return]
+        return self.hear(rank)  # type: ignore[no-any-return]
 
     def tell(self, value: Any) -> None:
-        """Send a JSON value from the first process to the others, which `hear` it."""
-        if self.size > 1:
-            self._broadcast(json.dumps(value).encode())
+        """Send a JSON value, which may hold tensors, from this process to the others, which `hear` it."""
+        if self.size == 1:
+            return
+        tensors: list[Tensor] = []
 
-    def hear(self) -> Any:
-        """Return what the first process tells."""
-        return json.loads(self._broadcast(b""))
+        def numbered(value: object) -> dict[str, int]:
+            if not hasattr(value, "untyped_storage"):
+                raise TypeError(f"{type(value).__name__} is neither JSON nor a tensor")
+            tensors.append(value)  # type: ignore[arg-type]
+            return {_TENSOR: len(tensors) - 1}
 
-    def _broadcast(self, text: bytes) -> bytes:
+        text = json.dumps(value, default=numbered).encode()
+        self._broadcast(_with_head(text, _pack(tensors)), self.place.rank)
+
+    def hear(self, rank: int = 0) -> Any:
+        """Return what another process tells, the first one by default."""
+        text, packed = _without_head(self._broadcast(None, rank))
+        tensors = _unpack(packed)
+
+        def restored(found: dict[str, Any]) -> Any:
+            return tensors[found[_TENSOR]] if found.keys() == {_TENSOR} else found
+
+        return json.loads(text, object_hook=restored)
+
+    def _broadcast(self, sent: "Tensor | None", rank: int) -> "Tensor":
+        """Return the row of bytes that a process sends; None in the others."""
         import torch
         import torch.distributed as dist
 
-        sent = len(text).to_bytes(8, "little") + text
-        first, rest = _parted(torch.frombuffer(bytearray(sent), dtype=torch.uint8))
+        length = torch.tensor([0 if sent is None else len(sent)]).view(torch.uint8)
+        first, rest = _parted(length if sent is None else torch.cat([length, sent]))
         with meeting():
-            dist.broadcast(first, 0)
-            n_left = 8 + int.from_bytes(bytes(first[:8].tolist()), "little") - _FIRST
+            dist.broadcast(first, rank)
+            n_left = 8 + int(first[:8].view(torch.int64)) - _FIRST
             if n_left > 0:
-                rest = rest if self.is_first else torch.empty(n_left, dtype=torch.uint8)
-                dist.broadcast(rest, 0)
+                rest = torch.empty(n_left, dtype=torch.uint8) if sent is None else rest
+                dist.broadcast(rest, rank)
                 first = torch.cat([first, rest])
-        return bytes(first[8 : _FIRST + n_left].tolist())
+        return first[8 : _FIRST + n_left]
 
 
 def _parted(packed: "Tensor") -> tuple["Tensor", "Tensor"]:
@@ -193,30 +215,42 @@ def _parted(packed: "Tensor") -> tuple["Tensor", "Tensor"]:
 
 
 def _pack(tensors: Sequence["Tensor"]) -> "Tensor":
-    """Return tensors as one row of bytes: the length of their description, the description in JSON, and their data."""
+    """Return tensors as one row of bytes: their description in JSON as its head, and their data."""
     import torch
 
     plain = [tensor.detach().cpu().contiguous() for tensor in tensors]
     described = json.dumps([[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in plain])
-    head = len(described).to_bytes(8, "little") + described.encode()
-    data = [tensor.flatten().view(torch.uint8) for tensor in plain if tensor.numel()]
-    return torch.cat([torch.frombuffer(bytearray(head), dtype=torch.uint8), *data])
+    return _with_head(described.encode(), *(tensor.flatten().view(torch.uint8) for tensor in plain if tensor.numel()))
 
 
 def _unpack(packed: "Tensor") -> list["Tensor"]:
     """Return the tensors in a row of bytes, which may be longer than they are; the inverse of `_pack`."""
     import torch
 
-    start = 8 + int.from_bytes(bytes(packed[:8].tolist()), "little")
-    tensors = []
-    for name, shape in json.loads(bytes(packed[8:start].tolist())):
+    described, data = _without_head(packed)
+    tensors, start = [], 0
+    for name, shape in json.loads(described):
         empty = torch.empty(shape, dtype=getattr(torch, name))
         n_bytes = empty.numel() * empty.element_size()
         if n_bytes:
-            empty.view(-1).view(torch.uint8).copy_(packed[start : start + n_bytes])
+            empty.view(-1).view(torch.uint8).copy_(data[start : start + n_bytes])
         tensors.append(empty)
         start += n_bytes
     return tensors
+
+
+def _with_head(text: bytes, *rows: "Tensor") -> "Tensor":
+    """Return the length of a text, the text and rows of bytes as one row."""
+    import torch
+
+    head = len(text).to_bytes(8, "little") + text
+    return torch.cat([torch.frombuffer(bytearray(head), dtype=torch.uint8), *rows])
+
+
+def _without_head(row: "Tensor") -> tuple[bytes, "Tensor"]:
+    """Return the text and the rest of a row of bytes; the inverse of `_with_head`."""
+    start = 8 + int.from_bytes(bytes(row[:8].tolist()), "little")
+    return bytes(row[8:start].tolist()), row[start:]
 
 
 @contextmanager

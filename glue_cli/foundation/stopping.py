@@ -1,7 +1,7 @@
 """The wish that a run stops, as signals bring it: at once, or between two of its steps. Needs no torch."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,11 +53,13 @@ class Stop:
     Attributes:
         asked_by: the number of the first signal that has asked for it; None so far.
         can_resume: whether the run is one that a later one goes on with.
+        rescue: saves the state before the step, from any thread, if the step does not end; None where that cannot be.
     """
 
     def __init__(self) -> None:
         self.asked_by: int | None = None
         self.can_resume = False
+        self.rescue: Callable[[], None] | None = None
         self._is_deferred = False
 
     def ask(self, number: int) -> None:

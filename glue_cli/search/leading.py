@@ -1,13 +1,12 @@
 """One process searches, the others help it: it tells them each question before all of them work on the answer.
 
 Only the first process has a strategy, a budget, a guard and a clock. Whatever it decides, by its time or by numbers
-that another machine would round differently, the others cannot disagree: they know questions, not the search.
+that another machine would round differently, the others cannot disagree: they know questions, not the search. Of the
+search they have its state after each step, which they save if the first process is lost.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
@@ -95,10 +94,9 @@ def answers_of(objective: BlendObjective) -> Answers:
 
 
 def tell(ranks: Ranks, question: str, *arguments: object, **named: object) -> None:
-    """Tell the other processes a question; its arguments are tensors, and values that JSON has."""
+    """Tell the other processes a question; its arguments are tensors and JSON values, or hold them."""
     if ranks.size > 1:
-        told = {name: _plain(value) for name, value in named.items()}
-        ranks.tell({"question": question, "arguments": [_plain(value) for value in arguments], "named": told})
+        ranks.tell({"question": question, "arguments": arguments, "named": named})
 
 
 def dismiss(ranks: Ranks) -> None:
@@ -115,14 +113,4 @@ def follow(ranks: Ranks, answers: Answers) -> None:
     while told := ranks.hear():
         if "stopped_by" in told:
             raise Stopped(told["stopped_by"])
-        named = {name: _restored(value) for name, value in told["named"].items()}
-        answers[told["question"]](*map(_restored, told["arguments"]), **named)
-
-
-def _plain(value: object) -> object:
-    """Return a tensor as its dtype and numbers; JSON gives back every float64 as it was."""
-    return [str(value.dtype).removeprefix("torch."), value.tolist()] if isinstance(value, Tensor) else value
-
-
-def _restored(value: Any) -> object:
-    return torch.tensor(value[1], dtype=getattr(torch, value[0])) if isinstance(value, list) else value
+        answers[told["question"]](*told["arguments"], **told["named"])

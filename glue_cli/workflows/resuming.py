@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,19 +21,25 @@ from glue_cli.checkpoints.run_state import (
     holding_state,
     read_state,
     state_file,
+    taking_over,
     write_state,
 )
 from glue_cli.foundation.errors import GlueError, UsageError
+from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.progress import Noted
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.state import State, is_good
 from glue_cli.foundation.stopping import Lost, Stopped
 from glue_cli.results.history import Write, writing_history
 from glue_cli.running.device import find_device
+from glue_cli.search.leading import tell
 from glue_cli.spec.schema import Spec
 
-_USUAL_S = 30.0
-_SHARE = 0.02  # the largest share of the time that saving may take, if its interval is not given
+# If its interval is not given, a state is saved every so many seconds, unless that takes more than this share of the
+# time. Of a model that is dealt out, more often: with any process that is lost, all steps since are lost.
+_USUALLY, _WHERE_ALL_ARE_NEEDED = (30.0, 0.02), (10.0, 0.1)
+_TAKING_OVER_S = 2.0  # that a process waits for another one to end, or to have saved the state
 
 
 class Keeper:
@@ -49,14 +57,29 @@ class Keeper:
         self.needs_all = False
         self._file, self._run, self._saved = file, run, saved
         self._identity: dict[str, Any] = {}
+        self._n_made = saved.n_made if saved else 0
         self._n_steps = 0  # since the last state was saved
-        self._last: _Moment | None = None  # after the last whole step, in case that another process is lost
+        self._last: Moment | None = None  # after the last whole step, in case that another process is lost
+        self._is_told = False  # whether the other processes have it from this one
+        self._history_bytes: int | None = None
+        self._has_grown = False  # whether the history is longer than the other processes know
         self._last_s, self._saving_s = time.monotonic(), 0.0
 
-    def history(self, *, force: bool, **always: Any) -> AbstractContextManager[Write]:
-        """Open the run's history with `writing_history`, to add to the lines written before the state was saved."""
+    @contextmanager
+    def history(self, *, force: bool, **always: Any) -> Iterator[Write]:
+        """Open the run's history with `writing_history`, to add to the lines written before the state was saved.
+
+        Of several processes the first one writes it, and all of them have to write the same lines.
+        """
         replace = force or self._run.saving.resumes
-        return writing_history(self._run.history, replace=replace, kept_bytes=self.history_bytes, **always)
+        with writing_history(self._run.history, replace=replace, kept_bytes=self.history_bytes, **always) as write:
+            self._has_grown = True
+
+            def write_and_note(line: dict[str, Any]) -> None:
+                write(line)
+                self._has_grown = True
+
+            yield write_and_note
 
     @property
     def history_bytes(self) -> int | None:
@@ -98,15 +121,18 @@ class Keeper:
     def steps(self) -> Iterator[None]:
         """Hold back a signal until the current step ends; the block has to call `checkpoint` after each step.
 
-        If another process is lost in a step, the first one saves the state before that step.
+        If another process is lost in a step, one of those that are left saves the state before that step.
         """
         with self._run.stop.deferred():
             try:
                 yield
             except Lost:
-                if self._last is not None and self._run.ranks.is_first and not self.needs_all:
-                    self._save_if_good(self._last)
+                self._rescue()
                 raise
+            finally:
+                self._run.stop.rescue = None
+            if self._is_told and self._last:
+                self._save_if_good(self._last)  # the other processes go, and nobody is left to save it
         self._run.stop.give_up()  # if a signal came after the last step
 
     def checkpoint(self, make_state: Callable[[], State]) -> None:
@@ -120,52 +146,98 @@ class Keeper:
             Stopped: the run was asked to stop.
             ResourceError: the state cannot be written.
         """
+        ranks, self._n_made = self._run.ranks, self._n_made + 1
+        if ranks.is_first:
+            self._history_bytes = self._history_length()
+            self._last = Moment(make_state, self._history_bytes, self._n_made)
+        else:
+            self._last = None  # until it knows how long the history is
+        if self._has_grown:
+            self._history_bytes = ranks.from_first(lambda: self._history_bytes)
+            self._has_grown = False
+        self._last = Moment(make_state, self._history_bytes, self._n_made)
+        self._save_or_stop(self._last)
+
+    def checkpoint_and_tell(self, make_state: Callable[[], State]) -> None:
+        """As `checkpoint`, for a small state that this process alone has: it tells the others, which `keep` it."""
+        state, self._n_made = {name: _copied(value) for name, value in make_state().items()}, self._n_made + 1
+        self._last = Moment(lambda: state, self._history_length(), self._n_made)
+        self._is_told, self._run.stop.rescue = True, self._rescue  # as where a machine is gone without a word
+        tell(self._run.ranks, "keep", state, self._last.history_bytes, self._n_made)
+        self._save_or_stop(self._last)
+
+    def keep(self, state: State, history_bytes: int | None, n_made: int) -> None:
+        """Hold a state that another process tells, to save it if that process is lost."""
+        self._run.stop.rescue = self._rescue
+        self._last = Moment(lambda: state, history_bytes, n_made)
+
+    def _save_or_stop(self, moment: "Moment") -> None:
         self._n_steps += 1
         ranks, stop = self._run.ranks, self._run.stop
-        self._last = _Moment(make_state, self._history_length())
         asked_by = ranks.stopped_by if ranks.size > 1 else stop.asked_by
         is_due = asked_by is not None or self._is_due()
         if self.needs_all:
             is_due = ranks.from_first(lambda: is_due)
         if is_due and (ranks.is_first or self.needs_all):
-            state = make_state()
+            state = moment.make_state()
             if ranks.is_first:
-                self._save_if_good(self._last._replace(make_state=lambda: state))
+                self._save_if_good(moment._replace(make_state=lambda: state))
         if asked_by is not None:
             ranks.from_first(lambda: {"stopped_by": asked_by})  # nobody ends before the state is saved
             raise Stopped(asked_by)
 
-    def checkpoint_of_copy(self, make_state: Callable[[], State]) -> None:
-        """As `checkpoint`, for a small state that the next step may change before it has ended."""
-        state = {name: _copied(value) for name, value in make_state().items()}
-        self.checkpoint(lambda: state)
+    def _rescue(self) -> None:
+        """Save the state before the step in which another process was lost, if no other process has it saved.
+
+        The first process does so; if it is the one that was lost, another one that gets hold of the file. Of a model
+        that is dealt out, nobody has all of the state.
+        """
+        if self._last is None or self.needs_all:
+            return
+        if self._run.ranks.is_first:
+            self._save_if_good(self._last)
+            return
+        with taking_over(self._file, _TAKING_OVER_S) as is_ours:
+            if is_ours and not self._is_saved(self._last):
+                self._save_if_good(self._last)
+
+    def _is_saved(self, moment: "Moment") -> bool:
+        """Tell whether the file has this state, or one that is further on."""
+        try:
+            saved = read_state(self._file)
+        except GlueError:  # there is none, or what is there is of no use
+            return False
+        return saved.identity == self._identity and saved.n_made >= moment.n_made
 
     def _is_due(self) -> bool:
         every = self._run.saving.every
         if every and every.steps:
             return self._n_steps >= every.steps
-        wait = every.seconds if every and every.seconds else max(_USUAL_S, self._saving_s / _SHARE)
+        usual_s, share = _WHERE_ALL_ARE_NEEDED if self.needs_all else _USUALLY
+        wait = every.seconds if every and every.seconds else max(usual_s, self._saving_s / share)
         return time.monotonic() - self._last_s >= wait
 
     def _history_length(self) -> int | None:
         history = self._run.history
         return history.stat().st_size if history else None
 
-    def _save_if_good(self, moment: "_Moment") -> None:
+    def _save_if_good(self, moment: "Moment") -> None:
         began = time.monotonic()
         state, threads = moment.make_state(), torch.get_num_threads()
         if not is_good(state):
             return
-        write_state(self._file, SavedState(state, self._identity, self.precision, threads, moment.history_bytes))
+        history_bytes, n_made = moment.history_bytes, moment.n_made
+        write_state(self._file, SavedState(state, self._identity, self.precision, threads, history_bytes, n_made))
         self._last_s, self._n_steps = time.monotonic(), 0
         self._saving_s = self._last_s - began
 
 
-class _Moment(NamedTuple):
-    """What is to be saved of the moment between two steps."""
+class Moment(NamedTuple):
+    """What is to be saved of the moment between two steps; see `SavedState`."""
 
     make_state: Callable[[], State]
     history_bytes: int | None
+    n_made: int
 
 
 def _copied(value: object) -> object:
@@ -176,7 +248,7 @@ def _copied(value: object) -> object:
 def keeping(output: Path, run: Run) -> Iterator[Keeper]:
     """Hold the state of the run that makes `output`, and remove it when the output is written.
 
-    Of several processes, the first one holds and removes it; the others only read it.
+    Of several processes, the first one holds and removes it; the others read it, or their own if they share no disk.
 
     Raises:
         UsageError: another running process holds the state.
@@ -192,6 +264,7 @@ def keeping(output: Path, run: Run) -> Iterator[Keeper]:
             else:
                 text = f"an earlier run has left the state '{file}'; with --resume this one would have gone on from it"
                 run.progress(Noted(text, warning=True))
+        saved = _furthest(saved, run.ranks)
         run.stop.can_resume = True
         try:
             yield Keeper(file, run, saved)
@@ -203,6 +276,26 @@ def keeping(output: Path, run: Run) -> Iterator[Keeper]:
         if is_first:
             with suppress(OSError):
                 file.unlink()
+        elif run.ranks.place.local_rank == 0:
+            forget_run(output)  # on a machine with a disk of its own; else the first process holds it
+
+
+def _furthest(own: SavedState | None, ranks: Ranks) -> SavedState | None:
+    """Return the state that all processes of a job go on from: of those of one run, the one that is furthest on.
+
+    Where machines share no disk, processes may have found different states, or none: if the first one is lost, another
+    one has saved the state.
+    """
+    said = [-1, -1]  # of which run, and how far on
+    if own:
+        said = [int.from_bytes(sha256(as_json(own.identity).encode()).digest()[:7]), own.n_made]
+    found = [tuple(each.tolist()) for each in ranks.gather([torch.tensor(said)])]
+    run = next((run for run, _ in found if run != -1), -1)
+    best = max((one for one in found if one[0] == run), key=lambda one: one[1])
+    if all(one == best for one in found):
+        return own
+    values = ranks.from_one(found.index(best), lambda: {f.name: getattr(own, f.name) for f in fields(SavedState)})
+    return SavedState(**values)
 
 
 def is_finished(output: Path, wanted: Mapping[str, Any], run: Run, *, force: bool) -> bool:

@@ -40,7 +40,7 @@ def same(a, b):
 
 def test_a_state_comes_back_as_it_was(tmp_path):
     file = state_file(tmp_path / "p.safetensors")
-    write_state(file, SavedState(STATE, {"seed": 3}, "bf16", 2, 17))
+    write_state(file, SavedState(STATE, {"seed": 3}, "bf16", 2, 17, 5))
     found = read_state(file)
     assert found.state.keys() == STATE.keys()
     assert all(same(found.state[name], value) for name, value in STATE.items())

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from glue_cli.cli.signals import holding_signals
+from glue_cli.cli.signals import holding_signals, ignoring_signals
 
 TIMEOUT_S = 200
 
@@ -79,3 +79,24 @@ run()
     assert done.returncode == 128 + getattr(signal, name), done.stderr
     assert done.stdout == "" and "Traceback" not in done.stderr
     assert snapshot() == before
+
+
+def test_signals_are_ignored_while_a_process_says_why_it_stops():
+    with ignoring_signals():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_step_that_does_not_end_leaves_the_state_that_can_be_rescued():
+    program = """
+import os, signal, threading, time
+from glue_cli.cli import signals
+signals._END_S, signals._RESCUE_S = 0.2, 20
+with signals.stopping() as stop, stop.deferred():
+    stop.can_resume, stop.rescue = True, lambda: print("rescued", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
+"""
+    done = run_program(program)
+    assert (done.returncode, done.stdout) == (75, "rescued\n") and "in the middle of a step" in done.stderr

@@ -75,6 +75,10 @@ for own in (tensors, tensors[: rank + 1], []):
     gathered = ranks.gather(own)
     found["lists"].append([[str(t.dtype), list(t.shape), str(t.tolist())] for t in gathered])
 found["told"] = ranks.from_first(lambda: {"by": rank, "text": "\\u00e9" * 3000, "none": None})
+held = {"n": float("inf"), "tensors": [torch.eye(60, dtype=torch.float64)[:rank + 1], torch.zeros(0, 3), {"no": 1}]}
+held = ranks.from_one(2, lambda: held)
+sizes = [list(t.shape) for t in held["tensors"][:2]]
+found["held"] = [held["n"], sizes, held["tensors"][0].diag().sum().item(), held["tensors"][2]]
 found["stopped"] = [ranks.stopped_by]
 if rank == 1:
     with stop.deferred():
@@ -116,6 +120,7 @@ def test_what_processes_exchange(tmp_path):
     for one in found:
         assert one["lists"] == found[0]["lists"]
         assert one["told"] == {"by": 0, "text": "\u00e9" * 3000, "none": None}
+        assert one["held"] == [float("inf"), [[3, 60], [0, 3]], 3.0, {"no": 1}]
         assert one["stopped"] == [None, signal.SIGUSR1]  # which one of them has heard of
     assert sum(one["speaks"] for one in found) == 1
     assert done.returncode != 0 and sorted(path.name for path in tmp_path.glob("*.lost")) == ["0.lost", "2.lost"]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_threads import by_several
 
-from glue_cli.checkpoints.run_state import read_state, state_file
+from glue_cli.checkpoints.run_state import SavedState, read_state, state_file, write_state
 from glue_cli.foundation.errors import UsageError
-from glue_cli.foundation.ranks import Place, Ranks
 from glue_cli.foundation.saving import SaveEvery, Saving
 from glue_cli.foundation.stopping import Lost, Stop, Stopped
 from glue_cli.methods import SEARCHES
@@ -216,20 +216,87 @@ def test_how_often_a_state_is_saved(make_spec, run, experts, tmp_path, monkeypat
         assert saved == wanted, every
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_when_another_process_is_lost_the_first_saves_the_state_before_that_step(run, tmp_path, rank):
+class Killed(Exception):
+    """Stands for the end of a process that says nothing to the others."""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_a_process_is_lost_another_one_saves_the_state_before_that_step(run, tmp_path, killed):
     history, output = tmp_path / "h.jsonl", tmp_path / "o.safetensors"
     history.write_text("1\n")
-    state = {"alpha": torch.zeros(2), "n_steps": 1}
-    of_two = replace(run, ranks=Ranks(Place(rank, 2)), history=history)
-    with pytest.raises(Lost) as lost, keeping(output, of_two) as keeper, keeper.steps():
-        keeper.checkpoint_of_copy(lambda: state)
-        state["alpha"] += 1
-        history.write_text("1\n2\n")
-        raise Lost
-    if rank:
-        assert not state_file(output).exists() and lost.value.state is None
-        return
+
+    def work(ranks):
+        state = {"alpha": torch.zeros(2), "n_steps": 1}
+        own = replace(run, ranks=ranks, stop=Stop(), history=history if ranks.is_first else None)
+        end = Killed if ranks.place.rank == killed else Lost
+        with pytest.raises(end) as ended, keeping(output, own) as keeper, keeper.steps():
+            if ranks.is_first:
+                keeper.checkpoint_and_tell(lambda: state)
+                state["alpha"] += 1
+                history.write_text("1\n2\n")
+            else:
+                keeper.keep(*ranks.hear()["arguments"])
+            raise end
+        return getattr(ended.value, "state", None)
+
+    states = by_several(2, work)
     saved = read_state(state_file(output))
     assert (saved.state["alpha"].tolist(), saved.state["n_steps"], saved.history_bytes) == ([0, 0], 1, 2)
-    assert lost.value.state == state_file(output)
+    assert states[1 - killed] == state_file(output)
+    assert {path.name for path in tmp_path.iterdir()} == {"h.jsonl", state_file(output).name}
+
+
+def test_a_training_is_saved_by_any_process_with_the_length_of_the_history(run, tmp_path):
+    history, output = tmp_path / "h.jsonl", tmp_path / "o.safetensors"
+
+    def work(ranks):
+        own = replace(run, ranks=ranks, stop=Stop(), history=history if ranks.is_first else None)
+        end = Killed if ranks.is_first else Lost
+        with pytest.raises(end), keeping(output, own) as keeper:
+            with keeper.history(force=False) as write, keeper.steps():
+                write({"epoch": 0})
+                keeper.checkpoint(lambda: {"n_steps": 0})
+                keeper.checkpoint(lambda: {"n_steps": 1})
+                if ranks.is_first:
+                    write({"epoch": 1})
+                raise end
+
+    by_several(2, work)
+    saved = read_state(state_file(output))
+    assert saved.state == {"n_steps": 1}
+    assert saved.history_bytes == len(history.read_bytes().splitlines(keepends=True)[0]) < len(history.read_bytes())
+
+
+@pytest.mark.parametrize("of_first", [None, 3, 8])
+def test_without_a_shared_disk_all_go_on_from_the_state_that_is_furthest_on(run, tmp_path, of_first):
+    alphas = {rank: torch.tensor([0.1 + rank, float("nan")], dtype=torch.float64) for rank in range(3)}
+    n_made = {0: of_first, 1: None, 2: 5}
+    for rank, n in n_made.items():
+        (tmp_path / str(rank)).mkdir()
+        if n is not None:
+            saved = SavedState({"alpha": alphas[rank]}, {"seed": 1}, "fp32", 1, 17, n)
+            write_state(state_file(tmp_path / str(rank) / "o"), saved)
+
+    def work(ranks):
+        own = replace(run, ranks=ranks, stop=Stop(), saving=Saving(resumes=True))
+        with keeping(tmp_path / str(ranks.place.rank) / "o", own) as keeper:
+            return keeper.state["alpha"], keeper.history_bytes
+
+    wanted = alphas[0] if of_first == 8 else alphas[2]
+    for alpha, history_bytes in by_several(3, work):
+        assert torch.equal(alpha[:1], wanted[:1]) and alpha.dtype == torch.float64 and history_bytes == 17
+    assert not [*tmp_path.glob("0/.*")]
+
+
+def test_the_state_of_another_run_on_another_machine_is_left_alone(run, tmp_path):
+    for rank, seed in enumerate((1, 2)):
+        (tmp_path / str(rank)).mkdir()
+        saved = SavedState({"rank": rank}, {"seed": seed}, None, 1, None, 1 + rank)
+        write_state(state_file(tmp_path / str(rank) / "o"), saved)
+
+    def work(ranks):
+        own = replace(run, ranks=ranks, stop=Stop(), saving=Saving(resumes=True))
+        with keeping(tmp_path / str(ranks.place.rank) / "o", own) as keeper:
+            return keeper.state["rank"]
+
+    assert by_several(2, work) == [0, 0]

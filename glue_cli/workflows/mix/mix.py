@@ -72,8 +72,9 @@ def help_mix(plan: MixPlan, run: Run) -> None:
     with keeping(plan.destination.result, run) as keeper:
         _begin(keeper, plan, target)
         setting = make_setting(plan, keeper.as_before(plan.spec), target, experts, run)
+        keeper.precision = setting.compute.precision
         with keeper.steps():
-            setting.follow()
+            setting.follow(keeper.keep)
 
 
 def described(plan: MixPlan) -> dict[str, Any]:

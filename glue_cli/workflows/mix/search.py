@@ -101,7 +101,7 @@ def search(
             setting.settings,
             seed=plan.seed,
             observe=observe,
-            checkpoint=keeper.checkpoint if run.ranks.size == 1 else keeper.checkpoint_of_copy,
+            checkpoint=keeper.checkpoint if run.ranks.size == 1 else keeper.checkpoint_and_tell,
             state=keeper.state,
         )
     run.progress(Finished())

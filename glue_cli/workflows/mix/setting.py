@@ -1,6 +1,7 @@
 """What a search works on: the function that it minimises, and the blend as it would be written."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,7 +23,7 @@ from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.means import ExampleSums
 from glue_cli.search.criterion import Criterion
 from glue_cli.search.held_out import HeldOut, Judge
-from glue_cli.search.leading import LedObjective, answers_of, dismiss, follow, tell
+from glue_cli.search.leading import Answers, LedObjective, answers_of, dismiss, follow, tell
 from glue_cli.search.objective import BlendObjective
 from glue_cli.search.protocol import Blends, WrittenBlend
 from glue_cli.search.reach import Reach
@@ -104,13 +105,16 @@ class Setting:
         """Which examples BatchNorm's statistics are taken from."""
         return self._labels.sample
 
-    def follow(self) -> None:
+    def follow(self, keep: Callable[..., None]) -> None:
         """Help the process that searches until it needs no more help.
 
+        Args:
+            keep: `Keeper.keep`.
         Raises:
             Stopped: the job was asked to stop, and its state is saved.
         """
-        follow(self._ranks, {**answers_of(self._own), "load": self._load, "measure": self._measure})
+        others: Answers = {"load": self._load, "measure": self._measure, "keep": keep}
+        follow(self._ranks, {**answers_of(self._own), **others})
 
     def dismiss(self) -> None:
         """Let the processes go that follow this one."""
