@@ -27,10 +27,9 @@ from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.seeds import generator
 from glue_cli.models.weights import load_model
-from glue_cli.running.batchnorm import refresh_statistics
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
-from glue_cli.running.observed_batchnorm import refresh_from_few
+from glue_cli.running.refreshing import refresh_from_few, refresh_statistics
 from glue_cli.spec.schema import Spec
 from glue_cli.spec.yaml_file import read_spec
 from glue_cli.workflows.evaluation import evaluate_model

@@ -230,13 +230,13 @@ def mix(
         coefficients, rules, writing, overrides = _repeating(repeated, writing)
     else:
         coefficients = _coefficients(method, alpha, sizes)
-    if not (session.is_first or coefficients.needs_data):
+    is_shared = coefficients.needs_data or rules.batchnorm == "refresh"
+    if not (session.is_first or is_shared):
         return  # the first process of a job does what no other can help it with
     check_name("--bank", bank, ALL_BANKS)
     _check_search_options(budget, explain, bank, coefficients.is_search)
-    needs_spec = coefficients.needs_data or rules.batchnorm == "refresh"
     asks_for_spec = "spec" in session.typed or session.set_
-    spec = session.read_spec(*overrides) if needs_spec or asks_for_spec else None
+    spec = session.read_spec(*overrides) if is_shared or asks_for_spec else None
     with redirect_stdout(sys.stderr):  # a user's module is imported here, and may print
         plan = plan_mix(
             experts or [],
@@ -247,14 +247,14 @@ def mix(
             weights=weights,
             writing=writing,
             search=Search(bank, explain, None if memory is None else writing.memory_bytes),
-            spec=spec if needs_spec else None,
+            spec=spec if is_shared else None,
             seed=repeated.said.seed if repeated else spec.seed if spec else session.seed or 0,
             like=repeated,
         )
     if session.dry_run:
         session.finish_dry_run("mix", planned(plan))
         return
-    with session.running(shared=coefficients.needs_data) as run:
+    with session.running(shared=is_shared) as run:
         if not session.is_first:
             with holding_signals():
                 from glue_cli.workflows.mix.mix import help_mix

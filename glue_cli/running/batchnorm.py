@@ -1,17 +1,16 @@
-"""BatchNorm's running statistics: with a derivative, replaced by those of a batch, or computed anew from data.
+"""BatchNorm's running statistics: with a derivative, or replaced by those of a batch; see `refreshing` for new ones.
 
 torch's own `batch_norm` has no derivative with respect to them: it raises when they require a gradient. In eval mode
 BatchNorm is an affine map, so that the gradient of a blend's loss can pass through the blended statistics too.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glue_cli.foundation.batchnorm_names import STATISTICS
-from glue_cli.running.forward import Batch
 
 
 def differentiate_statistics(model: nn.Module) -> None:
@@ -25,28 +24,6 @@ def use_batch_statistics(model: nn.Module) -> None:
     for _, module in batchnorms(model):
         module.training = True  # not `train`: what lies inside, such as timm's dropout, stays in eval mode
         module.track_running_stats = False
-
-
-@torch.no_grad()
-def refresh_statistics(
-    model: nn.Module, batches: Iterable[Batch], forward: Callable[[nn.Module, Batch], object]
-) -> None:
-    """Replace the running statistics of a model in eval mode by the mean over batches, by forward passes alone.
-
-    Dropout and the like stay in eval mode; all batches have the same weight, as in `torch.optim.swa_utils.update_bn`.
-
-    Source: section 3 of the paper, "refreshing BatchNorm statistics".
-    """
-    momenta = [(module, module.momentum) for _, module in batchnorms(model)]
-    for module, _ in momenta:
-        module.reset_running_stats()
-        module.momentum = None  # a cumulative mean
-        module.training = True
-    for batch in batches:
-        forward(model, batch)
-    for module, momentum in momenta:
-        module.momentum = momentum
-    model.eval()
 
 
 def has_batchnorm(model: nn.Module) -> bool:

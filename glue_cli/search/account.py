@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sized
 from dataclasses import asdict, dataclass
 
 from glue_cli.foundation.state import State
@@ -21,6 +22,11 @@ class Cost:
     def equivalents(self) -> int:
         """The cost in forwards; a backward counts as two."""
         return self.forwards + 2 * self.backwards
+
+    def charge(self, targets: Sized, n: int = 1) -> None:
+        """Charge n forwards on a batch with these targets, whichever process makes them."""
+        self.forwards += n
+        self.examples += n * len(targets)
 
 
 class Purse:

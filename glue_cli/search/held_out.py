@@ -44,20 +44,20 @@ class Judge:
         """Set the blend to alpha [G, K], with statistics of BatchNorm from the batches `refreshing` if given."""
         self.blend.load(alpha)
         if refreshing:
-            self.blend.refresh(_charged(refreshing.again(), charge))
+            self.blend.refresh(charged(refreshing.again(), charge), self._ranks)
 
     @torch.no_grad()
     def terms(self, batches: Batches, charge: Charge) -> list[ExampleSums]:
         """Return the terms of the criterion for the blend, batch by batch."""
         own = self._ranks.share(batches.n)
-        mine = (batch for number, batch in enumerate(_charged(batches.again(), charge)) if number in own)
+        mine = (batch for number, batch in enumerate(charged(batches.again(), charge)) if number in own)
         return gathered_sums(list(starmap(self._sum_up, self.blend.outputs(mine))), self._ranks)
 
     def _sum_up(self, outputs: Tensor, targets: Tensor) -> ExampleSums:
         return ExampleSums.of(self._criterion.terms(outputs, targets), targets)
 
 
-def _charged(batches: Iterable[Batch], charge: Charge) -> Iterator[Batch]:
+def charged(batches: Iterable[Batch], charge: Charge) -> Iterator[Batch]:
     """Yield the batches, and charge a forward for each."""
     for batch in batches:
         charge(batch[1])

@@ -158,7 +158,7 @@ class BlendObjective:
             for column, more in zip(rows, (secants.slopes, secants.roots, at_alpha), strict=True):
                 column += more
         next(on_the_way, None)  # there is no more, but other processes may need this one until they are done
-        self.charge(batch[1], n=1 + n)
+        self.cost.charge(batch[1], n=1 + n)
         slopes, roots = ([torch.cat(slices) for slices in self._sharing.by_blend(one, n)] for one in rows[:2])
         (at_alpha,) = self._sharing.by_blend(rows[2], 1)
         value = self._value(at_alpha, batch[1]).item()
@@ -178,7 +178,7 @@ class BlendObjective:
             sharing = Sharing(sharing.ranks, is_cut=False)
         pieces = sharing.pieces(len(batch[1]), 1)
         found = [self._weighted_gradient(alpha, piece.of(batch), step, batch[1]) for piece in pieces]
-        self.charge(batch[1])
+        self.cost.charge(batch[1])
         self.cost.backwards += 1
         (slices,) = sharing.by_blend(found, 1)
         total = torch.stack(slices).sum(0)
@@ -224,7 +224,7 @@ class BlendObjective:
         if self._held_out is None:
             return self.with_statistics(statistics).validation_terms(alphas, n_batches)
         before = self.cost.forwards
-        terms = self._held_out.terms(alphas, statistics, n_batches, self.charge)
+        terms = self._held_out.terms(alphas, statistics, n_batches, self.cost.charge)
         self.cost.validation_forwards += self.cost.forwards - before
         return terms
 
@@ -248,7 +248,7 @@ class BlendObjective:
         batch = self._minibatches.at_step(step)
         pieces = self._sharing.pieces(len(batch[1]), len(alphas))
         found = list(starmap(self._found, blends.outputs(alphas, [batch], step, pieces=pieces)))
-        self.charge(batch[1], n=len(alphas))
+        self.cost.charge(batch[1], n=len(alphas))
         by_blend = self._sharing.by_blend(found, len(alphas))
         return torch.stack([self._value(slices, batch[1]) for slices in by_blend]).cpu()
 
@@ -269,14 +269,9 @@ class BlendObjective:
     def _charged(self, batches: Iterable[Batch], own: range) -> Iterator[Batch]:
         """Charge a forward on each batch, and yield those whose numbers are this process's own."""
         for number, batch in enumerate(batches):
-            self.charge(batch[1])
+            self.cost.charge(batch[1])
             if number in own:
                 yield batch
-
-    def charge(self, targets: Tensor, n: int = 1) -> None:
-        """Charge n forwards on a batch with these targets."""
-        self.cost.forwards += n
-        self.cost.examples += n * len(targets)
 
 
 def _spread(pairs: Tensor, factor: float) -> Tensor:

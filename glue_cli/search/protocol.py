@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch
 from glue_cli.running.timing import Precision
@@ -45,10 +46,10 @@ class WrittenBlend(Protocol):
     def load(self, alpha: Tensor) -> None:
         """Set it to the blend for alpha [G, K]."""
 
-    def refresh(self, batches: Iterable[Batch]) -> None:
+    def refresh(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """Take BatchNorm's statistics from these batches, as far as they are certain.
 
-        Cost: a forward for each batch.
+        Cost: a forward for each batch, which the processes `ranks` share.
         """
 
     def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:

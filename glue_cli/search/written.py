@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.batchnorm import keep_own_counters, statistics_of
 from glue_cli.running.forward import Batch, Inputs, outputs_of
-from glue_cli.running.observed_batchnorm import refresh_from_few
+from glue_cli.running.refreshing import refresh_from_few
 from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
@@ -41,9 +42,9 @@ class WrittenInMemory:
         set_tensors(self._model, made)
 
     @torch.no_grad()
-    def refresh(self, batches: Iterable[Batch]) -> None:
+    def refresh(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """As `WrittenBlend.refresh`."""
-        refresh_from_few(self._model, batches, lambda model, batch: outputs_of(model, batch[0]))
+        refresh_from_few(self._model, batches, lambda model, batch: outputs_of(model, batch[0]), ranks)
         self._round()
 
     def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:

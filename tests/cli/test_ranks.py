@@ -140,6 +140,30 @@ def test_experts_are_evaluated_together(here, glue, start):
         assert several[same] == pytest.approx(alone[same], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--method", "uniform"],
+        ["--method", "proxy"],
+        ["--method", "spsa", "--set", "mix.search=plain", "--set", "objective=f1"],
+    ],
+    ids=["uniform", "proxy", "spsa by F1"],
+)
+def test_statistics_are_taken_together(here, glue, start, how):
+    """Of all training data, once alpha is chosen; the bytes are the same without a launcher."""
+    line = ["mix", *how, *MIX[3:], "--batchnorm", "refresh", "--json", "-q"]
+    alone = glue(*line, "-o", "alone.safetensors", code=0).json
+    for n in (2, 3):
+        found = result_of(start(n, *line, "-o", f"{n}.safetensors"))
+        assert found["alpha"] == pytest.approx(alone["alpha"], abs=1e-6)
+        for key in ("forwards", "validation_forwards", "examples"):
+            assert found["cost"][key] == alone["cost"][key]
+        assert apart(here / f"{n}.safetensors", here / "alone.safetensors") < (1e-9 if "uniform" in how else 1e-5)
+    assert apart(here / "2.safetensors", here / "3.safetensors") == 0
+    glue("mix", "--like", "2.safetensors", *MIX[3:], "-q", "-o", "again.safetensors", code=0)
+    assert (here / "again.safetensors").read_bytes() == (here / "2.safetensors").read_bytes()
+
+
 def test_training_and_evaluation_are_those_of_one_process_up_to_rounding(here, glue, start):
     lines = {
         "e.safetensors": ["train-expert", "--expert", "0", "--set", "train.epochs=2"],

@@ -4,14 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from glue_cli.running.batchnorm import (
-    differentiate_statistics,
-    refresh_statistics,
-    statistics_of,
-    use_batch_statistics,
-)
-from glue_cli.running.forward import outputs_of
-from glue_cli.running.observed_batchnorm import refresh_from_few
+from glue_cli.running.batchnorm import differentiate_statistics, statistics_of, use_batch_statistics
+from glue_cli.running.refreshing import refresh_from_few, refresh_statistics
 
 
 def make(kind, **options):
@@ -93,11 +87,6 @@ NAMES = ["first.1.running_mean", "first.1.running_var", "first.1.num_batches_tra
 NAMES += [f"last.2.{field}" for field in ("running_mean", "running_var", "num_batches_tracked")]
 
 
-def refresh(model):
-    refresh_statistics(model, BATCHES, lambda model, batch: outputs_of(model, batch[0]))
-    return model
-
-
 def test_statistics_by_their_names_in_the_state_dict():
     model = seeded()
     found, state = statistics_of(model), model.state_dict()
@@ -105,35 +94,6 @@ def test_statistics_by_their_names_in_the_state_dict():
     assert all(found[name].data_ptr() == state[name].data_ptr() for name in NAMES)
     assert list(statistics_of(nn.BatchNorm1d(3))) == ["running_mean", "running_var", "num_batches_tracked"]
     assert statistics_of(nn.Linear(2, 2)) == {}
-
-
-def test_refreshed_statistics_equal_those_of_torch():
-    ours, torchs = refresh(seeded()), seeded()
-    torch.optim.swa_utils.update_bn([images for images, _ in BATCHES], torchs)
-    for name, tensor in torchs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
-    assert not torch.equal(ours.first[1].running_mean, seeded().first[1].running_mean)
-
-
-def test_refreshing_leaves_dropout_off_and_eval_mode_on():
-    noisy, quiet = refresh(seeded(0.5)), refresh(seeded())
-    for name, tensor in statistics_of(quiet).items():
-        assert torch.equal(statistics_of(noisy)[name], tensor)
-    assert not any(module.training for module in noisy.modules())
-    assert all(parameter.grad is None for parameter in noisy.parameters())
-
-
-def test_refreshing_twice_changes_nothing_more():
-    once, twice = refresh(seeded()), refresh(refresh(seeded()))
-    for name, tensor in statistics_of(once).items():
-        assert torch.equal(statistics_of(twice)[name], tensor)
-
-
-def test_refreshing_leaves_the_momentum_of_later_training():
-    assert [module.momentum for module in refresh(seeded()).modules() if isinstance(module, nn.BatchNorm2d)] == [
-        0.1,
-        0.1,
-    ]
 
 
 def test_batch_statistics_are_those_of_train_mode():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_nets import ALPHA, ALPHAS, BOTH, batch_of, conv_net
 
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.device import Compute
 from glue_cli.search import points as points_module
 from glue_cli.search.blend_rows import BlendRows
@@ -56,7 +57,7 @@ def test_all_kinds_share_the_rows_and_none_is_disturbed(objective_of, rows, larg
 
     def passes():
         exact.load(ALPHA)
-        exact.refresh(BOTH)
+        exact.refresh(BOTH, Ranks())
         yield [outputs for outputs, _ in exact.outputs(BOTH)]
         for blends in (running, batch, half):
             yield [outputs for outputs, _ in blends.outputs(ALPHAS[:2], BOTH, 1)]

@@ -6,9 +6,10 @@ from small_experts import of_loss
 from small_nets import ALPHA, ALPHAS, BOTH, batch_of, blended, conv_net, make_experts
 
 from glue_cli.blend.recipe import PLAIN
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.batchnorm import statistics_of
 from glue_cli.running.losses import example_losses
-from glue_cli.running.observed_batchnorm import refresh_from_few
+from glue_cli.running.refreshing import refresh_from_few
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.held_out import Batches, HeldOut, Judge, Part
@@ -93,7 +94,7 @@ def test_each_fold_is_judged_by_its_own_alpha_and_by_statistics_of_other_example
 def test_the_statistics_of_the_file_are_those_it_was_judged_by(made):
     written = written_of(made)
     written.load(ALPHA)
-    written.refresh(REFRESHING)
+    written.refresh(REFRESHING, Ranks())
     wanted = statistics_of(by_hand(made, ALPHA, refreshing=REFRESHING))
     found = written.statistics()
     assert found.keys() == wanted.keys() and any("num_batches" in name for name in found)

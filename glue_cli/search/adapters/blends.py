@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from glue_cli.blend.adapters.stacked import StackedFactors
 from glue_cli.foundation.batchnorm_names import Statistics
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, Inputs
@@ -142,7 +143,7 @@ class WrittenAdapters:
             there = span.view(self._adapted.row[0])
             there.copy_(there.to(self._dtypes.get(name, torch.float32)))
 
-    def refresh(self, batches: Iterable[Batch]) -> None:
+    def refresh(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """As `WrittenBlend.refresh`: without BatchNorm, nothing is to do."""
 
     def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:

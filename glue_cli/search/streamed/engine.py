@@ -40,7 +40,7 @@ class Engine:
         shared_by: the processes that hold the experts together, each some columns of every block; they all make the
             same calls, with the same passes and the same memory. None to read the experts block by block.
     Attributes:
-        n_columns: d, as in a bank of the whole model.
+        n_columns: d, as in a bank of the whole model; device: of the forwards.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Engine:
         shared_by: Ranks | None = None,
     ) -> None:
         self.model, self.n_groups, self.n_experts = model, n_groups, len(experts.headers)
-        self._experts, self._made, self._device = experts, made, device
+        self._experts, self._made, self.device = experts, made, device
         self._channels_last, self._memory_bytes, self._shared_by = channels_last, memory_bytes, shared_by
         self._blended = [entry.name for entry in blended_entries(experts.headers[0], experts.recipe)]
         in_files = sum(expert.n_bytes for expert in experts.originals)
@@ -89,7 +89,7 @@ class Engine:
         passes: Sequence[Pass],
         forwards: Sequence[tuple[Point, Forward]],
         kind: Hashable,
-        prepare: Callable[[nn.Module], object],
+        prepare: Callable[[nn.Module], None],
         make_tensors: MakeTensors,
         *,
         is_narrow: bool = False,
@@ -144,7 +144,7 @@ class Engine:
         passes: Sequence[Pass],
         forwards: Sequence[tuple[Point, Forward]],
         kind: Hashable,
-        prepare: Callable[[nn.Module], object],
+        prepare: Callable[[nn.Module], None],
         make_tensors: MakeTensors,
         is_narrow: bool,
         finish: Finish | None,
@@ -171,7 +171,7 @@ class Engine:
             if self._split.kept.places:
                 model.bind(self._split.kept, kept[id(point)])
             runners.append(Runner(point, model, partial(forward, model.module)))
-        yield from Lockstep(self._layouts, blender).run(blending, runners, self._device)
+        yield from Lockstep(self._layouts, blender).run(blending, runners, self.device)
         for runner in runners:
             runner.model.unbind(self._split.kept)
 
@@ -226,17 +226,17 @@ class Engine:
     def _require_blender(self) -> Blender:
         if self._blender is None and self._shared_by is not None:
             numbers = {"n_groups": self.n_groups, "whole_columns": self.n_columns}
-            shards = Shards(list(self._layouts.values()), self._device, self._shared_by, **numbers)
-            self._blender = ShardedBlender(shards, self._device, **numbers)
+            shards = Shards(list(self._layouts.values()), self.device, self._shared_by, **numbers)
+            self._blender = ShardedBlender(shards, self.device, **numbers)
         if self._blender is None:
-            reader = Reader(list(self._layouts.values()), self._device, ahead=self._is_ahead)
-            self._blender = Blender(reader, self._device, n_groups=self.n_groups, whole_columns=self.n_columns)
+            reader = Reader(list(self._layouts.values()), self.device, ahead=self._is_ahead)
+            self._blender = Blender(reader, self.device, n_groups=self.n_groups, whole_columns=self.n_columns)
         return self._blender
 
-    def _take_models(self, kind: Hashable, n: int, prepare: Callable[[nn.Module], object]) -> list[BlockModel]:
+    def _take_models(self, kind: Hashable, n: int, prepare: Callable[[nn.Module], None]) -> list[BlockModel]:
         models = self._models.setdefault(kind, [])
         while len(models) < n:
-            model = BlockModel(self.model, self._made, self._split, self._device)
+            model = BlockModel(self.model, self._made, self._split, self.device)
             prepare(model.module)
             models.append(model)
         return models

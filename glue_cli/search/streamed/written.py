@@ -1,14 +1,17 @@
 """One blend as its file will be, made and run block by block."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.batchnorm import keep_own_counters
 from glue_cli.running.forward import Batch, Inputs, outputs_of
-from glue_cli.running.observed_batchnorm import Observer
+from glue_cli.running.moments import layers_of, observing, shrunk_statistics
+from glue_cli.running.refreshing import SumOverBatches
 from glue_cli.search.bank.matrix import Span
 from glue_cli.search.bound_models import MakeTensors
 from glue_cli.search.points import Load
@@ -28,47 +31,52 @@ class StreamedWritten:
     def __init__(self, engine: Engine, *, dtypes: Mapping[str, torch.dtype], make_tensors: MakeTensors) -> None:
         self._engine, self._dtypes, self._make_tensors = engine, dtypes, make_tensors
         self._alpha: Tensor | None = None
-        self._observer = Observer()
         self._statistics: dict[str, Tensor] = {}  # taken anew; empty where they are the blended ones
 
     def load(self, alpha: Tensor) -> None:
         """As `WrittenBlend.load`; the experts are read when it runs."""
         self._alpha, self._statistics = alpha, {}
 
-    def refresh(self, batches: Iterable[Batch]) -> None:
+    def refresh(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """As `WrittenBlend.refresh`."""
-        self._statistics, again = {}, list(batches)
-        n_blocks = 0
-        while n_blocks != self._engine.n_blocks:  # the engine begins anew where it finds that it needs larger blocks
-            n_blocks = self._engine.n_blocks
-            self._observer.moments.clear()
-            for _ in self._run(again, ("refreshing", self), self._observer.watch):
-                pass
-        for name, tensor in self._observer.statistics().items():
+        self._statistics, rows = {}, SumOverBatches(ranks)
+        for own in rows.rounds(batches):
+            for part in self._parts(own):
+                forwards = [_ObservedForward(inputs) for inputs, _ in part]
+                for _ in self._run(forwards):
+                    pass
+                for forward in forwards:
+                    rows.add(forward.row)
+        for name, tensor in shrunk_statistics(layers_of(self._engine.model), rows.total).items():
             is_written = tensor.is_floating_point()
-            self._statistics[name] = self._as_written(name, tensor) if is_written else tensor
+            self._statistics[name] = (self._as_written(name, tensor) if is_written else tensor).to(self._engine.device)
 
     def outputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         """As `WrittenBlend.outputs`. Cost: a pass over the experts for every 16 batches."""
-        yield from self._run(batches, "written", keep_own_counters)
+        for part in self._parts(batches):
+            outputs = self._run([partial(outputs_of, inputs=inputs) for inputs, _ in part])
+            for (_, targets), found in zip(part, outputs, strict=True):
+                yield found, targets
+                del found
 
     def statistics(self) -> dict[str, Tensor]:
         """As `WrittenBlend.statistics`."""
         return {name: tensor.cpu().clone() for name, tensor in self._statistics.items()}
 
-    def _run(
-        self, batches: Iterable[Batch], kind: Hashable, prepare: Callable[[nn.Module], object]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self._alpha is not None
-        load, remaining = Load(self._alpha[None]), iter(batches)
+    def _parts(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+        """Yield the batches in parts that pass together; empty ones while other processes have some left."""
+        remaining = iter(batches)
         while self._engine.is_needed(part := list(islice(remaining, _MOST_TOGETHER))):
-            forwards = [(load.points[0], _forward_of(batch[0])) for batch in part]
-            outputs = self._engine.run(
-                [load], forwards, kind, prepare, self._make_as_written, finish=self._round, fixed=self._statistics
-            )
-            for batch, found in zip(part, outputs, strict=True):
-                yield found, batch[1]
-                del found
+            yield part
+
+    def _run(self, forwards: Sequence[Callable[[nn.Module], Tensor]]) -> Iterator[Tensor]:
+        """Yield what the forwards return, each given a model of the blend."""
+        assert self._alpha is not None
+        load, make, fixed = Load(self._alpha[None]), self._make_as_written, self._statistics
+        passes = [(load.points[0], torch.no_grad()(forward)) for forward in forwards]
+        yield from self._engine.run(
+            [load], passes, "written", keep_own_counters, make, finish=self._round, fixed=fixed
+        )
 
     def _make_as_written(self, alpha: Tensor) -> dict[str, Tensor]:
         return {name: self._as_written(name, tensor) for name, tensor in self._make_tensors(alpha).items()}
@@ -83,5 +91,15 @@ class StreamedWritten:
         return tensor.to(self._dtypes.get(name, torch.float32)).to(tensor.dtype)
 
 
-def _forward_of(inputs: Inputs) -> Callable[[nn.Module], Tensor]:
-    return torch.no_grad()(lambda model: outputs_of(model, inputs))
+class _ObservedForward:
+    """A forward whose BatchNorms use their batch; `row` has the moments that its last attempt has left."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self.row = torch.empty(0)
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        with observing(model) as moments:
+            outputs = outputs_of(model, self._inputs)
+        self.row = moments.row
+        return outputs

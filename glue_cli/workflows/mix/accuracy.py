@@ -19,8 +19,9 @@ from glue_cli.results.mix import name_of_expert, name_with
 from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
-from glue_cli.running.observed_batchnorm import refresh_from_few
+from glue_cli.running.refreshing import refresh_from_few
 from glue_cli.search.account import Cost
+from glue_cli.search.held_out import charged
 from glue_cli.spec.goal import goal_named
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.compute import evaluation_compute
@@ -110,7 +111,7 @@ class _Judge:
         if statistics == "refreshed":
             goal, settings = goal_named("loss"), self._spec.mix
             labels = share_out(self._target, goal, settings, self.compute, seed=self._plan.seed, may_fold=False)
-            refresh_from_few(model, labels.refreshing.again(), self._forward)
+            refresh_from_few(model, charged(labels.refreshing.again(), self.cost.charge), self._forward, self._ranks)
         figures = evaluate_model(model, self._val, loss=self._spec.loss, compute=self.compute, ranks=self._ranks)
         self.cost.forwards += self._val.n_in_order
         self.cost.validation_forwards += self._val.n_in_order
@@ -121,7 +122,5 @@ class _Judge:
         return self._experts.model(self._spec, alpha)
 
     def _forward(self, model: nn.Module, batch: Batch) -> None:
-        self.cost.forwards += 1
-        self.cost.examples += len(batch[1])
         with self.compute.autocast():
             outputs_of(model, batch[0])

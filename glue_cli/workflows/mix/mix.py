@@ -24,6 +24,7 @@ from glue_cli.workflows.hashes import remember
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since
 from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
+from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.hashes import hashes_of_plan
 
 if TYPE_CHECKING:
@@ -66,15 +67,28 @@ def help_mix(plan: MixPlan, run: Run) -> None:
     make_repeatable(find_device(run.device))
     experts, target = gather_experts(plan), target_of(plan, run)
     assert plan.spec is not None and target is not None
-    if not plan.coefficients.is_search:
-        choose_by_accuracy(plan, plan.spec, target, experts, run, lambda line: None)
+    if plan.coefficients.is_search:
+        with keeping(plan.destination.result, run) as keeper:
+            _begin(keeper, plan, target)
+            setting = make_setting(plan, keeper.as_before(plan.spec), target, experts, run)
+            keeper.precision = setting.compute.precision
+            with keeper.steps():
+                setting.follow(keeper.keep)
+            _help_to_refresh(plan, target, experts, run)
         return
-    with keeping(plan.destination.result, run) as keeper:
-        _begin(keeper, plan, target)
-        setting = make_setting(plan, keeper.as_before(plan.spec), target, experts, run)
-        keeper.precision = setting.compute.precision
-        with keeper.steps():
-            setting.follow(keeper.keep)
+    if plan.coefficients.needs_data:
+        choose_by_accuracy(plan, plan.spec, target, experts, run, lambda line: None)
+    _help_to_refresh(plan, target, experts, run)
+
+
+def _help_to_refresh(plan: MixPlan, target: "Target", experts: Experts, run: Run) -> None:
+    """Share the passes that take BatchNorm's statistics anew, if the process that mixes tells of which alpha."""
+    from glue_cli.workflows.mix.refresh import refresh
+
+    alpha = run.ranks.hear()
+    if alpha is not None:
+        assert plan.spec is not None
+        refresh(plan, plan.spec, target, experts, Choice(alpha), run)
 
 
 def described(plan: MixPlan) -> dict[str, Any]:
@@ -130,6 +144,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
     refreshed = chosen.refreshed_on
     afterwards = chosen.afterwards
     is_refreshed = "refreshed" in (plan.tensors.statistics, chosen.statistics)
+    run.ranks.tell(chosen.alpha if is_refreshed and chosen.made is None else None)
     if is_refreshed and chosen.made is None:
         from glue_cli.workflows.mix.refresh import refresh  # this imports the models and data too
 

@@ -8,17 +8,20 @@ from torch import Tensor, nn
 
 from glue_cli.data.target import Target
 from glue_cli.foundation.progress import Noted
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.blend import Sample
-from glue_cli.running.batchnorm import refresh_statistics, statistics_of
+from glue_cli.running.batchnorm import statistics_of
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.means import ExampleSums
+from glue_cli.running.refreshing import refresh_statistics
 from glue_cli.search.account import Cost
 from glue_cli.search.criterion import criterion_of
-from glue_cli.search.held_out import Judge
+from glue_cli.search.held_out import Judge, charged
+from glue_cli.search.sharing import gathered_sums
 from glue_cli.spec.schema import AugmentSpec, Spec
 from glue_cli.workflows.compute import mixing_compute
 from glue_cli.workflows.fits import check_fits_data
@@ -36,8 +39,8 @@ def refresh(
 ) -> tuple[dict[str, Tensor], Choice, dict[str, Any]]:
     """Take the chosen blend's BatchNorm statistics on the target's training data, by forward passes alone.
 
-    A search chose alpha with the earlier statistics. Its figure is therefore measured again, so that the reported
-    figure is that of the blend as it is written.
+    All processes of a job share the passes, and have to call this with the same alpha. A search chose alpha with the
+    earlier statistics; its figure is measured again, so that the reported one is that of the blend as it is written.
 
     Returns:
         the statistics by name; the choice with the new figure and the cost of these passes; and the model and data
@@ -59,13 +62,13 @@ def refresh(
         if recorded.sample != "train":
             made = _repeat_search(plan, spec, target, experts, chosen, compute, recorded.sample, run)
             return made, chosen, {}
-    forward = _charging(chosen.cost, compute)
+    forward = _forward_with(compute)
     model = compute.to_device(model).eval()
     batches = train.on(compute).epoch(spec.mix.batch_size, plan.seed, 0, AugmentSpec())
-    refresh_statistics(model, batches, forward)
+    refresh_statistics(model, charged(batches, chosen.cost.charge), forward, run.ranks)
     if plan.method in METHODS and METHODS[plan.method].is_search:
         before = chosen.cost.forwards
-        figure = _measure(model, spec, target, compute, plan.seed, forward)
+        figure = _measure(model, spec, target, compute, plan.seed, forward, chosen.cost, run.ranks)
         chosen.cost.validation_forwards += chosen.cost.forwards - before
         chosen = chosen.refreshed(figure)
     return {name: tensor.cpu() for name, tensor in statistics_of(model).items()}, chosen, record
@@ -82,24 +85,15 @@ def _repeat_search(
     run: Run,
 ) -> dict[str, Tensor]:
     """Take statistics again in the way that the recorded search took them of its blend in memory."""
-
-    def charge(targets: Tensor) -> None:
-        chosen.cost.forwards += 1
-        chosen.cost.examples += len(targets)
-
     blend = as_written(plan, experts, experts.blends(spec, run, seed=plan.seed, n_blends=1))
     batches = refreshing_batches(target, sample, spec.mix.batch_size, compute, plan.seed)
-    judge = Judge(blend, criterion_of(spec.objective, spec.loss, spec.path(".")))
-    judge.load(chosen.alpha, batches, charge)
+    judge = Judge(blend, criterion_of(spec.objective, spec.loss, spec.path(".")), run.ranks)
+    judge.load(chosen.alpha, batches, chosen.cost.charge)
     return blend.statistics()
 
 
-def _charging(cost: Cost, compute: Compute) -> Forward:
-    """Return a function that makes a forward pass and adds its cost to `cost`."""
-
+def _forward_with(compute: Compute) -> Forward:
     def forward(model: nn.Module, batch: Batch) -> Tensor:
-        cost.forwards += 1
-        cost.examples += len(batch[1])
         with compute.autocast():
             return outputs_of(model, batch[0])
 
@@ -107,10 +101,22 @@ def _charging(cost: Cost, compute: Compute) -> Forward:
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, spec: Spec, target: Target, compute: Compute, seed: int, forward: Forward) -> float:
+def _measure(
+    model: nn.Module,
+    spec: Spec,
+    target: Target,
+    compute: Compute,
+    seed: int,
+    forward: Forward,
+    cost: Cost,
+    ranks: Ranks,
+) -> float:
     """Return the figure of the spec's objective, on the same validation batches that a search uses."""
     criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
     val = target["val"].on(compute)
-    batches = val.in_random_order(validation_size(criterion.goal, spec.mix, len(val)), seed)
-    sums = (ExampleSums.of(criterion.terms(forward(model, batch), batch[1]), batch[1]) for batch in batches)
-    return criterion.goal.figure(ExampleSums.join(sums).shares.mean().item())
+    size = validation_size(criterion.goal, spec.mix, len(val))
+    own = ranks.share(val.n_in_random_order(size))
+    batches = charged(val.in_random_order(size, seed), cost.charge)
+    mine = [batch for number, batch in enumerate(batches) if number in own]
+    sums = [ExampleSums.of(criterion.terms(forward(model, batch), batch[1]), batch[1]) for batch in mine]
+    return criterion.goal.figure(ExampleSums.join(gathered_sums(sums, ranks)).shares.mean().item())

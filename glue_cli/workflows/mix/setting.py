@@ -163,7 +163,7 @@ class Setting:
         if self._ranks.is_first:
             tell(self._ranks, "load", alpha, statistics)
         refreshing = self._labels.refreshing if statistics == "refreshed" else None
-        self._judge.load(alpha, refreshing, self._own.charge)
+        self._judge.load(alpha, refreshing, self._own.cost.charge)
 
     def _measure(self) -> float | None:
         """Return the mean of the terms of the blend that is loaded; None if it is not finite."""
@@ -171,7 +171,7 @@ class Setting:
         if self._ranks.is_first:
             tell(self._ranks, "measure")
         before = self.objective.cost.forwards
-        terms = ExampleSums.join(self._judge.terms(self._labels.validation, self._own.charge)).shares
+        terms = ExampleSums.join(self._judge.terms(self._labels.validation, self._own.cost.charge)).shares
         self.objective.cost.validation_forwards += self.objective.cost.forwards - before
         return if_finite(terms.mean().item())
 

@@ -27,6 +27,7 @@ from torch import nn
 from glue_cli.blend.recipe import PLAIN
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
+from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.device import Compute
 from glue_cli.search import points
 from glue_cli.search.bank.load import load_bank
@@ -247,7 +248,7 @@ def test_a_blend_as_its_file_will_be(both, make, dtype):
             blend.load(alpha)
         same(*([outputs for outputs, _ in blend.outputs(BOTH)] for blend in blends))
         for blend in blends:
-            blend.refresh(BOTH)
+            blend.refresh(BOTH, Ranks())
         same(*([outputs for outputs, _ in blend.outputs(BOTH)] for blend in blends))
         found, wanted = (blend.statistics() for blend in reversed(blends))
         assert found.keys() == wanted.keys()

@@ -124,15 +124,15 @@ def test_a_blend_as_its_file_will_be(world):
     resident, sharded = world(conv_net)
     names = dict.fromkeys(conv_net().state_dict(), torch.bfloat16)
 
-    def judged(blends, n_batches):
+    def judged(blends, n_batches, ranks):
         blend = blends.as_written(names)
         blend.load(ALPHA)
-        blend.refresh(BOTH)
+        blend.refresh(BOTH, ranks)  # fewer than processes
         return [outputs for outputs, _ in blend.outputs(BOTH[:1] * n_batches)], blend.statistics()
 
-    answers = by_several(3, lambda ranks: judged(sharded(ranks), 20 * ranks.place.rank))
+    answers = by_several(3, lambda ranks: judged(sharded(ranks), 20 * ranks.place.rank, ranks))
     for rank, (found, own) in enumerate(answers):
-        wanted, statistics = judged(resident, 20 * rank)
+        wanted, statistics = judged(resident, 20 * rank, Ranks())
         assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
         assert all(torch.equal(own[name], statistics[name]) for name in statistics)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from glue_cli.running.batchnorm import refresh_statistics, statistics_of
-from glue_cli.running.observed_batchnorm import refresh_from_few
+from glue_cli.running.batchnorm import statistics_of
+from glue_cli.running.refreshing import refresh_from_few, refresh_statistics
 
 N_CHANNELS = 16
 

@@ -1,0 +1,105 @@
+"""BatchNorm's statistics from data: those of torch, whoever takes them."""
+
+import copy
+
+import pytest
+import torch
+from in_threads import by_several
+from torch import nn
+
+from glue_cli.running.batchnorm import statistics_of
+from glue_cli.running.forward import outputs_of
+from glue_cli.running.refreshing import SumOverBatches, refresh_from_few, refresh_statistics
+
+
+class Net(nn.Module):
+    """Two kinds of BatchNorm, one without statistics, and dropout on the way to them."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout))
+        self.plain = nn.BatchNorm2d(4, track_running_stats=False)
+        self.last = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3, affine=False, momentum=0.3))
+
+    def forward(self, images):
+        return self.last(self.plain(self.first(images)))
+
+
+def seeded(dropout=0.0):
+    torch.manual_seed(0)
+    return Net(dropout).eval()
+
+
+BATCHES = [(torch.randn(n, 2, 4, 4, generator=torch.Generator().manual_seed(n)) + n, None) for n in (8, 8, 5)]
+
+
+def refresh(model):
+    refresh_statistics(model, BATCHES, lambda model, batch: outputs_of(model, batch[0]))
+    return model
+
+
+def test_refreshed_statistics_equal_those_of_torch():
+    ours, torchs = refresh(seeded()), seeded()
+    torch.optim.swa_utils.update_bn([images for images, _ in BATCHES], torchs)
+    for name, tensor in torchs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(ours.first[1].running_mean, seeded().first[1].running_mean)
+
+
+def test_refreshing_leaves_dropout_off_and_eval_mode_on():
+    noisy, quiet = refresh(seeded(0.5)), refresh(seeded())
+    for name, tensor in statistics_of(quiet).items():
+        assert torch.equal(statistics_of(noisy)[name], tensor)
+    assert not any(module.training for module in noisy.modules())
+    assert all(parameter.grad is None for parameter in noisy.parameters())
+
+
+def test_refreshing_twice_changes_nothing_more():
+    once, twice = refresh(seeded()), refresh(refresh(seeded()))
+    for name, tensor in statistics_of(once).items():
+        assert torch.equal(statistics_of(twice)[name], tensor)
+
+
+def test_refreshing_leaves_the_momentum_of_later_training():
+    assert [module.momentum for module in refresh(seeded()).modules() if isinstance(module, nn.BatchNorm2d)] == [
+        0.1,
+        0.1,
+    ]
+
+
+@pytest.mark.parametrize("by", [refresh_statistics, refresh_from_few])
+@pytest.mark.parametrize("n_batches", [1, 3, 64, 130])
+def test_the_statistics_have_the_same_bits_whoever_shares_the_batches(n_batches, by):
+    draws = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(3, 2, 4, 4, generator=draws) + number % 7, None) for number in range(n_batches)]
+
+    start = seeded()  # threads share torch's random state
+
+    def taken(ranks):
+        model, seen = copy.deepcopy(start), []
+
+        def forward(model, batch):
+            seen.append(batch)
+            return outputs_of(model, batch[0])
+
+        by(model, iter(batches), forward, ranks)
+        return statistics_of(model), len(seen)
+
+    wanted, n_seen = taken(None)
+    assert n_seen == n_batches == wanted["first.1.num_batches_tracked"]
+    if by is refresh_statistics:
+        torchs = seeded()
+        torch.optim.swa_utils.update_bn([batch for batch, _ in batches], torchs)
+        torch.testing.assert_close(wanted, statistics_of(torchs), rtol=1e-5, atol=1e-5)
+    for n in (2, 3, 5):
+        found = by_several(n, taken)
+        assert sum(seen for _, seen in found) == n_batches and max(seen for _, seen in found) <= -(-n_batches // n) + 2
+        assert all(torch.equal(own[name], wanted[name]) for own, _ in found for name in wanted)
+
+
+def test_rows_are_added_in_float64_in_the_order_of_the_batches():
+    rows = SumOverBatches()
+    for own in rows.rounds((value, None) for value in [1e8, 1.0, -1e8, 1.0]):  # in float32, 1e8 swallows the 1
+        for value, _ in own:
+            rows.add(torch.tensor([value]))
+    assert rows.total.item() == 2 and rows.n == 4
