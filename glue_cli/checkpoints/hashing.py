@@ -87,8 +87,9 @@ class StreamedHash:
         digest = self._sha256.hexdigest()
         if self._wanted not in (None, digest):
             raise CheckpointError(
-                f"'{self._expert.path}' is not the file of old: its sha256 is {digest}, wanted {self._wanted}",
-                hint="name the same files, in the same order",
+                f"'{self._expert.path}' is not what the blend was made from: its sha256 is {digest}, "
+                f"wanted {self._wanted}",
+                hint="name the same files, in the same order; glue show BLEND lists them",
             )
         return digest
 

@@ -79,9 +79,16 @@ def _glue_facts(glue: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         elif key == "model" and isinstance(value, dict):
             yield "model", f"{value.get('arch')} {_one_line(value.get('args') or '')}".rstrip()
         elif key not in _LAST:
-            yield key, _one_line(value)
-    if isinstance(glue.get("settings"), dict):
-        yield from ((f"settings {key}", _one_line(value)) for key, value in glue["settings"].items())
+            yield from _by_key(key, value)
+    yield from _by_key("settings", glue.get("settings") or {})
+
+
+def _by_key(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield a value with its key, and what is behind keys of its own a line each."""
+    if isinstance(value, dict):
+        yield from ((f"{key} {inner}", _one_line(one)) for inner, one in value.items() if one is not None)
+    else:
+        yield key, _one_line(value)
 
 
 def _config_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -97,6 +97,6 @@ def _check_demanded(
     for name in demanded:
         if name not in known[loss]:
             raise UsageError(
-                f"{option} {name}: not a figure with a bar",
+                f"{option} {name}: no such figure to set a bar for",
                 hint=f"with the loss {loss}, {better} is better of {', '.join(known[loss])}",
             )

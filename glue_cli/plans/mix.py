@@ -115,7 +115,7 @@ def plan_mix(
         refuse_input(outputs.result, [like.blend.path, *like.blend.files])
         if (base is None) != (like.said.recipe.base is None):
             want = "was merged into a base" if base is None else "was not merged into a base"
-            raise UsageError(f"--like {like.blend.path}: it {want}", hint="name the base of old with --base, or none")
+            raise UsageError(f"--like {like.blend.path}: it {want}", hint="name that base with --base, or none")
     if any(is_adapter(path) for path in paths):
         if weights is not None:
             raise UsageError("--weights is for files of whole models, and an adapter has one set", hint="leave it out")

@@ -62,6 +62,7 @@ def _comparison(checkpoint: str, by_example: ByExample, baseline: str, of_baseli
         error = worse.std().item() / math.sqrt(len(worse)) if len(worse) > 1 else None
         missed = not (error is None or mean <= _ERRORS * error)
         beside = f" ± {error:.4f}" if error is not None else ", of a single example"
+        how = f"{abs(mean):.4f}{beside} {'worse' if mean > 0 else 'better'} than" if mean else "the same as"
         yield Gate(
             checkpoint=checkpoint,
             demand="compare",
@@ -70,5 +71,5 @@ def _comparison(checkpoint: str, by_example: ByExample, baseline: str, of_baseli
             bar=of_baseline[name].mean().item(),
             standard_error=error,
             missed=missed,
-            text=f"{name} is {abs(mean):.4f}{beside} {'worse' if mean > 0 else 'better'} than that of {baseline}",
+            text=f"{name} is {how} that of {baseline}",
         )

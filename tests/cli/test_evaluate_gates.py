@@ -90,6 +90,7 @@ def test_a_worse_checkpoint_fails_and_a_better_one_passes(here, glue):
 def test_a_checkpoint_is_not_worse_than_itself_or_by_chance(here, glue):
     same = glue("evaluate", EXPERT_0, "--compare", EXPERT_0, "--json", code=0).json
     assert all(gate["standard_error"] == 0 and gate["value"] == gate["bar"] for gate in same["gates"])
+    assert same["gates"][0]["text"] == f"loss is the same as that of {EXPERT_0}"
     near = damaged(EXPERT_0, "near.safetensors", 1e-6)
     glue("evaluate", near, "--compare", EXPERT_0, code=0)
 

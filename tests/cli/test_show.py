@@ -20,6 +20,16 @@ def test_a_blend_shows_its_experts_and_coefficients(here, glue, experts):
     assert shown.err == ""
 
 
+def test_what_a_search_measured_and_was_set_to_has_a_line_each(here, glue, experts):
+    glue("mix", "--method", "spsa", *experts, "-q", code=0)
+    facts = dict(
+        line.split("  ", 1) for line in glue("show", "prior.safetensors", code=0).out.splitlines()[3:20] if line
+    )
+    shown = {key: text.strip() for key, text in facts.items()}
+    assert shown["measured objective"] == shown["settings loss"].replace("cross_entropy", "loss") == "loss"
+    assert float(shown["measured val"]) > 0 and "measured" not in shown
+
+
 def test_the_figures_are_those_of_the_tensors(here, glue, experts):
     found = glue("show", experts[0], "--json", code=0).json
     tensors = load_file(experts[0])

@@ -23,7 +23,7 @@ def check_same(actual: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
     Raises:
         SpecError, DataError: they are not.
     """
-    hint = "statistics come out the same only with the spec and the data of old"
+    hint = "statistics come out the same only with the spec and the data that the blend was made with"
     for key in ("arch", "args"):
         if actual[key] != recorded[key]:
             raise SpecError(f"model.{key} is {actual[key]}, the blend was refreshed with {recorded[key]}", hint=hint)

@@ -198,7 +198,7 @@ def test_a_blend_of_modules_is_made_again_to_the_byte(sentences, blend, tmp_path
     dense = load_file(moved[1] / "2_Dense/model.safetensors")
     dense["linear.bias"] += 1
     save_file(dense, moved[1] / "2_Dense/model.safetensors")
-    with pytest.raises(CheckpointError, match="is not the file of old"):
+    with pytest.raises(CheckpointError, match="is not what the blend was made from"):
         blend(moved, "other", like=read_like(first, moved))
 
 
