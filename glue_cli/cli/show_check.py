@@ -53,7 +53,7 @@ def _faults(expert: CheckedExpert) -> str:
 
 def _show_pairs(result: CheckResult) -> None:
     shown = result.pairs[:_MOST_PAIRS]
-    columns = ["experts", "distance", "cosine", "of differences"]
+    columns = ["experts", "distance", "cosine", "cosine of differences"]
     rows = [
         [
             "{} and {}".format(*pair.experts),
