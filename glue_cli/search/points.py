@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.running.timing import Precision
-from glue_cli.search.bank.matrix import ExpertBank, Tile
+from glue_cli.search.bank.matrix import AnyTile, ExpertBank
 
 # Limit on the memory of the blends towards all experts together; above it they are made one at a time.
 _PASS_BYTES = 64 << 20
@@ -59,7 +59,7 @@ class Move:
 
 
 Pass = Load | Move
-Fill = Callable[[Tile, Tensor, Tensor], None]
+Fill = Callable[[AnyTile, Tensor, Tensor], None]
 
 
 def in_chunks(passes: Sequence[Pass], n_rows: int) -> list[list[tuple[Pass, int]]]:
@@ -87,7 +87,7 @@ def make_blends(bank: ExpertBank, passes: Sequence[tuple[Pass, int]], rows: Tens
     """
     fills = [(each.on(bank.device), rows[first : first + len(each.points)]) for each, first in passes]
 
-    def make_tile(tile: Tile) -> None:
+    def make_tile(tile: AnyTile) -> None:
         for fill, own in fills:
             fill(tile, rows[0], own)
 

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from glue_cli.foundation.threads import share_out
-from glue_cli.search.bank.fused import load_fused_product
+from glue_cli.search.bank.fused import FusedTile, Stored, is_available
 from glue_cli.search.bank.storage import Rows
 
 # Columns handled at once, so that K blocks fit into the cache. Both probes of a pair with BLAS, K = 8, d = 1e8,
 # float32, 2 threads: 0.117 s with these blocks, 0.122 s with blocks twice as wide, 0.070 s just to sum the matrix.
 _BLOCK = 1 << 15
-# The fused product reads resident float32 rows only once, so that wide blocks save calls and cost no cache. The same
-# pair: 0.094 s; with d = 5e7 from bfloat16 0.048 s, against 0.069 s with BLAS.
+# What is compiled keeps fewer columns in the cache by itself, so that wide blocks save calls and cost no cache.
 _FUSED_BLOCK = 1 << 18
 # Elements of rows that are converted first, all experts together: they have to fit into the last cache. Five blends of
 # four bfloat16 experts, d = 5e7: 0.19 s of CPU time with these 4 MiB, 0.27 s with one, 0.35 s with half of one.
@@ -26,7 +25,7 @@ _WIDE_BLOCK = 1 << 22
 _LONGEST_STRIDE = 2**31 - 1
 # A model with fewer columns is blended in less time than threads take to start.
 _SHARED_COLUMNS = 1 << 23
-# With fewer columns, or from a disk, the fused product saves less in 100 pairs than its compilation costs: a second.
+# With fewer columns, or from a disk, compiled blends save less in 100 pairs than their compilation costs: 1.5 s.
 _FUSED_COLUMNS = 1 << 25
 
 Item = TypeVar("Item")
@@ -81,19 +80,33 @@ class ExpertBank:
         on_cpu = device.type == "cpu"
         self._is_shared = on_cpu and self.n_columns >= _SHARED_COLUMNS
         is_resident = all(rows.block_columns is None for _, rows in sections)
-        fused = load_fused_product() if on_cpu and is_resident and whole_columns >= _FUSED_COLUMNS else None
-        self._multiply = fused or (_multiply if whole_columns <= _LONGEST_STRIDE else _multiply_copied)
+        self._is_fused = on_cpu and is_resident and whole_columns >= _FUSED_COLUMNS and is_available()
+        self._stored = {rows: rows.stored() for _, rows in sections} if self._is_fused else {}
+        self._multiply = _multiply if whole_columns <= _LONGEST_STRIDE else _multiply_copied
         scratch = max(16, _SCRATCH // n_experts // 16 * 16)  # columns, without half a cache line
         self._fine_blocks = _cut(sections, _BLOCK if on_cpu else _WIDE_BLOCK)
-        if fused:
-            self._blocks = _cut(sections, _FUSED_BLOCK, min(_FUSED_BLOCK, scratch))
+        if self._is_fused:
+            self._blocks = _cut(sections, _FUSED_BLOCK)
         else:
             wide = _cut(sections, _WIDE_BLOCK, scratch if on_cpu else None)
             self._blocks = self._fine_blocks if self._is_shared else wide
 
-    def each_tile(self, work: Callable[["Tile"], None]) -> None:
+    def each_tile(self, work: Callable[["AnyTile"], None]) -> None:
         """Do the work on every range of columns; all that it needs of a range is read once, and stays in the cache."""
-        self._each(lambda block: work(Tile(block, self._multiply)), self._blocks)
+
+        def make(block: "_Block") -> None:
+            if not self._is_fused:
+                work(Tile(block, self._multiply))
+                return
+            stored, first = self._stored[block.rows], block.start
+            if stored is None:  # float16, which is converted first
+                stored, first = Stored.of(list(block.read())), 0
+            assert stored is not None
+            tile = FusedTile(stored, first, block.columns, block.group)
+            work(tile)
+            tile.make()
+
+        self._each(make, self._blocks)
 
     def blend(self, alphas: Tensor, out: Tensor) -> None:
         """Blend the experts with m coefficient vectors at once: out = alphas @ E, eq. (1).
@@ -203,6 +216,9 @@ class Tile:
             torch.lerp(unmoved, end, radius, out=out[self.columns])
         else:
             out[self.columns] = unmoved
+
+
+AnyTile = Tile | FusedTile
 
 
 def _multiply(coefficients: Tensor, rows: Tensor, out: Tensor) -> None:

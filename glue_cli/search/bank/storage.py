@@ -15,6 +15,7 @@ from torch import Tensor
 from glue_cli.checkpoints.files import open_file, read_into
 from glue_cli.checkpoints.header import DTYPE_BYTES, Checkpoint
 from glue_cli.checkpoints.tensors import TORCH_DTYPES, bytes_of
+from glue_cli.search.bank.fused import Stored
 
 
 class Rows(ABC):
@@ -29,6 +30,10 @@ class Rows(ABC):
     n_columns: int
     block_columns: int | None = None
     is_scratch: bool = True
+
+    def stored(self) -> Stored | None:
+        """Return the rows as they lie in the CPU's memory, if they do; columns behind them are zeros."""
+        return None
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Tensor:
@@ -45,6 +50,9 @@ class ResidentRows(Rows):
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix  # [K, n]
         self.n_columns, self.is_scratch = matrix.shape[1], matrix.dtype != torch.float32
+
+    def stored(self) -> Stored | None:
+        return Stored.of(list(self.matrix))
 
     def read(self, start: int, stop: int) -> Tensor:
         return self.matrix[:, start:stop].float()

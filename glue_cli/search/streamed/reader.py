@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from glue_cli.foundation.large_pages import empty_bytes
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blocks import Block
 from glue_cli.search.streamed.slices import PAGE
@@ -21,7 +22,8 @@ class Slot:
 
     def __init__(self, device: torch.device, n_bytes: int) -> None:
         on_gpu = device.type == "cuda"
-        host = torch.empty(n_bytes + PAGE, dtype=torch.uint8, pin_memory=on_gpu)
+        n_spare = n_bytes + PAGE
+        host = torch.empty(n_spare, dtype=torch.uint8, pin_memory=True) if on_gpu else empty_bytes(n_spare)
         self._host = host[-host.data_ptr() % PAGE :][:n_bytes]
         self.buffer = torch.empty(n_bytes, dtype=torch.uint8, device=device) if on_gpu else self._host
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]

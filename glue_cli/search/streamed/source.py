@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glue_cli.search.bank.fused import Stored
 from glue_cli.search.bank.layout import ALIGN, group_tensors, spans_of, stored_dtype
 from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite
@@ -180,6 +181,13 @@ class SlicedRows(Rows):
     def __init__(self, rows: Sequence[Tensor], watch: Watch | None) -> None:
         self._rows, self._watch, self._n = rows, watch, len(rows[0])
         self.n_columns = _padded(self._n)
+
+    def stored(self) -> Stored | None:
+        found = Stored.of(self._rows)
+        if found and self._watch:
+            for row in self._rows:
+                self._watch.look_at(row)
+        return found
 
     def read(self, start: int, stop: int) -> Tensor:
         columns = torch.empty(len(self._rows), stop - start, device=self._rows[0].device)
