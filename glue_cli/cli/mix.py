@@ -234,7 +234,10 @@ def mix(
     if not (session.is_first or is_shared):
         return  # the first process of a job does what no other can help it with
     check_name("--bank", bank, ALL_BANKS)
-    _check_search_options(budget, explain, bank, coefficients.is_search)
+    _check_search_options(budget, explain, coefficients.is_search)
+    if bank != "auto" and not coefficients.needs_data:
+        methods = " or ".join(name for name, method in METHODS.items() if method.needs_data)
+        raise UsageError("--bank is for methods that run the experts", hint=f"--method {methods}")
     asks_for_spec = "spec" in session.typed or session.set_
     spec = session.read_spec(*overrides) if is_shared or asks_for_spec else None
     with redirect_stdout(sys.stderr):  # a user's module is imported here, and may print
@@ -340,13 +343,13 @@ def _writing(dtype: str, max_shard_size: str | None, memory: str | None, hashing
     )
 
 
-def _check_search_options(budget: str | None, explain: bool, bank: str, is_search: bool) -> None:
+def _check_search_options(budget: str | None, explain: bool, is_search: bool) -> None:
     if budget is not None:
         try:
             parse_budget(budget)
         except ValueError as error:
             raise UsageError(f"--budget: {error}", hint="for example --budget 300") from None
-    for option, given in (("--budget", budget is not None), ("--explain", explain), ("--bank", bank != "auto")):
+    for option, given in (("--budget", budget is not None), ("--explain", explain)):
         if given and not is_search:
             raise UsageError(f"{option} is for a search", hint=f"--method {' or '.join(SEARCHES)}")
 

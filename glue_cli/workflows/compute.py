@@ -58,7 +58,7 @@ def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -
     Returns:
         In bfloat16, also how far blends have to be moved.
     """
-    compute = _fastest_for_blends(spec, blends, examples, run)
+    compute = fastest_for_blends(spec, blends, examples, run)
     if compute.precision == "fp32" or blends.n_experts == 1:
         return compute, None
     reach = _reach(blends, _first(examples, spec.mix.batch_size).on(compute), run)
@@ -82,8 +82,8 @@ def _reach(blends: Blends, examples: Batches, run: Run) -> Reach:
     return Reach(torch.tensor(radii, dtype=torch.float64), rounding, is_short)
 
 
-def _fastest_for_blends(spec: Spec, blends: Blends, examples: Examples, run: Run) -> Compute:
-    """Choose what blends are fastest with, as long as the experts are in memory."""
+def fastest_for_blends(spec: Spec, blends: Blends, examples: Examples, run: Run) -> Compute:
+    """Choose what blends are fastest with, as long as the experts are in memory, and set torch's threads."""
     if not blends.is_resident:
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
         if spec.precision == "auto":

@@ -1,5 +1,7 @@
 """Figures of a model on the batches of a data set."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -7,11 +9,14 @@ from glue_cli.data.loader import Batches
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.device import Compute
 from glue_cli.running.evaluation import N_MEASURED, Evaluation
-from glue_cli.running.forward import outputs_of
+from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.losses import Loss
 from glue_cli.running.metrics import usual_metrics
 from glue_cli.running.sharding import is_sharded
 from glue_cli.search.protocol import Blends
+
+# Makes the outputs on batches, each with its targets.
+MakeOutputs = Callable[[Iterable[Batch]], Iterator[tuple[Tensor, Tensor]]]
 
 
 def evaluate_model(
@@ -54,12 +59,17 @@ def _help_with_another(model: nn.Module, batches: Batches, compute: Compute) -> 
             outputs_of(model, inputs)
 
 
-@torch.no_grad()
 def add_streamed(evaluation: Evaluation, blends: Blends, batches: Batches, ranks: Ranks) -> None:
     """As `add_all`, for the only blend of a single expert."""
     alpha = torch.ones(1, 1, 1, dtype=torch.float64)
+    add_outputs(evaluation, lambda own: blends.outputs(alpha, own, 0), batches, ranks)
+
+
+@torch.no_grad()
+def add_outputs(evaluation: Evaluation, make: MakeOutputs, batches: Batches, ranks: Ranks) -> None:
+    """As `add_all`, for outputs that are made from this process's batches."""
     found: list[Tensor] = []
-    for outputs, targets in blends.outputs(alpha, batches.in_order(numbers=ranks.share(batches.n_in_order)), 0):
+    for outputs, targets in make(batches.in_order(numbers=ranks.share(batches.n_in_order))):
         found += _measured_or_counted(evaluation, outputs, targets, ranks)
         del outputs
     _count_of_all(evaluation, found, ranks)

@@ -38,7 +38,12 @@ def test_a_budget_that_is_none_in_the_spec(here, glue, experts):
     glue("mix", "--method", "spsa", *experts, "--set", "mix.budget=3x").refused(2, "mix.budget", "3x")
 
 
-@pytest.mark.parametrize("option", [("--budget", "300"), ("--explain",), ("--bank", "disk")])
+@pytest.mark.parametrize("method", ["uniform", "data-size"])
+def test_methods_that_run_no_expert_have_no_bank(here, glue, experts, method):
+    glue("mix", "--method", method, *experts, "--bank", "disk").refused(2, "--bank is for methods that run", "proxy")
+
+
+@pytest.mark.parametrize("option", [("--budget", "300"), ("--explain",)])
 @pytest.mark.parametrize("method", ["uniform", "data-size", "proxy"])
 def test_methods_that_do_not_search_have_neither(here, glue, experts, method, option):
     glue("mix", "--method", method, *experts, *option).refused(2, f"{option[0]} is for a search", "spsa")

@@ -1,16 +1,15 @@
 """Choose alpha by each expert's accuracy on the target's validation data."""
 
 import math
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glue_cli.data.loader import Batches
 from glue_cli.data.target import Target
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.errors import NumericalError, SpecError
-from glue_cli.foundation.progress import Advanced, Finished, Started
+from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
 from glue_cli.plans.mix import MixPlan
@@ -18,18 +17,19 @@ from glue_cli.results.history import Write
 from glue_cli.results.mix import name_of_expert, name_with
 from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.device import Compute
-from glue_cli.running.forward import Batch, outputs_of
-from glue_cli.running.refreshing import refresh_from_few
+from glue_cli.running.evaluation import Evaluation
+from glue_cli.running.metrics import usual_metrics
 from glue_cli.search.account import Cost
 from glue_cli.search.held_out import charged
 from glue_cli.spec.goal import goal_named
 from glue_cli.spec.schema import Spec
-from glue_cli.workflows.compute import evaluation_compute
-from glue_cli.workflows.evaluation import evaluate_model
-from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.compute import fastest_for_blends
+from glue_cli.workflows.evaluation import MakeOutputs, add_outputs
+from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.choice import Choice, skipped_in
 from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.labels import share_out
+from glue_cli.workflows.mix.setting import as_written
 
 
 def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run, write: Write) -> Choice:
@@ -54,7 +54,7 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
     for number, kind in enumerate(kinds):
         accuracies: list[float] = []
         for one_hot in torch.eye(len(plan.experts), dtype=torch.float64):
-            figures = judge.evaluate(one_hot[None], kind).figures
+            figures = judge.evaluate(one_hot[None], kind)
             is_sound = math.isfinite(figures["loss"])
             if not is_sound:
                 lost.append(name_with(name_of_expert(len(accuracies)), kind))
@@ -80,47 +80,51 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
     )
 
 
-@dataclass(frozen=True)
-class _Evaluated:
-    model: nn.Module
-    figures: dict[str, float]
-
-
-def _loss_of(blend: _Evaluated | None) -> float:
+def _loss_of(figures: dict[str, float] | None) -> float:
     """Return a loss to compare blends by; infinite if it is not finite, and 0 if there is nothing to compare."""
-    loss = blend.figures["loss"] if blend else 0.0
+    loss = figures["loss"] if figures else 0.0
     return loss if math.isfinite(loss) else math.inf
 
 
 class _Judge:
-    """Evaluates blends on the validation data, and counts the cost."""
+    """Evaluates blends on the validation data, and counts the cost.
+
+    Blends run as in a search, wherever its experts are kept; if BatchNorm's statistics may be refreshed, they run as
+    they would be written, in float32, since only those can be.
+    """
 
     def __init__(self, plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run) -> None:
-        self._plan, self._spec, self._target, self._experts = plan, spec, target, experts
-        self._ranks = run.ranks
-        model = self._model(torch.eye(len(plan.experts), dtype=torch.float64)[:1])
-        check_fits_data(model, target["val"], spec.loss, spec.data.where)
-        self.compute: Compute = evaluation_compute(spec, model, target["val"], run)
-        self.cost = Cost()
+        self._loss, self._ranks = spec.loss, run.ranks
+        blends = experts.blends(spec, run, seed=plan.seed, n_blends=1)
+        check_blends_fit_data(blends, target["val"], spec.loss, spec.data.where)
+        self.may_refresh = plan.tensors.statistics == "auto" and has_batchnorm(blends.model)
+        if self.may_refresh:
+            if spec.precision == "bf16":
+                text = "precision fp32: BatchNorm's statistics may be refreshed, which is done in float32"
+                run.progress(Noted(text, warning=True))
+            spec = spec.model_copy(update={"precision": "fp32"})
+        self.compute: Compute = fastest_for_blends(spec, blends, target["val"], run)
+        self._blends = blends.with_precision(self.compute.precision)
+        self._written = as_written(plan, experts, self._blends) if self.may_refresh else None
+        self._refreshing = share_out(
+            target, goal_named("loss"), spec.mix, self.compute, seed=plan.seed, may_fold=False
+        ).refreshing
         self._val: Batches = target["val"].on(self.compute)
-        self.may_refresh = plan.tensors.statistics == "auto" and has_batchnorm(model)
+        self.cost = Cost()
 
-    def evaluate(self, alpha: Tensor, statistics: Statistics) -> _Evaluated:
-        """Return the blend for alpha [1, K] with the given kind of statistics, and its figures."""
-        model = self.compute.to_device(self._model(alpha)).eval()
-        if statistics == "refreshed":
-            goal, settings = goal_named("loss"), self._spec.mix
-            labels = share_out(self._target, goal, settings, self.compute, seed=self._plan.seed, may_fold=False)
-            refresh_from_few(model, charged(labels.refreshing.again(), self.cost.charge), self._forward, self._ranks)
-        figures = evaluate_model(model, self._val, loss=self._spec.loss, compute=self.compute, ranks=self._ranks)
+    def evaluate(self, alpha: Tensor, statistics: Statistics) -> dict[str, float]:
+        """Return the figures of the blend for alpha [G, K] with the given kind of statistics."""
+        evaluation = Evaluation(self._loss, usual_metrics(self._loss))
+        add_outputs(evaluation, self._runs(alpha, statistics), self._val, self._ranks)
         self.cost.forwards += self._val.n_in_order
         self.cost.validation_forwards += self._val.n_in_order
         self.cost.examples += len(self._val)
-        return _Evaluated(model, figures)
+        return evaluation.figures()
 
-    def _model(self, alpha: Tensor) -> nn.Module:
-        return self._experts.model(self._spec, alpha)
-
-    def _forward(self, model: nn.Module, batch: Batch) -> None:
-        with self.compute.autocast():
-            outputs_of(model, batch[0])
+    def _runs(self, alpha: Tensor, statistics: Statistics) -> MakeOutputs:
+        if self._written is None:
+            return lambda batches: self._blends.outputs(alpha[None], batches, 0)
+        self._written.load(alpha)
+        if statistics == "refreshed":
+            self._written.refresh(charged(self._refreshing.again(), self.cost.charge), self._ranks)
+        return self._written.outputs
