@@ -1,6 +1,6 @@
 """Models of any size: what searching, evaluating and writing them takes, beside this machine's disk and memory.
 
-    python examples/benchmarks/large.py --folder /data/large [--row fits|streamed] [--keep]
+    python examples/benchmarks/large.py --folder /data/large [--row fits|memory|streamed] [--keep]
 
 Makes four experts of three billion parameters in bfloat16, 24 GB, in the folder, and removes them afterwards. Each row
 of the table is measured by a file of its own, named in `ROWS`; each command is a process of its own, whose peak is its
@@ -20,7 +20,7 @@ from measure import machine, write
 
 RESULTS = Path(__file__).parent / "results" / "large.json"
 # A row's name -> the module beside this file that measures it, by `measure(folder, shape) -> figures`.
-ROWS = {"fits": "large_fits", "streamed": "large_streamed"}
+ROWS = {"fits": "large_fits", "memory": "large_memory", "streamed": "large_streamed"}
 SHAPE = Shape(hidden=3072, inner=8192, layers=28, heads=24, key_heads=8)
 N_EXPERTS = 4
 

@@ -116,18 +116,20 @@ def timed_blending() -> Iterator[list[float]]:
 
 def time_reading(checkpoints: Any) -> float:
     """Return the seconds of reading every file once, past the page cache, 64 MiB at a time, four files at once."""
-    import mmap
     from concurrent.futures import ThreadPoolExecutor
 
     from glue_cli.checkpoints.files import open_file, read_pages
+    from glue_cli.checkpoints.tensors import bytes_of
+    from glue_cli.foundation.large_pages import empty_bytes
 
     def read(checkpoint: Any) -> None:
         part = 64 << 20
-        with mmap.mmap(-1, part) as buffer, memoryview(buffer) as view, open_file(checkpoint, 0) as descriptor:
+        buffer = empty_bytes(part)
+        with open_file(checkpoint, 0) as descriptor:
             n_bytes = checkpoint.files[0].stat().st_size
             for start in range(0, n_bytes, part):
                 n_needed = min(part, n_bytes - start)
-                read_pages(descriptor, view, start, n_needed, checkpoint.files[0], past_cache=True)
+                read_pages(descriptor, bytes_of(buffer), start, n_needed, checkpoint.files[0], past_cache=True)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(4) as pool:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
-LARGE = ("large_blends", "large_fits", "large_streamed")
+LARGE = ("large_blends", "large_fits", "large_memory", "large_streamed")
 
 # In place of mergekit: its recipe in, one file out.
 PEER = """#!{python}

@@ -23,13 +23,18 @@ class AbsentTensor(Tensor):
     """A tensor of which only the shape, the dtype and the device are known."""
 
     _where: torch.device
+    _failed: list[AbsentTensorError]
 
     @classmethod
-    def like(cls, tensor: Tensor, device: torch.device) -> "AbsentTensor":
-        """Return a tensor of the same shape and dtype that is to be on `device`."""
+    def like(cls, tensor: Tensor, device: torch.device, failed: list[AbsentTensorError]) -> "AbsentTensor":
+        """Return a tensor of the same shape and dtype that is to be on `device`.
+
+        Args:
+            failed: gets every error that is raised; the model may catch it and go on without the tensor.
+        """
         with torch._C.DisableTorchFunctionSubclass():
             absent: AbsentTensor = Tensor._make_subclass(cls, torch.empty_like(tensor, device="meta"))
-            absent._where = device
+            absent._where, absent._failed = device, failed
         return absent
 
     @classmethod
@@ -45,6 +50,12 @@ class AbsentTensor(Tensor):
                 return args[0]._where
             if func in _KNOWN:
                 return func(*args, **(kwargs or {}))
-        raise AbsentTensorError(
-            f"'{getattr(func, '__name__', func)}' needs a tensor outside the block that it belongs to"
-        )
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":  # a property's
+            name = getattr(func.__self__, "__name__", name)
+        error = AbsentTensorError(f"'{name}' needs a tensor outside the block that it belongs to")
+        for each in (*args, *(kwargs or {}).values()):
+            for tensor in each if isinstance(each, list | tuple) else [each]:
+                if isinstance(tensor, AbsentTensor):
+                    tensor._failed.append(error)
+        raise error

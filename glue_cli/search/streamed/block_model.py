@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glue_cli.search.bound_models import tied_names, without_cudnn
-from glue_cli.search.streamed.absent import AbsentTensor
+from glue_cli.search.streamed.absent import AbsentTensor, AbsentTensorError
 from glue_cli.search.streamed.blocks import Block, Split
 
 
@@ -32,7 +32,8 @@ class BlockModel:
         self._fixed: Mapping[str, Tensor] = {}
         self._in_blocks = {place for block in (*split.blocks, split.kept) for place in block.places}
         self.before_block: Callable[[Block], None] | None = None
-        self._absent = {name: AbsentTensor.like(tensor, device) for name, tensor in tensors}
+        self._failed: list[AbsentTensorError] = []
+        self._absent = {name: AbsentTensor.like(tensor, device, self._failed) for name, tensor in tensors}
         for block in (*split.blocks, split.kept):
             self.unbind(block)
         for module in self.module.modules():
@@ -57,6 +58,18 @@ class BlockModel:
         for place in block.places:
             self._set(place, self._absent[place])
 
+    def run(self, forward: Callable[[], Tensor]) -> Tensor:
+        """Make a forward pass of the model.
+
+        Raises:
+            AbsentTensorError: it uses a tensor outside the block that it belongs to, even if the model catches that.
+        """
+        self._failed.clear()
+        outputs = forward()
+        if self._failed:
+            raise self._failed[0]
+        return outputs
+
     def _set(self, place: str, tensor: Tensor) -> None:
         path, _, leaf = place.rpartition(".")
         module = self.module.get_submodule(path)
@@ -73,7 +86,11 @@ class BlockModel:
         @wraps(forward)
         def announced(*arguments: Any, **named: Any) -> Any:
             if self.before_block is not None:
-                self.before_block(block)
+                try:
+                    self.before_block(block)
+                except AbsentTensorError as error:
+                    self._failed.append(error)
+                    raise
             return forward(*arguments, **named)
 
         module.forward = announced

@@ -200,10 +200,11 @@ class Engine:
         self._is_ahead = 2 * largest + row <= self._memory_bytes
         self._left = self._memory_bytes - (2 if self._is_ahead else 1) * largest  # for rows
         if self._left < row:
-            name = max(self._layouts.values(), key=lambda layout: layout.n_bytes).block.module or "what is no block"
+            module = max(self._layouts.values(), key=lambda layout: layout.n_bytes).block.module
+            what = f"experts' '{module}' takes" if module else "tensors of the experts that are in no block take"
             reason = f": its forward cannot be made in smaller parts ({because})" if because else ""
             raise ResourceError(
-                f"the experts' '{name}' takes {size(largest)}, and its blend {size(row)}, which do not fit into "
+                f"the {what} {size(largest)}, and the blend {size(row)}, which do not fit into "
                 f"{size(self._memory_bytes)}{reason}",
                 hint=f"--memory {_mebibytes(largest + row)}, or {_mebibytes(2 * largest + row)} to read ahead",
             )

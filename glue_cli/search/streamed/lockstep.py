@@ -40,7 +40,7 @@ class Runner:
 
     def _run(self, lane: Lane) -> Tensor:
         self.model.before_block = lane.wait_for
-        return self.forward()
+        return self.model.run(self.forward)
 
 
 class Lockstep:

@@ -14,7 +14,7 @@ class Pace:
 
     def __init__(self, blends: Blends, progress: Progress) -> None:
         self._blends, self._progress = blends, progress
-        self._began, self._is_said = time.monotonic(), blends.is_resident
+        self._began, self._waited_s, self._is_said = time.monotonic(), blends.waited_s, blends.is_resident
 
     def step(self, share: float) -> None:
         """Hear that a step has ended, and which share of the search is done, in [0, 1]."""
@@ -23,7 +23,7 @@ class Pace:
         self._is_said = True
         elapsed = time.monotonic() - self._began
         if elapsed / share > _LONG_S:
-            waiting = self._blends.waited_s / elapsed
+            waiting = (self._blends.waited_s - self._waited_s) / elapsed
             text = f"the search will take about {duration(elapsed / share)}"
             text += f", {waiting:.0%} of that waiting for the experts"
             self._progress(Noted(f"{text}; a smaller --budget ends it earlier", warning=True))

@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -67,6 +68,18 @@ class ByHand(Deep):
         return self.head(self.norm(x))
 
 
+class Catching(Deep):
+    """Uses a weight of a layer outside that layer, and goes on without it where that fails."""
+
+    def forward(self, images):
+        x = images.flatten(1)
+        with suppress(Exception):
+            x = x @ (self.embed.weight.T @ self.embed.weight)
+        for layer in [self.embed, *self.layers]:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
 class Telling(nn.Linear):
     """A layer that also returns its weight."""
 
@@ -112,7 +125,17 @@ class Parallel(Deep):
         return self.head(self.norm(x))
 
 
-MODELS = [conv_net, Recurrent, Attentive, normed, Noisy, Deep, ByHand, Keeping, Wandering]
+class ParallelOrNot(Deep):
+    """Runs its layers in threads, and goes on without them where that fails."""
+
+    def forward(self, images):
+        x = self.embed(images.flatten(1))
+        with ThreadPoolExecutor(1) as pool, suppress(Exception):
+            x = x + pool.submit(torch.no_grad()(self.layers[1]), x).result()
+        return self.head(self.norm(x))
+
+
+MODELS = [conv_net, Recurrent, Attentive, normed, Noisy, Deep, ByHand, Catching, Keeping, Wandering]
 
 
 @pytest.fixture
@@ -153,7 +176,7 @@ def all_outputs(blends, alphas=ALPHAS):
     yield from blends.towards(alphas[0], coordinates, 0.1, batch_of(1), 3)
 
 
-@pytest.mark.parametrize("make", [*MODELS, Parallel])
+@pytest.mark.parametrize("make", [*MODELS, Parallel, ParallelOrNot])
 def test_the_bits_are_those_of_blends_in_memory(both, make):
     resident, streamed = both(make)
     for _ in range(2):
@@ -288,6 +311,15 @@ def test_a_block_that_does_not_fit_is_refused_with_what_would(both):
     with pytest.raises(ResourceError, match="do not fit into") as refused:
         both(Deep, memory=5000)
     assert "--memory 1MiB" in refused.value.hint
+
+
+def test_a_forward_that_needs_more_than_a_block_is_refused_with_the_reason(both):
+    _, streamed = both(Catching, memory=9000)
+    with pytest.raises(
+        ResourceError, match="tensors of the experts that are in no block take .* do not fit"
+    ) as refused:
+        list(all_outputs(streamed))
+    assert "('T' needs a tensor outside the block that it belongs to)" in refused.value.message
 
 
 def test_no_gradient(both):
