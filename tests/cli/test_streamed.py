@@ -47,6 +47,14 @@ def test_a_block_that_does_not_fit_is_refused_with_what_would(here, glue, expert
     glue(*command, "--memory", "1MiB", "--bank", "streamed", "-q", code=0)
 
 
+def test_numba_is_named_where_a_large_model_lacks_it(here, glue, experts, monkeypatch):
+    command = ["mix", "--method", "proxy", *experts, "--bank", "streamed", "--force"]
+    monkeypatch.setattr("glue_cli.search.bank.matrix.is_available", lambda: False)
+    assert "numba" not in glue(*command, code=0).err
+    monkeypatch.setattr("glue_cli.search.bank.matrix._FUSED_COLUMNS", 1)
+    assert glue(*command, code=0).err.count("pip install 'glue-cli[fast]'") == 1
+
+
 def test_a_gradient_is_refused(here, glue, experts):
     command = ["mix", "--method", "fullgrad", *experts, "--bank", "streamed"]
     glue(*command).refused(2, "fullgrad", "--method spsa", "--bank device takes")

@@ -15,7 +15,7 @@ from glue_cli.search.bank.storage import Rows
 # float32, 2 threads: 0.117 s with these blocks, 0.122 s with blocks twice as wide, 0.070 s just to sum the matrix.
 _BLOCK = 1 << 15
 # What is compiled keeps fewer columns in the cache by itself, so that wide blocks save calls and cost no cache.
-_FUSED_BLOCK = 1 << 18
+_FUSED_BLOCK = 1 << 19
 # Elements of rows that are converted first, all experts together: they have to fit into the last cache. Five blends of
 # four bfloat16 experts, d = 5e7: 0.19 s of CPU time with these 4 MiB, 0.27 s with one, 0.35 s with half of one.
 _SCRATCH = 1 << 20
@@ -219,6 +219,11 @@ class Tile:
 
 
 AnyTile = Tile | FusedTile
+
+
+def lacks_compiler(n_columns: int, device: torch.device) -> bool:
+    """Tell whether blends of a model of d columns would be made faster if numba were installed."""
+    return device.type == "cpu" and n_columns >= _FUSED_COLUMNS and not is_available()
 
 
 def _multiply(coefficients: Tensor, rows: Tensor, out: Tensor) -> None:

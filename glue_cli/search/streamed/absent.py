@@ -50,9 +50,8 @@ class AbsentTensor(Tensor):
                 return args[0]._where
             if func in _KNOWN:
                 return func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", str(func))
-        if name == "__get__":  # a property's
-            name = getattr(func.__self__, "__name__", name)
+        is_property = getattr(func, "__name__", "") == "__get__"
+        name = getattr(getattr(func, "__self__", func) if is_property else func, "__name__", str(func))
         error = AbsentTensorError(f"'{name}' needs a tensor outside the block that it belongs to")
         for each in (*args, *(kwargs or {}).values()):
             for tensor in each if isinstance(each, list | tuple) else [each]:

@@ -19,6 +19,7 @@ from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry
 from glue_cli.checkpoints.parts import without_parts
 from glue_cli.checkpoints.tokenizer_files import with_tokens
+from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.run import Run
 from glue_cli.plans.mix_records import Search, Tensors, Writing
@@ -28,6 +29,7 @@ from glue_cli.search.bank.falling_back import in_turn, load_first
 from glue_cli.search.bank.kinds import BankKind
 from glue_cli.search.bank.layout import blended_entries
 from glue_cli.search.bank.load import check_variances, choose_bank, load_bank, usable_memory
+from glue_cli.search.bank.matrix import lacks_compiler
 from glue_cli.search.bank.renamed_experts import rename_experts
 from glue_cli.search.protocol import Blends
 from glue_cli.search.streamed.blends import StreamedBlends
@@ -101,7 +103,7 @@ class WholeExperts(Experts):
 
         def load(kind: BankKind) -> Blends:
             if kind in ("streamed", "sharded"):
-                return self._by_block(model, compute, spec, how, ranks, is_sharded=kind == "sharded")
+                return self._by_block(model, compute, spec, how, run, is_sharded=kind == "sharded")
             bank = load_bank(
                 self._searched,
                 device=device,
@@ -119,9 +121,9 @@ class WholeExperts(Experts):
         return load_first(kinds, load, run.progress, ranks)
 
     def _by_block(
-        self, model: nn.Module, compute: Compute, spec: "Spec", how: How, ranks: Ranks, *, is_sharded: bool
+        self, model: nn.Module, compute: Compute, spec: "Spec", how: How, run: Run, *, is_sharded: bool
     ) -> Blends:
-        recipe = self._rules.recipe
+        recipe, ranks = self._rules.recipe, run.ranks
         check_variances(self._searched, recipe)
         experts = rename_experts(self._searched, recipe, self._naming)
         self._fill_but(model, {entry.name for entry in blended_entries(experts.headers[0], experts.recipe)}, spec)
@@ -138,6 +140,8 @@ class WholeExperts(Experts):
             shared_by=ranks if is_sharded else None,
         )
         engine.open()
+        if lacks_compiler(engine.n_columns, compute.device):
+            run.progress(Noted("numba, which is not installed, makes blends faster: pip install 'glue-cli[fast]'"))
         return StreamedBlends(
             model, engine, compute, seed=how.seed, batchnorm=how.batchnorm, make_tensors=how.make_tensors
         )
