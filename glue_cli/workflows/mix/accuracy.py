@@ -28,7 +28,8 @@ from glue_cli.workflows.evaluation import MakeOutputs, add_outputs
 from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.choice import Choice, skipped_in
 from glue_cli.workflows.mix.experts_interface import Experts
-from glue_cli.workflows.mix.labels import share_out
+from glue_cli.workflows.mix.labels import OF_TRAIN, share_out
+from glue_cli.workflows.mix.refreshed_on import identity
 from glue_cli.workflows.mix.setting import as_written
 
 
@@ -36,7 +37,8 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
     """Evaluate every expert on the target's validation data, and let the method turn the accuracies into alpha.
 
     If either kind of BatchNorm statistics may be used, this is done with both, and the blend with the lower loss on
-    the validation data is chosen. An expert whose loss is not finite gets no weight.
+    the validation data is chosen, with the statistics that it had there. An expert whose loss is not finite gets no
+    weight.
 
     Raises:
         NumericalError: no expert has a finite loss.
@@ -63,12 +65,14 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
             write(line | ({"statistics": kind} if len(kinds) > 1 else {}))
             run.progress(Advanced(number * len(plan.experts) + len(accuracies)))
         alpha = torch.tensor([METHODS[plan.method].load()(accuracies)], dtype=torch.float64)
-        candidates.append((alpha, accuracies, kind, judge.evaluate(alpha, kind) if len(kinds) > 1 else None))
+        blend = judge.evaluate(alpha, kind) if len(kinds) > 1 else None
+        candidates.append((alpha, accuracies, kind, blend, judge.statistics() if kind == "refreshed" else None))
     run.progress(Finished())
     if len(lost) == len(kinds) * len(plan.experts):
         hint = "look for experts whose weights are far too large, and leave them out"
         raise NumericalError("no expert has a finite loss on the validation data", hint=hint)
-    alpha, accuracies, kind, blend = min(candidates, key=lambda one: _loss_of(one[3]))
+    alpha, accuracies, kind, blend, made = min(candidates, key=lambda one: _loss_of(one[3]))
+    sampled_on = {**identity(spec, target["train"]), "sample": OF_TRAIN, **judge.compute.recorded}
     return Choice(
         alpha,
         settings=judge.compute.recorded,
@@ -76,6 +80,8 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
         val_accuracies=accuracies,
         **judge.compute.recorded,
         statistics=kind if blend else None,
+        made=made,
+        refreshed_on=sampled_on if made else {},
         skipped=skipped_in(0, lost),
     )
 
@@ -120,6 +126,11 @@ class _Judge:
         self.cost.validation_forwards += self._val.n_in_order
         self.cost.examples += len(self._val)
         return evaluation.figures()
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return BatchNorm's statistics of the blend that was evaluated last, as they were refreshed for it."""
+        assert self._written
+        return self._written.statistics()
 
     def _runs(self, alpha: Tensor, statistics: Statistics) -> MakeOutputs:
         if self._written is None:

@@ -9,12 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from glue_cli.blend.tensor_rules import TensorRules
+from glue_cli.data.target import Target
 from glue_cli.foundation.errors import SpecError
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import GIVEN, Coefficients, Writing
 from glue_cli.plans.outputs import Outputs
 from glue_cli.results.record import as_object
+from glue_cli.running.device import Compute
+from glue_cli.running.refreshing import refresh_from_few
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.mix import mix
@@ -145,6 +148,20 @@ def test_refreshed_statistics_are_those_of_the_targets_data(mixed):
         for a, expert in zip(result["alpha"], result["experts"], strict=True)
     )
     assert (mean - averaged).abs().max() > 0.1
+
+
+def test_proxy_writes_the_statistics_that_it_chose_by(mixed, run):
+    """Those of few examples are pulled towards the averaged ones; from all of train, as they are, they would differ."""
+    result = mixed("proxy", train=20, val=200)
+    assert result["statistics"] == "refreshed"
+    written = load_file(result["output"])
+    model = net().eval()
+    experts = [(a, load_file(e["path"])) for a, e in zip(result["alpha"], result["experts"], strict=True)]
+    model.load_state_dict({name: sum(a * expert[name].double() for a, expert in experts) for name in written})
+    train = Target(mixed.spec, run)["train"].on(Compute(torch.device("cpu"), "fp32"))
+    refresh_from_few(model, train.in_random_order(64, 0), lambda model, batch: model(batch[0]))
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(written[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["spsa", "greedy", "proxy"])
