@@ -1,15 +1,19 @@
 """A search's step over 8 LoRA adapters in factors, against PEFT's own model with one of them, and dense updates.
 
-    python examples/benchmarks/adapters.py [--runs 5] [--folder runs/adapters] [--sizes 0.25 1]
+    python examples/benchmarks/adapters.py [--runs 5] [--folder FOLDER] [--sizes 0.25 1] [--precisions bf16 fp32]
 
 Makes random language models in Llama's shape, in bfloat16, and adapters of rank 16 for all their linear layers. A step
 is 9 forwards of 8 texts of 128 tokens: the mean of the adapters, and a point towards each. Every row is a process of
-its own, whose peak is counted from after the imports. Of glue's, what is held before the first forward is told apart
-from what the forwards add, the activations; PEFT's model is read from its file as it is used. The dense updates are
-measured for the smallest model alone.
+its own, whose peak is counted from after the imports.
+
+The peak in factors is to be at most 1.15 of the base's file, and the factors of all adapters, and activations. These
+are the most bytes that the tensors of a forward of PEFT's model take at once in the same precision, as torch's
+profiler counts them. PEFT's model is read from its file as it is used. The dense updates are measured for the model
+of 0.25 billion parameters alone. Rows that are not measured stay in the results as they are.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -25,6 +29,8 @@ from measure import machine, show, write
 
 RESULT = Path(__file__).parent / "results" / "adapters.json"
 K, RANK, TEXTS, TOKENS = 8, 16, 8, 128
+BASES = 1.15  # that the peak may hold
+PRECISIONS = ["bf16", "fp32"]
 SHAPES = {  # billions of parameters -> Llama's shape
     "0.25": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 14, "num_attention_heads": 16},
     "1": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 17, "num_attention_heads": 32},
@@ -37,6 +43,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/adapters"))
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--row", nargs=2, metavar=("WHAT", "PRECISION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.row:
@@ -49,19 +56,35 @@ def main() -> None:
         folder = arguments.folder.resolve() / size
         if not (folder / str(K - 1)).exists():
             row(folder, "make", "bf16", 0)
-        for precision in ("bf16", "fp32"):
+        for precision in arguments.precisions:
             peft = rows[f"{size}, {precision}: PEFT with one"] = row(folder, "peft", precision, arguments.runs)
-            for what in ["factors", "dense"] if size == arguments.sizes[0] else ["factors"]:
+            for what in ["factors", "dense"] if size == "0.25" else ["factors"]:
                 found = row(folder, what, precision, arguments.runs)
                 found["of_forwards"] = found["step_s"] / ((K + 1) * peft["forward_s"])
+                found["bound_mb"] = BASES * found["base_mb"] + found["factors_mb"] + peft["activations_mb"]
                 rows[f"{size}, {precision}: glue, {what}"] = found
-    columns = ("base_mb", "factors_mb", "held_mb", "activations_mb", "peak_mb", "forward_s", "step_s", "of_forwards")
+    columns = ("base_mb", "factors_mb", "activations_mb", "bound_mb", "held_mb", "peak_mb")
+    times = ("forward_s", "step_s", "of_forwards")
     show(
         f"{K} adapters of rank {RANK}, medians of {arguments.runs}; MB above the imports",
-        ["", "base MB", "factors", "held", "activations", "peak", "forward s", "step s", f"of {K + 1} forwards"],
-        [[name, *(f"{found[key]:.2f}" if key in found else "" for key in columns)] for name, found in rows.items()],
+        ["", "base", "factors", "activations", "bound", "held", "peak", "forward s", "step s", f"of {K + 1} forwards"],
+        [
+            [
+                name,
+                *(f"{found[key]:.0f}" if key in found else "" for key in columns),
+                *(f"{found[key]:.2f}" if key in found else "" for key in times),
+            ]
+            for name, found in rows.items()
+        ],
     )
-    write(RESULT, {"machine": machine(), "runs": arguments.runs, "rows": rows})
+    record(arguments.runs, rows)
+
+
+def record(n_runs: int, rows: dict[str, dict[str, Any]]) -> None:
+    """Put rows into the results, each with the runs that it is the median of."""
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
+    new = {name: {**found, "runs": n_runs} for name, found in rows.items()}
+    write(RESULT, {"machine": machine(), "rows": {**results["rows"], **new}})
 
 
 def row(folder: Path, what: str, precision: str, n_runs: int) -> dict[str, Any]:
@@ -103,9 +126,30 @@ def peft_forwards(folder: Path, what: str, precision: str, n_runs: int) -> dict[
     base = transformers.LlamaForCausalLM.from_pretrained(folder / "base", dtype=dtype)
     model = peft.PeftModel.from_pretrained(base, folder / "0")
     model = model.to(dtype).eval()
+
+    def forward() -> None:
+        model(input_ids=texts(), use_cache=False)
+
     with torch.no_grad():
-        forward_s = timed(lambda: model(input_ids=texts(), use_cache=False).logits, n_runs)
-    return {"forward_s": forward_s, "peak_mb": peak_mb() - before, "base_mb": megabytes(folder / "base")}
+        forward()
+        peak = peak_mb()
+        return {
+            "forward_s": timed(forward, n_runs),
+            "peak_mb": peak - before,
+            "base_mb": megabytes(folder / "base"),
+            "activations_mb": most_bytes(forward) / 1e6,
+        }
+
+
+def most_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes that the tensors which are made meanwhile take at once."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    memory = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(n_bytes for _, n_bytes in memory))
 
 
 def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str, Any]:
@@ -139,9 +183,11 @@ def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str,
 
     held = peak_mb()
 
-    def step() -> None:
-        deque(blends.towards(mean, torch.arange(K), 0.1, batch, 0), maxlen=0)  # as a search, which drops each in turn
+    def step(n_points: int = K) -> None:
+        outputs = blends.towards(mean, torch.arange(n_points), 0.1, batch, 0)
+        deque(outputs, maxlen=0)  # as a search, which drops each in turn
 
+    step(1)
     step_s = timed(step, n_runs)
     factors_mb = sum(4 * (u.a.n_elements + u.b.n_elements) for a in adapters for u in a.updates.values()) / 1e6
     return {
@@ -149,7 +195,6 @@ def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str,
         "base_mb": megabytes(folder / "base"),
         "factors_mb": factors_mb,
         "held_mb": held - before,
-        "activations_mb": peak_mb() - held,
         "peak_mb": peak_mb() - before,
     }
 
@@ -173,8 +218,7 @@ def texts() -> Any:
 
 
 def timed(work: Callable[[], object], n_runs: int) -> float:
-    """Return the median time in seconds, after a first time that does not count."""
-    work()
+    """Return the median time in seconds."""
     found = []
     for _ in range(n_runs):
         began = time.perf_counter()

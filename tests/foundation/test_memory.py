@@ -1,3 +1,4 @@
+import ctypes
 import gc
 import resource
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from glue_cli.foundation import memory
-from glue_cli.foundation.memory import free_memory, is_out_of_memory
+from glue_cli.foundation.memory import free_memory, give_back_freed, is_out_of_memory
 
 CPU = torch.device("cpu")
 MiB = 1 << 20
@@ -161,3 +162,22 @@ def test_telling_want_of_memory_needs_no_torch():
         "assert told(MemoryError()) and not told(RuntimeError('x')) and 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library keeps what is freed")
+def test_freed_memory_between_kept_blocks_goes_back_to_the_system():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    blocks = [b"x" * 65_536 for _ in range(1600)]
+    kept = blocks[::16]
+    del blocks
+    before = resident()
+    give_back_freed()
+    assert before - resident() > 1000 * 65_536
+    assert kept[-1] == b"x" * 65_536
+
+
+def test_a_c_library_that_cannot_give_memory_back_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    give_back_freed()

@@ -8,6 +8,7 @@ from glue_cli.blend.adapters.adapted_base import AdaptedBase
 from glue_cli.blend.adapters.mixing import base_tensor
 from glue_cli.blend.adapters.stacked import plain_tensors, stack_factors
 from glue_cli.checkpoints.naming import Naming, Source
+from glue_cli.foundation.memory import give_back_freed
 from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.device import Compute
 from glue_cli.running.weightless import give_memory
@@ -84,6 +85,7 @@ def fit_adapters(
         replaced = (plain_tensors(adapted, k, naming) for k in range(n_experts))
         plain = bank_of_tensors(replaced, n_experts=n_experts, device=compute.device)
     placed = compute.to_device(model)
+    give_back_freed()  # 25 MB of what reading a base of 491 MB and 8 adapters of 18 MB had taken meanwhile
     return AdapterBlends(placed, factors, plain, compute, n_experts=n_experts, seed=seed)
 
 
