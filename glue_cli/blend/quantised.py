@@ -15,6 +15,7 @@ _CODES = ("I8", "U8", "I32")  # the dtypes that store codes of 8, 4 and fewer bi
 _PARTS = re.compile(
     r"(?:^|\.)(?:SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+"  # bitsandbytes
     r"|qweight|qzeros|g_idx"  # GPTQ, AWQ
+    r"|_weight_(?:qdata|scale|zero_point)"  # torchao
     r"|weight_(?:scale|scale_inv|packed|shape|zero_point)|input_scale"  # compressed-tensors, fp8 of several tools
     r"|\w+_blocks|_packed_params(?:\._packed_params)?)$"  # MXFP4; torch.ao
 )
@@ -25,8 +26,8 @@ _DEQUANTISE = (
 )
 
 _BASE = (
-    "load it in its library, dequantise it (transformers: model.dequantize()), save it in bfloat16, and name that:"
-    " beside it the adapters stay in factors; or name the base that it was made from"
+    "name the base that it was made from, or this one dequantised in its library (transformers: model.dequantize())"
+    " and saved in bfloat16; without --base the blend is an adapter, which PEFT loads beside this base too"
 )
 
 
@@ -44,6 +45,15 @@ def quantised_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] =
     return misfits
 
 
+def library_of(base: Checkpoint) -> str | None:
+    """Return the library or method that has quantised a base, as its configuration names it.
+
+    Returns:
+        None if the base has no quantised tensors, or nothing beside it says how to load them.
+    """
+    return _method(base) if any(_quantised_tensors(base)) else None
+
+
 def quantised_base_misfits(base: Checkpoint) -> list[Misfit]:
     """Return a misfit if the base of adapters has quantised tensors: no update can be added to codes."""
     entries = list(_quantised_tensors(base))
@@ -51,7 +61,8 @@ def quantised_base_misfits(base: Checkpoint) -> list[Misfit]:
 
 
 def _misfit(checkpoint: Checkpoint, entries: Sequence[TensorEntry], why: str, hint: str) -> Misfit:
-    message = f"'{checkpoint.path}' is quantised{_method_of(checkpoint)}, and {why}"
+    method = _method(checkpoint) or ""
+    message = f"'{checkpoint.path}' is quantised{method and f' ({method})'}, and {why}"
     items = tuple(f"'{entry.name}' is {entry.dtype} {list(entry.shape)}" for entry in entries)
     return Misfit("quantisation", message, items, hint)
 
@@ -75,9 +86,8 @@ def _is_code(entry: TensorEntry) -> bool:
     )
 
 
-def _method_of(expert: Checkpoint) -> str:
-    """Return the quantisation method that a model's configuration names, in parentheses; empty if it names none."""
+def _method(expert: Checkpoint) -> str | None:
     config = read_object(expert.model_folder / "config.json") if expert.model_folder else {}
     said = config.get("quantization_config")
     method = said.get("quant_method") if isinstance(said, dict) else None
-    return f" ({method})" if isinstance(method, str) else ""
+    return method if isinstance(method, str) else None

@@ -9,6 +9,7 @@ from glue_cli.blend.adapters.adapted_base import AdaptedBase, fit
 from glue_cli.blend.adapters.adapter import CONFIG, WEIGHTS, Adapter, adapter_misfits, is_adapter, read_adapter
 from glue_cli.blend.adapters.disk_space import mixed_bytes
 from glue_cli.blend.misfit import refuse
+from glue_cli.blend.quantised import library_of
 from glue_cli.checkpoints.companions import CARD
 from glue_cli.checkpoints.configuration import NO_CHANGES
 from glue_cli.checkpoints.destination import Destination
@@ -56,7 +57,7 @@ def plan_adapters(
     known_base = _read_base(base, spec)
     if known_base is None and coefficients.needs_data:
         raise SpecError("a search over adapters needs their base model", hint="set model.args.path to its folder")
-    adapted = fit(known_base, adapters, names_in_memory=_names_in_memory) if known_base else None
+    adapted = _adapted(known_base, adapters, coefficients, merges=base is not None) if known_base else None
     merged = None
     if base and known_base and adapted:
         merged = _plan_merged(adapted, outputs, writing)
@@ -90,6 +91,31 @@ def _read_base(base: Path | None, spec: "Spec | None") -> Checkpoint | None:
     if base:
         return read_checkpoint(base)
     return read_checkpoint(spec.path(folder)) if spec and isinstance(folder, str) else None
+
+
+def _adapted(
+    base: Checkpoint, adapters: Sequence[Adapter], coefficients: Coefficients, *, merges: bool
+) -> AdaptedBase:
+    """Fit adapters to their base; to a quantised one, that a library can load, as to the model that it was made from.
+
+    Raises:
+        UsageError: the method needs whole models.
+        CheckpointError: as for `fit`, or the library that has to load a quantised base is not installed.
+    """
+    described, method = None, None if merges else library_of(base)
+    if method:
+        from glue_cli.models.libraries.transformers_bases import unquantised  # these import torch
+        from glue_cli.models.libraries.transformers_quantised import check_library
+
+        if coefficients.needs_data and not coefficients.is_search:
+            message = f"--method {coefficients.method} needs whole models, and the base '{base.path}' is quantised"
+            raise UsageError(message, hint="--method spsa, which needs none")
+        if coefficients.needs_data:
+            check_library(method, base.path)
+        described = unquantised(base, adapters[0].config)
+    if described is None:
+        return fit(base, adapters, names_in_memory=_names_in_memory)
+    return replace(fit(described, adapters), quantised_by=method)
 
 
 def _names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> Mapping[str, str]:

@@ -28,19 +28,25 @@ def bind(model: nn.Module, spans: Mapping[str, Span], row: Tensor, made: Collect
     own = {alias for name in made for alias in (name, *tied.get(name, ()))}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     copied = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
-    for name, span in spans.items():
-        shared = nn.Parameter(span.view(row), requires_grad=False)
-        for alias in (name, *(other for other in tied.get(name, ()) if other not in spans)):
-            path, _, leaf = alias.rpartition(".")
-            module = copied.get_submodule(path)
-            if leaf in module._parameters:
-                module._parameters[leaf] = shared
-            else:
-                module._buffers[leaf] = shared.data
+    place_views(copied, spans, row)
     for module in copied.modules():
         if isinstance(module, nn.RNNBase):
             module.forward = without_cudnn(module.forward)
     return copied
+
+
+def place_views(model: nn.Module, spans: Mapping[str, Span], row: Tensor) -> None:
+    """Let the tensors at `spans` be views of `row` [d]; tied ones under all their names."""
+    tied = tied_names(model)
+    for name, span in spans.items():
+        shared = nn.Parameter(span.view(row), requires_grad=False)
+        for alias in (name, *(other for other in tied.get(name, ()) if other not in spans)):
+            path, _, leaf = alias.rpartition(".")
+            module = model.get_submodule(path)
+            if leaf in module._parameters:
+                module._parameters[leaf] = shared
+            else:
+                module._buffers[leaf] = shared.data
 
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]:

@@ -27,6 +27,11 @@ FORMATS = {
         "layer.weight.quant_map": torch.ones(16),
         "layer.weight.quant_state.bitsandbytes__nf4": torch.ones(80, dtype=torch.uint8),
     },
+    "torchao": {
+        "layer._weight_qdata": CODES,
+        "layer._weight_scale": torch.ones(4, 1),
+        "layer._weight_zero_point": torch.zeros(4, 1, dtype=torch.int8),
+    },
     "gptq": {
         "layer.qweight": torch.ones(1, 8, dtype=torch.int32),
         "layer.qzeros": torch.ones(1, 1, dtype=torch.int32),

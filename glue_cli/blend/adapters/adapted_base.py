@@ -23,11 +23,14 @@ class AdaptedBase:
             with the names on disk.
         adapters: checked to have this base; their tensors are named like the base's.
         transposed: the modules whose weight is [n_in, n_out], or an embedding's [vocabulary, width].
+        quantised_by: the library that has to load the base; `base` then describes the model that it was made from,
+            and its tensors cannot be read.
     """
 
     base: Checkpoint
     adapters: Sequence[Adapter]
     transposed: frozenset[str]
+    quantised_by: str | None = None
 
     @property
     def changed(self) -> list[str]:

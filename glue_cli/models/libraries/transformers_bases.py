@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.header import Checkpoint, TensorEntry
+from glue_cli.checkpoints.tensors import FILE_DTYPES
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.regular_files import read_text
 from glue_cli.models.libraries.transformers_models import find_transformers
@@ -50,6 +52,25 @@ def class_of_adapted(base: Checkpoint, adapter_config: Mapping[str, Any]) -> str
     """Return the name of the class of transformers that was adapted; None where `names_in_memory` returns nothing."""
     model = _build(base, adapter_config)
     return None if model is None else type(model).__name__
+
+
+def unquantised(base: Checkpoint, adapter_config: Mapping[str, Any]) -> Checkpoint | None:
+    """Return the header that a quantised base would have otherwise, with the names in memory and no offsets.
+
+    Returns:
+        None where `names_in_memory` returns nothing.
+    """
+    model = _build(base, adapter_config)
+    if model is None:
+        return None
+    once = {id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    return replace(
+        base,
+        entries={
+            name: TensorEntry(name, FILE_DTYPES[tensor.dtype], tuple(tensor.shape), 0, 0)
+            for name, tensor in reversed(once.values())
+        },
+    )
 
 
 def _build(base: Checkpoint, adapter_config: Mapping[str, Any]) -> nn.Module | None:

@@ -25,6 +25,11 @@ def find_transformers(name: str, args: Mapping[str, Any], folder: Path) -> Calla
         SpecError: transformers is missing, or has no such class; the folder, its config or the other arguments are
             wrong.
     """
+    return partial(_build, f"transformers:{name}", *find_class(name, args, folder))
+
+
+def find_class(name: str, args: Mapping[str, Any], folder: Path) -> tuple[Any, Any]:
+    """Return a class of transformers and its config; arguments and errors as in `find_transformers`."""
     arch = f"transformers:{name}"
     transformers = _import_transformers(arch)
     try:
@@ -42,7 +47,7 @@ def find_transformers(name: str, args: Mapping[str, Any], folder: Path) -> Calla
             f" '{arch}' wants '{model_class.config_class.model_type}'",
             hint="name an AutoModel class, which takes its type from the config",
         )
-    return partial(_build, arch, model_class, config)
+    return model_class, config
 
 
 def _import_transformers(arch: str) -> ModuleType:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from glue_cli.blend.adapters.stacked import StackedFactors
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.running.forward import Inputs, outputs_of
-from glue_cli.search.adapters.layers import is_linear, merged_weight, rows_of, update_output
+from glue_cli.search.adapters.layers import CONVOLUTIONS, merged_weight, rows_of, update_output
 from glue_cli.search.adapters.narrow import compute_wide, linear_by_rows
 from glue_cli.search.bank.matrix import ExpertBank
-from glue_cli.search.bound_models import bind
+from glue_cli.search.bound_models import bind, place_views
 
 
 class AdaptedModel:
-    """A copy of a base that shares its tensors, with the factors of its adapters beside them.
+    """A base, with the factors of its adapters beside its tensors.
 
     Args:
         base: on the device, in the dtypes in which it is kept.
@@ -26,6 +26,8 @@ class AdaptedModel:
         plain: the tensors that the adapters replace, which are blended as wholes; None if there are none.
         rounded: the dtypes, other than float32, of weights into which the update is merged, by the weights' names;
             such weights are made as they will be written, part by part.
+        by_library: whether a library computes with the base's weights, which it has quantised. The base is then
+            changed, and not copied: a copy would have weights of its own that the library keeps beside the parameters.
     """
 
     def __init__(
@@ -34,10 +36,17 @@ class AdaptedModel:
         factors: Mapping[str, StackedFactors],
         plain: ExpertBank | None,
         rounded: Mapping[str, torch.dtype],
+        *,
+        by_library: bool = False,
     ) -> None:
-        self.plain = plain
+        self.plain, self._by_library = plain, by_library
         if plain:
             self.row = torch.empty(1, plain.n_columns, device=plain.device)
+        if by_library:
+            self.module = base
+            if plain:
+                place_views(base, plain.spans, self.row[0])
+        elif plain:
             self.module = bind(base, plain.spans, self.row[0], ())
         else:
             shared = [*base.parameters(), *base.buffers()]
@@ -73,7 +82,8 @@ class AdaptedModel:
 
     def _adapt(self, path: str, factors: StackedFactors, dtype: torch.dtype) -> None:
         module = self.module.get_submodule(path)
-        if is_linear(module):
+        computes_products = not isinstance(module, (nn.Embedding, *CONVOLUTIONS))  # also a layer of a library's own
+        if computes_products:
             module.forward = partial(self._linear, path, module, module.forward, factors, dtype)
         elif dtype == torch.float32:
             module.register_forward_hook(partial(self._add, path, factors), with_kwargs=True)
@@ -101,12 +111,12 @@ class AdaptedModel:
     ) -> Tensor:
         self._was_called(path)
         coefficients = self._coefficients(factors, inputs)
-        if dtype == torch.float32 and not _is_merging_cheaper(factors, inputs):
+        if self._by_library or (dtype == torch.float32 and not _is_merging_cheaper(factors, inputs)):
             return unadapted(inputs) + update_output(module, factors, coefficients, inputs)
 
         def rows(start: int, stop: int) -> Tensor:
             update = (factors.b[start:stop] * coefficients) @ factors.a
-            return (rows_of(module, start, stop).float() + update).to(dtype).float()
+            return update.add_(rows_of(module, start, stop)).to(dtype).float()
 
         return linear_by_rows(inputs, module, rows)
 

@@ -28,6 +28,7 @@ class AdapterBlends:
         model: the base, on the device; its weights may be bfloat16 or float16.
         factors: by the names of the modules, on the device.
         plain: the tensors that the adapters replace; None if there are none.
+        by_library: whether a library computes with the base's weights, as for `AdaptedModel`.
     """
 
     n_groups = 1
@@ -43,10 +44,12 @@ class AdapterBlends:
         *,
         n_experts: int,
         seed: int,
+        by_library: bool = False,
     ) -> None:
         self.model, self.compute, self.n_experts = model.eval().requires_grad_(False), compute, n_experts
         self._factors, self._plain, self._seed = factors, plain, seed
-        self._adapted = AdaptedModel(self.model, factors, plain, {})
+        self._by_library = by_library
+        self._adapted = AdaptedModel(self.model, factors, plain, {}, by_library=by_library)
 
     def with_statistics(self, statistics: Statistics) -> "AdapterBlends":
         """As `Blends.with_statistics`: without BatchNorm, there are none."""
@@ -61,6 +64,8 @@ class AdapterBlends:
     def as_written(self, dtypes: Mapping[str, torch.dtype]) -> "WrittenAdapters":
         """As `Blends.as_written`."""
         narrow = {name: dtype for name, dtype in dtypes.items() if dtype != torch.float32}
+        if self._by_library:  # what is written is an adapter
+            return WrittenAdapters(self._adapted, narrow)
         return WrittenAdapters(AdaptedModel(self.model, self._factors, self._plain, narrow), narrow)
 
     def outputs(

@@ -69,11 +69,12 @@ def fit_adapters(
 
     Args:
         model: without an obstacle; its parameters need no values. It gets the base's tensors, and is moved to the
-            device.
+            device. A quantised base has them already, on the device.
     Raises:
         CheckpointError: a tensor has NaN or infinity.
     """
-    _fill(model, adapted, naming)
+    if not adapted.quantised_by:
+        _fill(model, adapted, naming)
     factors = {}
     updated = {update.module for adapter in adapted.adapters for update in adapter.updates.values()}
     for name, source in naming.distinct():
@@ -84,9 +85,10 @@ def fit_adapters(
     if adapted.adapters[0].plain.entries:
         replaced = (plain_tensors(adapted, k, naming) for k in range(n_experts))
         plain = bank_of_tensors(replaced, n_experts=n_experts, device=compute.device)
-    placed = compute.to_device(model)
+    placed = model if adapted.quantised_by else compute.to_device(model)
     give_back_freed()  # 25 MB of what reading a base of 491 MB and 8 adapters of 18 MB had taken meanwhile
-    return AdapterBlends(placed, factors, plain, compute, n_experts=n_experts, seed=seed)
+    by_library = adapted.quantised_by is not None
+    return AdapterBlends(placed, factors, plain, compute, n_experts=n_experts, seed=seed, by_library=by_library)
 
 
 def _fill(model: nn.Module, adapted: AdaptedBase, naming: Naming) -> None:

@@ -59,6 +59,11 @@ class AdapterExperts(Experts):
         if not self._adapters.merges and (paths := padded_otherwise(model, self._adapted, self._naming)):
             text = f"'{paths[0]}' does not pad with zeros, and PEFT's update of it does until it is merged"
             run.progress(Noted(f"{text}: the search measures merged updates, as --base writes them", warning=True))
+        if self._adapted.quantised_by:
+            model = self._load_quantised(model, compute, spec)
+            text = f"adapters in factors, beside their base as {self._adapted.quantised_by} computes with it"
+            run.progress(Noted(f"{text}; the blend is written as an adapter of this base"))
+            return fit_adapters(model, self._adapted, self._naming, compute, seed=how.seed)
         if self._kept_as != "dense":
             obstacle = find_obstacle(model, self._adapted, self._naming)
             if obstacle is None:
@@ -72,6 +77,26 @@ class AdapterExperts(Experts):
         experts = (expert_tensors(adapted, k, self._naming) for k in range(len(adapted.adapters)))
         bank = bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)
         return self._resident(model, compute, spec, how, bank)
+
+    def _load_quantised(self, model: nn.Module, compute: Compute, spec: "Spec") -> nn.Module:
+        """Return the quantised base as its library loads it, if adapters can be beside it in factors.
+
+        Args:
+            model: the model without its weights.
+        """
+        obstacle = find_obstacle(model, self._adapted, self._naming)
+        library, _, name = spec.model.arch.partition(":")
+        if library != "transformers":
+            obstacle = f"model.arch is '{spec.model.arch}', and transformers has to load it"
+        if self._kept_as == "dense":
+            obstacle = "--bank dense needs its weights"
+        if obstacle:
+            message = f"the base '{self._adapted.base.path}' is quantised, and {obstacle}"
+            raise UsageError(message, hint="name the base that it was made from in model.args.path")
+        from glue_cli.models.libraries.transformers_quantised import load_quantised
+
+        plain = self._adapted.adapters[0].plain.entries
+        return load_quantised(name, spec.model_args, spec.path("."), compute.device, need_not_have=plain)
 
     def write(
         self,

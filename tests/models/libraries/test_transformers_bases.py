@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.models.libraries.transformers_bases import names_in_memory
+from glue_cli.models.libraries.transformers_bases import names_in_memory, unquantised
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("torchvision")
@@ -39,6 +39,26 @@ def test_a_bare_base_of_an_adapted_model_with_a_head(vit, tmp_path):
     assert names[QUERY[0]] == QUERY[1].removeprefix("vit.") and "classifier.bias" not in names
 
 
+def test_a_quantised_base_is_described_as_the_model_that_it_was_made_from(vit):
+    model = transformers.ViTForImageClassification.from_pretrained(vit)
+    config = json.loads((vit / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (vit / "config.json").write_text(json.dumps(config))
+    described = unquantised(read_checkpoint(vit), {})
+    assert {name: e.shape for name, e in described.entries.items()} == {
+        n: t.shape for n, t in model.state_dict().items()
+    }
+    assert {entry.dtype for entry in described.entries.values()} == {"F32"}
+    assert described.path == read_checkpoint(vit).path
+
+
+def test_tied_weights_are_described_once(tmp_path):
+    sizes = {**SIZES, "vocab_size": 16, "tie_word_embeddings": True}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).save_pretrained(tmp_path / "tied")
+    described = unquantised(read_checkpoint(tmp_path / "tied"), {"task_type": "CAUSAL_LM"})
+    assert "model.embed_tokens.weight" in described.entries and "lm_head.weight" not in described.entries
+
+
 def test_the_class_of_a_task_and_tensors_that_are_put_together(tmp_path):
     model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**MIXTRAL))
     model.save_pretrained(tmp_path / "mixtral")
@@ -55,6 +75,6 @@ def test_a_base_that_transformers_does_not_know(vit, text, tmp_path):
         (vit / "config.json").unlink()
     else:
         (vit / "config.json").write_text(text)
-    assert names_in_memory(read_checkpoint(vit), {}) == {}
+    assert names_in_memory(read_checkpoint(vit), {}) == {} and unquantised(read_checkpoint(vit), {}) is None
     shutil.copy(vit / "model.safetensors", tmp_path / "alone.safetensors")
     assert names_in_memory(read_checkpoint(tmp_path / "alone.safetensors"), {}) == {}

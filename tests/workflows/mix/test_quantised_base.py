@@ -1,0 +1,248 @@
+"""Adapters of a base that a library has quantised: searched beside what it computes, and written as an adapter."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.models.libraries import transformers_quantised
+from glue_cli.plans.mix import plan_mix
+from glue_cli.plans.mix_records import GIVEN, Coefficients, Search
+from glue_cli.plans.outputs import Outputs
+from glue_cli.results.record import as_object
+from glue_cli.spec.schema import Spec
+from glue_cli.workflows.mix.experts import gather_experts
+from glue_cli.workflows.mix.mix import mix
+
+transformers = pytest.importorskip("transformers")
+pytestmark = [
+    pytest.mark.usefixtures("torchvision"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+]
+
+# bitsandbytes computes with blocks of 64 numbers.
+SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+TOKENS = torch.tensor([[2, 4, 9, 10, 3], [2, 5, 11, 12, 3]])
+HEAD = ["classifier"]  # not quantised: the adapters have one of their own
+# The library and its settings -> by how much outputs of size 1 may be off: bitsandbytes rounds what it computes with.
+LIBRARIES = {"torchao": 1e-5, "bitsandbytes 8": 0.05, "bitsandbytes 4": 0.05}
+
+
+@pytest.fixture(scope="module")
+def peft(torchvision):
+    return pytest.importorskip("peft")
+
+
+def classifier(path, **options):
+    return transformers.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, **options)
+
+
+@pytest.fixture
+def plain(tmp_path, make_tokenizer):
+    """A BERT with two labels and its tokenizer, in a folder."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=16, max_position_embeddings=12, num_labels=2, **SIZES)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+@pytest.fixture
+def adapters(plain, peft, tmp_path):
+    torch.manual_seed(1)
+    paths = []
+    for k, config in enumerate(
+        [{"r": 2, "target_modules": ["query", "dense"]}, {"r": 1, "target_modules": ["query"]}]
+    ):
+        model = peft.get_peft_model(classifier(plain), peft.LoraConfig(task_type="SEQ_CLS", **config))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                nn.init.normal_(parameter, std=0.8)
+        paths.append(tmp_path / f"adapter-{k}")
+        model.save_pretrained(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def spec(tmp_path, make_tokenizer):
+    def spec(base):
+        make_tokenizer(base, model_max_length=12)
+        (tmp_path / "data").mkdir()
+        for split, n in (("train", 60), ("test", 10)):
+            words = ["good", "bad", "good", "good", "good"] * (n // 5)
+            lines = [json.dumps({"text": f"{word} book is very", "label": word}) for word in words]
+            (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+        sections = {
+            "model": {"arch": "transformers:AutoModelForSequenceClassification", "args": {"path": str(base)}},
+            "data": {"format": "jsonl", "root": "data", "target": {"train": 30, "val": 12}},
+            "mix": {"steps": 3, "validate_every": 1, "batch_size": 10},
+            "precision": "fp32",
+        }
+        return Spec.model_validate(sections).located_in(tmp_path)
+
+    return spec
+
+
+@pytest.fixture
+def plan(adapters, tmp_path):
+    def plan(spec, method="spsa", *, alpha=None, output="prior", **options):
+        outputs = Outputs(tmp_path / output)
+        return plan_mix(adapters, outputs, Coefficients(method, alpha), spec=spec, **options)
+
+    return plan
+
+
+@pytest.fixture(params=LIBRARIES)
+def quantised(request, plain, tmp_path):
+    """Quantise the base by a library; return its folder and the tolerance of its outputs."""
+    pytest.importorskip(request.param.split()[0], reason="the library that quantises is not installed")
+    if request.param == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        config = transformers.TorchAoConfig(quant_type=Int8WeightOnlyConfig(), modules_to_not_convert=HEAD)
+    else:
+        config = transformers.BitsAndBytesConfig(
+            llm_int8_skip_modules=HEAD, **{f"load_in_{request.param.split()[1]}bit": True}
+        )
+    classifier(plain, quantization_config=config, device_map="cpu").save_pretrained(tmp_path / "quantised")
+    return tmp_path / "quantised", LIBRARIES[request.param]
+
+
+@pytest.fixture
+def coded(plain, adapters):
+    """The base as a file of codes, which says that a library made them; no library has."""
+    tensors = load_file(plain / "model.safetensors")
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    save_file({**tensors, name: torch.ones(64, 64, dtype=torch.int8)}, plain / "model.safetensors")
+    say_in_config(plain, {"quant_method": "bitsandbytes", "load_in_8bit": True})
+    return plain
+
+
+def say_in_config(folder, quantised):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
+
+
+# ---- with a library
+
+
+@torch.no_grad()
+def test_each_adapter_computes_what_peft_does_beside_the_same_base(quantised, adapters, spec, plan, run, peft):
+    base, tolerance = quantised
+    spec = spec(base)
+    blends = gather_experts(plan(spec)).blends(spec, run, seed=0, n_blends=1)
+    for k, path in enumerate(adapters):
+        one_hot = torch.eye(2, dtype=torch.float64)[None, None, k]
+        ((found, _),) = blends.outputs(one_hot, [({"input_ids": TOKENS}, torch.zeros(2))], 0)
+        beside = classifier(base, device_map="cpu")
+        alone = beside(input_ids=TOKENS).logits.clone()
+        wanted = peft.PeftModel.from_pretrained(beside, path).eval()(input_ids=TOKENS).logits
+        torch.testing.assert_close(found, wanted.float(), rtol=0, atol=tolerance * wanted.abs().max().item())
+        assert (found - alone).abs().max() > 4 * tolerance * wanted.abs().max()
+
+
+@torch.no_grad()
+def test_the_blend_is_an_adapter_for_the_quantised_base(quantised, spec, plan, run, peft, tmp_path):
+    base, tolerance = quantised
+    spec = spec(base)
+    made = plan(spec)
+    result = as_object(mix(made, run))
+    model = peft.PeftModel.from_pretrained(classifier(base, device_map="cpu"), tmp_path / "prior").eval()
+    blends = gather_experts(made).blends(spec, run, seed=0, n_blends=1)
+    alpha = torch.tensor([[result["alpha"]]], dtype=torch.float64)
+    ((found, _),) = blends.outputs(alpha, [({"input_ids": TOKENS}, torch.zeros(2))], 0)
+    wanted = model(input_ids=TOKENS).logits.float()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * wanted.abs().max().item())
+
+
+def test_the_search_finds_what_it_finds_on_the_dequantised_base(quantised, plain, spec, plan, run):
+    base, tolerance = quantised
+    if tolerance > 1e-5:
+        pytest.skip("the library rounds what it computes with")
+    on_codes = as_object(mix(plan(spec := spec(base)), run))
+    tensors = classifier(base).state_dict()
+    save_file({n: t.dequantize().contiguous() for n, t in tensors.items()}, plain / "model.safetensors")
+    shutil.copytree(base, plain, ignore=lambda *_: ["config.json", "model.safetensors"], dirs_exist_ok=True)
+    spec.model.args["path"] = str(plain)
+    dequantised = as_object(mix(plan(spec, output="other"), run))
+    assert on_codes["alpha"] == pytest.approx(dequantised["alpha"], abs=1e-3)
+    assert on_codes["loss"]["val"] == pytest.approx(dequantised["loss"]["val"], rel=1e-3)
+    assert on_codes["alpha"] != pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_a_base_that_lacks_weights_is_refused(quantised, spec, plan, run):
+    base, _ = quantised
+    with safe_open(base / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(base / "model.safetensors")
+    name = "bert.encoder.layer.0.attention.output.LayerNorm.weight"
+    save_file({n: t for n, t in tensors.items() if n != name}, base / "model.safetensors", metadata)
+    spec = spec(base)
+    with pytest.raises(CheckpointError, match="lacks weights") as caught:
+        gather_experts(plan(spec)).blends(spec, run, seed=0, n_blends=1)
+    assert caught.value.items == (name,)
+
+
+# ---- without one
+
+
+def test_a_library_that_is_missing_is_named(coded, spec, plan, monkeypatch):
+    monkeypatch.setattr(transformers_quantised, "find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="bitsandbytes, which computes with it, is not installed") as caught:
+        plan(spec(coded))
+    assert caught.value.hint == "pip install bitsandbytes"
+
+
+def test_given_coefficients_need_no_library(coded, spec, plan, monkeypatch, run, tmp_path):
+    monkeypatch.setattr(transformers_quantised, "find_spec", lambda name: None)
+    assert as_object(mix(plan(spec(coded), GIVEN, alpha=[0.3, 0.7]), run))["alpha"] == [0.3, 0.7]
+    assert (tmp_path / "prior" / "adapter_model.safetensors").exists()
+
+
+def test_nothing_is_merged_into_codes(coded, spec, plan):
+    with pytest.raises(CheckpointError, match=r"is quantised \(bitsandbytes\), and adapters need a base") as caught:
+        plan(spec(coded), base=coded)
+    assert "without --base the blend is an adapter" in caught.value.hint
+
+
+def test_methods_that_need_whole_models_are_refused(coded, spec, plan):
+    with pytest.raises(UsageError, match="--method proxy needs whole models") as caught:
+        plan(spec(coded), "proxy")
+    assert "--method spsa" in caught.value.hint
+
+
+def test_codes_that_nothing_says_how_to_load_are_refused(coded, spec, plan):
+    say_in_config(coded, None)
+    with pytest.raises(CheckpointError, match="is quantised, and adapters need a base of floating-point"):
+        plan(spec(coded))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"bank": "dense"}, "--bank dense needs its weights"), ({"arch": "python:net:make"}, "has to load it")],
+)
+def test_what_only_plain_bases_can_is_refused(coded, spec, plan, run, monkeypatch, change, message):
+    monkeypatch.setattr(transformers_quantised, "find_spec", lambda name: True)
+    spec = spec(coded)
+    made = plan(spec, search=Search(bank=change.get("bank", "auto")))
+    if arch := change.get("arch"):
+        (coded.parent / "net.py").write_text(
+            "import transformers\n"
+            "def make(path):\n"
+            "    config = transformers.AutoConfig.from_pretrained(path)\n"
+            "    return transformers.AutoModelForSequenceClassification.from_config(config)\n"
+        )
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"arch": arch})})
+    with pytest.raises(UsageError, match=message):
+        gather_experts(made).blends(spec, run, seed=0, n_blends=1)
+
+
+def test_a_method_that_transformers_does_not_know_is_refused(coded, spec, plan, run):
+    say_in_config(coded, {"quant_method": "made of thin air"})
+    spec = spec(coded)
+    with pytest.raises(CheckpointError, match="transformers does not know how .*plain' is quantised"):
+        gather_experts(plan(spec)).blends(spec, run, seed=0, n_blends=1)
