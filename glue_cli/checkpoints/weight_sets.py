@@ -25,17 +25,17 @@ CONVENTIONAL = frozenset(
 _PREFIXES = AVERAGES - {"teacher"}
 WHOLE = "all"  # given instead of a prefix, it means the whole file
 _ALIKE = 0.9  # the least share of an average's tensors that its model has too, by name and shape
-_OR_ALONE = "or save the one that is meant alone"
 _OR_WHOLE = f"or, if they are parts of one model, --weights {WHOLE}"
 
 
-def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, otherwise: str = _OR_ALONE) -> str:
+def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, otherwise: str | None = None) -> str:
     """Choose a set of weights: the one asked for, the only one, or the one with a conventional name.
 
     Args:
         path: the file, for messages.
         sizes: the number of tensors in each set, by its name; not empty.
-        otherwise: another remedy than choosing a set, as the end of a hint.
+        otherwise: another remedy than choosing a set, as the end of a hint; None for saving the set alone, which
+            serves where a checkpoint is named without --weights, as in --base and experts.init.
     Raises:
         UsageError: the set asked for does not exist.
         CheckpointError: there are several, and convention does not decide.
@@ -53,10 +53,11 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, other
     if len(known) == 1 and not sizes.keys() & AVERAGES:
         return known[0]
     example = next((name for name in sizes if name in AVERAGES), next(iter(sizes)))
+    alone = f"or save it alone: glue mix --alpha 1 --weights {example} '{path}' -o alone.safetensors"
     raise CheckpointError(
         f"'{path}' holds several sets of weights",
         items=listed,
-        hint=f"choose one with --weights, such as --weights {example}; {otherwise}",
+        hint=f"choose one with --weights, such as --weights {example}; {otherwise or alone}",
     )
 
 

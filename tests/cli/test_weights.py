@@ -1,6 +1,7 @@
 """--weights: a file with several sets of weights, from the command line to what is recorded."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -45,6 +46,18 @@ def test_evaluate_finetune_and_show_take_the_set_that_was_named(here, glue, expe
     found, wanted = load_file("a.safetensors"), load_file("b.safetensors")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert glue("show", "a.safetensors", "--json", code=0).json["glue"]["weights"] == "ema"
+
+
+def test_the_hint_saves_a_set_alone_for_where_there_is_no_option(here, glue, experts, several):
+    refused = glue("train-expert", "--expert", "0", "--set", f"experts.init={several}", "-q", code=3)
+    hint = refused.err.partition("hint: ")[2]
+    _, *command = shlex.split(hint.partition("alone: ")[2].replace("\n", " "))
+    assert command[:5] == ["mix", "--alpha", "1", "--weights", "ema"]
+    glue(*command, "-q", code=0)
+    found, wanted = load_file("alone.safetensors"), load_file(experts[1])
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    brief = ("--set", "train.epochs=1", "--set", "experts.init=alone.safetensors")
+    glue("train-expert", "--expert", "0", *brief, "-o", "begun.safetensors", "-q", code=0)
 
 
 def test_a_choice_that_is_none(here, glue, experts, several):
