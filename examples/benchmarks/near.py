@@ -12,16 +12,18 @@ distance that training gave and, but for the encoder, at four others.
 Printed are, for bfloat16 with fixed steps and with steps that stand above its rounding: how far alpha is from that of
 float32, as a share of the mass, beside how far float32's alphas are from each other; and how much of the gain over the
 uniform blend is lost on held-out data, in float64. Results go to near-digits.json, near-reviews.json or
-near-encoder.json in results/.
+near-encoder.json in results/, and near.md there shows all of them.
 """
 
 import argparse
 import copy
 import itertools
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import machine, show, write
@@ -164,6 +166,45 @@ def table(family: str, rows: Sequence[Row]) -> None:
     )
 
 
+PAGE = """# Experts that hardly differ: bfloat16 beside float32
+
+By `python examples/benchmarks/near.py`, 100 forwards a search. How far alpha is from that of float32, as a share of
+the mass, beside how far float32's own seeds are from each other; and the share of the gain over the uniform blend that
+is lost on held-out data, beside the standard deviation of float32's own gain. Medians and means over the seeds. Fixed
+steps are those of float32; what glue takes in bfloat16 are the others, which stand above the rounding.
+"""
+COLUMNS = ("search", "distance", "steps", "alpha off by", "float32's seeds", "gain lost", "float32's seeds")
+
+
+def page() -> str:
+    """Return the tables of all families whose results are there, as Markdown."""
+    parts = [PAGE]
+    for name in ("digits", "reviews", "encoder"):
+        if not (path := RESULTS / f"near-{name}.json").exists():
+            continue
+        found = json.loads(path.read_text())
+        family, trained = found["family"], found["distance_as_trained"]
+        text = (
+            f"{found['seeds']} seeds; trained, the experts' distance from their base is {trained:.2g} of its length."
+        )
+        parts += [f"## {family[0].upper()}{family[1:]}", text, "\n".join(_lines(found["rows"], trained))]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _lines(rows: Sequence[dict[str, Any]], trained: float) -> Iterator[str]:
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    for row in rows:
+        cells = [
+            row["search"],
+            f"{row['distance']:.2g}" + (" (as trained)" if row["distance"] == trained else ""),
+            "fixed" if "fixed" in row["way"] else "long enough",
+            *(f"{row[key]:.3f}" for key in ("alpha_error", "alpha_noise")),
+            *(f"{100 * row[key]:.1f} %" for key in ("lost", "lost_noise")),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--reviews", type=Path, metavar="FOLDER")
@@ -190,6 +231,7 @@ def main() -> None:
         "rows": [asdict(row) for row in rows],
     }
     write(RESULTS / f"near-{name}.json", found)
+    (RESULTS / "near.md").write_text(page())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from glue_cli.running.losses import example_losses
 
 DIGITS = Path(__file__).resolve().parents[1] / "digits"
 N_TOKENS = 96  # of the language model
-N_PIECES = 32  # of words, that the encoder reads of a review
+N_PIECES = 16  # of words, that the encoder reads of a review
 DOMAINS, TARGET = ("books", "dvd", "electronics"), "kitchen"
 State = dict[str, Tensor]
 
