@@ -151,7 +151,7 @@ def test_refreshed_statistics_are_those_of_the_targets_data(mixed):
 
 
 def test_proxy_writes_the_statistics_that_it_chose_by(mixed, run):
-    """Those of few examples are pulled towards the averaged ones; from all of train, as they are, they would differ."""
+    """Those of 20 examples are pulled towards the averaged ones; from all of train, as they are, they differ."""
     result = mixed("proxy", train=20, val=200)
     assert result["statistics"] == "refreshed"
     written = load_file(result["output"])
