@@ -1,6 +1,7 @@
 """sha256 of the experts, computed from the blocks that a blend reads anyway. Needs no torch."""
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Condition, Event, Thread
@@ -13,6 +14,8 @@ from glue_cli.foundation.errors import CheckpointError, ResourceError
 _READ_BYTES = 1 << 20
 # Larger reads ahead, since between two of them the thread may wait for the interpreter, which is busy with imports.
 _AHEAD_BYTES = 32 << 20
+# How long the imports may go on before they give way to the hash: by Python's default, a quarter of what a part takes.
+_TURN_S = 0.0005
 
 
 class StreamedHash:
@@ -137,9 +140,12 @@ def hashing_ahead(hashes: Sequence[StreamedHash]) -> Iterator[None]:
                 streamed.read_ahead(enough)
 
     thread = Thread(target=work, daemon=True)  # so that a signal before the block does not have to wait for it
+    turn_s = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
     thread.start()
     try:
         yield
     finally:
+        sys.setswitchinterval(turn_s)
         enough.set()
         thread.join()

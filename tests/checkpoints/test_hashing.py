@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import sys
 from threading import Event
 
 import pytest
@@ -120,3 +121,11 @@ def test_files_that_cannot_be_looked_at_are_told_by_the_blend(experts, blend, mo
 def test_an_import_that_fails_stops_the_thread(experts):
     with pytest.raises(ImportError), hashing_ahead([StreamedHash(expert) for expert in experts]):
         raise ImportError
+
+
+def test_python_threads_take_turns_as_before_once_the_block_ends(experts):
+    before = sys.getswitchinterval()
+    with pytest.raises(KeyError), hashing_ahead([StreamedHash(experts[0])]):
+        assert sys.getswitchinterval() < before
+        raise KeyError
+    assert sys.getswitchinterval() == before
