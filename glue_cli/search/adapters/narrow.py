@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from glue_cli.foundation.memory import give_back_freed
 from glue_cli.search.adapters.layers import is_linear, n_outputs, rows_of
 
 NARROW = (torch.bfloat16, torch.float16)
 _PART_BYTES = 8 << 20  # of a weight in float32; larger parts were no faster for a model of 0.25 billion on two cores
+# Before an output of this size, such as logits, what the layers before have freed goes back to the system.
+_LARGE_BYTES = 64 << 20
 # Modules that use the weights of others, or in code that takes float32 alone.
 _OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
@@ -79,6 +82,8 @@ class _LinearByRows(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, rows: Rows, n_out: int, part: int) -> Tensor:
         ctx.rows, ctx.n_out, ctx.part = rows, n_out, part
         flat = inputs.reshape(-1, inputs.shape[-1])
+        if len(flat) * n_out * inputs.itemsize >= _LARGE_BYTES:
+            give_back_freed()
         out = inputs.new_empty(len(flat), n_out)
         for start in range(0, n_out, part):
             stop = min(start + part, n_out)
