@@ -8,6 +8,7 @@ long. Here, a few thousand columns at a time stay in the cache until all blends 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 # Columns at once: with four experts, their rows in float32 and the sums fit into the level-1 cache.
 _WIDTH = 1 << 10
+_COMPILING = Lock()
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,14 @@ def _starts(rows: Sequence[Tensor], start: int) -> Any:
     return np.array([row.storage_offset() + start for row in rows], np.int64)
 
 
-@cache
 def _compiled(stored_bytes: int, out_bytes: int) -> Callable[..., None]:
+    """Return `_make` for experts and blends whose elements take so many bytes each; all threads get the same."""
+    with _COMPILING:  # else each would compile its own
+        return _compile(stored_bytes, out_bytes)
+
+
+@cache
+def _compile(stored_bytes: int, out_bytes: int) -> Callable[..., None]:
     """Return `_make` for experts and blends whose elements take so many bytes each, to be compiled in its first call.
 
     A product and a sum may become one instruction, as in the products of BLAS and in torch's lerp.

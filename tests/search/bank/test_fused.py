@@ -1,6 +1,7 @@
 """Blends of rows by what is compiled, against float64 and torch."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -95,6 +96,14 @@ def test_what_is_no_number_stays_none():
     tile.blend(torch.full((1, 1, 5), 0.2), out)
     tile.make()
     assert out[0, 7].isnan() and out[0, 9].isinf() and out[0].isfinite().sum() == 98
+
+
+@needs_numba
+def test_threads_that_begin_together_compile_once():
+    fused._compile.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: fused._compiled(2, 2), range(4)))
+    assert len(found) == 1
 
 
 def test_only_float32_and_bfloat16_on_the_cpu_are_taken_as_they_are():
