@@ -3,19 +3,18 @@
     python examples/benchmarks/adapters.py [--runs 5] [--folder FOLDER] [--sizes 0.25 1] [--precisions bf16 fp32]
 
 Makes random language models in Llama's shape, in bfloat16, and adapters of rank 16 for all their linear layers. A step
-is 9 forwards of 8 texts of 128 tokens: the mean of the adapters, and a point towards each. Every row is a process of
-its own, whose peak is counted from after the imports.
+is 9 forwards of 8 texts of 128 tokens, the mean of the adapters and a point towards each; 3 of them are timed. Every
+row is a process of its own, whose peak is counted from after the imports.
 
 The peak in factors is to be at most 1.15 of the base's file, and the factors of all adapters, and activations. These
-are the most bytes that the tensors of a forward of PEFT's model take at once in the same precision, as torch's
-profiler counts them. PEFT's model is read from its file as it is used. The dense updates are measured for the model
-of 0.25 billion parameters alone. Rows that are not measured stay in the results as they are.
+are what two forwards of PEFT's model in the same precision add to what its process holds: tensors, what the library of
+products keeps, and what is freed and not given back. PEFT's model is read from its file as it is used. The dense
+updates are measured for the model of 0.25 billion parameters alone. Rows that are not measured stay in the results as
+they are; with --runs 0 the memory alone is measured, by two forwards.
 """
 
 import argparse
-import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from measure import machine, show, write
@@ -30,6 +30,7 @@ from measure import machine, show, write
 RESULT = Path(__file__).parent / "results" / "adapters.json"
 K, RANK, TEXTS, TOKENS = 8, 16, 8, 128
 BASES = 1.15  # that the peak may hold
+TIMED = 3  # of a step's forwards: each takes as long as any other
 PRECISIONS = ["bf16", "fp32"]
 SHAPES = {  # billions of parameters -> Llama's shape
     "0.25": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 14, "num_attention_heads": 16},
@@ -58,11 +59,14 @@ def main() -> None:
             row(folder, "make", "bf16", 0)
         for precision in arguments.precisions:
             peft = rows[f"{size}, {precision}: PEFT with one"] = row(folder, "peft", precision, arguments.runs)
+            record(arguments.runs, rows)
             for what in ["factors", "dense"] if size == "0.25" else ["factors"]:
                 found = row(folder, what, precision, arguments.runs)
-                found["of_forwards"] = found["step_s"] / ((K + 1) * peft["forward_s"])
+                if arguments.runs:
+                    found["of_forwards"] = found["step_s"] / ((K + 1) * peft["forward_s"])
                 found["bound_mb"] = BASES * found["base_mb"] + found["factors_mb"] + peft["activations_mb"]
                 rows[f"{size}, {precision}: glue, {what}"] = found
+                record(arguments.runs, rows)
     columns = ("base_mb", "factors_mb", "activations_mb", "bound_mb", "held_mb", "peak_mb")
     times = ("forward_s", "step_s", "of_forwards")
     show(
@@ -77,14 +81,14 @@ def main() -> None:
             for name, found in rows.items()
         ],
     )
-    record(arguments.runs, rows)
 
 
 def record(n_runs: int, rows: dict[str, dict[str, Any]]) -> None:
-    """Put rows into the results, each with the runs that it is the median of."""
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
-    new = {name: {**found, "runs": n_runs} for name, found in rows.items()}
-    write(RESULT, {"machine": machine(), "rows": {**results["rows"], **new}})
+    """Put rows into the results, with the runs that their times are medians of; without runs, earlier times stay."""
+    kept: dict[str, dict[str, Any]] = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else {}
+    runs = {"runs": n_runs} if n_runs else {}
+    new = {name: {**kept.get(name, {}), **found, **runs} for name, found in rows.items()}
+    write(RESULT, {"machine": machine(), "rows": {**kept, **new}})
 
 
 def row(folder: Path, what: str, precision: str, n_runs: int) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def peft_forwards(folder: Path, what: str, precision: str, n_runs: int) -> dict[
     import torch
 
     transformers, peft = libraries()
-    before = peak_mb()
+    before = highest_mb()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     base = transformers.LlamaForCausalLM.from_pretrained(folder / "base", dtype=dtype)
     model = peft.PeftModel.from_pretrained(base, folder / "0")
@@ -131,25 +135,39 @@ def peft_forwards(folder: Path, what: str, precision: str, n_runs: int) -> dict[
         model(input_ids=texts(), use_cache=False)
 
     with torch.no_grad():
-        forward()
-        peak = peak_mb()
-        return {
-            "forward_s": timed(forward, n_runs),
-            "peak_mb": peak - before,
+        with Watched() as memory:
+            forward()
+            forward()
+        found = {
+            "peak_mb": highest_mb() - before,
             "base_mb": megabytes(folder / "base"),
-            "activations_mb": most_bytes(forward) / 1e6,
+            "activations_mb": memory.added_mb,
         }
+        return {**found, "forward_s": timed(forward, n_runs)} if n_runs else found
 
 
-def most_bytes(work: Callable[[], object]) -> int:
-    """Return the most bytes that the tensors which are made meanwhile take at once."""
-    from torch.profiler import ProfilerActivity, profile
+class Watched:
+    """Watches how much memory of its own this process adds in a block; pages of files come and go as others need.
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
-    memory = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(itertools.accumulate(n_bytes for _, n_bytes in memory))
+    Attributes:
+        added_mb: the most that it had more than at the start.
+    """
+
+    added_mb = 0.0
+
+    def __enter__(self) -> "Watched":
+        self._held, self._over = status_mb("RssAnon"), Event()
+        self._thread = Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.005):
+            self.added_mb = max(self.added_mb, status_mb("RssAnon") - self._held)
 
 
 def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str, Any]:
@@ -167,7 +185,7 @@ def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str,
     from glue_cli.workflows.mix.experts import AdapterExperts
 
     _ = libraries().transformers.LlamaForCausalLM  # what is imported belongs to the start
-    before = peak_mb()
+    before = highest_mb()
     adapters = tuple(read_adapter(folder / str(k)) for k in range(K))
     adapted = fit(read_checkpoint(folder / "base"), adapters)
     nowhere = Destination(folder / "out", ((),), (folder / "out",))
@@ -181,21 +199,21 @@ def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str,
     mean = torch.full((1, K), 1 / K, dtype=torch.float64)
     batch = {"input_ids": texts()}, texts()
 
-    held = peak_mb()
+    held = highest_mb()
 
-    def step(n_points: int = K) -> None:
-        outputs = blends.towards(mean, torch.arange(n_points), 0.1, batch, 0)
+    def part_of_step() -> None:
+        outputs = blends.towards(mean, torch.arange(TIMED - 1), 0.1, batch, 0)
         deque(outputs, maxlen=0)  # as a search, which drops each in turn
 
-    step(1)
-    step_s = timed(step, n_runs)
+    deque(blends.towards(mean, torch.arange(1), 0.1, batch, 0), maxlen=0)
+    step_s = {"step_s": (K + 1) / TIMED * timed(part_of_step, n_runs)} if n_runs else {}
     factors_mb = sum(4 * (u.a.n_elements + u.b.n_elements) for a in adapters for u in a.updates.values()) / 1e6
     return {
-        "step_s": step_s,
+        **step_s,
         "base_mb": megabytes(folder / "base"),
         "factors_mb": factors_mb,
         "held_mb": held - before,
-        "peak_mb": peak_mb() - before,
+        "peak_mb": highest_mb() - before,
     }
 
 
@@ -227,8 +245,14 @@ def timed(work: Callable[[], object], n_runs: int) -> float:
     return statistics.median(found)
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+def highest_mb() -> float:
+    return status_mb("VmHWM")
+
+
+def status_mb(name: str) -> float:
+    """Return one of the sizes of this process's memory; man 5 proc."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024 / 1e6
 
 
 def megabytes(folder: Path) -> float:
