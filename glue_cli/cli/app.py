@@ -16,7 +16,7 @@ import typer
 
 from glue_cli import __version__
 from glue_cli.cli.check import check
-from glue_cli.cli.completion import join_assignment
+from glue_cli.cli.completion import join_assignment, mend_zsh
 from glue_cli.cli.evaluate import evaluate
 from glue_cli.cli.finetune import finetune
 from glue_cli.cli.init import init
@@ -79,6 +79,7 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, print its error if there is one, and return the exit code."""
     join_assignment(os.environ)
+    mend_zsh()
     try:
         result = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="glue", standalone_mode=False)
         sys.stdout.flush()

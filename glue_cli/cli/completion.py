@@ -5,8 +5,22 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
+from typer import _completion_shared
+
 _WORDS, _CURSOR = "COMP_WORDS", "COMP_CWORD"  # set by bash: the words so far, and the number of the word to complete
 _KEY = "_GLUE_COMPLETE_KEY"  # the key of `--set KEY=VALUE`, if bash has split it off the value
+
+
+def mend_zsh() -> None:
+    """Let the script for zsh complete at the first TAB of a session.
+
+    zsh loads it then, and typer's only defines and registers a function; see "Autoloaded files" in zshcompsys.
+    """
+    scripts = getattr(_completion_shared, "_completion_scripts", {})
+    registers = "compdef %(complete_func)s %(prog_name)s"
+    if registers in scripts.get("zsh", ""):
+        asks = f'[[ $funcstack[1] == _%(prog_name)s ]] && %(complete_func)s "$@" || {registers}'
+        scripts["zsh"] = scripts["zsh"].replace(registers, asks)
 
 
 def one_of(names: Iterable[str]) -> Callable[[], list[str]]:

@@ -1,12 +1,16 @@
 """What a shell offers for the values of options: through the calls that typer makes, and as bash asks for it."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import typer
 
+import glue_cli
 from glue_cli.cli import completion
 from glue_cli.cli.app import app
 from glue_cli.methods import METHODS
@@ -87,6 +91,50 @@ def ask_bash(words, *, cursor=None):
 )
 def test_bash_is_answered(words, wanted):
     assert ask_bash(words) == wanted
+
+
+def in_a_terminal(shell, text, wanted, environment):
+    """Type a text and TAB in a new interactive shell; return what is on its screen once `wanted` is, or in the end."""
+    spawn = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", shell, "-i"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process, screen = subprocess.Popen(spawn, env=environment, **pipes), b""
+    os.set_blocking(process.stdout.fileno(), False)
+    typed_at, end = 0.0, time.monotonic() + 60
+    while wanted.encode() not in screen and time.monotonic() < end:
+        if any(sign in screen for sign in (b"#", b"$", b"%", b">")):  # a prompt
+            typed_at = typed_at or time.monotonic() + 0.5
+        if typed_at and time.monotonic() > typed_at and text:
+            process.stdin.write(f"{text}\t".encode())
+            process.stdin.flush()
+            text = ""
+        screen += process.stdout.read() or b""
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    return screen.decode(errors="replace")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_at_the_first_tab_once_it_is_installed(tmp_path, shell):
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "bin").mkdir()
+    glue = tmp_path / "bin" / "glue"
+    glue.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m glue_cli "$@"\n')
+    glue.chmod(0o755)
+    environment = {**os.environ, "HOME": str(tmp_path), "SHELL": path, "TERM": "xterm", "PS1": "$ "}
+    environment |= {
+        "PATH": f"{glue.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(glue_cli.__file__).parents[1]),
+    }
+    environment.pop("XDG_CONFIG_HOME", None)
+    done = subprocess.run(
+        [path, "-c", "glue --install-completion; true"], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert f"{shell} completion installed" in done.stdout, done.stderr
+    screen = in_a_terminal(path, "glue mix --method fu", "fullgrad", environment)
+    assert "fullgrad" in screen, screen
 
 
 def test_completing_a_value_imports_no_torch():
