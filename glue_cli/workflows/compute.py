@@ -58,7 +58,7 @@ def blending_compute(spec: Spec, blends: Blends, examples: Examples, run: Run) -
     Returns:
         In bfloat16, also how far blends have to be moved.
     """
-    compute = fastest_for_blends(spec, blends, examples, run)
+    compute = fastest_for_blends(spec, blends, _first(examples, spec.mix.batch_size), run)
     if compute.precision == "fp32" or blends.n_experts == 1:
         return compute, None
     reach = _reach(blends, _first(examples, spec.mix.batch_size).on(compute), run)
@@ -82,22 +82,25 @@ def _reach(blends: Blends, examples: Batches, run: Run) -> Reach:
     return Reach(torch.tensor(radii, dtype=torch.float64), rounding, is_short)
 
 
-def fastest_for_blends(spec: Spec, blends: Blends, examples: Examples, run: Run) -> Compute:
-    """Choose what blends are fastest with, as long as the experts are in memory, and set torch's threads."""
+def fastest_for_blends(spec: Spec, blends: Blends, timed: Examples, run: Run) -> Compute:
+    """Choose what blends are fastest with, as long as the experts are in memory, and set torch's threads.
+
+    Args:
+        timed: a batch such as they will run on.
+    """
     if not blends.is_resident:
         precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
         if spec.precision == "auto":
             run.progress(Noted("precision fp32: timing bf16 would pass over the experts; --precision bf16 sets it"))
         return replace(blends.compute, precision=precision)
     uniform = torch.full((1, blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
-    timed = _first(examples, spec.mix.batch_size)
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
         batches = list(timed.on(compute).in_order())
         by_precision = {precision: blends.with_precision(precision) for precision in PRECISIONS}
         return lambda compute: deque(by_precision[compute.precision].outputs(uniform, batches, 0), maxlen=0)
 
-    return _choose("blend", make_step, spec, blends.model, examples, spec.mix.batch_size, run)
+    return _choose("blend", make_step, spec, blends.model, timed, len(timed), run)
 
 
 def evaluation_compute(spec: Spec, model: nn.Module, examples: Examples, run: Run) -> Compute:

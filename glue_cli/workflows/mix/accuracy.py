@@ -109,7 +109,7 @@ class _Judge:
                 text = "precision fp32: BatchNorm's statistics may be refreshed, which is done in float32"
                 run.progress(Noted(text, warning=True))
             spec = spec.model_copy(update={"precision": "fp32"})
-        self.compute: Compute = fastest_for_blends(spec, blends, target["val"], run)
+        self.compute: Compute = fastest_for_blends(spec, blends, target["val"].first_in_order, run)
         self._blends = blends.with_precision(self.compute.precision)
         self._written = as_written(plan, experts, self._blends) if self.may_refresh else None
         self._refreshing = share_out(
