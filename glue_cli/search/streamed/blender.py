@@ -7,7 +7,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from glue_cli.foundation.large_pages import empty_bytes
 from glue_cli.search.bank.matrix import Span
 from glue_cli.search.points import Pass, Point, in_chunks, make_blends
 from glue_cli.search.streamed.absent import AbsentTensorError
@@ -64,8 +63,7 @@ class Rows:
         if n_bytes > len(self._buffer) or _references_to(self._buffer) > 1:
             size = max(n_bytes, len(self._buffer))
             self._buffer = self._buffer.new_empty(0)  # frees the memory first, if nothing else refers to it
-            on_cpu = self._buffer.device.type == "cpu"
-            self._buffer = empty_bytes(size) if on_cpu else self._buffer.new_empty(size)
+            self._buffer = self._buffer.new_empty(size)
         return self._views(layout, m, is_narrow)
 
     def unshared(self, rows: Sequence[Tensor], layout: Layout, *, is_narrow: bool) -> Sequence[Tensor]:
