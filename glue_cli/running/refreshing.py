@@ -15,7 +15,7 @@ from glue_cli.running.batchnorm import batchnorms, statistics_of
 from glue_cli.running.forward import Batch
 from glue_cli.running.moments import layers_of, observing, shrunk_statistics
 
-# So many batches are shared out before what they give is exchanged: few exchanges, 35 MB of ResNet-50's statistics.
+# So many batches are shared out before what they give is exchanged: few exchanges, and only so many rows in memory.
 _ROUND = 64
 
 Forward = Callable[[nn.Module, Batch], object]
