@@ -4,7 +4,8 @@
 
 Alone and together take turns within the same two processes, so that a drifting machine hits both alike; ratios are
 those of neighbouring rounds. A step of Gauss-Newton towards K = 5 experts has five forwards on 64 examples, one of
-SPSA two. Also timed are the terms that a model for many GPUs is made of: a forward, a blend of two, and an exchange.
+SPSA two. What the machine allows at most is measured as well: both processes do a whole step at once, on their own.
+Also timed are the terms that a model for many GPUs is made of: a forward, a blend of two, and an exchange.
 """
 
 import argparse
@@ -64,23 +65,44 @@ def measure_net(net: str, precision: Precision, ranks: Ranks, n_rounds: int) -> 
     for name, (kind, step) in STEPS.items():
         if kind == "refreshed" and not net.startswith(WITH_BATCHNORM):
             continue
-        found: dict[str, list[float]] = {"alone": [], "together": []}
+        by_one = partial(step, alone.objective.with_statistics(kind))
+        found: dict[str, list[float]] = {"alone": [], "together": [], "apart": []}
         for number in range(n_rounds + 1):
-            if not ranks.is_first:
+            if ranks.is_first:
+                by_all = partial(step, led(shared.objective, ranks, kind))
+                times = {"alone": seconds(by_one), "together": seconds(by_all)}
+                dismiss(ranks)
+            else:
                 follow(ranks, answers_of(shared.objective))
-                continue
-            by_one = seconds(partial(step, alone.objective.with_statistics(kind)))
-            led = LedObjective(shared.objective, ranks, "averaged").with_statistics(kind)
-            by_all = seconds(partial(step, led))
-            dismiss(ranks)
-            if number:  # the first round sets up
-                found["alone"].append(by_one)
-                found["together"].append(by_all)
+            apart = seconds_apart(by_one, ranks)
+            if ranks.is_first and number:  # the first round sets up
+                for key, value in (*times.items(), ("apart", apart)):
+                    found[key].append(value)
         if ranks.is_first:
             ratios = [one / both for one, both in zip(found["alone"], found["together"], strict=True)]
+            ceilings = [ranks.size * one / apart for one, apart in zip(found["alone"], found["apart"], strict=True)]
             milliseconds = {f"{key}_ms": spread([1000 * t for t in times]) for key, times in found.items()}
-            rows.append({"net": net, "step": name, "precision": precision, "ratio": spread(ratios), **milliseconds})
+            rows.append(
+                {
+                    "net": net,
+                    "step": name,
+                    "precision": precision,
+                    "ratio": spread(ratios),
+                    "ceiling": spread(ceilings),
+                    **milliseconds,
+                }
+            )
     return rows
+
+
+def led(objective: BlendObjective, ranks: Ranks, kind: Statistics) -> LedObjective:
+    return LedObjective(objective, ranks, "averaged").with_statistics(kind)
+
+
+def seconds_apart(work: Callable[[], object], ranks: Ranks) -> float:
+    """Return how long the slowest process takes for the work, while each does all of it and none waits for another."""
+    ranks.gather([])
+    return max(float(time) for time in ranks.gather([torch.tensor(seconds(work))]))
 
 
 def measure_terms(net: str, precision: Precision) -> dict[str, Any]:
@@ -150,13 +172,14 @@ def main() -> None:
     on = f"{ranks.size} processes on a thread each, {arguments.precision}"
     show(
         f"A step by {on}; an exchange takes {exchange_ms:.2f} ms",
-        ["net", "step", "alone ms", "together ms", "times faster", "least", "most"],
+        ["net", "step", "alone ms", "together ms", "times faster", "least", "most", "ceiling"],
         [
             [
                 row["net"],
                 row["step"],
                 *(f"{row[key]['median']:.1f}" for key in ("alone_ms", "together_ms")),
                 *(f"{row['ratio'][key]:.2f}" for key in ("median", "min", "max")),
+                f"{row['ceiling']['median']:.2f}",
             ]
             for row in rows
         ],

@@ -87,7 +87,7 @@ class ResidentBlends:
 
         Cost: m rows of d float32 in memory. Of a large model, at most two rows, and further passes over the experts.
         """
-        passes, made = passes_at(alphas, self._bank.n_columns, self.compute.precision), None
+        passes, made = passes_at(alphas, self._bank.n_columns, self.compute.precision, pieces=pieces), None
         for batch in batches:
             for piece in pieces:
                 small = piece.of(batch)

@@ -246,10 +246,10 @@ class BlendObjective:
 
     def _losses(self, blends: Blends, alphas: Tensor, step: int) -> Tensor:
         batch = self._minibatches.at_step(step)
-        pieces = self._sharing.pieces(len(batch[1]), len(alphas))
+        pieces = self._sharing.blends_first(len(batch[1]), len(alphas))
         found = list(starmap(self._found, blends.outputs(alphas, [batch], step, pieces=pieces)))
         self.cost.charge(batch[1], n=len(alphas))
-        by_blend = self._sharing.by_blend(found, len(alphas))
+        by_blend = self._sharing.in_blends(found, len(alphas))
         return torch.stack([self._value(slices, batch[1]) for slices in by_blend]).cpu()
 
     def _found(self, outputs: Tensor, targets: Tensor) -> Tensor:

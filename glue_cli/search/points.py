@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glue_cli.running.timing import Precision
 from glue_cli.search.bank.matrix import AnyTile, ExpertBank
+from glue_cli.search.pieces import WHOLE, Piece
 
 # Limit on the memory of the blends towards all experts together; above it they are made one at a time.
 _PASS_BYTES = 64 << 20
@@ -118,9 +119,14 @@ def n_at_once(m: int, n_columns: int, precision: Precision) -> int:
     return min(m, 1 if precision == "bf16" else 2)
 
 
-def passes_at(alphas: Tensor, n_columns: int, precision: Precision) -> list[Pass]:
-    """Return the passes that make the blends for alphas [m, G, K] of d columns."""
-    return [Load(part) for part in torch.split(alphas, n_at_once(len(alphas), n_columns, precision))]
+def passes_at(alphas: Tensor, n_columns: int, precision: Precision, *, pieces: Sequence[Piece] = WHOLE) -> list[Pass]:
+    """Return the passes that make the blends for alphas [m, G, K] of d columns.
+
+    Blends of which other processes may make some are made one by one: how a matrix product rounds depends on how many
+    it makes.
+    """
+    n = n_at_once(len(alphas), n_columns, precision) if pieces is WHOLE else 1
+    return [Load(part) for part in torch.split(alphas, n)]
 
 
 def passes_towards(

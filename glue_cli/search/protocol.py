@@ -117,8 +117,7 @@ class Blends(Protocol):
 
         Args:
             alphas: [m, G, K], on the simplex.
-            pieces: what is wanted of each batch, one piece after the other. The other blends have to be known all the
-                same: the rounding of a matrix product depends on how many blends it makes.
+            pieces: what is wanted of each batch, one piece after the other.
         Cost: one pass over the experts, and m forwards for each batch; no gradients.
         """
         ...

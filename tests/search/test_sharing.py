@@ -20,6 +20,7 @@ from glue_cli.search.criterion import Criterion, criterion_of
 from glue_cli.search.held_out import Batches, HeldOut, Judge, Part
 from glue_cli.search.leading import LedObjective, answers_of, dismiss, follow
 from glue_cli.search.objective import BlendObjective, Minibatches
+from glue_cli.search.pieces import WHOLE
 from glue_cli.search.sharing import Sharing
 from glue_cli.spec.goal import Goal
 
@@ -122,13 +123,13 @@ def test_the_answers_do_not_depend_on_the_number_of_processes(tmp_path, case, ki
 
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 64, 130, 200])
 @pytest.mark.parametrize("n_blends", [1, 2, 5])
-def test_every_blend_sees_every_row_once_whoever_works_on_it(n_rows, n_blends):
+@pytest.mark.parametrize("order", ["pieces", "blends_first"])
+def test_every_blend_sees_every_row_once_whoever_works_on_it(n_rows, n_blends, order):
     for n in (1, 2, 3, 8, 40):
         seen, edges = torch.zeros(n_blends, n_rows), set()
         for rank in range(n):
             ranks = Ranks(Place(rank, n, is_launched=True))
-            pieces = Sharing(ranks, is_cut=True).pieces(n_rows, n_blends)
-            for piece in pieces:
+            for piece in getattr(Sharing(ranks, is_cut=True), order)(n_rows, n_blends):
                 seen[piece.blends, piece.rows] += 1
                 edges.add((piece.rows.start, piece.rows.stop))
         assert (seen == 1).all()
@@ -143,10 +144,19 @@ def test_two_processes_have_half_of_the_work_each():
     ]
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_of_blends_that_are_judged_each_by_itself_two_processes_make_one_each(is_cut):
+    for rank in range(2):
+        sharing = Sharing(Ranks(Place(rank, 2, is_launched=True)), is_cut=is_cut)
+        assert {(p.blends.start, p.blends.stop) for p in sharing.blends_first(64, 2)} == {(rank, rank + 1)}
+
+
 def test_a_minibatch_is_not_cut_without_a_launcher_or_where_batchnorm_needs_all_of_it():
     for sharing in (Sharing(Ranks(), is_cut=True), Sharing(LAUNCHED, is_cut=False)):
         (piece,) = sharing.pieces(N, 5)
         assert (piece.rows, piece.blends) == (slice(0, N), slice(0, 5))
+    assert Sharing(Ranks(), is_cut=True).blends_first(N, 5) is WHOLE
+    assert [piece.rows for piece in Sharing(LAUNCHED, is_cut=False).blends_first(N, 2)] == [slice(0, N)] * 2
 
 
 def test_followers_answer_what_the_first_one_asks_until_they_are_dismissed(tmp_path):
