@@ -33,11 +33,13 @@ from glue_cli.foundation.state import State, is_good
 from glue_cli.foundation.stopping import Lost, Stopped
 from glue_cli.results.history import Write, writing_history
 from glue_cli.running.device import find_device
+from glue_cli.running.sharding import whole
 from glue_cli.search.leading import tell
 from glue_cli.spec.schema import Spec
+from glue_cli.workflows.part_copies import PartCopies
 
 # If its interval is not given, a state is saved every so many seconds, unless that takes more than this share of the
-# time. Of a model that is dealt out, more often: with any process that is lost, all steps since are lost.
+# time. More often where nobody has all of it: with any process that is lost, all steps since are lost.
 _USUALLY, _WHERE_ALL_ARE_NEEDED = (30.0, 0.02), (10.0, 0.1)
 _TAKING_OVER_S = 2.0  # that a process waits for another one to end, or to have saved the state
 
@@ -48,13 +50,14 @@ class Keeper:
     Attributes:
         state: what to restore; None for a new run.
         precision: of the steps; has to be set before the first one.
-        needs_all: whether all processes have to take a state together, of which each has a part.
+        needs_all: whether each process has a part of the state, and all have to put it together.
     """
 
     def __init__(self, file: Path, run: Run, saved: SavedState | None) -> None:
         self.state: State | None = saved.state if saved else None
         self.precision: str | None = None
         self.needs_all = False
+        self._copies = PartCopies(run.ranks)
         self._file, self._run, self._saved = file, run, saved
         self._identity: dict[str, Any] = {}
         self._n_made = saved.n_made if saved else 0
@@ -147,6 +150,9 @@ class Keeper:
             ResourceError: the state cannot be written.
         """
         ranks, self._n_made = self._run.ranks, self._n_made + 1
+        if self.needs_all:
+            self._checkpoint_parts(make_state())
+            return
         if ranks.is_first:
             self._history_bytes = self._history_length()
             self._last = Moment(make_state, self._history_bytes, self._n_made)
@@ -171,28 +177,42 @@ class Keeper:
         self._run.stop.rescue = self._rescue
         self._last = Moment(lambda: state, history_bytes, n_made)
 
+    def _checkpoint_parts(self, state: State) -> None:
+        """As `checkpoint`, for this process's part of a state. Every process also has copies of the others' parts."""
+        ranks, self._n_steps = self._run.ranks, self._n_steps + 1
+        takes, length = ranks.from_first(lambda: [self._copies.is_due, self._history_length()])
+        copied = self._copies.take(state) if takes else None
+        is_due = self._is_due(has_copies=self._copies.has_room)
+        said = ranks.gather([torch.tensor([is_due, is_good(state)])])  # by then the copies of all are whole
+        are_good = all(good for _, good in said)
+        if takes:
+            self._last = Moment(copied, length, self._n_made) if copied and are_good else None
+        if ranks.stopped_by is not None or said[0][0]:
+            together = whole(state)
+            if ranks.is_first and are_good:
+                self._save_if_good(Moment(lambda: together, length, self._n_made))
+        self._stop_if_asked(ranks.stopped_by)
+
     def _save_or_stop(self, moment: "Moment") -> None:
         self._n_steps += 1
         ranks, stop = self._run.ranks, self._run.stop
         asked_by = ranks.stopped_by if ranks.size > 1 else stop.asked_by
-        is_due = asked_by is not None or self._is_due()
-        if self.needs_all:
-            is_due = ranks.from_first(lambda: is_due)
-        if is_due and (ranks.is_first or self.needs_all):
-            state = moment.make_state()
-            if ranks.is_first:
-                self._save_if_good(moment._replace(make_state=lambda: state))
+        if ranks.is_first and (asked_by is not None or self._is_due()):
+            self._save_if_good(moment)
+        self._stop_if_asked(asked_by)
+
+    def _stop_if_asked(self, asked_by: int | None) -> None:
         if asked_by is not None:
-            ranks.from_first(lambda: {"stopped_by": asked_by})  # nobody ends before the state is saved
+            self._run.ranks.from_first(lambda: {"stopped_by": asked_by})  # nobody ends before the state is saved
             raise Stopped(asked_by)
 
     def _rescue(self) -> None:
         """Save the state before the step in which another process was lost, if no other process has it saved.
 
-        The first process does so; if it is the one that was lost, another one that gets hold of the file. Of a model
-        that is dealt out, nobody has all of the state.
+        The first process does so; if it is the one that was lost, another one that gets hold of the file. Where each
+        has a part, and no copies of the others', nobody can.
         """
-        if self._last is None or self.needs_all:
+        if self._last is None:
             return
         if self._run.ranks.is_first:
             self._save_if_good(self._last)
@@ -209,11 +229,11 @@ class Keeper:
             return False
         return saved.identity == self._identity and saved.n_made >= moment.n_made
 
-    def _is_due(self) -> bool:
+    def _is_due(self, *, has_copies: bool = True) -> bool:
         every = self._run.saving.every
         if every and every.steps:
             return self._n_steps >= every.steps
-        usual_s, share = _WHERE_ALL_ARE_NEEDED if self.needs_all else _USUALLY
+        usual_s, share = _USUALLY if has_copies else _WHERE_ALL_ARE_NEEDED
         wait = every.seconds if every and every.seconds else max(usual_s, self._saving_s / share)
         return time.monotonic() - self._last_s >= wait
 

@@ -24,7 +24,7 @@ from glue_cli.running.losses import Loss, example_losses, n_terms
 from glue_cli.running.optimizer_state import optimizer_state, restore_optimizer
 from glue_cli.running.parallel import part_of as process_part
 from glue_cli.running.random_state import random_state, restore_random
-from glue_cli.running.sharding import parts_like, whole
+from glue_cli.running.sharding import own_part, parts_like, whole
 from glue_cli.spec.schema import FinetuneSpec, TrainSpec
 from glue_cli.workflows.judging import ERROR, LOSS, is_better
 
@@ -184,14 +184,14 @@ class Training:
         return mean
 
     def state(self) -> State:
-        """Return all that later steps depend on; of a sharded model, all processes have to ask."""
-        state = {
+        """Return all that later steps depend on; of a sharded model, this process's parts."""
+        return {
             "epoch": self._epoch,
             "steps_made": self._steps_made,
             "n_steps": self.n_steps,
             "kept": self.kept,
             "total": self._total,
-            GOOD: bool(self._total.isfinite()) and _find_not_finite(self._model) is None,
+            GOOD: bool(self._total.isfinite()) and _find_not_finite(self._model, self._model.state_dict()) is None,
             "n_losses": self._n_losses,
             "n_seen": self._n_seen,
             "best_loss": torch.tensor(self._best_loss, dtype=torch.float64),  # a tensor, since JSON has no infinity
@@ -201,7 +201,6 @@ class Training:
             **list_state("history", self.history),
             **prefixed("random", random_state(self._compute.device)),
         }
-        return whole(state)
 
     def restore(self, state: State) -> None:
         """Load the state of a training with the same model, data, settings and seed, to continue it."""
@@ -265,12 +264,12 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
 
 def _check_weights(model: nn.Module, task: str) -> None:
     """Check the weights after the last step, from which no loss has been computed."""
-    if name := _find_not_finite(model):
+    if name := _find_not_finite(model, whole(model.state_dict())):
         raise NumericalError(f"'{name}' is not finite at the end of '{task}'", hint="lower the lr")
 
 
-def _find_not_finite(model: nn.Module) -> str | None:
-    """Return the first tensor of a model that is not finite, if any."""
+def _find_not_finite(model: nn.Module, tensors: Mapping[str, Any]) -> str | None:
+    """Return the first of a model's tensors that is not finite, if any; of those that are dealt out, see this part."""
     constants = constant_buffers(model)
-    tensors = ((name, tensor) for name, tensor in whole(model.state_dict()).items() if name not in constants)
-    return next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)
+    own = ((name, own_part(tensor)) for name, tensor in tensors.items() if name not in constants)
+    return next((name for name, tensor in own if not torch.isfinite(tensor).all()), None)

@@ -298,13 +298,16 @@ def test_a_search_goes_on_from_the_last_whole_step_whichever_process_is_killed(h
 
 
 @pytest.mark.parametrize("rank", range(2))
-def test_a_training_whose_process_is_killed_goes_on_from_the_last_whole_step(here, start, rank):
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_training_whose_process_is_killed_goes_on_from_the_last_whole_step(here, start, rank, in_parts):
     """To what an uninterrupted one comes to: neither a weight nor a statistic of BatchNorm is ahead of the others."""
     history = here / "h.jsonl"
-    line = ["train-expert", "--expert", "0", "--set", "train.epochs=25", "--set", "train.batch_size=4", "--json", "-q"]
-    result_of(start(2, *line, "-o", "w.safetensors"))
+    (here / "little.py").write_text(IN_LITTLE_MEMORY)
+    how = {"program": ("little.py",)} if in_parts else {}
+    line = ["train-expert", "--expert", "0", "--set", "train.epochs=15", "--set", "train.batch_size=4", "--json", "-q"]
+    result_of(start(2, *line, "-o", "w.safetensors", **how))
     line += ["-o", "p.safetensors", "--history", str(history), "--resume"]
-    job = start(2, *line)
+    job = start(2, *line, **how)
     while lines_of(history) < 1:
         assert job.popen.poll() is None, job.end()
         time.sleep(0.01)
@@ -312,9 +315,9 @@ def test_a_training_whose_process_is_killed_goes_on_from_the_last_whole_step(her
     _, _, said = job.end()
     assert said[0].startswith("error: stopped by the end of another process"), said
     state = read_state(saved(here)).state
-    assert 20 <= state["n_steps"] < 20 * 25
-    result_of(start(2, *line))
-    assert lines_of(history) == 25 and apart(here / "p.safetensors", here / "w.safetensors") < 1e-6
+    assert 20 <= state["n_steps"] < 20 * 15
+    result_of(start(2, *line, **how))
+    assert lines_of(history) == 15 and apart(here / "p.safetensors", here / "w.safetensors") < 1e-6
 
 
 def test_a_stopped_job_goes_on_with_another_number_of_processes(here, glue, start):
