@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class World:
-    """What a step needs: a model without values, the experts' files, and four texts of 16 tokens."""
+    """What a step needs: a model without values, the experts' files, and a minibatch of texts."""
 
     spec: Spec
     model: nn.Module
@@ -38,11 +38,12 @@ class World:
     batch: Batch
 
 
-def read_world(folder: Path) -> World:
+def read_world(folder: Path, texts: tuple[int, int] = (4, 16)) -> World:
+    """Read the experts that `make_world` has made; the minibatch has so many texts of so many tokens."""
     spec = read_spec(folder / "glue.yaml", [])
     checkpoints = [read_checkpoint(folder / f"expert-{k}") for k in range(4)]
     model = build_model(spec.model.arch, spec.model_args, seed=0, weightless=True).eval().requires_grad_(False)
-    tokens = torch.randint(1, 1000, (4, 16), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(1, 1000, texts, generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, tokens
     return World(spec, model, checkpoints, check_fits_model(model, checkpoints[0], spec), batch)
 

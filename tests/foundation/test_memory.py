@@ -181,3 +181,35 @@ def test_freed_memory_between_kept_blocks_goes_back_to_the_system():
 def test_a_c_library_that_cannot_give_memory_back_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     give_back_freed()
+
+
+N_ARENAS = """
+import ctypes
+import sys
+import threading
+
+from glue_cli.foundation.memory import share_arena
+
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+if sys.argv[1] == "shared":
+    share_arena()
+threads = [threading.Thread(target=lambda: library.free(ctypes.c_void_p(library.malloc(9)))) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+stdout = ctypes.c_void_p.in_dll(library, "stdout")
+library.malloc_info(0, stdout)
+library.fflush(stdout)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="the C library is not glibc")
+def test_threads_allocate_where_the_first_one_does():
+    n_arenas = {}
+    for how in ("apart", "shared"):
+        command = [sys.executable, "-c", N_ARENAS, how]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        n_arenas[how] = said.count("<heap nr=")
+    assert n_arenas["apart"] > 1 == n_arenas["shared"]

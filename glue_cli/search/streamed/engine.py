@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from glue_cli.foundation.errors import ResourceError
-from glue_cli.foundation.memory import free_memory
+from glue_cli.foundation.memory import free_memory, share_arena
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.units import size
 from glue_cli.search.bank.layout import blended_entries
@@ -55,6 +55,7 @@ class Engine:
         memory_bytes: int,
         shared_by: Ranks | None = None,
     ) -> None:
+        share_arena()  # each forward runs in a thread of its own
         self.model, self.n_groups, self.n_experts = model, n_groups, len(experts.headers)
         self._experts, self._made, self.device = experts, made, device
         self._channels_last, self._memory_bytes, self._shared_by = channels_last, memory_bytes, shared_by
