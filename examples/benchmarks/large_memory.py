@@ -1,7 +1,7 @@
 """A row of large.py: the peak memory of a search whose experts are in memory, beyond the experts themselves.
 
-Four experts of 0.23 billion parameters in bfloat16. What does not depend on the model, such as libraries, is the peak
-of the same search over tiny experts.
+Four experts in bfloat16, of 0.09 and of 0.23 billion parameters with the same vocabulary: what the larger ones take
+beyond the smaller ones depends on the model's size; libraries, and the outputs of the forwards, take as much for both.
 """
 
 import sys
@@ -12,7 +12,7 @@ from llama import Shape, write_experts, write_spec, write_texts
 from measure import run, show
 
 SHAPE = Shape(hidden=1024, inner=2816, layers=15, heads=16, key_heads=4)
-TINY = Shape(hidden=64, inner=128, layers=2, heads=4, key_heads=2, vocabulary=2000)
+SMALLER = Shape(hidden=768, inner=2048, layers=7, heads=12, key_heads=4)  # large enough that blends are compiled
 N_EXPERTS = 4
 WANTED = {"fp32": 8, "bf16": 4}  # bytes a parameter at most
 
@@ -20,7 +20,7 @@ WANTED = {"fp32": 8, "bf16": 4}  # bytes a parameter at most
 def measure(folder: Path, shape: Shape) -> dict[str, Any]:
     """Measure with `SHAPE`, whatever the other rows' shape is."""
     log, peaks = folder / "log.txt", dict[str, dict[str, float]]()
-    for name, size in (("tiny", TINY), ("experts", SHAPE)):
+    for name, size in (("smaller", SMALLER), ("experts", SHAPE)):
         world = folder / "memory" / name
         experts = write_experts(world, size, N_EXPERTS)
         write_texts(world / "texts", 64, 16)
@@ -31,25 +31,14 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
             precision: run([*search, "--precision", precision, "-o", str(world / "prior")], log).peak_mib
             for precision in WANTED
         }
-    in_experts = N_EXPERTS * 2 * SHAPE.n_parameters / (1 << 20)
-    beyond = {
-        precision: (peaks["experts"][precision] - peaks["tiny"][precision] - in_experts)
-        * (1 << 20)
-        / SHAPE.n_parameters
-        for precision in WANTED
-    }
+    n_more = SHAPE.n_parameters - SMALLER.n_parameters
+    beyond = {p: (peaks["experts"][p] - peaks["smaller"][p]) * (1 << 20) / n_more - 2 * N_EXPERTS for p in WANTED}
     rows = [
-        [
-            p,
-            f"{peaks['experts'][p]:.0f}",
-            f"{peaks['tiny'][p]:.0f}",
-            f"{in_experts:.0f}",
-            f"{beyond[p]:.1f}",
-            f"{WANTED[p]}",
-        ]
+        [p, *(f"{peaks[name][p]:.0f}" for name in ("experts", "smaller")), f"{beyond[p]:.1f}", f"{WANTED[p]}"]
         for p in WANTED
     ]
     title = f"A search over four experts of {SHAPE.n_parameters / 1e9:.2f} billion parameters, bfloat16, in memory"
-    columns = ["", "peak MiB", "of tiny ones", "experts", "bytes a parameter beyond", "at most"]
+    columns = ["", "peak MiB", "of smaller ones", "bytes a parameter beyond the experts", "at most"]
     show(title, columns, rows)
-    return {"parameters": SHAPE.n_parameters, "peak_mib": peaks, "experts_mib": in_experts, "beyond_bytes": beyond}
+    n_parameters = {"smaller": SMALLER.n_parameters, "experts": SHAPE.n_parameters}
+    return {"parameters": n_parameters, "peak_mib": peaks, "beyond_bytes": beyond}

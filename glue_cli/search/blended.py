@@ -30,8 +30,8 @@ class ResidentBlends:
     """Blends whose tensors all lie in memory; see `Blends`.
 
     The blends of a step are stored in one matrix [m, d], and the parameters of m copies of the model are views of its
-    rows: a step is one pass over the experts, followed by forward passes only. Of a large model, two blends are in
-    memory at once in float32, one in bfloat16: more than one pass over the experts then, and less memory.
+    rows: a step is one pass over the experts, followed by forward passes only. Of a large model, at most two blends
+    are in memory at once in float32, one in bfloat16: more than one pass over the experts then, and less memory.
 
     Args:
         model: the architecture, with the tensors that do not depend on alpha on the device; put into eval mode.
@@ -85,9 +85,9 @@ class ResidentBlends:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`.
 
-        Cost: m rows of d float32 in memory. Of a large model, at most two rows, and further passes over the experts.
+        Cost: m rows of d float32 in memory. Of a large model, one row, and a pass over the experts for each blend.
         """
-        passes, made = passes_at(alphas, self._bank.n_columns, self.compute.precision, pieces=pieces), None
+        passes, made = passes_at(alphas, self._bank.n_columns, pieces=pieces), None
         for batch in batches:
             for piece in pieces:
                 small = piece.of(batch)

@@ -113,20 +113,20 @@ def count_rows(passes: Sequence[Pass]) -> int:
 
 
 def n_at_once(m: int, n_columns: int, precision: Precision) -> int:
-    """Return how many of m blends may be in memory at once: of large models two in float32, and one in bfloat16."""
+    """Return how many of m blends are in memory at once, at most: of large models two in float32, one in bfloat16."""
     if n_columns <= _LARGE_COLUMNS:
         return m
     return min(m, 1 if precision == "bf16" else 2)
 
 
-def passes_at(alphas: Tensor, n_columns: int, precision: Precision, *, pieces: Sequence[Piece] = WHOLE) -> list[Pass]:
+def passes_at(alphas: Tensor, n_columns: int, *, pieces: Sequence[Piece] = WHOLE) -> list[Pass]:
     """Return the passes that make the blends for alphas [m, G, K] of d columns.
 
-    Blends of which other processes may make some are made one by one: how a matrix product rounds depends on how many
-    it makes.
+    Blends of large models are made one by one, to hold one at a time; so are blends of which other processes may make
+    some: how a matrix product rounds depends on how many it makes.
     """
-    n = n_at_once(len(alphas), n_columns, precision) if pieces is WHOLE else 1
-    return [Load(part) for part in torch.split(alphas, n)]
+    are_together = pieces is WHOLE and n_columns <= _LARGE_COLUMNS
+    return [Load(part) for part in torch.split(alphas, len(alphas) if are_together else 1)]
 
 
 def passes_towards(

@@ -6,12 +6,14 @@ such experts are so near each other that the outputs change in proportion to it,
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from glue_cli.running.forward import Batch
+from glue_cli.search.points import towards_experts
 from glue_cli.search.protocol import Blends
 
 # By how many times the rounding a move is to change the outputs. With 3, slopes of a small language model and of
@@ -71,7 +73,7 @@ class Reach:
 def measure_reach(blends: Blends, batch: Batch) -> Reach:
     """Measure the reach of blends around the uniform one, on a batch, in both precisions.
 
-    Cost: usually 1 + 2 (K + 1) forwards, all but one in float32, in three passes over the experts.
+    Cost: usually 1 + 2 (K + 1) forwards, all but one in float32; of streamed experts, in three passes over them.
     """
     n_experts, limit = blends.n_experts, _FARTHEST if blends.is_linear else 0.5
     uniform = torch.full((blends.n_groups, n_experts), 1 / n_experts, dtype=torch.float64)
@@ -81,7 +83,7 @@ def measure_reach(blends: Blends, batch: Batch) -> Reach:
     unsettled, is_short = torch.arange(n_experts), False
     for _ in range(_MOST_TRIALS):
         # Tried at twice the radius: from another blend, outputs may change twice as fast.
-        outputs = exact.towards(uniform, unsettled, 2 * radii[unsettled], batch, 0, is_tied=True)
+        outputs = _towards(exact, uniform, unsettled, 2 * radii[unsettled], batch)
         at = _sample(next(outputs))
         off_by = _change(in_bf16, at)
         changes = torch.tensor([_change(_sample(end), at) for end in outputs], dtype=torch.float64)
@@ -95,6 +97,18 @@ def measure_reach(blends: Blends, batch: Batch) -> Reach:
         if not len(unsettled):
             break
     return Reach(radii, off_by / (_size(at) or 1.0), is_short)
+
+
+def _towards(blends: Blends, alpha: Tensor, experts: Tensor, radii: Tensor, batch: Batch) -> Iterator[Tensor]:
+    """Yield outputs at alpha, and on the way to each of the experts.
+
+    Of experts in memory, one blend at a time is made: bfloat16 is for models whose memory has no room for two.
+    """
+    if not blends.is_resident:
+        yield from blends.towards(alpha, experts, radii, batch, 0, is_tied=True)
+        return
+    for point in (alpha, *towards_experts(alpha, experts, radii, is_tied=True)):
+        yield from (outputs for outputs, _ in blends.outputs(point[None], [batch], 0))
 
 
 def _sample(outputs: Tensor) -> Tensor:

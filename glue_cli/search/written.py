@@ -68,9 +68,7 @@ class WrittenInMemory:
     def _round(self) -> None:
         row = self._rows.take(1)[0]
         for name, span in self._bank.spans.items():
-            if self._dtypes.get(name, torch.float32) != torch.float32:
-                there = span.view(row)
-                there.copy_(self._as_written(name, there))
+            span.round(row, self._dtypes.get(name, torch.float32))
 
     def _as_written(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtypes.get(name, torch.float32)).to(tensor.dtype)

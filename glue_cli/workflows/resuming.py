@@ -136,6 +136,7 @@ class Keeper:
                 self._run.stop.rescue = None
             if self._is_told and self._last:
                 self._save_if_good(self._last)  # the other processes go, and nobody is left to save it
+            self._last = None  # it refers to all that the steps needed
         self._run.stop.give_up()  # if a signal came after the last step
 
     def checkpoint(self, make_state: Callable[[], State]) -> None:

@@ -157,7 +157,7 @@ class Lines:
         seen: all alphas that outputs were asked for.
     """
 
-    n_groups, is_linear = 1, True
+    n_groups, is_linear, is_resident = 1, True, True
 
     def __init__(self, ways, off_by=0.01, precision="fp32", seen=None):
         self.ways, self.off_by, self.precision, self.seen = ways, off_by, precision, [] if seen is None else seen
@@ -194,6 +194,13 @@ def test_each_expert_is_approached_until_the_change_is_ten_times_the_rounding():
     near = measure_reach(Lines(1e-3 * sizes[:, None, None] * EQUAL), None)
     torch.testing.assert_close(near.radii, 1000 * reach.radii, rtol=0.5, atol=0)
     assert near.is_fine and not near.is_within
+
+
+def test_streamed_experts_have_the_same_reach():
+    """They are read once for all moves; of those in memory, one blend is made at a time."""
+    in_memory, streamed = (Lines(torch.tensor([3.0, 0.0, 0.003])[:, None, None] * EQUAL) for _ in range(2))
+    streamed.is_resident = False
+    torch.testing.assert_close(measure_reach(streamed, None).radii, measure_reach(in_memory, None).radii)
 
 
 def test_what_all_outputs_of_an_example_have_in_common_does_not_count():

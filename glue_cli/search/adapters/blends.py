@@ -145,8 +145,7 @@ class WrittenAdapters:
         """As `WrittenBlend.load`."""
         self._adapted.show(alpha)
         for name, span in self._adapted.plain.spans.items() if self._adapted.plain else ():
-            there = span.view(self._adapted.row[0])
-            there.copy_(there.to(self._dtypes.get(name, torch.float32)))
+            span.round(self._adapted.row[0], self._dtypes.get(name, torch.float32))
 
     def refresh(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """As `WrittenBlend.refresh`: without BatchNorm, nothing is to do."""

@@ -21,6 +21,8 @@ _FUSED_BLOCK = 1 << 19
 _SCRATCH = 1 << 20
 # Columns at once where the number of calls or kernel launches matters more than the cache: small models, and GPUs.
 _WIDE_BLOCK = 1 << 22
+# Elements that are rounded at once: a whole embedding's copies would take as much memory as a tenth of the model.
+_ROUNDED_AT_ONCE = 1 << 20
 # The largest distance between the starts of two rows, in elements: BLAS uses 32-bit integers.
 _LONGEST_STRIDE = 2**31 - 1
 # A model with fewer columns is blended in less time than threads take to start.
@@ -41,11 +43,20 @@ class Span:
 
     def view(self, row: Tensor) -> Tensor:
         """Return the tensor as a view of a row [d]."""
-        flat = row[self.start : self.start + torch.Size(self.shape).numel()]
+        flat = self._flat(row)
         if not self.channels_last:
             return flat.view(self.shape)
         o, i, h, w = self.shape
         return flat.view(o, h, w, i).permute(0, 3, 1, 2)
+
+    def round(self, row: Tensor, dtype: torch.dtype) -> None:
+        """Round the tensor in a row [d] to what a dtype can hold."""
+        if dtype != row.dtype:
+            for part in torch.split(self._flat(row), _ROUNDED_AT_ONCE):
+                part.copy_(part.to(dtype))
+
+    def _flat(self, row: Tensor) -> Tensor:
+        return row[self.start : self.start + torch.Size(self.shape).numel()]
 
 
 class ExpertBank:

@@ -83,7 +83,7 @@ class StreamedBlends:
         self, alphas: Tensor, batches: Iterable[Batch], step: int, *, pieces: Sequence[Piece] = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Blends.outputs`. Cost: a pass over the experts for every 16 forwards."""
-        passes = passes_at(alphas, self._engine.n_columns, self.compute.precision, pieces=pieces)
+        passes = passes_at(alphas, self._engine.n_columns, pieces=pieces)
         remaining = iter(batches)
         while self._engine.is_needed(part := list(islice(remaining, max(1, _MOST_TOGETHER // len(alphas))))):
             jobs = [job for batch in part for job in _jobs(passes, pieces, batch)]

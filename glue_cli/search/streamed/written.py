@@ -83,9 +83,7 @@ class StreamedWritten:
 
     def _round(self, spans: Mapping[str, Span], row: Tensor) -> None:
         for name, span in spans.items():
-            if self._dtypes.get(name, torch.float32) != torch.float32:
-                there = span.view(row)
-                there.copy_(self._as_written(name, there))
+            span.round(row, self._dtypes.get(name, torch.float32))
 
     def _as_written(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtypes.get(name, torch.float32)).to(tensor.dtype)

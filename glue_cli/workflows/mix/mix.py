@@ -1,5 +1,6 @@
 """Blend the experts with the coefficients that the plan's method chooses, and write the prior."""
 
+import gc
 import resource
 import sys
 import time
@@ -173,6 +174,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
         }
 
     hashes = hashes_of_plan(plan, run) if hashes is None else hashes
+    gc.collect()  # the search's experts and blends, which models and their hooks refer to in circles
     digests = experts.write(chosen.alpha, made, describe, hashes, run)
     remember(hashes, run)
     wall_s = time.perf_counter() - began
