@@ -1,8 +1,9 @@
 """A row of large.py: steps of a search whose experts are streamed from a cold disk, then evaluating and writing.
 
-A step of Gauss-Newton makes five forwards of four texts of 16 tokens, in float32 and in bfloat16. Beside it: reading
-all four files once, and the same forwards with the blends in memory, timed on models of one and of three layers, from
-which those of the whole one follow: each further layer takes the same time.
+A step of Gauss-Newton makes five forwards of a minibatch of texts, in float32 and in bfloat16: of 1,024 tokens, and of
+so few (64) that hardly anything hides the reading and blending. Beside it: reading all four files once, and the same
+forwards with the blends in memory, timed on models of one and of three layers, from which those of the whole one
+follow: each further layer takes the same time.
 """
 
 import json
@@ -18,6 +19,7 @@ from llama import Shape
 from measure import run, show
 
 STEPS = 2
+MINIBATCHES = ((16, 64), (4, 16))  # texts and tokens of each
 
 
 def measure(folder: Path, shape: Shape) -> dict[str, Any]:
@@ -25,10 +27,11 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
 
     log, found = folder / "log.txt", folder / "steps.json"
     figures: dict[str, Any] = {"parameters": shape.n_parameters, "steps": {}, "wall_s": {}, "peak_gib": {}}
-    for precision in ("fp32", "bf16"):
-        drop_from_cache(folder)
-        run([sys.executable, __file__, str(folder), precision, str(found)], log)
-        figures["steps"][precision] = json.loads(found.read_text())
+    for n_texts, n_tokens in MINIBATCHES:
+        for precision in ("fp32", "bf16"):
+            drop_from_cache(folder)
+            run([sys.executable, __file__, str(folder), precision, str(n_texts), str(n_tokens), str(found)], log)
+            figures["steps"][f"{precision}, {n_texts * n_tokens} tokens"] = json.loads(found.read_text())
     figures["read_s"] = min(steps["read_s"] for steps in figures["steps"].values())
     for steps in figures["steps"].values():
         steps["of_bound"] = min(steps["step_s"]) / max(figures["read_s"], steps["forwards_s"])
@@ -45,8 +48,8 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
         finished = run(command, log)
         figures["peak_gib"][name], figures["wall_s"][name] = finished.peak_mib / 1024, finished.wall_s
     rows = []
-    for precision, steps in figures["steps"].items():
-        rows.append([f"a step in {precision}, the fastest", f"{min(steps['step_s']):.1f}", f"{steps['peak_gib']:.2f}"])
+    for how, steps in figures["steps"].items():
+        rows.append([f"a step in {how}, the fastest", f"{min(steps['step_s']):.1f}", f"{steps['peak_gib']:.2f}"])
         rows.append(["its five forwards in memory", f"{steps['forwards_s']:.1f}", ""])
         rows.append(["of the larger of reading and forwards", f"{steps['of_bound']:.2f} times", ""])
     rows.append(["reading the files once", f"{figures['read_s']:.1f}", ""])
@@ -56,7 +59,7 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
     return figures
 
 
-def time_steps(folder: Path, precision: Any) -> dict[str, Any]:
+def time_steps(folder: Path, precision: Any, texts: tuple[int, int]) -> dict[str, Any]:
     """Time steps with streamed experts, and what bounds them.
 
     Returns:
@@ -69,7 +72,7 @@ def time_steps(folder: Path, precision: Any) -> dict[str, Any]:
 
     from glue_cli.search.bank.load import usable_memory
 
-    world = read_world(folder)
+    world = read_world(folder, texts)
     memory_bytes = min(6 << 30, usable_memory(torch.device("cpu")))
     blends = streamed_blends(world, precision, memory_bytes)
     alpha = torch.full((1, 4), 0.25, dtype=torch.float64)
@@ -169,4 +172,5 @@ def time_forwards(spec: Any, batch: Any, precision: Any) -> float:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[3]).write_text(json.dumps(time_steps(Path(sys.argv[1]), sys.argv[2])))
+    _, where, precision, n_texts, n_tokens, output = sys.argv
+    Path(output).write_text(json.dumps(time_steps(Path(where), precision, (int(n_texts), int(n_tokens)))))
