@@ -4,9 +4,9 @@
 
 Alone and together take turns within the same two processes, so that a drifting machine hits both alike; ratios are
 those of neighbouring rounds, and those of the fastest of each, which a busy machine disturbs least. A step of
-Gauss-Newton towards K = 5 experts has five forwards on 64 examples, one of SPSA two. What the machine allows at most is
-measured as well: both processes do a whole step at once, on their own. Also timed are the terms that a model for many
-GPUs is made of: a forward, a blend of two, and an exchange.
+Gauss-Newton towards K = 5 experts has five forwards on 64 examples, one of SPSA two. What the machine allows at most
+is measured as well: both processes do a whole step at once, on their own. Also timed are the terms that a model for
+many GPUs is made of: a forward, a blend of two, and an exchange.
 """
 
 import argparse
