@@ -11,7 +11,10 @@ from verdicts import (
     LEVEL,
     LOST,
     WON,
+    Behind,
     Found,
+    behind,
+    behind_over_seeds,
     by_place,
     finetuned_verdicts,
     group_of,
@@ -50,6 +53,7 @@ def page(cells: Sequence[Found]) -> Iterator[str]:
     yield from coverage(cells)
     yield from accuracies(cells)
     yield from verdict_tables(cells)
+    yield from behind_table(cells)
     yield from steps_table(cells)
     yield from controls(cells)
 
@@ -111,6 +115,25 @@ def verdict_tables(cells: Sequence[Found]) -> Iterator[str]:
     names = sorted({name for counts in counted for name in counts} - {RANDOM_EXPERTS})
     rows = [(name, *(_wins(counts.get(name)) for counts in counted)) for name in names]
     yield from table(("rival", *columns), rows)
+
+
+def behind_table(cells: Sequence[Found]) -> Iterator[str]:
+    rows = []
+    for (group, start, labels), here in by_place(cells).items():
+        each, over_seeds = behind(here), behind_over_seeds(here)
+        rows.append((group, start, f"{labels:,}", str(len(here)), *_not_behind(each), *_not_behind(over_seeds)))
+    yield "\n## Where the default search is behind\n"
+    yield "Of all comparisons with rivals, before finetuning, those in which the default's loss is not above the"
+    yield "rival's by more than two paired standard errors, and the most that it is above it otherwise: cell by cell,"
+    yield "with the standard errors of the test examples; and by the means over seeds, with those between seeds.\n"
+    columns = ("not behind", "most behind", "over seeds, not behind", "over seeds, most behind")
+    yield from table(("family", "start", "labels", "cells", *columns), rows)
+
+
+def _not_behind(found: Behind) -> tuple[str, str]:
+    if not found.n:
+        return "", ""
+    return f"{found.n - found.n_behind} of {found.n}", f"{found.most:.3f}" if found.n_behind else ""
 
 
 def _is_design(group: str) -> bool:

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from cells import FAMILIES
-from rivals import DEFAULT, SCRATCH, START
+from rivals import DEFAULT, RANDOM_EXPERTS, SCRATCH, START
 
 Row = dict[str, Any]
 WON, LEVEL, LOST = "won", "level", "lost"
@@ -107,6 +107,60 @@ def _verdicts(cells: Iterable[Found], stage: str, name: str, *, more_is_better: 
             if beyond is not None and error is not None:
                 counts[method][verdict(beyond, error, more_is_better=more_is_better)] += 1
     return dict(counts)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """How often the default's loss is above a rival's by more than two standard errors, and at most by how much.
+
+    Attributes:
+        n: the number of comparisons.
+    """
+
+    n: int
+    n_behind: int
+    most: float
+
+    @classmethod
+    def of(cls, compared: Iterable[tuple[float, float]]) -> "Behind":
+        """Count, given what each rival's loss is beyond the default's, and the standard error of that."""
+        pairs = [*compared]
+        lost = [-beyond for beyond, error in pairs if verdict(beyond, error, more_is_better=False) == LOST]
+        return cls(len(pairs), len(lost), max(lost, default=0.0))
+
+
+def behind(cells: Iterable[Found]) -> Behind:
+    """Compare with every rival in every cell; the standard errors are those of the test examples."""
+    return Behind.of(pair for cell in cells for pair in _compared(cell).values())
+
+
+def behind_over_seeds(cells: Iterable[Found]) -> Behind:
+    """Compare with every rival by the mean over the seeds of a family, start and labels, if there are several.
+
+    The standard errors are those between the seeds, which also draw the labels.
+    """
+    by_seed: dict[tuple[str, str, int], list[Found]] = defaultdict(list)
+    for cell in cells:
+        by_seed[cell.family, cell.start, cell.labels].append(cell)
+    means = []
+    for seeds in by_seed.values():
+        compared = [_compared(cell) for cell in seeds]
+        for rival in compared[0]:
+            mean, error = mean_and_error([one[rival][0] for one in compared if rival in one])
+            if error is not None:
+                means.append((mean, error))
+    return Behind.of(means)
+
+
+def _compared(cell: Found) -> dict[str, tuple[float, float]]:
+    """Return what each rival's loss is beyond the default's, and the standard error of that; controls are left out."""
+    found = {}
+    for method in cell.rows.keys() - {DEFAULT, RANDOM_EXPERTS}:
+        beyond = cell.figure("zero_shot", method, "loss_beyond")
+        error = cell.figure("zero_shot", method, "loss_standard_error")
+        if beyond is not None and error is not None:
+            found[method] = beyond, error
+    return found
 
 
 def harm_verdicts(cells: Iterable[Found]) -> Counter[str]:

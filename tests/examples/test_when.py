@@ -240,6 +240,25 @@ def test_verdicts_are_by_two_paired_standard_errors(results):
     assert harm_verdicts(cells) == {"won": 3}
 
 
+def test_a_loss_on_single_seeds_may_be_none_over_all_of_them():
+    from verdicts import Behind, Found, behind, behind_over_seeds
+
+    def cell(seed, family="gtsrb", **beyond):
+        zero_shot = {name: {"loss_beyond": x, "loss_standard_error": 0.01} for name, x in beyond.items()}
+        rows = {name.replace("_", "-"): {"zero_shot": figures} for name, figures in zero_shot.items()}
+        return Found("gtsrb", family, "random", 25, seed, {"spsa": {"zero_shot": {}}, **rows})
+
+    cells = [
+        cell(0, uniform=-0.05, proxy=-0.2),
+        cell(1, uniform=0.03, proxy=-0.21),
+        cell(2, uniform=-0.01, proxy=-0.22),
+    ]
+    assert behind(cells) == Behind(6, 4, 0.22)
+    over_seeds = behind_over_seeds([*cells, cell(0, family="another", uniform=-9.0)])
+    assert (over_seeds.n, over_seeds.n_behind) == (2, 1) and over_seeds.most == pytest.approx(0.21)
+    assert behind([cell(0, random_experts=-1.0)]) == Behind(0, 0, 0.0)
+
+
 def test_steps_are_a_share_of_those_of_training_without_experts(results):
     from verdicts import median_saving, read_found
 
