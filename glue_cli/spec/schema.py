@@ -200,7 +200,7 @@ class FinetuneSpec(_Section):
     """How the prior is finetuned: Adam on all parameters; what is not given comes from the preset.
 
     lr `auto` is found by a short trial on validation data. `keep` the last epoch, or the best on validation, which is
-    the start unless an epoch is better than it by more than two standard errors.
+    the start unless an epoch is better than it by more than one standard error (two on fewer than 50 examples).
     """
 
     preset: Literal["default", "paper"] = "default"

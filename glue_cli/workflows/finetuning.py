@@ -126,6 +126,7 @@ class Finetuning:
             progress=progress,
             measure=measure,
             keeps_best=settings.keep == "best",
+            n_judged=self._plan.n_judged,
             net=self._net,
             ranks=self._ranks,
         )

@@ -35,6 +35,7 @@ class TrialPlan:
         splits: pairs of examples to train on and to judge by; an lr is tried on all of them. Empty for no trial.
         examples: what the finetuning itself trains on afterwards.
         is_folded: whether the splits are folds of `examples`, so that none are left to judge the finetuning itself.
+        n_judged: how many examples an epoch is judged by.
     """
 
     lrs: tuple[float, ...]
@@ -42,22 +43,24 @@ class TrialPlan:
     splits: tuple[tuple[Examples, Examples], ...]
     examples: Examples
     is_folded: bool
+    n_judged: int
 
 
 def plan_trial(settings: FinetuneSpec, train: Examples, val: Examples, seed: int) -> TrialPlan:
     """Decide what to try, and on which examples: the validation split, or folds if that split is too small."""
     lrs = LRS if settings.lr == "auto" else (float(settings.lr),)
     if settings.lr != "auto" and settings.keep == "last":
-        return TrialPlan(lrs, 0, (), train, is_folded=False)
+        return TrialPlan(lrs, 0, (), train, is_folded=False, n_judged=len(val))
     if len(val) < _HANDFUL and len(train) + len(val) <= _FOLDED and train.joins(val):
         joined = train.joined(val)
         folds = draw_folds(len(joined), _N_FOLDS, seed=seed)
         splits = tuple((joined.subset(kept), joined.subset(held_out)) for kept, held_out in folds)
-        return TrialPlan(lrs, settings.epochs, splits, joined, is_folded=True)
+        return TrialPlan(lrs, settings.epochs, splits, joined, is_folded=True, n_judged=len(joined))
     if settings.lr != "auto":
-        return TrialPlan(lrs, 0, (), train, is_folded=False)
+        return TrialPlan(lrs, 0, (), train, is_folded=False, n_judged=len(val))
     n_epochs = max(-(-settings.epochs // _SHARE), -(-_LEAST_STEPS * settings.batch_size // len(train)))
-    return TrialPlan(lrs, min(settings.epochs, n_epochs), ((train, val),), train, is_folded=False)
+    n_epochs = min(settings.epochs, n_epochs)
+    return TrialPlan(lrs, n_epochs, ((train, val),), train, is_folded=False, n_judged=len(val))
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,22 @@ class Tried:
     """The result of one lr: the held-out examples' figures by epoch, float64 [1 + epochs], where 0 is the start.
 
     They are means over the folds, weighted by their examples; all NaN if a training diverged.
+
+    Attributes:
+        n_judged: how many examples they are means over.
     """
 
     lr: float
     figures: Mapping[str, Tensor]
+    n_judged: int
 
     def val_loss(self, keep: str) -> float:
         """Return the loss that this lr reaches: after the last epoch, or after the best one or at the start."""
         if keep == "last":
             return self._losses[-1]
         start, *later = self._losses
-        better = [loss for loss, error in zip(later, self._errors, strict=True) if is_better(loss, start, error)]
-        return min([start, *better])
+        epochs = zip(later, self._errors, strict=True)
+        return min([start, *(loss for loss, error in epochs if is_better(loss, start, error, self.n_judged))])
 
     @property
     def least_loss(self) -> float:
@@ -223,7 +230,7 @@ class Trial:
         )
         if len(runs) > 1:
             figures[ERROR] = ((squares - _changes(figures).square()) / (total - 1)).clamp(min=0).sqrt()
-        return Tried(lr, figures)
+        return Tried(lr, figures, self._plan.n_judged)
 
     def state(self) -> State:
         """Return all that later runs depend on, between two runs."""

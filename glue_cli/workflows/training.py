@@ -46,6 +46,7 @@ class Training:
         measure: returns figures of the model on other data; taken at the start, as epoch 0, and after every epoch.
         keeps_best: whether to keep the tensors of the epoch with the lowest `val_loss`, which may be the start; NaN
             counts as higher than any number.
+        n_judged: how many examples `measure` takes the `val_loss` of.
         net: makes the forward passes, if the model does not: what `spread_training` returns.
         ranks: the processes that take part, each in a training of its own; each makes its part of every step.
     Attributes:
@@ -67,6 +68,7 @@ class Training:
         progress: Progress,
         measure: Measure | None = None,
         keeps_best: bool = False,
+        n_judged: int = 0,
         net: nn.Module | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -75,7 +77,7 @@ class Training:
         self._model, self._batches, self._settings = model, batches, settings
         self._net, self._ranks = net or model, ranks or Ranks()
         self._loss, self._compute, self._seed, self._task = loss, compute, seed, task
-        self._progress, self._measure, self._keeps_best = progress, measure, keeps_best
+        self._progress, self._measure, self._keeps_best, self._n_judged = progress, measure, keeps_best, n_judged
         self._optimizer = make_optimizer(model, settings)
         self._epoch, self._steps_made = 0 if measure else 1, 0  # the current epoch, and its steps so far
         self._total = torch.zeros((), dtype=torch.float64, device=compute.device)  # of the epoch's losses so far
@@ -168,7 +170,8 @@ class Training:
 
     def _keep_if_best(self, line: Mapping[str, float]) -> None:
         val_loss, start = line[LOSS], self.history[0][LOSS]
-        if not self._best or val_loss < self._best_loss and is_better(val_loss, start, line.get(ERROR, 0.0)):
+        is_lower = val_loss < self._best_loss and is_better(val_loss, start, line.get(ERROR, 0.0), self._n_judged)
+        if not self._best or is_lower:
             self._best = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
             self._best_loss = math.inf if math.isnan(val_loss) else val_loss
             self.kept = self._epoch

@@ -21,5 +21,9 @@ from glue_cli.workflows.judging import is_better
         (math.nan, math.inf, math.nan, False),
     ],
 )
-def test_better_by_two_standard_errors(loss, start, error, better):
-    assert is_better(loss, start, error) is better
+def test_better_by_two_standard_errors_of_few_examples(loss, start, error, better):
+    assert is_better(loss, start, error, 49) is better
+
+
+def test_of_more_examples_one_standard_error_is_enough():
+    assert is_better(0.89, 1.0, 0.1, 50) and not is_better(0.91, 1.0, 0.1, 50)

@@ -118,7 +118,9 @@ def walk(losses):
     tried = {}
     while (number := next_to_try(tried, len(losses), "last")) is not None:
         assert number not in tried
-        tried[number] = Tried(0.1, {"val_loss": torch.tensor([5.0, losses[number]]), "val_loss_error": torch.zeros(2)})
+        tried[number] = Tried(
+            0.1, {"val_loss": torch.tensor([5.0, losses[number]]), "val_loss_error": torch.zeros(2)}, 9
+        )
     return set(tried), min(tried, key=lambda number: losses[number])
 
 
@@ -197,7 +199,7 @@ def test_the_lr_with_the_least_loss_is_taken_and_its_trial_is_how_its_training_b
 def test_which_lr_is_best(keep, losses, best):
     errors = torch.tensor([0.0, 0.1, 0.1])
     tried = [
-        Tried(lr, {"val_loss": torch.tensor(column), "val_loss_error": errors})
+        Tried(lr, {"val_loss": torch.tensor(column), "val_loss_error": errors}, 9)
         for lr, column in zip((0.1, 0.01), losses, strict=True)
     ]
     assert best_of(tried, keep) is tried[best]
