@@ -308,7 +308,7 @@ def test_a_training_whose_process_is_killed_goes_on_from_the_last_whole_step(her
     result_of(start(2, *line, "-o", "w.safetensors", **how))
     line += ["-o", "p.safetensors", "--history", str(history), "--resume"]
     job = start(2, *line, **how)
-    while lines_of(history) < 1:
+    while lines_of(history) < 2:  # of steps in parts that are so short, not every one is copied
         assert job.popen.poll() is None, job.end()
         time.sleep(0.01)
     os.kill(job.processes[rank], signal.SIGKILL)
