@@ -60,8 +60,8 @@ def is_better(loss: float, start: float, error: float, n: int) -> bool:
     """Tell whether a loss is surely less than the start's: by more than a standard error of their difference, or two.
 
     Of all epochs of several trainings, one looks better on a few examples by chance alone: on fewer than 50, two are
-    wanted. In the finetunings of examples/when, two in place of one gave heads on a frozen encoder of reviews .5
-    points of accuracy more with 25 labels, and .3 to .4 fewer with 100 and 300. With 100 traffic signs they gave 2 and
+    wanted. In the finetunings of examples/when, two in place of one gave heads on a frozen encoder of reviews .3 to .6
+    points of accuracy more with 25 labels, and up to .5 fewer with 100 and 300. With 100 traffic signs they gave 2 and
     7 points fewer, if a search had made the start: it looks better than it is on the examples it was searched on.
 
     Args:

@@ -63,7 +63,7 @@ class PartCopies:
         others = {name: value for name, value in state.items() if name not in parts}
         self._ended_s = time.monotonic()
         self._took_s = self._ended_s - began
-        return partial(_put_together, rows, self._layouts, {name: _copied(value) for name, value in others.items()})
+        return partial(_put_together, rows, self._layouts, copied(others))
 
     def _make_room(self) -> Tensor | None:
         """Return memory for two copies of all parts; None where the processes have too little, or cannot share it."""
@@ -101,5 +101,6 @@ def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // _ALIGNED) * _ALIGNED
 
 
-def _copied(value: object) -> object:
-    return value.clone() if isinstance(value, Tensor) else value
+def copied(state: State) -> State:
+    """Return a state whose tensors do not change as the work goes on."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}

@@ -36,7 +36,7 @@ from glue_cli.running.device import find_device
 from glue_cli.running.sharding import whole
 from glue_cli.search.leading import tell
 from glue_cli.spec.schema import Spec
-from glue_cli.workflows.part_copies import PartCopies
+from glue_cli.workflows.part_copies import PartCopies, copied
 
 # If its interval is not given, a state is saved every so many seconds, unless that takes more than this share of the
 # time. More often where nobody has all of it: with any process that is lost, all steps since are lost.
@@ -167,7 +167,7 @@ class Keeper:
 
     def checkpoint_and_tell(self, make_state: Callable[[], State]) -> None:
         """As `checkpoint`, for a small state that this process alone has: it tells the others, which `keep` it."""
-        state, self._n_made = {name: _copied(value) for name, value in make_state().items()}, self._n_made + 1
+        state, self._n_made = copied(make_state()), self._n_made + 1
         self._last = Moment(lambda: state, self._history_length(), self._n_made)
         self._is_told, self._run.stop.rescue = True, self._rescue  # as where a machine is gone without a word
         tell(self._run.ranks, "keep", state, self._last.history_bytes, self._n_made)
@@ -182,12 +182,12 @@ class Keeper:
         """As `checkpoint`, for this process's part of a state. Every process also has copies of the others' parts."""
         ranks, self._n_steps = self._run.ranks, self._n_steps + 1
         takes, length = ranks.from_first(lambda: [self._copies.is_due, self._history_length()])
-        copied = self._copies.take(state) if takes else None
+        put_together = self._copies.take(state) if takes else None
         is_due = self._is_due(has_copies=self._copies.has_room)
         said = ranks.gather([torch.tensor([is_due, is_good(state)])])  # by then the copies of all are whole
         are_good = all(good for _, good in said)
         if takes:
-            self._last = Moment(copied, length, self._n_made) if copied and are_good else None
+            self._last = Moment(put_together, length, self._n_made) if put_together and are_good else None
         if ranks.stopped_by is not None or said[0][0]:
             together = whole(state)
             if ranks.is_first and are_good:
@@ -259,10 +259,6 @@ class Moment(NamedTuple):
     make_state: Callable[[], State]
     history_bytes: int | None
     n_made: int
-
-
-def _copied(value: object) -> object:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 @contextmanager
