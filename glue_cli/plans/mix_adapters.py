@@ -99,7 +99,6 @@ def _adapted(
     """Fit adapters to their base; to a quantised one, that a library can load, as to the model that it was made from.
 
     Raises:
-        UsageError: the method needs whole models.
         CheckpointError: as for `fit`, or the library that has to load a quantised base is not installed.
     """
     described, method = None, None if merges else library_of(base)
@@ -107,9 +106,6 @@ def _adapted(
         from glue_cli.models.libraries.transformers_bases import unquantised  # these import torch
         from glue_cli.models.libraries.transformers_quantised import check_library
 
-        if coefficients.needs_data and not coefficients.is_search:
-            message = f"--method {coefficients.method} needs whole models, and the base '{base.path}' is quantised"
-            raise UsageError(message, hint="--method spsa, which needs none")
         if coefficients.needs_data:
             check_library(method, base.path)
         described = unquantised(base, adapters[0].config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.memory import is_out_of_memory
@@ -77,3 +77,30 @@ def load_quantised(
             message, items=lacking, hint="set model.arch to the class that the adapters were trained on"
         )
     return model.eval().requires_grad_(False)
+
+
+def find_layer_without_gradient(model: nn.Module) -> str | None:
+    """Return the name of a layer through which no gradient passes; None if there is none.
+
+    bitsandbytes' packed 4-bit layers on the CPU are such: nothing is said, and the gradient ends there.
+    """
+    for name, layer in model.named_modules():
+        weight = layer._parameters.get("weight")
+        is_own = type(weight) is not nn.Parameter  # of a kind that a library has made
+        if isinstance(layer, nn.Linear) and weight is not None and is_own and not _passes_gradient(layer, weight):
+            return name
+    return None
+
+
+def _passes_gradient(layer: nn.Linear, weight: Tensor) -> bool:
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32  # else codes, of which the layer knows more
+    inputs = torch.ones(1, layer.in_features, device=weight.device, dtype=dtype)
+    with torch.no_grad():
+        layer(inputs)  # after which the library may have packed its weights
+    with torch.enable_grad():
+        inputs.requires_grad_()
+        try:
+            (gradient,) = torch.autograd.grad(layer(inputs).sum(), inputs)
+        except (RuntimeError, NotImplementedError):
+            return False
+    return bool(gradient.count_nonzero())

@@ -34,14 +34,18 @@ def must_be_wide(model: nn.Module) -> set[str]:
 def compute_wide(model: nn.Module) -> None:
     """Let a model compute as if its narrow parameters were float32; under autocast, products use them as they are.
 
-    What is of a kind of its own, such as a library's quantised weights, is left to those who made it.
+    A library's quantised weights are of a kind of its own: what has them gets inputs of the dtype that they stand for.
     """
     for module in model.modules():
-        parameters = {name: tensor for name, tensor in module._parameters.items() if type(tensor) is nn.Parameter}
+        parameters = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
         narrow = [name for name, tensor in parameters.items() if tensor.dtype in NARROW]
         if not narrow:
             continue
-        if is_linear(module):
+        own = [tensor.dtype for tensor in parameters.values() if type(tensor) is not nn.Parameter]
+        if own:
+            if own[0] in NARROW:
+                module.forward = partial(_narrowed, module.forward, own[0])
+        elif is_linear(module):
             module.forward = partial(_linear, module)
         elif type(module) is nn.Embedding:
             module.register_forward_hook(_widened)
@@ -65,6 +69,10 @@ def _linear(module: nn.Module, inputs: Tensor) -> Tensor:
         bias = module._parameters["bias"]
         return functional.linear(inputs, rows_of(module, 0, n_outputs(module)), bias)
     return linear_by_rows(inputs, module, lambda start, stop: rows_of(module, start, stop).float())
+
+
+def _narrowed(forward: Callable[[Tensor], Tensor], dtype: torch.dtype, inputs: Tensor) -> Tensor:
+    return forward(inputs.to(dtype)).float()
 
 
 def _part(inputs: Tensor) -> int:

@@ -60,7 +60,7 @@ class AdapterExperts(Experts):
             text = f"'{paths[0]}' does not pad with zeros, and PEFT's update of it does until it is merged"
             run.progress(Noted(f"{text}: the search measures merged updates, as --base writes them", warning=True))
         if self._adapted.quantised_by:
-            model = self._load_quantised(model, compute, spec)
+            model = self._load_quantised(model, compute, spec, needs_gradient=needs_gradient)
             text = f"adapters in factors, beside their base as {self._adapted.quantised_by} computes with it"
             run.progress(Noted(f"{text}; the blend is written as an adapter of this base"))
             return fit_adapters(model, self._adapted, self._naming, compute, seed=how.seed)
@@ -78,7 +78,7 @@ class AdapterExperts(Experts):
         bank = bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)
         return self._resident(model, compute, spec, how, bank)
 
-    def _load_quantised(self, model: nn.Module, compute: Compute, spec: "Spec") -> nn.Module:
+    def _load_quantised(self, model: nn.Module, compute: Compute, spec: "Spec", *, needs_gradient: bool) -> nn.Module:
         """Return the quantised base as its library loads it, if adapters can be beside it in factors.
 
         Args:
@@ -93,10 +93,14 @@ class AdapterExperts(Experts):
         if obstacle:
             message = f"the base '{self._adapted.base.path}' is quantised, and {obstacle}"
             raise UsageError(message, hint="name the base that it was made from in model.args.path")
-        from glue_cli.models.libraries.transformers_quantised import load_quantised
+        from glue_cli.models.libraries.transformers_quantised import find_layer_without_gradient, load_quantised
 
         plain = self._adapted.adapters[0].plain.entries
-        return load_quantised(name, spec.model_args, spec.path("."), compute.device, need_not_have=plain)
+        loaded = load_quantised(name, spec.model_args, spec.path("."), compute.device, need_not_have=plain)
+        if needs_gradient and (layer := find_layer_without_gradient(loaded)):
+            text = f"no gradient passes '{layer}', which {self._adapted.quantised_by} computes on this device"
+            raise UsageError(text, hint="--method spsa, which needs none")
+        return loaded
 
     def write(
         self,
