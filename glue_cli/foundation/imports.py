@@ -1,10 +1,14 @@
 """Import optional libraries that import torchvision, whether or not it works here."""
 
+import logging
 import sys
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+
+# Where torchao is installed, transformers imports it, and it tells of kernels and of torch's internals each time.
+_TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 def import_beside_torchvision(name: str) -> ModuleType:
@@ -13,6 +17,8 @@ def import_beside_torchvision(name: str) -> ModuleType:
     If torchvision cannot be imported, for example because it was built for another torch, it is hidden from the
     library; otherwise the library's own import would fail too.
     """
+    for logger in _TALKATIVE:
+        logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         import_module("torchvision")
     except Exception as error:

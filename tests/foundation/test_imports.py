@@ -1,5 +1,6 @@
 """A torchvision that cannot be imported does not take other libraries along."""
 
+import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -79,3 +80,13 @@ def test_faults_of_the_library_itself_come_through(make):
     make("VERSION = 'good'")
     with pytest.raises(ModuleNotFoundError, match="glues_missing_dependency"):
         import_beside_torchvision("glues_missing_dependency")
+
+
+def test_importing_transformers_says_nothing():
+    pytest.importorskip("transformers")
+    code = (
+        "from glue_cli.foundation.imports import import_beside_torchvision as take\n"
+        "take('transformers').BertForSequenceClassification\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
