@@ -63,7 +63,7 @@ def _read_folder(folder: Path, weights: str | None) -> Checkpoint:
     if any((folder / name).exists() for name in _ADAPTERS):
         raise CheckpointError(
             f"the folder '{folder}' holds an adapter, and no model",
-            hint="glue mix takes adapters, with their adapter_config.json, and --base merges them into their base",
+            hint="glue mix, check and evaluate take adapters, and mix --base merges them into their base",
         )
     files = sorted(file for ending in (".safetensors", *TORCH_SUFFIXES) for file in folder.glob(f"*{ending}"))
     raise CheckpointError(

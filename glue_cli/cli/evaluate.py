@@ -23,7 +23,10 @@ SPLITS = ("train", "val", "test")
 @with_session(without=("history", "resume", "save_every"))
 def evaluate(
     session: Session,
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="The models to evaluate.")],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(metavar="CHECKPOINT", help="The models to evaluate, or LoRA adapters of the spec's model."),
+    ],
     split: Annotated[
         str,
         typer.Option(

@@ -23,7 +23,8 @@ from glue_cli.plans.outputs import Outputs
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec
 
-_NEVER_WRITTEN = Path("glue-check.safetensors")
+# What a mix would be written to; it never is. An adapter is a folder.
+_NEVER_WRITTEN, _ADAPTER_NEVER_WRITTEN = Path("glue-check.safetensors"), Path("glue-check")
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,22 @@ def plan_check(paths: Sequence[Path], *, weights: str | None = None, spec: "Spec
         experts = tuple(adapter.checkpoint for adapter in adapters)
         compared = compare_classes_of_adapters(experts, None)
         misfits = (*adapter_misfits(adapters), *compared.misfits)
-        return CheckPlan(experts, adapters, PLAIN, misfits, compared.notes, _plan_mix(paths, weights, spec, misfits))
+        mix = _plan_mix(paths, _ADAPTER_NEVER_WRITTEN, weights, spec, misfits)
+        return CheckPlan(experts, adapters, PLAIN, misfits, compared.notes, mix)
     experts = read_experts(paths, [weights] * len(paths))
     check_any_has(experts, weights)
     experts, renamed = name_alike(experts)
     found = compare(experts, PLAIN, dtype_given=False)
-    mix = _plan_mix(paths, weights, spec, found.misfits)
+    mix = _plan_mix(paths, _NEVER_WRITTEN, weights, spec, found.misfits)
     return CheckPlan(found.experts, (), found.recipe, found.misfits, (*renamed, *found.notes), mix)
 
 
 def _plan_mix(
-    paths: Sequence[Path], weights: str | None, spec: "Spec | None", misfits: Sequence[Misfit]
+    paths: Sequence[Path], output: Path, weights: str | None, spec: "Spec | None", misfits: Sequence[Misfit]
 ) -> MixPlan | None:
-    """Plan a mix by the default search; its output is never written."""
+    """Plan a mix by the default search."""
     if spec is None or misfits:
         return None
-    outputs = Outputs(_NEVER_WRITTEN, force=True)
-    return plan_mix(paths, outputs, Coefficients("spsa"), weights=weights, spec=spec, seed=spec.seed)
+    return plan_mix(
+        paths, Outputs(output, force=True), Coefficients("spsa"), weights=weights, spec=spec, seed=spec.seed
+    )

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from glue_cli.blend.adapters.adapter import is_adapter
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.read import read_checkpoint
@@ -14,6 +15,8 @@ from glue_cli.data import check_data
 from glue_cli.data.model_normalisation import as_models_say
 from glue_cli.foundation.errors import UsageError
 from glue_cli.plans.hub import fetched
+from glue_cli.plans.mix_adapters import plan_adapter_alone
+from glue_cli.plans.mix_records import Adapters
 from glue_cli.plans.outputs import Outputs
 from glue_cli.running.metrics import BARS, CEILINGS, METRICS
 from glue_cli.spec.schema import Spec
@@ -24,6 +27,8 @@ class EvaluatePlan:
     """What `glue evaluate` is asked to do.
 
     Attributes:
+        checkpoints: whole ones, and adapters of the spec's model.
+        adapters: those of the checkpoints, and the baseline, that are adapters, by their paths.
         metrics: figures besides the usual ones; names in `running.metrics.METRICS`.
         bars: the lowest value that a figure may have, by its name.
         output: a file for the result as JSON, if any; force: whether an existing file may be replaced.
@@ -39,6 +44,7 @@ class EvaluatePlan:
     output: Path | None
     junit: Path | None
     force: bool = False
+    adapters: Mapping[Path, Adapters] = field(default_factory=dict)
 
 
 def plan_evaluate(
@@ -63,7 +69,7 @@ def plan_evaluate(
         weights: which set of weights to read from a file that has several; None chooses by convention.
     Raises:
         UsageError: a checkpoint does not exist, or a metric or a bar names no figure of this loss.
-        CheckpointError: a checkpoint is damaged.
+        CheckpointError: a checkpoint is damaged, or an adapter does not fit the spec's model.
         SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
     known, ceilings = METRICS[spec.loss], ceilings or {}
@@ -74,8 +80,17 @@ def plan_evaluate(
     _check_demanded("--fail-over", ceilings, spec.loss, CEILINGS, "less")
     metrics = tuple(dict.fromkeys([*metrics, *(name for name in (*bars, *ceilings) if name in known)]))
     spec = fetched(spec)
-    evaluated = tuple(read_checkpoint(fetch(path), weights) for path in checkpoints)
-    compared = read_checkpoint(fetch(baseline), weights) if baseline else None
+    adapters: dict[Path, Adapters] = {}
+
+    def read_one(path: Path) -> Checkpoint:
+        path = fetch(path)
+        if not is_adapter(path):
+            return read_checkpoint(path, weights)
+        checkpoint, adapters[checkpoint.path] = plan_adapter_alone(path, spec)
+        return checkpoint
+
+    evaluated = tuple(read_one(path) for path in checkpoints)
+    compared = read_one(baseline) if baseline else None
     read = (*evaluated, *([compared] if compared else []))
     check_any_has(read, weights)
     outputs.check(read, spec)
@@ -86,7 +101,7 @@ def plan_evaluate(
     check_data(spec.data, spec.path(spec.data.root))
     spec = as_models_say(spec, read)
     return EvaluatePlan(
-        spec, evaluated, split, metrics, bars, dict(ceilings), compared, outputs.result, junit, outputs.force
+        spec, evaluated, split, metrics, bars, dict(ceilings), compared, outputs.result, junit, outputs.force, adapters
     )
 
 

@@ -24,6 +24,7 @@ from glue_cli.plans.outputs import Outputs
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec
 
+_NAME_BASE = "set model.args.path to its folder"
 _FILES = (".safetensors", ".json", *TORCH_SUFFIXES)  # file endings of checkpoints
 
 
@@ -56,8 +57,10 @@ def plan_adapters(
     experts = tuple(replace(adapter.checkpoint, path=adapter.path) for adapter in adapters)
     known_base = _read_base(base, spec)
     if known_base is None and coefficients.needs_data:
-        raise SpecError("a search over adapters needs their base model", hint="set model.args.path to its folder")
-    adapted = _adapted(known_base, adapters, coefficients, merges=base is not None) if known_base else None
+        raise SpecError("a search over adapters needs their base model", hint=_NAME_BASE)
+    adapted = None
+    if known_base:
+        adapted = _adapted(known_base, adapters, merges=base is not None, runs=coefficients.needs_data)
     merged = None
     if base and known_base and adapted:
         merged = _plan_merged(adapted, outputs, writing)
@@ -71,6 +74,23 @@ def plan_adapters(
         check_room(destination.result, mixed_bytes(_taking_part(adapters, coefficients.alpha)))
     changes, notes = (merged.changes, merged.notes) if merged else (NO_CHANGES, ())
     return experts, Adapters(adapters, adapted, base is not None, changes, notes), destination
+
+
+def plan_adapter_alone(path: Path, spec: "Spec") -> tuple[Checkpoint, Adapters]:
+    """Fit one adapter to the spec's model, to be run and not written.
+
+    Returns:
+        the adapter as a checkpoint as well.
+    Raises:
+        SpecError: the spec does not name the folder of the adapter's base.
+        CheckpointError: as for `plan_adapters`.
+    """
+    adapters = read_adapters([path])
+    base = _read_base(None, spec)
+    if base is None:
+        raise SpecError(f"the adapter '{path}' needs its base model", hint=_NAME_BASE)
+    adapted = _adapted(base, adapters, merges=False, runs=True)
+    return replace(adapters[0].checkpoint, path=adapters[0].path), Adapters(adapters, adapted, merges=False)
 
 
 def read_adapters(paths: Sequence[Path]) -> tuple[Adapter, ...]:
@@ -93,11 +113,11 @@ def _read_base(base: Path | None, spec: "Spec | None") -> Checkpoint | None:
     return read_checkpoint(spec.path(folder)) if spec and isinstance(folder, str) else None
 
 
-def _adapted(
-    base: Checkpoint, adapters: Sequence[Adapter], coefficients: Coefficients, *, merges: bool
-) -> AdaptedBase:
+def _adapted(base: Checkpoint, adapters: Sequence[Adapter], *, merges: bool, runs: bool) -> AdaptedBase:
     """Fit adapters to their base; to a quantised one, that a library can load, as to the model that it was made from.
 
+    Args:
+        merges: whether they are merged into it; runs: whether it is run with them.
     Raises:
         CheckpointError: as for `fit`, or the library that has to load a quantised base is not installed.
     """
@@ -106,7 +126,7 @@ def _adapted(
         from glue_cli.models.libraries.transformers_bases import unquantised  # these import torch
         from glue_cli.models.libraries.transformers_quantised import check_library
 
-        if coefficients.needs_data:
+        if runs:
             check_library(method, base.path)
         described = unquantised(base, adapters[0].config)
     if described is None:

@@ -23,10 +23,12 @@ from glue_cli.results.record import as_object
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.running.evaluation import Evaluation
 from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
+from glue_cli.search.protocol import Blends
 from glue_cli.workflows.compute import blending_compute, evaluation_compute
-from glue_cli.workflows.evaluation import add_all, add_streamed
+from glue_cli.workflows.evaluation import add_all, add_only_blend
 from glue_cli.workflows.fits import check_blends_fit_data, check_fits_data
 from glue_cli.workflows.gates import ByExample, gates_of
+from glue_cli.workflows.mix.experts import adapter_alone
 from glue_cli.workflows.streaming import streamed_if_large
 
 
@@ -46,18 +48,18 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)
     checkpoints = [*([plan.baseline] if plan.baseline else []), *plan.checkpoints]
-    views = [examples.renumbered(_classes_of(checkpoint), f"'{spec.data.where}'") for checkpoint in checkpoints]
+    views = [examples.renumbered(_classes_of(plan, one), f"'{spec.data.where}'") for one in checkpoints]
     evaluated: list[tuple[EvaluatedCheckpoint, ByExample]] = []
     run.progress(Started("evaluate", len(checkpoints), "checkpoints"))
     for k, (checkpoint, view) in enumerate(zip(checkpoints, views, strict=True)):
         evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
         are_new = not k or view.dataset.labels is not views[k - 1].dataset.labels
-        if streamed := streamed_if_large(spec, checkpoint, run):
+        if blends := _blends_of(plan, checkpoint, run):
             if not k:
-                compute, _ = blending_compute(spec, streamed, view, run)
+                compute, _ = blending_compute(spec, blends, view, run)
             if are_new:
-                check_blends_fit_data(streamed, view, spec.loss, spec.data.where)
-            add_streamed(evaluation, streamed.with_precision(compute.precision), view.on(compute), run.ranks)
+                check_blends_fit_data(blends, view, spec.loss, spec.data.where)
+            add_only_blend(evaluation, blends.with_precision(compute.precision), view.on(compute), run.ranks)
         else:
             model = load_model(spec, checkpoint)
             if not k:
@@ -94,6 +96,13 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     if plan.junit and run.ranks.is_first:
         _write(plan.junit, junit_text(result), plan)
     return result
+
+
+def _blends_of(plan: EvaluatePlan, checkpoint: Checkpoint, run: Run) -> Blends | None:
+    """Return what is evaluated as the only blend of a single expert: adapters, and what does not fit into memory."""
+    if adapters := plan.adapters.get(checkpoint.path):
+        return adapter_alone(adapters).blends(plan.spec, run, seed=plan.spec.seed, n_blends=1)
+    return streamed_if_large(plan.spec, checkpoint, run)
 
 
 def _figures(evaluation: Evaluation, path: Path, run: Run) -> dict[str, float]:
@@ -133,10 +142,13 @@ def _check_figures(plan: EvaluatePlan, examples: Examples) -> None:
         raise UsageError("data with labels have no perplexity", hint="set a bar for the loss: --fail-over loss=0.5")
 
 
-def _classes_of(checkpoint: Checkpoint) -> Classes:
-    """Return the classes that a checkpoint's outputs stand for."""
+def _classes_of(plan: EvaluatePlan, checkpoint: Checkpoint) -> Classes:
+    """Return the classes that a checkpoint's outputs stand for; those of an adapter may be its base's."""
     hint = "evaluate it on data with its own classes, or give the classes one name in the data and in config.json"
-    return Classes(class_names_of(checkpoint), str(checkpoint.path), hint)
+    names = class_names_of(checkpoint)
+    if not names and (adapters := plan.adapters.get(checkpoint.path)) and adapters.adapted:
+        names = class_names_of(adapters.adapted.base)
+    return Classes(names, str(checkpoint.path), hint)
 
 
 def _by_class(evaluation: Evaluation, examples: Examples) -> dict[str, float | None] | None:

@@ -59,7 +59,7 @@ def _help_with_another(model: nn.Module, batches: Batches, compute: Compute) -> 
             outputs_of(model, inputs)
 
 
-def add_streamed(evaluation: Evaluation, blends: Blends, batches: Batches, ranks: Ranks) -> None:
+def add_only_blend(evaluation: Evaluation, blends: Blends, batches: Batches, ranks: Ranks) -> None:
     """As `add_all`, for the only blend of a single expert."""
     alpha = torch.ones(1, 1, 1, dtype=torch.float64)
     add_outputs(evaluation, lambda own: blends.outputs(alpha, own, 0), batches, ranks)

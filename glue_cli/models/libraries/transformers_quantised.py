@@ -1,6 +1,6 @@
 """Models whose weights a library has quantised, as transformers loads them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def find_layer_without_gradient(model: nn.Module) -> str | None:
 
     bitsandbytes' packed 4-bit layers on the CPU are such: nothing is said, and the gradient ends there.
     """
-    for name, layer in model.named_modules():
+    layers: Iterable[tuple[str, nn.Module]] = model.named_modules()
+    for name, layer in layers:
         weight = layer._parameters.get("weight")
         is_own = type(weight) is not nn.Parameter  # of a kind that a library has made
         if isinstance(layer, nn.Linear) and weight is not None and is_own and not _passes_gradient(layer, weight):

@@ -61,8 +61,8 @@ class AdapterExperts(Experts):
             run.progress(Noted(f"{text}: the search measures merged updates, as --base writes them", warning=True))
         if self._adapted.quantised_by:
             model = self._load_quantised(model, compute, spec, needs_gradient=needs_gradient)
-            text = f"adapters in factors, beside their base as {self._adapted.quantised_by} computes with it"
-            run.progress(Noted(f"{text}; the blend is written as an adapter of this base"))
+            library = self._adapted.quantised_by
+            run.progress(Noted(f"adapters in factors, beside their base as {library} computes with it"))
             return fit_adapters(model, self._adapted, self._naming, compute, seed=how.seed)
         if self._kept_as != "dense":
             obstacle = find_obstacle(model, self._adapted, self._naming)
@@ -141,6 +141,12 @@ class AdapterExperts(Experts):
         adapted = self._adapted
         wanted = [name for name, _, _ in adapted.merged] if names is None else names
         return {name: mixed_tensor(adapted, alphas[0], name) for name in wanted}
+
+
+def adapter_alone(adapters: Adapters) -> Experts:
+    """Return a single adapter as the only expert of a blend, to be run and not written."""
+    path = adapters.adapters[0].path
+    return AdapterExperts(adapters, Destination(path, (), ()), About(None, "adapter"), bank="auto")
 
 
 def gather_experts(plan: MixPlan) -> Experts:

@@ -17,12 +17,14 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError, SpecError, UsageError
 from glue_cli.foundation.run import Run
+from glue_cli.plans.check import plan_check
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import GIVEN, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
 from glue_cli.results.record import as_object
 from glue_cli.spec.schema import Spec
+from glue_cli.workflows.check.check import check
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.mix import mix
 
@@ -232,7 +234,45 @@ def test_proxy_evaluates_each_adapter_on_its_base(adapters, base, spec, blend, r
     assert result["alpha"] == pytest.approx([accuracy / sum(accuracies) for accuracy in accuracies])
 
 
+def test_adapters_are_evaluated_on_their_base(adapters, base, spec, blend, run, tmp_path):
+    for k, adapter in enumerate(adapters):
+        blend([adapter], f"merged-{k}", alpha=[1.0], base=base)
+    merged = [tmp_path / f"merged-{k}" for k in range(2)]
+    plan = plan_evaluate(spec, [*adapters, *merged], "test", {}, Outputs(None), baseline=adapters[0])
+    found = evaluate(plan, run)
+    losses = [row.figures["loss"] for row in found.results]
+    assert losses[:2] == pytest.approx(losses[2:], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
+    assert [row.checkpoint for row in found.results] == [str(path) for path in (*adapters, *merged)]
+    assert found.baseline.figures["loss"] == losses[0] and found.gates[0].value == losses[0]
+
+
+def test_adapters_are_checked_with_their_losses(adapters, spec, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    found = check(plan_check(adapters, spec=spec), run)
+    plan = plan_evaluate(spec, adapters, "val", {}, Outputs(None))
+    assert found.losses.experts == pytest.approx([row.figures["loss"] for row in evaluate(plan, run).results])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_adapter_without_class_names_has_those_of_its_base(adapters, base, spec, run):
+    config = json.loads((base / "config.json").read_text())
+    names = {"id2label": {"0": "good", "1": "bad"}, "label2id": {"good": 0, "bad": 1}}  # the data have bad first
+    plan = plan_evaluate(spec, [adapters[0]], "test", {}, Outputs(None))
+    as_data = evaluate(plan, run).results[0].figures["accuracy"]
+    (base / "config.json").write_text(json.dumps({**config, **names}))
+    plan = plan_evaluate(spec, [adapters[0]], "test", {}, Outputs(None))
+    assert evaluate(plan, run).results[0].figures["accuracy"] == pytest.approx(1 - as_data)
+
+
 # ---- what is refused
+
+
+def test_an_adapter_is_not_evaluated_without_its_base(adapters, spec, tmp_path):
+    own = spec.model_copy(update={"model": spec.model.model_copy(update={"args": {"num_labels": 2}})})
+    error = refused(SpecError, plan_evaluate, own.located_in(tmp_path), adapters, "test", {}, Outputs(None))
+    assert "needs its base model" in error.message and "model.args.path" in error.hint
 
 
 def refused(error, plan, *args, **options):

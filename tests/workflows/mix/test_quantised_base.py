@@ -12,12 +12,14 @@ from torch import nn
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.models.libraries import transformers_quantised
+from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import GIVEN, Coefficients, Search
 from glue_cli.plans.outputs import Outputs
 from glue_cli.results.record import as_object
 from glue_cli.running.device import Compute
 from glue_cli.spec.schema import Spec
+from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.experts import gather_experts
 from glue_cli.workflows.mix.mix import mix
 
@@ -162,6 +164,13 @@ def test_the_blend_is_an_adapter_for_the_quantised_base(quantised, spec, plan, r
     ((found, _),) = blends.outputs(alpha, [({"input_ids": TOKENS}, torch.zeros(2))], 0)
     wanted = model(input_ids=TOKENS).logits.float()
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * wanted.abs().max().item())
+
+
+def test_the_blend_is_evaluated_beside_the_quantised_base(quantised, spec, plan, run, tmp_path):
+    base, tolerance = quantised
+    result = as_object(mix(plan(spec := spec(base)), run))
+    found = evaluate(plan_evaluate(spec, [tmp_path / "prior"], "val", {}, Outputs(None)), run)
+    assert found.results[0].figures["loss"] == pytest.approx(result["loss"]["val"], rel=max(1e-5, tolerance))
 
 
 def test_the_search_finds_what_it_finds_on_the_dequantised_base(quantised, plain, spec, plan, run):
