@@ -276,7 +276,7 @@ def mix(
     prior = shlex.quote(result.output)
     hint = f"glue finetune {prior}, or glue evaluate {prior}"
     if plan.adapters and not plan.adapters.merges:
-        hint = f"peft loads {prior}; with --base BASE the adapters are merged into a model that glue evaluates"
+        hint = f"glue evaluate {prior} measures it beside its base; with --base BASE the blend is a whole model"
     session.finish(result, show_mix, hint)
 
 

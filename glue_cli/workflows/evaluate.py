@@ -29,6 +29,7 @@ from glue_cli.workflows.evaluation import add_all, add_only_blend
 from glue_cli.workflows.fits import check_blends_fit_data, check_fits_data
 from glue_cli.workflows.gates import ByExample, gates_of
 from glue_cli.workflows.mix.experts import adapter_alone
+from glue_cli.workflows.quantised import run_if_quantised
 from glue_cli.workflows.streaming import streamed_if_large
 
 
@@ -99,10 +100,10 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
 
 
 def _blends_of(plan: EvaluatePlan, checkpoint: Checkpoint, run: Run) -> Blends | None:
-    """Return what is evaluated as the only blend of a single expert: adapters, and what does not fit into memory."""
+    """Return what is evaluated as the only blend of a single expert; None for a plain model that fits into memory."""
     if adapters := plan.adapters.get(checkpoint.path):
         return adapter_alone(adapters).blends(plan.spec, run, seed=plan.spec.seed, n_blends=1)
-    return streamed_if_large(plan.spec, checkpoint, run)
+    return run_if_quantised(plan.spec, checkpoint, run) or streamed_if_large(plan.spec, checkpoint, run)
 
 
 def _figures(evaluation: Evaluation, path: Path, run: Run) -> dict[str, float]:

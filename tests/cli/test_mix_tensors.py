@@ -131,7 +131,7 @@ def test_groups_are_set_in_the_spec(here, glue, experts):
 
 def test_adapters_give_an_adapter_or_a_model(adapters, glue):
     answer = glue("mix", "--alpha", "0.25,0.75", *adapters, "-o", "prior", code=0)
-    assert "hint: peft loads prior; with --base BASE" in answer.err
+    assert "hint: glue evaluate prior measures it beside its base; with --base BASE" in answer.err
     result = glue("mix", "--alpha", "0.25,0.75", *adapters, "-o", "prior", "-f", "--json", code=0).json
     assert result["output"] == "prior" and sorted(path.name for path in Path("prior").iterdir()) == [
         "README.md",

@@ -173,6 +173,18 @@ def test_the_blend_is_evaluated_beside_the_quantised_base(quantised, spec, plan,
     assert found.results[0].figures["loss"] == pytest.approx(result["loss"]["val"], rel=max(1e-5, tolerance))
 
 
+@torch.no_grad()
+def test_a_quantised_model_is_evaluated_as_its_library_computes(quantised, plain, spec, run):
+    base, tolerance = quantised
+    plan = plan_evaluate(spec := spec(base), [base, plain], "test", {}, Outputs(None))
+    found = evaluate(plan, run).results
+    model, total = classifier(base, device_map="cpu").eval(), 0.0
+    for inputs, targets in Target(spec, run)["test"].on(Compute(torch.device("cpu"))).in_order():
+        total += nn.functional.cross_entropy(model(**inputs).logits.float(), targets, reduction="sum").item()
+    assert found[0].figures["loss"] == pytest.approx(total / 10, rel=max(1e-5, tolerance))
+    assert found[1].figures["loss"] == pytest.approx(found[0].figures["loss"], rel=0.1)
+
+
 def test_the_search_finds_what_it_finds_on_the_dequantised_base(quantised, plain, spec, plan, run):
     base, tolerance = quantised
     if tolerance > 1e-5:
@@ -254,6 +266,13 @@ def test_a_library_that_is_missing_is_named(coded, spec, plan, monkeypatch):
     with pytest.raises(CheckpointError, match="bitsandbytes, which computes with it, is not installed") as caught:
         plan(spec(coded))
     assert caught.value.hint == "pip install bitsandbytes"
+
+
+def test_a_library_that_is_missing_is_named_by_evaluate_too(coded, spec, run, monkeypatch):
+    monkeypatch.setattr(transformers_quantised, "find_spec", lambda name: None)
+    plan = plan_evaluate(spec(coded), [coded], "test", {}, Outputs(None))
+    with pytest.raises(CheckpointError, match="bitsandbytes, which computes with it, is not installed"):
+        evaluate(plan, run)
 
 
 def test_given_coefficients_need_no_library(coded, spec, plan, monkeypatch, run, tmp_path):
