@@ -75,15 +75,16 @@ class StepCosts:
 
     Attributes:
         forward_s, backward_s: F and B, a forward and a backward; blend_s: C_mix, making one blend.
-        inner_products_s: C_inner, the inner products of the gradient with every expert.
+        inner_products_s: C_inner, the inner products of the gradient with every expert. None, and B too, where no
+            gradient passes what a library has quantised.
         cheaper: which step is: `spsa` with two probes if F + C_mix < B + C_inner, eq. (10), else `fullgrad`.
     """
 
     batch_size: int
     forward_s: float
-    backward_s: float
+    backward_s: float | None
     blend_s: float
-    inner_products_s: float
+    inner_products_s: float | None
     cheaper: Literal["spsa", "fullgrad"]
 
 

@@ -39,7 +39,8 @@ class ResidentBlends:
         make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
-    is_resident, waited_s = True, 0.0
+    is_resident = has_gradient = True
+    waited_s = 0.0
 
     def __init__(
         self,

@@ -73,6 +73,7 @@ class Blends(Protocol):
         is_resident: whether the experts are in this process's memory; if not, every blend takes the time of reading
             them, or of getting its blocks from other processes.
         waited_s: how many seconds the forwards have waited for that.
+        has_gradient: whether gradients pass the whole model, so that `gradient` returns them.
         is_linear: whether every tensor is linear in alpha, so that there are blends outside the simplex as well.
         compute: what the forwards run with; batches have to be on its device, in its memory format.
     """
@@ -85,6 +86,9 @@ class Blends(Protocol):
 
     @property
     def is_linear(self) -> bool: ...
+
+    @property
+    def has_gradient(self) -> bool: ...
 
     @property
     def model(self) -> nn.Module: ...

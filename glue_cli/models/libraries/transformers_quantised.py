@@ -1,5 +1,6 @@
 """Models whose weights a library has quantised, as transformers loads them."""
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,15 +81,22 @@ def load_quantised(
 
 
 def find_layer_without_gradient(model: nn.Module) -> str | None:
-    """Return the name of a layer through which no gradient passes; None if there is none.
+    """Return the name of a quantised layer through which no gradient passes; None if there is none.
 
-    bitsandbytes' packed 4-bit layers on the CPU are such: nothing is said, and the gradient ends there.
+    bitsandbytes' packed 4-bit layers on the CPU are such: nothing is said, and the gradient ends there. One layer of
+    each kind is tried.
     """
+    tried = set()
     layers: Iterable[tuple[str, nn.Module]] = model.named_modules()
     for name, layer in layers:
         weight = layer._parameters.get("weight")
-        is_own = type(weight) is not nn.Parameter  # of a kind that a library has made
-        if isinstance(layer, nn.Linear) and weight is not None and is_own and not _passes_gradient(layer, weight):
+        kind = (type(layer), type(weight), layer._parameters.get("bias") is None)
+        if weight is None or type(weight) is nn.Parameter:  # a library's are of a class of its own
+            continue
+        if not isinstance(layer, nn.Linear) or kind in tried:
+            continue
+        tried.add(kind)
+        if not _passes_gradient(layer, weight):
             return name
     return None
 
@@ -98,7 +106,8 @@ def _passes_gradient(layer: nn.Linear, weight: Tensor) -> bool:
     inputs = torch.ones(1, layer.in_features, device=weight.device, dtype=dtype)
     with torch.no_grad():
         layer(inputs)  # after which the library may have packed its weights
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what is found out here
         inputs.requires_grad_()
         try:
             (gradient,) = torch.autograd.grad(layer(inputs).sum(), inputs)

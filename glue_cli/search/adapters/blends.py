@@ -32,7 +32,7 @@ class AdapterBlends:
     """
 
     n_groups = 1
-    is_resident = is_linear = True
+    is_resident = is_linear = has_gradient = True
     waited_s = 0.0
 
     def __init__(

@@ -40,7 +40,7 @@ class StreamedBlends:
         make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
-    is_resident = False
+    is_resident, has_gradient = False, True
 
     def __init__(
         self,

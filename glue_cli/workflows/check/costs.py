@@ -38,12 +38,26 @@ def measure_costs(spec: Spec, target: Target, blends: Blends, seed: int) -> Step
     def probe(n_batches: int) -> Callable[[], object]:
         return lambda: [outputs.sum().item() for outputs, _ in blends.outputs(pair, [batch] * n_batches, 0)]
 
-    work = {"one": probe(1), "two": probe(2), "gradient": lambda: blends.gradient(uniform, batch, 0, mean_loss)}
-    if not any(parameter.is_meta for parameter in blends.model.parameters()):
-        work["backward"] = lambda: _differentiate(blends, batch, mean_loss)
+    def gradient() -> object:
+        return blends.gradient(uniform, batch, 0, mean_loss)
+
+    work = {"one": probe(1), "two": probe(2)}
+    if blends.has_gradient:
+        work["gradient"] = gradient
+        if not any(parameter.is_meta for parameter in blends.model.parameters()):
+            work["backward"] = lambda: _differentiate(blends, batch, mean_loss)
     seconds = _fastest(work)
     forward_s = max(0.0, (seconds["two"] - seconds["one"]) / 2)
     blend_s = max(0.0, seconds["one"] / 2 - forward_s)
+    if not blends.has_gradient:
+        return StepCosts(
+            batch_size=len(batch[1]),
+            forward_s=forward_s,
+            backward_s=None,
+            blend_s=blend_s,
+            inner_products_s=None,
+            cheaper="spsa",
+        )
     after_forward_s = max(0.0, seconds["gradient"] - blend_s - forward_s)  # B + C_inner
     backward_s = min(after_forward_s, max(0.0, seconds.get("backward", math.inf) - forward_s))
     return StepCosts(
@@ -77,7 +91,8 @@ def _differentiate(blends: Blends, batch: Batch, mean_loss: MeanLoss) -> float:
     model = blends.model
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     try:
-        model.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_()
         with torch.enable_grad(), blends.compute.autocast():
             loss = mean_loss(outputs_of(model, batch[0]), batch[1])
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -60,10 +60,7 @@ class AdapterExperts(Experts):
             text = f"'{paths[0]}' does not pad with zeros, and PEFT's update of it does until it is merged"
             run.progress(Noted(f"{text}: the search measures merged updates, as --base writes them", warning=True))
         if self._adapted.quantised_by:
-            model = self._load_quantised(model, compute, spec, needs_gradient=needs_gradient)
-            library = self._adapted.quantised_by
-            run.progress(Noted(f"adapters in factors, beside their base as {library} computes with it"))
-            return fit_adapters(model, self._adapted, self._naming, compute, seed=how.seed)
+            return self._beside_quantised(model, compute, spec, how, needs_gradient, run)
         if self._kept_as != "dense":
             obstacle = find_obstacle(model, self._adapted, self._naming)
             if obstacle is None:
@@ -78,7 +75,22 @@ class AdapterExperts(Experts):
         bank = bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)
         return self._resident(model, compute, spec, how, bank)
 
-    def _load_quantised(self, model: nn.Module, compute: Compute, spec: "Spec", *, needs_gradient: bool) -> nn.Module:
+    def _beside_quantised(
+        self, model: nn.Module, compute: Compute, spec: "Spec", how: How, needs_gradient: bool, run: Run
+    ) -> Blends:
+        from glue_cli.models.libraries.transformers_quantised import find_layer_without_gradient
+
+        library, loaded = self._adapted.quantised_by, self._load_quantised(model, compute, spec)
+        barrier = find_layer_without_gradient(loaded)
+        if needs_gradient and barrier:
+            text = f"no gradient passes '{barrier}', which {library} computes on this device"
+            raise UsageError(text, hint="--method spsa, which needs none")
+        run.progress(Noted(f"adapters in factors, beside their base as {library} computes with it"))
+        blends = fit_adapters(loaded, self._adapted, self._naming, compute, seed=how.seed)
+        blends.has_gradient = not barrier
+        return blends
+
+    def _load_quantised(self, model: nn.Module, compute: Compute, spec: "Spec") -> nn.Module:
         """Return the quantised base as its library loads it, if adapters can be beside it in factors.
 
         Args:
@@ -93,14 +105,10 @@ class AdapterExperts(Experts):
         if obstacle:
             message = f"the base '{self._adapted.base.path}' is quantised, and {obstacle}"
             raise UsageError(message, hint="name the base that it was made from in model.args.path")
-        from glue_cli.models.libraries.transformers_quantised import find_layer_without_gradient, load_quantised
+        from glue_cli.models.libraries.transformers_quantised import load_quantised
 
         plain = self._adapted.adapters[0].plain.entries
-        loaded = load_quantised(name, spec.model_args, spec.path("."), compute.device, need_not_have=plain)
-        if needs_gradient and (layer := find_layer_without_gradient(loaded)):
-            text = f"no gradient passes '{layer}', which {self._adapted.quantised_by} computes on this device"
-            raise UsageError(text, hint="--method spsa, which needs none")
-        return loaded
+        return load_quantised(name, spec.model_args, spec.path("."), compute.device, need_not_have=plain)
 
     def write(
         self,

@@ -12,6 +12,7 @@ from torch import nn
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.models.libraries import transformers_quantised
+from glue_cli.plans.check import plan_check
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import GIVEN, Coefficients, Search
@@ -19,6 +20,7 @@ from glue_cli.plans.outputs import Outputs
 from glue_cli.results.record import as_object
 from glue_cli.running.device import Compute
 from glue_cli.spec.schema import Spec
+from glue_cli.workflows.check.check import check
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.mix.experts import gather_experts
 from glue_cli.workflows.mix.mix import mix
@@ -171,6 +173,15 @@ def test_the_blend_is_evaluated_beside_the_quantised_base(quantised, spec, plan,
     result = as_object(mix(plan(spec := spec(base)), run))
     found = evaluate(plan_evaluate(spec, [tmp_path / "prior"], "val", {}, Outputs(None)), run)
     assert found.results[0].figures["loss"] == pytest.approx(result["loss"]["val"], rel=max(1e-5, tolerance))
+
+
+def test_adapters_of_a_quantised_base_are_checked_with_their_losses(quantised, adapters, spec, run):
+    base, _ = quantised
+    found = check(plan_check(adapters, spec=spec(base)), run)
+    assert found.losses.experts[0] != pytest.approx(found.losses.experts[1], rel=1e-3)
+    step = found.mix.step
+    assert (step.backward_s is None) == (step.inner_products_s is None)
+    assert step.backward_s is not None or step.cheaper == "spsa"
 
 
 @torch.no_grad()
