@@ -22,9 +22,8 @@ _PARTS = re.compile(
 _WEIGHT = re.compile(r"(?:^|[._])(?:w|weight|kernel)$")
 _DEQUANTISE = (
     "load it in its library, dequantise it (transformers: model.dequantize()), save it in float16"
-    " or bfloat16, and blend that; or blend the checkpoint that it was made from"
+    " or bfloat16, and {0} that; or {0} the checkpoint that it was made from"
 )
-
 _BASE = (
     "name the base that it was made from, or this one dequantised in its library (transformers: model.dequantize())"
     " and saved in bfloat16; without --base the blend is an adapter, which PEFT loads beside this base too"
@@ -41,7 +40,7 @@ def quantised_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] =
     for expert in experts:
         entries = [entry for entry in _quantised_tensors(expert) if entry.name not in apart]
         if entries:
-            misfits.append(_misfit(expert, entries, "quantised numbers have no mean", _DEQUANTISE))
+            misfits.append(_misfit(expert, entries, "quantised numbers have no mean", _DEQUANTISE.format("blend")))
     return misfits
 
 
@@ -58,6 +57,12 @@ def quantised_base_misfits(base: Checkpoint) -> list[Misfit]:
     """Return a misfit if the base of adapters has quantised tensors: no update can be added to codes."""
     entries = list(_quantised_tensors(base))
     return [_misfit(base, entries, "adapters need a base of floating-point weights", _BASE)] if entries else []
+
+
+def quantised_model_misfits(checkpoint: Checkpoint) -> list[Misfit]:
+    """Return a misfit if a checkpoint has quantised tensors, with which no model runs but its library's."""
+    entries = list(_quantised_tensors(checkpoint))
+    return [_misfit(checkpoint, entries, "its model needs weights", _DEQUANTISE.format("use"))] if entries else []
 
 
 def _misfit(checkpoint: Checkpoint, entries: Sequence[TensorEntry], why: str, hint: str) -> Misfit:

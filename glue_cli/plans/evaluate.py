@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from glue_cli.blend.adapters.adapter import is_adapter
+from glue_cli.blend.misfit import refuse
+from glue_cli.blend.quantised import library_of, quantised_model_misfits
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.read import read_checkpoint
@@ -69,7 +71,8 @@ def plan_evaluate(
         weights: which set of weights to read from a file that has several; None chooses by convention.
     Raises:
         UsageError: a checkpoint does not exist, or a metric or a bar names no figure of this loss.
-        CheckpointError: a checkpoint is damaged, or an adapter does not fit the spec's model.
+        CheckpointError: a checkpoint is damaged, or quantised and nothing says by what, or an adapter does not fit the
+            spec's model.
         SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
     known, ceilings = METRICS[spec.loss], ceilings or {}
@@ -85,7 +88,10 @@ def plan_evaluate(
     def read_one(path: Path) -> Checkpoint:
         path = fetch(path)
         if not is_adapter(path):
-            return read_checkpoint(path, weights)
+            checkpoint = read_checkpoint(path, weights)
+            if not (library_of(checkpoint) and spec.model.arch.startswith("transformers:")):
+                refuse(quantised_model_misfits(checkpoint))
+            return checkpoint
         checkpoint, adapters[checkpoint.path] = plan_adapter_alone(path, spec)
         return checkpoint
 

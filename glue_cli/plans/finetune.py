@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glue_cli.blend.misfit import refuse
+from glue_cli.blend.quantised import quantised_model_misfits
 from glue_cli.checkpoints.destination import Destination, plan_model_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.hub import fetch
@@ -40,7 +42,7 @@ def plan_finetune(
         weights: which set of weights to read from a file that has several; None chooses by convention.
     Raises:
         UsageError: the checkpoint does not exist, or the output cannot be written there.
-        CheckpointError: the checkpoint is damaged.
+        CheckpointError: the checkpoint is damaged, or quantised.
         SpecError, DataError: the data section does not fit the format, or there is no folder of data.
     """
     assert outputs.result
@@ -49,6 +51,7 @@ def plan_finetune(
     check_any_has([start_checkpoint] if start_checkpoint else [], weights)
     destination = plan_model_destination(outputs.result, model_folder(spec))
     start = [start_checkpoint] if start_checkpoint else initial_checkpoint(spec)
+    refuse(quantised_model_misfits(start[0]) if start else [])
     outputs.check(start, spec, destination)
     check_data(spec.data, spec.path(spec.data.root))
     return FinetunePlan(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glue_cli.blend.misfit import refuse
+from glue_cli.blend.quantised import quantised_model_misfits
 from glue_cli.checkpoints.destination import Destination, plan_model_destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
@@ -42,6 +44,7 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
     output = outputs.result or Path("experts") / f"expert-{expert:03d}.safetensors"
     destination = plan_model_destination(output, model_folder(spec))
     start = initial_checkpoint(spec)
+    refuse(quantised_model_misfits(start[0]) if start else [])
     replace(outputs, result=output).check(start, spec, destination)
     data = spec.experts.members[expert].data if spec.experts.members else spec.data
     check_data(data, spec.path(data.root))

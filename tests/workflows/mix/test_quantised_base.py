@@ -14,6 +14,7 @@ from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.models.libraries import transformers_quantised
 from glue_cli.plans.check import plan_check
 from glue_cli.plans.evaluate import plan_evaluate
+from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.mix import plan_mix
 from glue_cli.plans.mix_records import GIVEN, Coefficients, Search
 from glue_cli.plans.outputs import Outputs
@@ -277,6 +278,24 @@ def test_a_library_that_is_missing_is_named(coded, spec, plan, monkeypatch):
     with pytest.raises(CheckpointError, match="bitsandbytes, which computes with it, is not installed") as caught:
         plan(spec(coded))
     assert caught.value.hint == "pip install bitsandbytes"
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["config", "no config"])
+def test_codes_are_not_trained(coded, spec, tmp_path, says):
+    if not says:
+        say_in_config(coded, None)
+    with pytest.raises(CheckpointError, match="is quantised.*, and its model needs weights") as caught:
+        plan_finetune(spec(coded), coded, Outputs(tmp_path / "tuned.safetensors"), track_test=False)
+    assert "dequantise" in caught.value.hint
+
+
+def test_codes_that_no_library_runs_are_not_evaluated(coded, spec):
+    spec = spec(coded)
+    plan_evaluate(spec, [coded], "test", {}, Outputs(None))
+    own = spec.model_copy(update={"model": spec.model.model_copy(update={"arch": "python:net:make"})})
+    for at_fault in (lambda: own, lambda: say_in_config(coded, None) or spec):
+        with pytest.raises(CheckpointError, match="is quantised.*, and its model needs weights"):
+            plan_evaluate(at_fault(), [coded], "test", {}, Outputs(None))
 
 
 def test_a_library_that_is_missing_is_named_by_evaluate_too(coded, spec, run, monkeypatch):
