@@ -45,6 +45,7 @@ SLOT_BYTES = 16 << 20
 AHEAD = 64
 # Bytes read between two flushes of the output.
 FLUSH_BYTES = 512 << 20
+_flush = getattr(os, "fdatasync", os.fsync)  # macOS has the latter alone
 # Elements per chunk: K chunks stay in the cache. Blocks end at its multiples, so the output's bytes depend on it.
 CHUNK = 131_072
 
@@ -231,7 +232,7 @@ class _Blending:
         self._n_done += block.n_bytes
         self._progress(Advanced(self._n_done))
         if self._n_done - self._n_flushed > FLUSH_BYTES:  # the disk writes while the threads compute
-            os.fdatasync(self._outputs[block.targets[-1].file].descriptor)
+            _flush(self._outputs[block.targets[-1].file].descriptor)
             self._n_flushed = self._n_done
 
     def _do(self, block: Block, turns: dict[int, int]) -> None:

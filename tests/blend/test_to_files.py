@@ -1,5 +1,7 @@
 import hashlib
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -58,6 +60,19 @@ def test_equals_an_independent_sum(save, blend, dtype):
     found = blend([save(str(k), expert) for k, expert in enumerate(experts)], [0.5, 0.2, 0.3])
     assert all(tensor.dtype == dtype for tensor in found.values())
     assert_blend(found, experts, [0.5, 0.2, 0.3])
+
+
+def test_a_system_without_fdatasync_flushes_otherwise():
+    code = "import os; del os.fdatasync; from glue_cli.blend import to_files; assert to_files._flush is os.fsync"
+    subprocess.run([sys.executable, "-c", code], check=True)  # macOS is such
+
+
+def test_a_blend_is_flushed_as_it_goes_on(save, blend, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(blend_module, "_flush", flushed.append)
+    monkeypatch.setattr(blend_module, "FLUSH_BYTES", 1)
+    blend([save(str(k), draw(k)) for k in range(2)], [0.5, 0.5])
+    assert flushed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
