@@ -100,7 +100,9 @@ def make_tokenizer():
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         if ends:
             tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-                single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+                single="[CLS] $A [SEP]",
+                pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
             )
         settings = {"unk_token": "[UNK]", "pad_token": "[PAD]", **settings}
         transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(folder)

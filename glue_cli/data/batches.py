@@ -58,11 +58,14 @@ def token_batch(tokens: Ragged, targets: Tensor | Ragged) -> tuple[dict[str, Ten
     """Return texts padded to the longest, as the models of transformers expect them, and their targets.
 
     Returns:
-        `input_ids` and `attention_mask`, int64 [n, T]; targets: labels or numbers unchanged, tokens as int64 [n, T].
+        `input_ids`, `attention_mask` and, of pairs, `token_type_ids`, int64 [n, T]; targets: labels or numbers
+        unchanged, tokens as int64 [n, T].
     """
     width = int(tokens.lengths.max())
     mask = torch.arange(width) < tokens.lengths[:, None]
     inputs = {"input_ids": tokens.padded(width), "attention_mask": mask.long()}
+    if (types := tokens.padded_types(width)) is not None:
+        inputs["token_type_ids"] = types
     return inputs, targets.padded(width) if isinstance(targets, Ragged) else targets
 
 

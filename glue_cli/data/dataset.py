@@ -19,12 +19,15 @@ class Ragged:
         values: whole numbers; each row is a slice of them, int32 [n].
         starts, lengths: the start and length of each row, int64 [N].
         padding: the value that fills short rows in a batch.
+        types: which text of a pair each value belongs to, as the model's tokenizer numbers them, int32 [n]; None if
+            there is nothing to tell.
     """
 
     values: Tensor
     starts: Tensor
     lengths: Tensor
     padding: int = 0
+    types: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -37,17 +40,32 @@ class Ragged:
         """Return these rows followed by the other's."""
         values, lengths = torch.cat([self.values, other.values]), torch.cat([self.lengths, other.lengths])
         starts = torch.cat([self.starts, other.starts + len(self.values)])
-        return replace(self, values=values, starts=starts, lengths=lengths)
+        types = None
+        if self.types is not None or other.types is not None:
+            each = (rows.types if rows.types is not None else torch.zeros_like(rows.values) for rows in (self, other))
+            types = torch.cat([*each])
+        return replace(self, values=values, starts=starts, lengths=lengths, types=types)
 
     def following(self) -> "Ragged":
         """Return the targets of a language model: each row without its first value, with `IGNORED` at its end."""
-        return replace(self, starts=self.starts + 1, lengths=self.lengths - 1, padding=IGNORED)
+        return replace(self, starts=self.starts + 1, lengths=self.lengths - 1, padding=IGNORED, types=None)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that hold the rows."""
+        return [self.values, self.starts, self.lengths, *([] if self.types is None else [self.types])]
 
     def padded(self, width: int) -> Tensor:
         """Return the rows as int64 [N, width]; no row may be longer."""
+        return self._padded(self.values, width, self.padding)
+
+    def padded_types(self, width: int) -> Tensor | None:
+        """Return the types as int64 [N, width], with zeros behind each row; None if there are none."""
+        return None if self.types is None else self._padded(self.types, width, 0)
+
+    def _padded(self, values: Tensor, width: int, padding: int) -> Tensor:
         columns = torch.arange(width)
-        positions = (self.starts[:, None] + columns).clamp_(max=len(self.values) - 1)
-        return torch.where(columns < self.lengths[:, None], self.values[positions].long(), self.padding)
+        positions = (self.starts[:, None] + columns).clamp_(max=len(values) - 1)
+        return torch.where(columns < self.lengths[:, None], values[positions].long(), padding)
 
 
 @dataclass(frozen=True)
@@ -102,11 +120,7 @@ class Dataset:
     def tensors(self) -> list[Tensor]:
         """Return all tensors that hold the examples and their targets."""
         parts = (self.inputs, self.targets)
-        return [
-            t
-            for part in parts
-            for t in ((part.values, part.starts, part.lengths) if isinstance(part, Ragged) else (part,))
-        ]
+        return [t for part in parts for t in (part.tensors() if isinstance(part, Ragged) else (part,))]
 
     def subset(self, indices: Tensor) -> "Dataset":
         """Return the examples at `indices`, int64 [n], in that order."""
@@ -127,11 +141,16 @@ def _joined(first: Tensor | Ragged, second: Tensor | Ragged) -> Tensor | Ragged:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts before they are turned into tokens; targets as in `Dataset`, or None."""
+    """Texts before they are turned into tokens; targets as in `Dataset`, or None.
+
+    Attributes:
+        pairs: the second text of each example; None for single texts.
+    """
 
     texts: Sequence[str]
     targets: Tensor | None
     class_names: tuple[str, ...] | None = None
+    pairs: Sequence[str] | None = None
 
 
 def split_name(data: DataSpec, split: str) -> str | None:

@@ -1,7 +1,6 @@
 """Turn texts into token ids with the tokenizer in the model's folder."""
 
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def tokenise(
     where: str,
     progress: Progress,
 ) -> Dataset:
-    """Turn texts into token ids, each cut to `max_length`.
+    """Turn texts, or pairs of them, into token ids, each cut to `max_length`; of a pair, the longer one is cut first.
 
     Texts without targets get the following tokens as targets; those of fewer than two tokens are left out.
 
@@ -45,10 +44,11 @@ def tokenise(
         DataError: a text is too long, one with a target gives no token, or no text gives two.
     """
     most = max_characters or MOST_CHARACTERS
-    for number, text in enumerate(texts.texts, 1):
+    for number, text in enumerate([*texts.texts, *(texts.pairs or ())]):
         if len(text) > most:
             raise DataError(
-                f"{where}: text {number} (from 1) has {len(text):,} characters, more than {most:,}",
+                f"{where}: text {number % len(texts.texts) + 1} (from 1) has {len(text):,} characters, "
+                f"more than {most:,}",
                 hint=LONGER_TEXTS,
             )
     tokenizer = load_tokenizer(folder, where)
@@ -58,7 +58,7 @@ def tokenise(
             f"{tokenizer.model_max_length:,} tokens",
             hint="lower data.max_length",
         )
-    tokens = _encode(tokenizer, texts.texts, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH), progress)
+    tokens = _encode(tokenizer, texts, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH), progress)
     if texts.targets is not None:
         if not tokens.lengths.all():
             number = int((tokens.lengths == 0).nonzero()[0]) + 1
@@ -73,27 +73,31 @@ def tokenise(
     return Dataset(kept, kept.following())
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], max_length: int, progress: Progress) -> Ragged:
-    ids, lengths = array("i"), []
-    progress(Started("tokenise", len(texts), "texts"))
-    for start in range(0, len(texts), _CHUNK):
-        chunk = list(texts[start : start + _CHUNK])
+def _encode(tokenizer: Any, texts: Texts, max_length: int, progress: Progress) -> Ragged:
+    ids, types, lengths = array("i"), array("i"), []
+    progress(Started("tokenise", len(texts.texts), "texts"))
+    for start in range(0, len(texts.texts), _CHUNK):
+        chunk = [list(each[start : start + _CHUNK]) for each in (texts.texts, texts.pairs) if each is not None]
         try:
-            rows = tokenizer(chunk, truncation=True, max_length=max_length, padding=False, verbose=False)["input_ids"]
+            found = tokenizer(*chunk, truncation=True, max_length=max_length, padding=False, verbose=False)
         except BaseException as error:
             if not _is_panic(error):
                 raise
             raise SpecError(f"the model's tokenizer fails: {shown(error)}", hint="copy its files again") from error
-        for row in rows:
+        for row in found["input_ids"]:
             ids.extend(row)
             lengths.append(len(row))
+        for row in found.get("token_type_ids", ()) if texts.pairs is not None else ():
+            types.extend(row)
         progress(Advanced(len(lengths)))
     progress(Finished())
     sizes = torch.tensor(lengths)
     values = torch.frombuffer(ids, dtype=torch.int32) if ids else torch.zeros(1, dtype=torch.int32)
+    known_types = torch.frombuffer(types, dtype=torch.int32) if types else None
     # GPT-2 has no padding token; any token works, because the attention mask hides it.
     padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
-    return Ragged(values, sizes.cumsum(0) - sizes, sizes, next(token for token in padding if token is not None))
+    filling = next(token for token in padding if token is not None)
+    return Ragged(values, sizes.cumsum(0) - sizes, sizes, filling, known_types)
 
 
 def load_tokenizer(folder: Path | None, where: str) -> Any:

@@ -135,7 +135,7 @@ class DataSpec(_Section):
     max_length: Count | None = None
     max_characters: Count | None = None
     splits: dict[Literal["train", "val", "test"], str] = {}
-    columns: dict[Literal["image", "text", "inputs", "label", "target"], Columns] = {}
+    columns: dict[Literal["image", "text", "text_pair", "inputs", "label", "target"], Columns] = {}
 
     @property
     def where(self) -> str:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,6 +159,10 @@ def test_a_batch_of_texts_is_padded_to_its_longest():
     assert inputs["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]] and labels.tolist() == [1, 0]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert all(tensor.dtype == torch.int64 for tensor in inputs.values()) and len(inputs) == 2
+    pairs = replace(tokens, types=torch.tensor([0, 1, 1, 1], dtype=torch.int32))
+    inputs, _ = token_batch(pairs, torch.tensor([1, 0]))
+    assert inputs["token_type_ids"].tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert inputs["token_type_ids"].dtype == torch.int64
     _, targets = token_batch(tokens, tokens.following())
     assert targets.tolist() == [[6, 7, -100], [-100, -100, -100]]
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -27,6 +29,15 @@ def test_rows_of_unequal_length_are_padded_at_the_end():
     assert rows.padded(5)[2].tolist() == [9, 10, 1, 1, 1] and len(rows) == 3
     picked = rows[torch.tensor([2, 1, 2])]
     assert picked.padded(2).tolist() == [[9, 10], [8, 1], [9, 10]] and picked.values is rows.values
+
+
+def test_types_go_with_their_rows():
+    first, second = replace(ragged(ROWS), types=torch.tensor([0, 0, 1, 1, 0, 1], dtype=torch.int32)), ragged([[4, 4]])
+    assert first[torch.tensor([2, 0])].padded_types(3).tolist() == [[0, 1, 0], [0, 0, 1]]
+    assert second.padded_types(2) is None and first.following().types is None
+    assert first.joined(second).padded_types(3).tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert second.joined(first).padded_types(3).tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    assert len(Dataset(first, torch.zeros(3)).tensors()) == len(Dataset(ragged(ROWS), torch.zeros(3)).tensors()) + 1
 
 
 def test_what_follows_each_value():

@@ -61,6 +61,27 @@ def test_texts_alone_are_to_predict_what_follows(folder):
     assert dataset.labels is None and len(dataset) == 4
 
 
+def test_pairs_of_texts(folder, make_tokenizer, tmp_path):
+    import transformers
+
+    plain, folder = (
+        folder,
+        make_tokenizer(tmp_path / "typed", model_input_names=["input_ids", "token_type_ids", "attention_mask"]),
+    )
+    seconds = ["bad film", "the book is good", "great", "zebra"]
+    found = run(Texts(TEXTS, LABELS, pairs=seconds), folder).inputs
+    wanted = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, seconds, padding=True, return_tensors="pt")
+    width = wanted["input_ids"].shape[1]
+    assert torch.equal(found.padded(width), wanted["input_ids"])
+    assert torch.equal(found.padded_types(width), wanted["token_type_ids"]) and wanted["token_type_ids"].any()
+    cut = run(Texts(TEXTS, LABELS, pairs=seconds), folder, 6).inputs
+    assert cut.lengths.tolist() == [6, 6, 6, 6] and (cut.padded_types(6) == 1).any(1).all()
+    assert run(Texts(TEXTS, LABELS, pairs=seconds), plain).inputs.types is None
+    assert run(Texts(TEXTS, LABELS), folder).inputs.types is None
+    with pytest.raises(DataError, match="text 2 .from 1. has 16 characters, more than 15"):
+        run(Texts(["a", "b"], LABELS[:2], pairs=["c", "d" * 16]), folder, max_characters=15)
+
+
 def test_the_longest_texts_are_cut(folder, make_tokenizer, tmp_path):
     assert [len(row) for row in rows(run(Texts(TEXTS, LABELS), folder, 4).inputs)] == [4, 3, 4, 4]
     assert run(Texts(["good " * 600], LABELS[:1]), folder).inputs.lengths.tolist() == [512]

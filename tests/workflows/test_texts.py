@@ -113,6 +113,34 @@ def test_a_classifier_from_end_to_end(labelled, run, tmp_path):
     assert set(by_class) == {"no", "yes"} and sum(by_class.values()) / 2 == pytest.approx(accuracies[1])
 
 
+@torch.no_grad()
+def test_pairs_are_evaluated_as_transformers_reads_them(folder, make_tokenizer, run):
+    lines = [
+        line | {"text_pair": other["text"]}
+        for line, other in zip(some_reviews(40, 3), some_reviews(40, 4), strict=True)
+    ]
+    for name in ("train", "test"):
+        (folder / "labelled" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    make_tokenizer(
+        folder / "bert", model_input_names=["input_ids", "token_type_ids", "attention_mask"], model_max_length=12
+    )
+    spec = text_spec(folder, data={"format": "jsonl", "root": "labelled", "target": {"train": 20, "val": 10}})
+    config = transformers.AutoConfig.from_pretrained(folder / "bert", num_labels=2, initializer_range=1.0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(folder / "model")
+    found = evaluate(plan_evaluate(spec, [folder / "model"], "test", {}, Outputs(None)), run).results[0]
+    texts, seconds = ([line[key] for line in lines] for key in ("text", "text_pair"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
+    inputs = tokenizer(texts, seconds, truncation=True, max_length=12, padding=True, return_tensors="pt")
+    labels = torch.tensor([line["label"] == "yes" for line in lines]).long()
+    wanted = torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+    assert found.figures["loss"] == pytest.approx(wanted.item(), rel=1e-5)
+    inputs["token_type_ids"].zero_()
+    assert found.figures["loss"] != pytest.approx(
+        torch.nn.functional.cross_entropy(model(**inputs).logits, labels).item(), rel=1e-3
+    )
+
+
 def test_a_language_model_from_end_to_end(alone, folder, run, tmp_path):
     expert = tmp_path / "e.safetensors"
     result = as_object(train_expert(plan_train_expert(alone, 0, Outputs(expert)), run))

@@ -21,6 +21,7 @@ from glue_cli.spec.schema import DataSpec
 
 # The role of a column -> its usual names, tried when the spec names no column.
 _INPUTS: dict[str, Sequence[str]] = {"image": ("image", "img"), "text": ("text",), "inputs": ()}
+_PAIR: dict[str, Sequence[str]] = {"text_pair": ("text_pair",)}
 _TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
 
 
@@ -31,7 +32,7 @@ def read_columns(
 
     `image` becomes uint8 [N, 3, H, W], or [N, 1, H, W] where all images are grey; `inputs` float32, [N, n] from n
     columns of numbers, or [N, ...] from one of lists; `label` int64 [N]; `target` float32 like `inputs`, but [N] from
-    a single column of numbers. Texts need neither label nor target.
+    a single column of numbers. Texts need neither label nor target, unless they are pairs, with `text_pair`.
 
     Args:
         table: the split.
@@ -49,8 +50,15 @@ def read_columns(
         targets, class_names = _read_labels(table, target_names[0], open_train, where)
     elif target_role == "target":
         targets = _read_numbers(table, target_names, where)
+    paired_by, pair_names = _choose(data, table, _PAIR, where, optional=True)
+    if paired_by and (targets is None if role == "text" else paired_by in data.columns):
+        what = f"data.columns.text_pair goes with text, not with {role}"
+        if role == "text":
+            what = f"{where}: texts without labels have no text_pair"
+        raise SpecError(what, hint="it is the second of two texts that one label is for")
     if role == "text":
-        return Texts(_read_texts(table, names[0], where), targets, class_names)
+        pairs = _read_texts(table, pair_names[0], where) if paired_by else None
+        return Texts(_read_texts(table, names[0], where), targets, class_names, pairs)
     assert targets is not None
     if role == "image":
         return Dataset(_read_images(data, table, names[0], root, where, progress), targets, class_names)

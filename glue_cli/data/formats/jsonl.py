@@ -1,4 +1,4 @@
-"""Texts as JSON lines: `{"text": ..., "label": ...}`, or the text alone for a language model."""
+"""Texts as JSON lines: `{"text": ..., "label": ...}`, `text_pair` for pairs; the text alone for a language model."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,12 @@ _EXAMPLE = '{"text": "Loved it.", "label": 1}'
 def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress) -> Texts | None:
     """Read `train.jsonl`, `test.jsonl` or, if there is one, `val.jsonl`; `data.splits` gives them other names.
 
-    A label is a number from 0 or the name of a class; other keys and blank lines are ignored.
+    A label is a number from 0 or the name of a class; `text_pair` is the second text of a pair; other keys and blank
+    lines are ignored.
 
     Raises:
-        DataError: a file is missing or has no line, a line is not JSON or has no text, or a label is invalid.
+        DataError: a file is missing or has no line, a line is not JSON or has no text, a label is invalid, or pairs
+            have no labels.
     """
     name = split_name(data, split)
     if name is None:
@@ -37,20 +39,24 @@ def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, pr
     most_bytes = _BYTES_A_CHARACTER * (data.max_characters or MOST_CHARACTERS)
     lines = _read_lines(path, most_bytes)
     texts, labels = [line.text for line in lines], [line.label for line in lines]
+    pairs = None if lines[0].pair is None else [line.pair or "" for line in lines]
     if labels[0] is None:
+        if pairs:
+            raise DataError(f"{lines[0].where}: pairs of texts need labels", hint="join them, for a language model")
         return Texts(texts, None)
 
     def train_labels() -> Sequence[object]:
         train = root / f"{split_name(data, 'train')}.jsonl"
         return labels if split == "train" else [line.label for line in _read_lines(train, most_bytes)]
 
-    return Texts(texts, *encode_labels(labels, lambda i: lines[i].where, train_labels))
+    return Texts(texts, *encode_labels(labels, lambda i: lines[i].where, train_labels), pairs)
 
 
 @dataclass(frozen=True)
 class _Line:
     where: str
     text: str
+    pair: str | None
     label: object  # None for none
 
 
@@ -67,6 +73,9 @@ def _read_lines(path: Path, most_bytes: int) -> list[_Line]:
     for line in lines:
         if (line.label is None) != (lines[0].label is None):
             here, there = ("no label", "one") if line.label is None else ("a label", "none")
+            raise DataError(f"{line.where}: there is {here}, but {lines[0].where} has {there}")
+        if (line.pair is None) != (lines[0].pair is None):
+            here, there = ("no 'text_pair'", "one") if line.pair is None else ("a 'text_pair'", "none")
             raise DataError(f"{line.where}: there is {here}, but {lines[0].where} has {there}")
     return lines
 
@@ -90,7 +99,10 @@ def _parse(line: bytes, where: str) -> _Line:
         raise DataError(f"{where}: not JSON: {error}", hint=f"wanted a line an example: {_EXAMPLE}") from None
     text = entry.get("text") if isinstance(entry, dict) else None
     if isinstance(text, str):
-        return _Line(where, text, entry.get("label"))
+        pair = entry.get("text_pair")
+        if pair is not None and not isinstance(pair, str):
+            raise DataError(f"{where}: 'text_pair' is {json.dumps(pair)[:40]}, wanted text")
+        return _Line(where, text, pair, entry.get("label"))
     if isinstance(entry, dict):
         kind = f"'text' is {json.dumps(text)[:40]}" if "text" in entry else "there is no 'text'"
     else:

@@ -14,6 +14,18 @@ _ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
 _USUAL = {"val": ("val", "validation")}  # names that the format finds without the spec
 _USUAL_INPUTS = ("image", "img", "text")
 _LABELS = ("label", "labels", "class", "category", "target", "y")  # common names, the format's own first
+# Usual names of two texts that one label is for: entailment, similarity, questions and what may answer them.
+_PAIRS = (
+    *(("text", "text_pair"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_A", "sentence_B")),
+    *(
+        ("question1", "question2"),
+        ("text1", "text2"),
+        ("text_a", "text_b"),
+        ("query", "passage"),
+        ("query", "document"),
+    ),
+    *(("question", "sentence"), ("question", "passage"), ("question", "context")),
+)
 _LOOKED_AT = 200  # rows whose texts and images are checked
 _MOST_CLASSES = 1000  # the most distinct values of a column of labels
 
@@ -58,6 +70,16 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
         choices.append(
             f"columns: {{image: NAME}}, {{text: NAME}} or {{inputs: [NAME, ...]}}; there are {_listed(kinds)}"
         )
+    elif role == "text":
+        texts = [name for name, kind in kinds.items() if kind == "text" and name != target]
+        read = _find_pair(texts) if target is not None else None
+        columns |= {
+            part: name for part, name in zip(("text", "text_pair"), read or inputs, strict=False) if part != name
+        }
+        others = [name for name in texts if name not in (read or inputs) and _has_words(table, name)]
+        if others:
+            named = " and ".join(f"'{name}'" for name in read or inputs)
+            doubts = (*doubts, f"data.columns: of the texts {named} is read, and not {', '.join(others)}")
     elif inputs[0] not in _USUAL_INPUTS:
         columns[role] = list(inputs) if role == "inputs" else inputs[0]
     is_number = target is not None and kinds[target] == "number"
@@ -121,6 +143,17 @@ def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequ
         return "text", [max(texts, key=lambda name: sum(len(text or "") for text in head[name]))]
     numbers = [name for name, kind in kinds.items() if kind in ("number", "whole")]
     return ("inputs", numbers) if numbers else (None, [])
+
+
+def _find_pair(texts: Sequence[str]) -> tuple[str, str] | None:
+    """Return the two columns of texts that one label is for, if their names say so."""
+    return next((pair for pair in _PAIRS if all(name in texts for name in pair)), None)
+
+
+def _has_words(table: Any, name: str) -> bool:
+    """Tell whether most of a column's texts are of several words, unlike identifiers and addresses."""
+    texts = table.select(range(min(_LOOKED_AT, table.num_rows)))[name]
+    return sum(len((text or "").split()) > 1 for text in texts) > len(texts) / 2
 
 
 def _class_names(table: Any, name: str) -> list[str] | int | None:

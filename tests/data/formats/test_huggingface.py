@@ -126,9 +126,32 @@ def test_texts(tmp_path, make_tokenizer):
     assert alone.labels is None and alone.targets.padded(4)[1].tolist() == [11, 7, 3, -100]
 
 
+def test_pairs_of_texts(tmp_path, make_tokenizer):
+    (tmp_path / "train.csv").write_text("premise,hypothesis,label\ngood film,bad,0\nbad,good,1\n")
+    folder = make_tokenizer(tmp_path / "model", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    data = DataSpec(format="huggingface", root=".", columns={"text": ["premise"], "text_pair": ["hypothesis"]})
+    found = read_dataset(data, "train", root=tmp_path, tokenizer=folder).inputs
+    assert found.padded(6).tolist() == [[2, 10, 7, 3, 11, 3], [2, 11, 3, 10, 3, 0]]
+    assert found.padded_types(6).tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
+    (tmp_path / "train.csv").write_text("text,text_pair,label\ngood film,bad,0\n")
+    usual = DataSpec(format="huggingface", root=".")
+    assert read_dataset(usual, "train", root=tmp_path, tokenizer=folder).inputs.padded(6)[0].tolist() == [
+        2,
+        10,
+        7,
+        3,
+        11,
+        3,
+    ]
+    (tmp_path / "train.csv").write_text("text,text_pair\ngood film,bad\n")
+    with pytest.raises(SpecError, match="texts without labels have no text_pair"):
+        read_dataset(usual, "train", root=tmp_path, tokenizer=folder)
+
+
 @pytest.mark.parametrize(
     ("columns", "error", "message"),
     [
+        ({"inputs": "a", "text_pair": "z", "target": "y"}, SpecError, "text_pair goes with text, not with inputs"),
         ({}, SpecError, "wanted one of image, text, inputs, but '.*' .train. has no usual column for that"),
         ({"inputs": "a"}, SpecError, "wanted one of label, target, but"),
         ({"inputs": "aa", "target": "y"}, SpecError, "data.columns.inputs: .* has no column 'aa'"),

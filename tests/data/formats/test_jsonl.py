@@ -27,6 +27,36 @@ def test_texts_with_numbers(tmp_path):
     assert read(tmp_path, "val") is None
 
 
+def test_pairs_of_texts(tmp_path):
+    write(
+        tmp_path / "train.jsonl",
+        {"text": "a", "text_pair": "b", "label": 1},
+        {"text": "c", "text_pair": "", "label": 0},
+    )
+    assert read(tmp_path).pairs == ["b", ""]
+    write(tmp_path / "train.jsonl", {"text": "a", "label": 1})
+    assert read(tmp_path).pairs is None
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"text": "c", "label": 0}, "train.jsonl:2: there is no 'text_pair', but .*train.jsonl:1 has one"),
+        ({"text": "c", "text_pair": 5, "label": 0}, "train.jsonl:2: 'text_pair' is 5, wanted text"),
+    ],
+)
+def test_half_a_pair_is_named(tmp_path, second, message):
+    write(tmp_path / "train.jsonl", {"text": "a", "text_pair": "b", "label": 1}, second)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
+
+
+def test_pairs_without_labels_are_refused(tmp_path):
+    write(tmp_path / "train.jsonl", {"text": "a", "text_pair": "b"})
+    with pytest.raises(DataError, match="pairs of texts need labels"):
+        read(tmp_path)
+
+
 def test_class_names_are_numbered_as_in_train_in_every_split(tmp_path):
     write(tmp_path / "train.jsonl", *({"text": "x", "label": name} for name in ("so-so", "bad", "good", "bad")))
     write(tmp_path / "val.jsonl", {"text": "x", "label": "so-so"})

@@ -134,6 +134,23 @@ class TestTables:
         found = recognise_data(tmp_path, tmp_path / "cache")
         assert dict(found.columns) == {"text": "sentence", "label": "mood"}
         assert (found.n_classes, found.choices) == (2, ())
+        assert not any("texts" in doubt for doubt in found.doubts)  # keys are no texts
+
+    @pytest.mark.parametrize("names", [("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_pair")])
+    def test_two_texts_that_one_label_is_for(self, tmp_path, names):
+        rows = [(i, f"the first text {i}", f"a second and much longer text {i}", i % 3) for i in range(9)]
+        write_csv(tmp_path / "train.csv", [("idx", *names, "label"), *rows])
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        wanted = {part: name for part, name in zip(("text", "text_pair"), names, strict=True) if part != name}
+        assert dict(found.columns) == wanted and not any("texts" in doubt for doubt in found.doubts)
+
+    @pytest.mark.parametrize("label", ["label", "note"])
+    def test_texts_that_are_not_read_are_named(self, tmp_path, label):
+        rows = [(f"a title {i}", f"a much longer body of text {i}", i % 2 or "?" * i) for i in range(9)]
+        write_csv(tmp_path / "train.csv", [("title", "body", label), *rows])
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert found.columns["text"] == "body" and "text_pair" not in found.columns
+        assert any("of the texts 'body' is read, and not title" in doubt for doubt in found.doubts)
 
     def test_two_columns_that_may_be_labels_are_a_choice(self, tmp_path):
         rows = [(i / 3, i % 2, i % 3) for i in range(9)]
