@@ -56,17 +56,17 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
         evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
         are_new = not k or view.dataset.labels is not views[k - 1].dataset.labels
         if blends := _blends_of(plan, checkpoint, run):
-            if not k:
-                compute, _ = blending_compute(spec, blends, view, run)
             if are_new:
                 check_blends_fit_data(blends, view, spec.loss, spec.data.where)
+            if not k:
+                compute, _ = blending_compute(spec, blends, view, run)
             add_only_blend(evaluation, blends.with_precision(compute.precision), view.on(compute), run.ranks)
         else:
             model = load_model(spec, checkpoint)
-            if not k:
-                compute = evaluation_compute(spec, model, view, run)
             if are_new:
                 check_fits_data(model, view, spec.loss, spec.data.where)
+            if not k:  # timed on data that fit
+                compute = evaluation_compute(spec, model, view, run)
             add_all(evaluation, compute.to_device(model), view.on(compute), compute, run.ranks)
         row = EvaluatedCheckpoint(
             checkpoint=checkpoint.name,

@@ -80,6 +80,19 @@ def test_searches_and_bars_of_a_regression(here, glue, torchmetrics):
     glue("evaluate", "finetuned.safetensors", "--set", "model.args.num_classes=1").refused(3, "loss: mse")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_model_for_other_targets_is_refused(here, glue, experts, torchmetrics, precision):
+    options = ["--set", f"precision={precision}", "--set", "data.target={train: 60, val: 30}"]
+    glue("evaluate", *experts, *options, "--set", "loss=mse").refused(3)
+    inputs = torch.rand(90, 1, 8, 8)
+    for split in ("train", "test"):
+        save_file({"inputs": inputs, "targets": torch.rand(90, 2)}, f"data/{split}.safetensors")
+    glue("evaluate", *experts, *options, "--set", "loss=mse").refused(3, "outputs are [2, 10], the targets [2, 2]")
+    for split in ("train", "test"):
+        save_file({"inputs": inputs, "labels": torch.arange(90) % 12}, f"data/{split}.safetensors")
+    glue("evaluate", *experts, *options).refused(3, "labels out of range")
+
+
 def test_a_figure_that_json_does_not_have_becomes_null(here, glue, torchmetrics):
     for split, n in (("train", 61), ("test", 1)):  # r2 of a single example is 0 / 0
         save_file({"inputs": torch.rand(n, 1, 8, 8), "targets": torch.ones(n, 1)}, f"data/{split}.safetensors")
