@@ -12,6 +12,7 @@ from glue_cli.data.target import Target
 from glue_cli.foundation.errors import DataError, SpecError, UsageError
 from glue_cli.foundation.seeds import generator
 from glue_cli.models.weights import initial_model
+from glue_cli.plans.check import plan_check
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.mix import plan_mix
@@ -22,6 +23,7 @@ from glue_cli.results.record import as_object
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import outputs_of
 from glue_cli.spec.schema import AugmentSpec, Spec
+from glue_cli.workflows.check.check import check
 from glue_cli.workflows.evaluate import evaluate
 from glue_cli.workflows.evaluation import evaluate_model
 from glue_cli.workflows.finetune import finetune
@@ -139,6 +141,18 @@ def test_pairs_are_evaluated_as_transformers_reads_them(folder, make_tokenizer, 
     assert found.figures["loss"] != pytest.approx(
         torch.nn.functional.cross_entropy(model(**inputs).logits, labels).item(), rel=1e-3
     )
+
+
+def test_language_models_are_checked_on_texts_of_many_lengths(alone, run, tmp_path):
+    spec = alone.model_copy(update={"mix": alone.mix.model_copy(update={"batch_size": 5})})
+    experts = [tmp_path / f"{k}.safetensors" for k in range(2)]
+    for seed, path in enumerate(experts):
+        of_seed = spec.model_copy(update={"seed": seed}).located_in(tmp_path)
+        train_expert(plan_train_expert(of_seed, 0, Outputs(path)), run)
+    found = check(plan_check(experts, spec=spec.located_in(tmp_path)), run)
+    plan = plan_evaluate(spec.located_in(tmp_path), experts, "val", {}, Outputs(None))
+    wanted = [row.figures["loss"] for row in evaluate(plan, run).results]
+    assert found.losses.experts == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_language_model_from_end_to_end(alone, folder, run, tmp_path):

@@ -132,11 +132,11 @@ def _pairs(n_experts: int) -> list[tuple[int, int]]:
 
 
 def _guessing(batches: Sequence[Tensor], loss: Loss) -> float | None:
-    """Return the loss of the best constant prediction."""
+    """Return the loss of the best constant prediction; None for a language model, whose tokens are not compared."""
+    if loss == "cross_entropy" and any(batch.dim() != 1 for batch in batches):
+        return None
     targets = torch.cat(list(batches)).cpu() if batches else torch.empty(0)
     if loss == "mse":
         return float((targets - targets.mean(0)).square().mean())
-    if targets.dim() != 1:
-        return None
     shares = targets.bincount().double() / len(targets)
     return -float(torch.special.xlogy(shares, shares).sum())
