@@ -72,13 +72,10 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
         )
     elif role == "text":
         texts = [name for name, kind in kinds.items() if kind == "text" and name != target]
-        read = _find_pair(texts) if target is not None else None
-        columns |= {
-            part: name for part, name in zip(("text", "text_pair"), read or inputs, strict=False) if part != name
-        }
-        others = [name for name in texts if name not in (read or inputs) and _has_words(table, name)]
-        if others:
-            named = " and ".join(f"'{name}'" for name in read or inputs)
+        read = (_find_pair(texts) if target is not None else None) or inputs
+        columns |= {part: name for part, name in zip(("text", "text_pair"), read, strict=False) if part != name}
+        if others := [name for name in texts if name not in read and _has_words(table, name)]:
+            named = " and ".join(f"'{name}'" for name in read)
             doubts = (*doubts, f"data.columns: of the texts {named} is read, and not {', '.join(others)}")
     elif inputs[0] not in _USUAL_INPUTS:
         columns[role] = list(inputs) if role == "inputs" else inputs[0]

@@ -104,8 +104,11 @@ def find_layer_without_gradient(model: nn.Module) -> str | None:
 def _passes_gradient(layer: nn.Linear, weight: Tensor) -> bool:
     dtype = weight.dtype if weight.is_floating_point() else torch.float32  # else codes, of which the layer knows more
     inputs = torch.ones(1, layer.in_features, device=weight.device, dtype=dtype)
-    with torch.no_grad():
-        layer(inputs)  # after which the library may have packed its weights
+    try:
+        with torch.no_grad():
+            layer(inputs)  # after which the library may have packed its weights
+    except Exception:  # the library's code, which may want inputs of another kind; then nothing was found out
+        return True
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of what is found out here
         inputs.requires_grad_()
