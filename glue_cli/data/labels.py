@@ -1,4 +1,4 @@
-"""Read labels written as whole numbers, in quotes or not, or as names of classes."""
+"""Read labels written as whole numbers, in quotes or not, as truths, or as names of classes."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,16 +15,18 @@ def encode_labels(
     """Return labels, int64 [N], and the class names where the labels are names.
 
     The names are those of the train split, sorted, so that a class has one number in every split. If all of the
-    train split's labels are whole numbers, some or all of them in quotes, they are numbers.
+    train split's labels are whole numbers, some or all of them in quotes, they are numbers. False is 0 and true 1.
 
     Args:
-        written: one label per example, all whole numbers or all names.
+        written: one label per example, all whole numbers, all truths or all names.
         where: returns the place of the label of example i, for messages.
         train: returns the train split's labels as written; called if there is text among these.
     Raises:
         DataError: a label is neither a whole number nor text, differs in kind from the others, is negative, or is not
             a class of train.
     """
+    if all(isinstance(label, bool) for label in written):
+        return torch.tensor(written, dtype=torch.int64), None
     for i, label in enumerate(written):
         if type(label) not in (int, str):
             raise DataError(f"{where(i)}: the label is {label!r}, wanted a whole number or a class name")

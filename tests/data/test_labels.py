@@ -16,6 +16,10 @@ def test_numbers_in_quotes_are_numbers(written):
     assert encode(written) == ([3, 0, 11], None)
 
 
+def test_truths_are_numbers():
+    assert encode([True, False, True]) == ([1, 0, 1], None)
+
+
 def test_numbers_alone_do_not_ask_for_the_train_split():
     labels, names = encode_labels([1, 0], str, lambda: pytest.fail("asked"))
     assert labels.tolist() == [1, 0] and names is None

@@ -23,8 +23,8 @@ _EXAMPLE = '{"text": "Loved it.", "label": 1}'
 def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress) -> Texts | None:
     """Read `train.jsonl`, `test.jsonl` or, if there is one, `val.jsonl`; `data.splits` gives them other names.
 
-    A label is a number from 0 or the name of a class; `text_pair` is the second text of a pair; other keys and blank
-    lines are ignored.
+    A label is a number from 0, true or false, or the name of a class; `text_pair` is the second text of a pair. Other
+    keys and blank lines are ignored.
 
     Raises:
         DataError: a file is missing or has no line, a line is not JSON or has no text, a label is invalid, or pairs

@@ -26,6 +26,7 @@ _PAIRS = (
     ),
     *(("question", "sentence"), ("question", "passage"), ("question", "context")),
 )
+_OF_LABELS = {"class", "whole", "text", "number", "truth"}  # kinds of columns that may be labels
 _LOOKED_AT = 200  # rows whose texts and images are checked
 _MOST_CLASSES = 1000  # the most distinct values of a column of labels
 
@@ -81,7 +82,10 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
         columns[role] = list(inputs) if role == "inputs" else inputs[0]
     is_number = target is not None and kinds[target] == "number"
     if target is None:
-        if role != "text":  # a language model needs nothing else
+        if role == "text":  # a language model needs nothing else
+            if unread := {name: kind for name, kind in kinds.items() if kind in _OF_LABELS - {"text"}}:
+                doubts = (*doubts, f"data.columns: no label was found, which a classifier needs, in {_listed(unread)}")
+        else:
             choices.append(f"columns: {{label: NAME}} or {{target: [NAME, ...]}}; there are {_listed(kinds)}")
     elif target != "label" or is_number:
         columns["target" if is_number else "label"] = target
@@ -101,7 +105,7 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
 
 
 def _kind(feature: Any) -> str:
-    """Return the kind of values in a column: images, classes, text, whole numbers, numbers, or something else."""
+    """Return the kind of values in a column: images, classes, text, whole numbers, numbers, truths, or others."""
     name = type(feature).__name__
     if name in ("Image", "ClassLabel"):
         return {"Image": "image", "ClassLabel": "class"}[name]
@@ -109,16 +113,17 @@ def _kind(feature: Any) -> str:
     if name != "Value":
         return "other"
     known = {"string": "text", "large_string": "text", "int": "whole", "uint": "whole", "float": "number"}
+    known["bool"] = "truth"
     return known.get(dtype.rstrip("0123456789"), "other")
 
 
 def _find_target(table: Any, kinds: Mapping[str, str]) -> str | None:
     """Return the column to predict, if there is only one clear choice."""
-    hinted = [name for name in _LABELS if kinds.get(name) in ("class", "whole", "text", "number")]
+    hinted = [name for name in _LABELS if kinds.get(name) in _OF_LABELS]
     classes = [name for name, kind in kinds.items() if kind == "class"]
     if hinted or len(classes) == 1:
         return (hinted or classes)[0]
-    few = [name for name, kind in kinds.items() if kind in ("whole", "text") and _has_few_values(table, name)]
+    few = [name for name, kind in kinds.items() if kind in ("whole", "text", "truth") and _has_few_values(table, name)]
     return few[0] if len(few) == 1 else None
 
 
@@ -158,6 +163,8 @@ def _class_names(table: Any, name: str) -> list[str] | int | None:
     if names := getattr(table.features[name], "names", None):
         return list(names)
     values = table.unique(name)
+    if all(type(value) is bool for value in values):
+        return 2
     if all(type(value) is str for value in values):
         return sorted(values)
     return max(values) + 1 if values and all(type(value) is int and value >= 0 for value in values) else None

@@ -116,7 +116,7 @@ GOOD = {"text": "fine", "label": 0}
         ([GOOD, {**GOOD, "label": -1}], "train.jsonl:2: the label is -1, wanted 0 or more"),
         ([{**GOOD, "label": 10**20}], "train.jsonl:1: the label is 1000"),
         ([{**GOOD, "label": 0.5}], "train.jsonl:1: the label is 0.5, wanted a whole number or a class name"),
-        ([{**GOOD, "label": True}], "train.jsonl:1: the label is True, wanted"),
+        ([{**GOOD, "label": True}, {**GOOD, "label": 1}], "train.jsonl:1: the label is True, wanted"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, lines, message):

@@ -136,6 +136,19 @@ class TestTables:
         assert (found.n_classes, found.choices) == (2, ())
         assert not any("texts" in doubt for doubt in found.doubts)  # keys are no texts
 
+    def test_truths_are_labels(self, tmp_path):
+        rows = [(f"a sentence of some length {i}", i % 3 == 0) for i in range(8)]
+        write_csv(tmp_path / "train.csv", [("sentence", "is_spam"), *rows])
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert dict(found.columns) == {"text": "sentence", "label": "is_spam"}
+        assert (found.n_classes, found.targets) == (2, "labels")
+
+    def test_texts_without_a_clear_label_are_a_doubt(self, tmp_path):
+        rows = [(f"a sentence of some length {i}", i % 2, i % 3) for i in range(8)]
+        write_csv(tmp_path / "train.csv", [("sentence", "one", "two"), *rows])
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert found.targets == "tokens" and any("no label was found" in doubt for doubt in found.doubts)
+
     @pytest.mark.parametrize("names", [("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_pair")])
     def test_two_texts_that_one_label_is_for(self, tmp_path, names):
         rows = [(i, f"the first text {i}", f"a second and much longer text {i}", i % 3) for i in range(9)]
