@@ -23,6 +23,8 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+EXTRAS = ["numpy", "scipy", "matplotlib", "PIL", "torchvision", "timm", "transformers", "tokenizers", "datasets"]
+EXTRAS += ["peft", "huggingface_hub", "torchmetrics", "cmaes", "numba"]
 LARGEST_SHARE = 0.18  # of all lines, that a folder has
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -91,6 +93,14 @@ def test_plans_need_no_torch():
         f"import sys, importlib; [importlib.import_module(name) for name in {plans}]; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_all_modules_but_a_method_are_imported_without_extras():
+    names = [name_of(path) for path in MODULES if path.stem not in ("__main__", "cmaes")]
+    code = (
+        f"import sys, importlib; sys.modules.update(dict.fromkeys({EXTRAS})); [*map(importlib.import_module, {names})]"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120, check=True)
 
 
 def test_the_tests_mirror_the_tree():

@@ -29,6 +29,19 @@ def wait_until(condition, process):
         time.sleep(0.02)
 
 
+def test_the_main_job_needs_no_extra(here, experts):
+    commands = [["mix", "--method", method, *experts, "-f"] for method in ("proxy", "fullgrad", "spsa", "greedy")]
+    commands += [["mix", "--method", "spsa", *experts, "--bank", "streamed", "-f"], ["finetune", "prior.safetensors"]]
+    commands += [["evaluate", "finetuned.safetensors"], ["check", *experts]]
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['numpy', 'numba', 'cmaes', 'transformers', 'torchvision']))\n"
+        f"from glue_cli.cli.app import main; sys.exit(any([main([*command, '-q']) for command in {commands}]))"
+    )
+    line = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+
+
 def test_torch_is_not_imported_where_it_is_not_needed(here):
     calls = [
         (["--help"], 0),

@@ -6,14 +6,17 @@ long. Here, a few thousand columns at a time stay in the cache until all blends 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+with suppress(ImportError):  # it comes with numba, without which nothing here is called but `is_available`
+    import numpy as np
 
 # Columns at once: with four experts, their rows in float32 and the sums fit into the level-1 cache.
 _WIDTH = 1 << 10
