@@ -34,18 +34,22 @@ def must_be_wide(model: nn.Module) -> set[str]:
 def compute_wide(model: nn.Module) -> None:
     """Let a model compute as if its narrow parameters were float32; under autocast, products use them as they are.
 
-    A library's quantised weights are of a kind of its own: what has them gets inputs of the dtype that they stand for.
+    What is of a kind of its own, such as a library's quantised weights, is left to those who made it; a linear layer
+    of weights that stand for narrow ones gets narrow inputs.
     """
     for module in model.modules():
-        parameters = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
+        parameters = {name: tensor for name, tensor in module._parameters.items() if type(tensor) is nn.Parameter}
         narrow = [name for name, tensor in parameters.items() if tensor.dtype in NARROW]
+        own = module._parameters.get("weight")
+        if own is not None and "weight" not in parameters and own.dtype in NARROW:
+            if isinstance(module, nn.Linear):
+                module.forward = partial(_narrowed, module.forward, own.dtype)  # type: ignore[method-assign]
+            elif isinstance(module, nn.Embedding):
+                module.register_forward_hook(_widened)
+            continue
         if not narrow:
             continue
-        own = [tensor.dtype for tensor in parameters.values() if type(tensor) is not nn.Parameter]
-        if own:
-            if own[0] in NARROW:
-                module.forward = partial(_narrowed, module.forward, own[0])
-        elif is_linear(module):
+        if is_linear(module):
             module.forward = partial(_linear, module)
         elif type(module) is nn.Embedding:
             module.register_forward_hook(_widened)
