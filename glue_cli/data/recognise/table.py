@@ -15,17 +15,11 @@ _USUAL = {"val": ("val", "validation")}  # names that the format finds without t
 _USUAL_INPUTS = ("image", "img", "text")
 _LABELS = ("label", "labels", "class", "category", "target", "y")  # common names, the format's own first
 # Usual names of two texts that one label is for: entailment, similarity, questions and what may answer them.
-_PAIRS = (
-    *(("text", "text_pair"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_A", "sentence_B")),
-    *(
-        ("question1", "question2"),
-        ("text1", "text2"),
-        ("text_a", "text_b"),
-        ("query", "passage"),
-        ("query", "document"),
-    ),
-    *(("question", "sentence"), ("question", "passage"), ("question", "context")),
-)
+_PAIRS = [
+    *("text text_pair", "premise hypothesis", "sentence1 sentence2", "sentence_A sentence_B", "question1 question2"),
+    *("text1 text2", "text_a text_b", "query passage", "query document", "question sentence", "question passage"),
+    "question context",
+]
 _OF_LABELS = {"class", "whole", "text", "number", "truth"}  # kinds of columns that may be labels
 _LOOKED_AT = 200  # rows whose texts and images are checked
 _MOST_CLASSES = 1000  # the most distinct values of a column of labels
@@ -112,8 +106,8 @@ def _kind(feature: Any) -> str:
     dtype = str(getattr(feature, "dtype", ""))
     if name != "Value":
         return "other"
-    known = {"string": "text", "large_string": "text", "int": "whole", "uint": "whole", "float": "number"}
-    known["bool"] = "truth"
+    known = {"string": "text", "large_string": "text", "bool": "truth", "float": "number"}
+    known |= {"int": "whole", "uint": "whole"}
     return known.get(dtype.rstrip("0123456789"), "other")
 
 
@@ -147,9 +141,9 @@ def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequ
     return ("inputs", numbers) if numbers else (None, [])
 
 
-def _find_pair(texts: Sequence[str]) -> tuple[str, str] | None:
+def _find_pair(texts: Sequence[str]) -> Sequence[str] | None:
     """Return the two columns of texts that one label is for, if their names say so."""
-    return next((pair for pair in _PAIRS if all(name in texts for name in pair)), None)
+    return next((pair.split() for pair in _PAIRS if all(name in texts for name in pair.split())), None)
 
 
 def _has_words(table: Any, name: str) -> bool:
