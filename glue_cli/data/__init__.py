@@ -28,7 +28,8 @@ class Format:
     """How a data set lies on disk.
 
     Attributes:
-        reader: "module:function" in this package, called with the arguments of `read_dataset`; may return `Texts`.
+        reader: "module:function" in this package, called with the arguments of `read_dataset`; may return `Texts` or
+            `Replies`.
         mean, std: to normalise its images with: one number per channel, or one for all; white is 1.
         takes: the optional fields of `DataSpec` that the reader uses.
     """
@@ -128,7 +129,7 @@ def read_dataset(
         SpecError: the data section does not fit the format, the images or the model.
         DataError: the folder, the train or the test split is missing, or a file is damaged.
     """
-    from glue_cli.data.dataset import Dataset, Texts
+    from glue_cli.data.dataset import Dataset, Replies, Texts
 
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, wanted one of {SPLITS}")
@@ -137,12 +138,17 @@ def read_dataset(
     reader = getattr(importlib.import_module(f".{module}", __name__), function)
     read = partial(reader, folder=folder) if data.format.startswith(PREFIX) else reader
     with _faults_of_data(root):
-        examples: Dataset | Texts | None = read(data, split, root=root, cache=cache, progress=progress)
+        examples: Dataset | Texts | Replies | None = read(data, split, root=root, cache=cache, progress=progress)
+    how = tokenizer, data.max_length, data.max_characters
+    where = f"the {split} texts in '{root}'"
     if isinstance(examples, Texts):
         from glue_cli.data.tokens import tokenise
 
-        where = f"the {split} texts in '{root}'"
-        examples = tokenise(examples, tokenizer, data.max_length, data.max_characters, where=where, progress=progress)
+        examples = tokenise(examples, *how, where=where, progress=progress)
+    elif isinstance(examples, Replies):
+        from glue_cli.data.replies import tokenise_replies
+
+        examples = tokenise_replies(examples, *how, where=where, progress=progress)
     assert examples is not None or split == "val"
     if examples is not None:
         normalisation(data, examples)

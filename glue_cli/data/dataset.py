@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,6 +152,19 @@ class Texts:
     targets: Tensor | None
     class_names: tuple[str, ...] | None = None
     pairs: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What a language model is asked and what it replies, before it is turned into tokens.
+
+    Attributes:
+        examples: prompts and their completions; or conversations, each of messages with `role` and `content`, as the
+            chat templates of models take them.
+    """
+
+    examples: Sequence[Any]
+    are_conversations: bool
 
 
 def split_name(data: DataSpec, split: str) -> str | None:

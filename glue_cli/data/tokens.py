@@ -1,8 +1,9 @@
 """Turn texts into token ids with the tokenizer in the model's folder."""
 
 from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +20,8 @@ _DEFAULT_LENGTH = 512
 MOST_CHARACTERS = 4_000_000  # a long novel; with 90 million, tokenizers run out of memory and end the process
 LONGER_TEXTS = "split the text into several, or raise data.max_characters in the spec"
 _CHUNK = 1000  # texts per call of the tokenizer, which uses all cores for them
+
+T = TypeVar("T")
 
 
 def tokenise(
@@ -43,22 +46,10 @@ def tokenise(
         SpecError: the model has no tokenizer, or one with a lower limit, or transformers is not installed.
         DataError: a text is too long, one with a target gives no token, or no text gives two.
     """
-    most = max_characters or MOST_CHARACTERS
-    for number, text in enumerate([*texts.texts, *(texts.pairs or ())]):
-        if len(text) > most:
-            raise DataError(
-                f"{where}: text {number % len(texts.texts) + 1} (from 1) has {len(text):,} characters, "
-                f"more than {most:,}",
-                hint=LONGER_TEXTS,
-            )
-    tokenizer = load_tokenizer(folder, where)
-    if max_length is not None and max_length > tokenizer.model_max_length:
-        raise SpecError(
-            f"data.max_length is {max_length:,}, but the tokenizer in '{folder}' is made for texts of at most "
-            f"{tokenizer.model_max_length:,} tokens",
-            hint="lower data.max_length",
-        )
-    tokens = _encode(tokenizer, texts, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH), progress)
+    check_characters(texts.texts, max_characters, where)
+    check_characters(texts.pairs or (), max_characters, where)
+    tokenizer, limit = open_tokenizer(folder, max_length, where)
+    tokens = _encode(tokenizer, texts, limit, progress)
     if texts.targets is not None:
         if not tokens.lengths.all():
             number = int((tokens.lengths == 0).nonzero()[0]) + 1
@@ -73,31 +64,81 @@ def tokenise(
     return Dataset(kept, kept.following())
 
 
+def check_characters(texts: Sequence[str], max_characters: int | None, where: str) -> None:
+    """Check that no text is too long to be read.
+
+    Raises:
+        DataError: one is.
+    """
+    most = max_characters or MOST_CHARACTERS
+    for number, text in enumerate(texts, 1):
+        if len(text) > most:
+            raise DataError(
+                f"{where}: text {number} (from 1) has {len(text):,} characters, more than {most:,}",
+                hint=LONGER_TEXTS,
+            )
+
+
+def in_chunks(examples: Sequence[T], progress: Progress) -> Iterator[Sequence[T]]:
+    """Yield examples in parts that the tokenizer takes at once, and report how many are done."""
+    progress(Started("tokenise", len(examples), "texts"))
+    for start in range(0, len(examples), _CHUNK):
+        yield examples[start : start + _CHUNK]
+        progress(Advanced(min(start + _CHUNK, len(examples))))
+    progress(Finished())
+
+
+def call(tokenizer: Any, *texts: Sequence[str], **options: Any) -> Any:
+    """Return what a tokenizer makes of texts.
+
+    Raises:
+        SpecError: its files are damaged.
+    """
+    try:
+        return tokenizer(*texts, **options)
+    except BaseException as error:
+        if not _is_panic(error):
+            raise
+        raise SpecError(f"the model's tokenizer fails: {shown(error)}", hint="copy its files again") from error
+
+
+def padding_of(tokenizer: Any) -> int:
+    """Return the token that fills short texts in a batch; any works, because the attention mask hides it."""
+    padding: list[int | None] = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]  # GPT-2 has no padding token
+    return next(token for token in padding if token is not None)
+
+
 def _encode(tokenizer: Any, texts: Texts, max_length: int, progress: Progress) -> Ragged:
     ids, types, lengths = array("i"), array("i"), []
-    progress(Started("tokenise", len(texts.texts), "texts"))
-    for start in range(0, len(texts.texts), _CHUNK):
-        chunk = [list(each[start : start + _CHUNK]) for each in (texts.texts, texts.pairs) if each is not None]
-        try:
-            found = tokenizer(*chunk, truncation=True, max_length=max_length, padding=False, verbose=False)
-        except BaseException as error:
-            if not _is_panic(error):
-                raise
-            raise SpecError(f"the model's tokenizer fails: {shown(error)}", hint="copy its files again") from error
+    options = {"truncation": True, "max_length": max_length, "padding": False, "verbose": False}
+    examples = [texts.texts] if texts.pairs is None else [texts.texts, texts.pairs]
+    for chunk in in_chunks(list(zip(*examples, strict=True)), progress):
+        found = call(tokenizer, *map(list, zip(*chunk, strict=True)), **options)
         for row in found["input_ids"]:
             ids.extend(row)
             lengths.append(len(row))
         for row in found.get("token_type_ids", ()) if texts.pairs is not None else ():
             types.extend(row)
-        progress(Advanced(len(lengths)))
-    progress(Finished())
     sizes = torch.tensor(lengths)
     values = torch.frombuffer(ids, dtype=torch.int32) if ids else torch.zeros(1, dtype=torch.int32)
     known_types = torch.frombuffer(types, dtype=torch.int32) if types else None
-    # GPT-2 has no padding token; any token works, because the attention mask hides it.
-    padding = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
-    filling = next(token for token in padding if token is not None)
-    return Ragged(values, sizes.cumsum(0) - sizes, sizes, filling, known_types)
+    return Ragged(values, sizes.cumsum(0) - sizes, sizes, padding_of(tokenizer), known_types)
+
+
+def open_tokenizer(folder: Path | None, max_length: int | None, where: str) -> tuple[Any, int]:
+    """Return the tokenizer in a folder, and how many tokens of a text are read: by default its own limit, at most 512.
+
+    Raises:
+        SpecError: there is none, or one with a limit below `max_length`, or transformers is not installed.
+    """
+    tokenizer = load_tokenizer(folder, where)
+    if max_length is not None and max_length > tokenizer.model_max_length:
+        raise SpecError(
+            f"data.max_length is {max_length:,}, but the tokenizer in '{folder}' is made for texts of at most "
+            f"{tokenizer.model_max_length:,} tokens",
+            hint="lower data.max_length",
+        )
+    return tokenizer, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH)
 
 
 def load_tokenizer(folder: Path | None, where: str) -> Any:

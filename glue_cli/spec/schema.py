@@ -27,6 +27,8 @@ from glue_cli.spec.normalisation import ImageNormalisation
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+# What a column of a table is read as.
+Role = Literal["image", "text", "text_pair", "prompt", "completion", "messages", "inputs", "label", "target"]
 Columns = Annotated[
     list[str],
     BeforeValidator(
@@ -135,7 +137,7 @@ class DataSpec(_Section):
     max_length: Count | None = None
     max_characters: Count | None = None
     splits: dict[Literal["train", "val", "test"], str] = {}
-    columns: dict[Literal["image", "text", "text_pair", "inputs", "label", "target"], Columns] = {}
+    columns: dict[Role, Columns] = {}
 
     @property
     def where(self) -> str:

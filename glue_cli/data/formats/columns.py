@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from glue_cli.data.classes import of_train, renumber
-from glue_cli.data.dataset import Dataset, Texts
+from glue_cli.data.dataset import Dataset, Replies, Texts
+from glue_cli.data.formats.conversations import read_conversation
 from glue_cli.data.images import EncodedImage, decode_all, is_grey
 from glue_cli.data.labels import encode_labels
 from glue_cli.foundation.errors import DataError, SpecError
@@ -20,19 +21,27 @@ from glue_cli.foundation.progress import Progress
 from glue_cli.spec.schema import DataSpec
 
 # The role of a column -> its usual names, tried when the spec names no column.
-_INPUTS: dict[str, Sequence[str]] = {"image": ("image", "img"), "text": ("text",), "inputs": ()}
+_INPUTS: dict[str, Sequence[str]] = {
+    "image": ("image", "img"),
+    "text": ("text",),
+    "messages": ("messages", "conversations"),
+    "prompt": ("prompt",),
+    "inputs": (),
+}
 _PAIR: dict[str, Sequence[str]] = {"text_pair": ("text_pair",)}
+_COMPLETION: dict[str, Sequence[str]] = {"completion": ("completion",)}
 _TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
 
 
 def read_columns(
     data: DataSpec, table: Any, open_train: Callable[[], Any], *, root: Path, where: str, progress: Progress
-) -> Dataset | Texts:
+) -> Dataset | Texts | Replies:
     """Read the columns that `data.columns` names, or else those with the usual names.
 
     `image` becomes uint8 [N, 3, H, W], or [N, 1, H, W] where all images are grey; `inputs` float32, [N, n] from n
     columns of numbers, or [N, ...] from one of lists; `label` int64 [N]; `target` float32 like `inputs`, but [N] from
-    a single column of numbers. Texts need neither label nor target, unless they are pairs, with `text_pair`.
+    a single column of numbers. Texts need neither label nor target, unless they are pairs, with `text_pair`. Language
+    models read `text`, or `prompt` and `completion`, or `messages`, and no label.
 
     Args:
         table: the split.
@@ -44,6 +53,8 @@ def read_columns(
         DataError: a value does not fit the role of its column.
     """
     role, names = _choose(data, table, _INPUTS, where)
+    if role in ("prompt", "messages"):
+        return _read_replies(data, table, role, names[0], where)
     targets, class_names = None, None
     target_role, target_names = _choose(data, table, _TARGETS, where, optional=role == "text")
     if target_role == "label":
@@ -143,6 +154,21 @@ def _read_texts(table: Any, name: str, where: str) -> list[str]:
         if not isinstance(text, str):
             raise DataError(f"{_at(where, name, row)}: found {str(text)[:40]!r}, wanted text")
     return texts
+
+
+def _read_replies(data: DataSpec, table: Any, role: str, name: str, where: str) -> Replies:
+    """Read prompts and completions, or conversations."""
+    if odd := [other for other in data.columns if other not in (role, *(["completion"] if role == "prompt" else []))]:
+        raise SpecError(
+            f"data.columns.{odd[0]} does not go with {role}, which language models read without labels",
+            hint=f"remove one of them from data.columns; the columns are {', '.join(table.column_names)}",
+        )
+    if role == "messages":
+        examples = [read_conversation(cell, _at(where, name, row)) for row, cell in enumerate(table[name])]
+        return Replies(examples, are_conversations=True)
+    _, [reply] = _choose(data, table, _COMPLETION, where)
+    prompts, completions = (_read_texts(table, each, where) for each in (name, reply))
+    return Replies(list(zip(prompts, completions, strict=True)), are_conversations=False)
 
 
 def _read_images(data: DataSpec, table: Any, name: str, root: Path, where: str, progress: Progress) -> Tensor:

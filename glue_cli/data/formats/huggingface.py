@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_cli.data.cache import file_checksum
-from glue_cli.data.dataset import Dataset, Texts, split_name
+from glue_cli.data.dataset import Dataset, Replies, Texts, split_name
 from glue_cli.data.formats.arrow_claims import check_saved
 from glue_cli.data.formats.columns import read_columns
 from glue_cli.data.formats.parquet_claims import check_growth
@@ -34,7 +34,7 @@ _BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"
 
 def read_huggingface(
     data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress
-) -> Dataset | Texts | None:
+) -> Dataset | Texts | Replies | None:
     """Read a split from `root`, whose inputs and targets are the columns that `data.columns` names.
 
     Looked for, in this order, with SPLIT as `data.splits` says, else train, test, and val or validation: the folder

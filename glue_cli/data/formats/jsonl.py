@@ -17,6 +17,7 @@ from glue_cli.foundation.units import size
 from glue_cli.spec.schema import DataSpec
 
 _BYTES_A_CHARACTER = 8  # fits the longest allowed text even if each character is written as \uXXXX
+_OTHERWISE = ("prompt", "completion", "messages", "conversations")  # keys that another format reads
 _EXAMPLE = '{"text": "Loved it.", "label": 1}'
 
 
@@ -107,4 +108,7 @@ def _parse(line: bytes, where: str) -> _Line:
         kind = f"'text' is {json.dumps(text)[:40]}" if "text" in entry else "there is no 'text'"
     else:
         kind = f"found a {type(entry).__name__}"
-    raise DataError(f"{where}: {kind}", hint=f"wanted a line an example: {_EXAMPLE}")
+    hint = f"wanted a line an example: {_EXAMPLE}"
+    if isinstance(entry, dict) and "text" not in entry and (read := [key for key in _OTHERWISE if key in entry]):
+        hint = f"set data.format: huggingface, which reads {' and '.join(read)}"
+    raise DataError(f"{where}: {kind}", hint=hint)

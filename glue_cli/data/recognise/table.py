@@ -1,10 +1,11 @@
 """Recognise data for the library `datasets`: Parquet, CSV, JSON, `save_to_disk`; and the roles of their columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from glue_cli.data.formats.conversations import KEYS
 from glue_cli.data.formats.huggingface import opening
 from glue_cli.data.images import EncodedImage, sizes_of
 from glue_cli.data.recognise.found_data import FoundData, match_splits, unusual
@@ -13,12 +14,18 @@ from glue_cli.spec.schema import DataSpec
 _ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
 _USUAL = {"val": ("val", "validation")}  # names that the format finds without the spec
 _USUAL_INPUTS = ("image", "img", "text")
+_CONVERSATIONS = ("messages", "conversations")  # usual names
 _LABELS = ("label", "labels", "class", "category", "target", "y")  # common names, the format's own first
 # Usual names of two texts that one label is for: entailment, similarity, questions and what may answer them.
 _PAIRS = [
     *("text text_pair", "premise hypothesis", "sentence1 sentence2", "sentence_A sentence_B", "question1 question2"),
     *("text1 text2", "text_a text_b", "query passage", "query document", "question sentence", "question passage"),
     "question context",
+]
+# Usual names of what a language model is asked, and of what it is to reply.
+_ASKED = [
+    *("prompt completion", "instruction output", "instruction response", "prompt response", "question answer"),
+    *("query response", "input output", "question response"),
 ]
 _OF_LABELS = {"class", "whole", "text", "number", "truth"}  # kinds of columns that may be labels
 _LOOKED_AT = 200  # rows whose texts and images are checked
@@ -60,6 +67,10 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
     columns: dict[str, str | list[str]] = {}
     choices: list[str] = []
     target = _find_target(table, kinds)
+    if replies := _find_replies(kinds, has_target=target is not None):
+        texts = [name for name, kind in kinds.items() if kind == "text"]
+        doubts = (*doubts, *_unread(table, texts, [*replies.values()], most=0))
+        return FoundData("huggingface", splits, replies, counts, targets="tokens", doubts=doubts)
     role, inputs = _find_inputs(table, {name: kind for name, kind in kinds.items() if name != target})
     if role is None:
         choices.append(
@@ -67,11 +78,9 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
         )
     elif role == "text":
         texts = [name for name, kind in kinds.items() if kind == "text" and name != target]
-        read = (_find_pair(texts) if target is not None else None) or inputs
+        read = (_find_pair(texts, _PAIRS) if target is not None else None) or inputs
         columns |= {part: name for part, name in zip(("text", "text_pair"), read, strict=False) if part != name}
-        if others := [name for name in texts if name not in read and _has_words(table, name)]:
-            named = " and ".join(f"'{name}'" for name in read)
-            doubts = (*doubts, f"data.columns: of the texts {named} is read, and not {', '.join(others)}")
+        doubts = (*doubts, *_unread(table, texts, read, most=0.5))
     elif inputs[0] not in _USUAL_INPUTS:
         columns[role] = list(inputs) if role == "inputs" else inputs[0]
     is_number = target is not None and kinds[target] == "number"
@@ -99,11 +108,18 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
 
 
 def _kind(feature: Any) -> str:
-    """Return the kind of values in a column: images, classes, text, whole numbers, numbers, truths, or others."""
+    """Return the kind of values in a column.
+
+    Returns:
+        image, class, text, whole, number, truth, messages, or other.
+    """
     name = type(feature).__name__
     if name in ("Image", "ClassLabel"):
         return {"Image": "image", "ClassLabel": "class"}[name]
     dtype = str(getattr(feature, "dtype", ""))
+    of_list = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    if isinstance(of_list, dict) and any(key in of_list for key, _ in KEYS):
+        return "messages"
     if name != "Value":
         return "other"
     known = {"string": "text", "large_string": "text", "bool": "truth", "float": "number"}
@@ -141,15 +157,35 @@ def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequ
     return ("inputs", numbers) if numbers else (None, [])
 
 
-def _find_pair(texts: Sequence[str]) -> Sequence[str] | None:
-    """Return the two columns of texts that one label is for, if their names say so."""
-    return next((pair.split() for pair in _PAIRS if all(name in texts for name in pair.split())), None)
+def _find_pair(texts: Sequence[str], known: Sequence[str]) -> Sequence[str] | None:
+    """Return two columns of texts that belong together, if their names say so."""
+    return next((pair.split() for pair in known if all(name in texts for name in pair.split())), None)
 
 
-def _has_words(table: Any, name: str) -> bool:
-    """Tell whether most of a column's texts are of several words, unlike identifiers and addresses."""
+def _find_replies(kinds: Mapping[str, str], *, has_target: bool) -> dict[str, str]:
+    """Return what a language model is asked and replies: columns by role; empty if no names say so."""
+    if conversations := [name for name, kind in kinds.items() if kind == "messages"]:
+        return {"messages": next((name for name in _CONVERSATIONS if name in conversations), conversations[0])}
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    pair = None if has_target or "text" in texts else _find_pair(texts, _ASKED)
+    return dict(zip(("prompt", "completion"), pair, strict=True)) if pair else {}
+
+
+def _unread(table: Any, texts: Sequence[str], read: Sequence[str], *, most: float) -> Iterator[str]:
+    """Yield a line about columns of texts that are not read.
+
+    Args:
+        most: the share of texts of several words from which on a column counts; identifiers and addresses have few.
+    """
+    if others := [name for name in texts if name not in read and _share_of_words(table, name) > most]:
+        named = " and ".join(f"'{name}'" for name in read)
+        yield f"data.columns: of the texts {named} is read, and not {', '.join(others)}"
+
+
+def _share_of_words(table: Any, name: str) -> float:
+    """Return the share of a column's texts that have several words."""
     texts = table.select(range(min(_LOOKED_AT, table.num_rows)))[name]
-    return sum(len((text or "").split()) > 1 for text in texts) > len(texts) / 2
+    return sum(len((text or "").split()) > 1 for text in texts) / max(1, len(texts))
 
 
 def _class_names(table: Any, name: str) -> list[str] | int | None:

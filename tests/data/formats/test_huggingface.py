@@ -152,7 +152,11 @@ def test_pairs_of_texts(tmp_path, make_tokenizer):
     ("columns", "error", "message"),
     [
         ({"inputs": "a", "text_pair": "z", "target": "y"}, SpecError, "text_pair goes with text, not with inputs"),
-        ({}, SpecError, "wanted one of image, text, inputs, but '.*' .train. has no usual column for that"),
+        (
+            {},
+            SpecError,
+            "wanted one of image, text, messages, prompt, inputs, but '.*' .train. has no usual column for that",
+        ),
         ({"inputs": "a"}, SpecError, "wanted one of label, target, but"),
         ({"inputs": "aa", "target": "y"}, SpecError, "data.columns.inputs: .* has no column 'aa'"),
         ({"inputs": "a", "text": "z", "target": "y"}, SpecError, "data.columns names inputs and text"),

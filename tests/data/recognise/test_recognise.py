@@ -157,6 +157,33 @@ class TestTables:
         wanted = {part: name for part, name in zip(("text", "text_pair"), names, strict=True) if part != name}
         assert dict(found.columns) == wanted and not any("texts" in doubt for doubt in found.doubts)
 
+    @pytest.mark.parametrize(
+        "line",
+        [
+            {
+                "messages": [{"role": "user", "content": "is it?"}, {"role": "assistant", "content": "yes"}],
+                "category": "a",
+            },
+            {"conversations": [{"from": "human", "value": "is it?"}, {"from": "gpt", "value": "yes"}], "id": "x"},
+            {"prompt": "is it?", "completion": "yes", "source": "web"},
+            {"instruction": "is it?", "output": "it is", "input": "", "n": 3},
+        ],
+    )
+    def test_what_a_language_model_is_asked_and_replies(self, tmp_path, line):
+        (tmp_path / "train.jsonl").write_text(f"{json.dumps(line)}\n" * 8)
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        names = [*line][: 1 if isinstance([*line.values()][0], list) else 2]
+        roles = ["messages"] if len(names) == 1 else ["prompt", "completion"]
+        assert (found.format, found.targets, found.doubts[1:]) == ("huggingface", "tokens", ())
+        assert found.columns == dict(zip(roles, names, strict=True))
+
+    def test_an_input_beside_an_instruction_is_a_doubt(self, tmp_path):
+        lines = [{"instruction": "is it?", "input": "a note" * (i == 7), "output": "it is"} for i in range(8)]
+        (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert found.columns == {"prompt": "instruction", "completion": "output"}
+        assert any("'instruction' and 'output' is read, and not input" in doubt for doubt in found.doubts)
+
     @pytest.mark.parametrize("label", ["label", "note"])
     def test_texts_that_are_not_read_are_named(self, tmp_path, label):
         rows = [(f"a title {i}", f"a much longer body of text {i}", i % 2 or "?" * i) for i in range(9)]
