@@ -158,12 +158,16 @@ def table(family: str, rows: Sequence[Row]) -> None:
                 row.way,
                 f"{row.alpha_error:.3f}",
                 f"{row.alpha_noise:.3f}",
-                f"{100 * row.lost:.1f} %",
-                f"{100 * row.lost_noise:.1f} %",
+                *shares(row.lost, row.lost_noise),
             ]
             for row in rows
         ],
     )
+
+
+def shares(lost: float, noise: float) -> tuple[str, str]:
+    """Return what is lost of float32's gain, and that gain's own scatter; nothing where it gains nothing."""
+    return (f"{100 * lost:.1f} %", f"{100 * noise:.1f} %") if noise >= 0 else ("no gain", "no gain")
 
 
 PAGE = """# Experts that hardly differ: bfloat16 beside float32
@@ -200,7 +204,7 @@ def _lines(rows: Sequence[dict[str, Any]], trained: float) -> Iterator[str]:
             f"{row['distance']:.2g}" + (" (as trained)" if row["distance"] == trained else ""),
             "fixed" if "fixed" in row["way"] else "long enough",
             *(f"{row[key]:.3f}" for key in ("alpha_error", "alpha_noise")),
-            *(f"{100 * row[key]:.1f} %" for key in ("lost", "lost_noise")),
+            *shares(row["lost"], row["lost_noise"]),
         ]
         yield f"| {' | '.join(cells)} |"
 
