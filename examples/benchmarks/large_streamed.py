@@ -1,16 +1,17 @@
 """A row of large.py: steps of a search whose experts are streamed from a cold disk, then evaluating and writing.
 
-A step of Gauss-Newton makes five forwards of a minibatch of texts, in float32 and in bfloat16: of 1,024 tokens, and of
-so few (64) that hardly anything hides the reading and blending. Beside it: reading all four files once, and the same
-forwards with the blends in memory, timed on models of one and of three layers, from which those of the whole one
-follow: each further layer takes the same time.
+A step of Gauss-Newton makes five forwards of a minibatch of texts, in float32 and in bfloat16: of 1,024 tokens, and
+of so few (64) that hardly anything hides the reading and blending. Beside it: reading all four files once, and, after
+each step, the same forwards with the blends in memory, so that a machine that drifts hits both alike. These are timed
+on models of one and of three layers, from which those of the whole one follow: each further layer takes the same time.
 """
 
 import json
 import resource
+import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 from llama import Shape
 from measure import run, show
 
-STEPS = 2
+STEPS = 3
+FORWARDS = 3  # of each model, after each step
 MINIBATCHES = ((16, 64), (4, 16))  # texts and tokens of each
 
 
@@ -34,7 +36,8 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
             figures["steps"][f"{precision}, {n_texts * n_tokens} tokens"] = json.loads(found.read_text())
     figures["read_s"] = min(steps["read_s"] for steps in figures["steps"].values())
     for steps in figures["steps"].values():
-        steps["of_bound"] = min(steps["step_s"]) / max(figures["read_s"], steps["forwards_s"])
+        bounds = [max(figures["read_s"], forwards) for forwards in steps["forwards_s"]]
+        steps["of_bound"] = [step / bound for step, bound in zip(steps["step_s"], bounds, strict=True)]
     glue = [sys.executable, "-m", "glue_cli"]
     experts = [str(folder / f"expert-{k}") for k in range(4)]
     spec = ["--spec", str(folder / "glue.yaml")]
@@ -49,9 +52,10 @@ def measure(folder: Path, shape: Shape) -> dict[str, Any]:
         figures["peak_gib"][name], figures["wall_s"][name] = finished.peak_mib / 1024, finished.wall_s
     rows = []
     for how, steps in figures["steps"].items():
-        rows.append([f"a step in {how}, the fastest", f"{min(steps['step_s']):.1f}", f"{steps['peak_gib']:.2f}"])
-        rows.append(["its five forwards in memory", f"{steps['forwards_s']:.1f}", ""])
-        rows.append(["of the larger of reading and forwards", f"{steps['of_bound']:.2f} times", ""])
+        step, forwards, of_bound = (statistics.median(steps[key]) for key in ("step_s", "forwards_s", "of_bound"))
+        rows.append([f"a step in {how}", f"{step:.1f}", f"{steps['peak_gib']:.2f}"])
+        rows.append(["its five forwards in memory", f"{forwards:.1f}", ""])
+        rows.append(["of the larger of reading and forwards", f"{of_bound:.2f} times", ""])
     rows.append(["reading the files once", f"{figures['read_s']:.1f}", ""])
     rows += [[name, f"{figures['wall_s'][name]:.1f}", f"{figures['peak_gib'][name]:.2f}"] for name in commands]
     title = f"Four experts of {shape.n_parameters / 1e9:.2f} billion parameters, bfloat16, cold"
@@ -63,8 +67,8 @@ def time_steps(folder: Path, precision: Any, texts: tuple[int, int]) -> dict[str
     """Time steps with streamed experts, and what bounds them.
 
     Returns:
-        the seconds of each step; of these, those of blending and of waiting for the disk; its CPU time; and the
-        largest resident set of the process until then.
+        the seconds of each step; of these, those of blending and of waiting for the disk; its CPU time; the seconds
+        of the same forwards in memory, timed after it; and the process's largest resident set in the first step.
     """
     import torch
     from large import drop_from_cache
@@ -76,7 +80,8 @@ def time_steps(folder: Path, precision: Any, texts: tuple[int, int]) -> dict[str
     memory_bytes = min(6 << 30, usable_memory(torch.device("cpu")))
     blends = streamed_blends(world, precision, memory_bytes)
     alpha = torch.full((1, 4), 0.25, dtype=torch.float64)
-    found: dict[str, list[float]] = {"step_s": [], "cpu_s": [], "blending_s": [], "waited_s": []}
+    found: dict[str, list[float]] = {"step_s": [], "cpu_s": [], "blending_s": [], "waited_s": [], "forwards_s": []}
+    peak_gib, forwards_s = 0.0, None
     for step in range(STEPS):
         waited, spent = blends.waited_s, time.process_time()
         with timed_blending() as blending:
@@ -87,13 +92,15 @@ def time_steps(folder: Path, precision: Any, texts: tuple[int, int]) -> dict[str
         found["cpu_s"].append(time.process_time() - spent)
         found["blending_s"].append(sum(blending))
         found["waited_s"].append(blends.waited_s - waited)
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+        if forwards_s is None:  # their models would count
+            peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+            forwards_s = forwards_in_memory(world.spec, world.batch, precision)
+        found["forwards_s"].append(forwards_s())
     drop_from_cache(folder)
     return {
         **found,
         "peak_gib": peak_gib,
         "read_s": time_reading(world.checkpoints),
-        "forwards_s": time_forwards(world.spec, world.batch, precision),
     }
 
 
@@ -140,8 +147,8 @@ def time_reading(checkpoints: Any) -> float:
     return time.perf_counter() - began
 
 
-def time_forwards(spec: Any, batch: Any, precision: Any) -> float:
-    """Return the seconds of five forwards of the whole model in memory, from those of one and of three layers.
+def forwards_in_memory(spec: Any, batch: Any, precision: Any) -> Callable[[], float]:
+    """Return what times five forwards of the whole model in memory, by the mean of those of one and of three layers.
 
     In bfloat16, its weights are rounded once and for all.
     """
@@ -151,24 +158,32 @@ def time_forwards(spec: Any, batch: Any, precision: Any) -> float:
     from glue_cli.running.device import Compute
     from glue_cli.running.forward import outputs_of
 
-    seconds = {}
     config = json.loads((Path(spec.model_args["path"]) / "config.json").read_text())
     compute = Compute(torch.device("cpu"), precision)
-    for layers in (1, 3):
-        args = {**spec.model_args, "num_hidden_layers": layers}
-        model = build_model(spec.model.arch, args, seed=0).eval()
+
+    def make(layers: int) -> torch.nn.Module:
+        model = build_model(spec.model.arch, {**spec.model_args, "num_hidden_layers": layers}, seed=0).eval()
         for module in model.modules():
             if precision == "bf16" and type(module) is torch.nn.Linear:
                 module.to(torch.bfloat16)
-        runs = []
-        with torch.no_grad(), compute.autocast():
-            for _ in range(4):
-                began = time.perf_counter()
-                outputs_of(model, batch[0])
-                runs.append(time.perf_counter() - began)
-        seconds[layers] = min(runs)
-    by_layer = (seconds[3] - seconds[1]) / 2
-    return 5 * (seconds[1] + by_layer * (config["num_hidden_layers"] - 1))
+        return model
+
+    @torch.no_grad()
+    def seconds(model: torch.nn.Module) -> float:
+        began = time.perf_counter()
+        with compute.autocast():
+            outputs_of(model, batch[0])
+        return time.perf_counter() - began
+
+    small, large = make(1), make(3)
+    seconds(small), seconds(large)  # the first are slower
+
+    def timed() -> float:
+        pairs = [(seconds(small), seconds(large)) for _ in range(FORWARDS)]
+        one, three = (statistics.mean(times) for times in zip(*pairs, strict=True))
+        return 5 * (one + (three - one) / 2 * (config["num_hidden_layers"] - 1))
+
+    return timed
 
 
 if __name__ == "__main__":

@@ -168,4 +168,5 @@ def test_streamed_steps_are_measured_beside_the_same_in_memory(module_of, tmp_pa
     found = streamed.time_steps(tmp_path, precision, (2, 8))
     for blending, step in zip(found["blending_s"], found["step_s"], strict=True):
         assert 0 < blending < step
-    assert len(found["step_s"]) == streamed.STEPS and min(found["read_s"], found["forwards_s"]) > 0
+    assert len(found["step_s"]) == len(found["forwards_s"]) == streamed.STEPS
+    assert min(found["read_s"], *found["forwards_s"]) > 0
