@@ -84,6 +84,10 @@ def _import(name: str, folder: Path, key: str) -> ModuleType:
             return importlib.import_module(f"{alias}{dot}{rest}")
         except (Exception, SystemExit) as error:  # executing a module may raise any error
             if isinstance(error, ModuleNotFoundError) and f"{alias}{dot}{rest}.".startswith(f"{error.name}."):
+                if top != name and rest.split(".")[0] == "py":
+                    raise SpecError(
+                        f"{key}: '{name}' ends in '.py'", hint=f"name the module without it: {top}"
+                    ) from None
                 raise SpecError(
                     f"{key}: there is no module '{name}' in '{folder}', and none is installed",
                     hint=f"put '{name.replace('.', '/')}.py' beside the spec, or correct {key}",

@@ -4,7 +4,7 @@ Importing this module imports neither torch nor any architecture or library.
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ from glue_cli.foundation.errors import ResourceError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # the name in `model.arch` -> module:function; `model.args` are the function's arguments
 ARCHITECTURES: dict[str, str] = {
@@ -100,7 +100,22 @@ def build_model(
             f"model.arch '{arch}' gives a {type(model).__name__}, wanted a torch.nn.Module",
             hint="return the model itself",
         )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise SpecError(
+            f"model.arch '{arch}' gives a ScriptModule, which glue cannot copy",
+            hint="return it before torch.jit.script",
+        )
+    if lazy := next((name for name, tensor in _tensors(model) if nn.parameter.is_lazy(tensor)), None):
+        raise SpecError(
+            f"model.arch '{arch}': '{lazy}' is lazy and has no shape yet",
+            hint="make a forward pass on dummy inputs in your function before it returns the model",
+        )
     return model.train()
+
+
+def _tensors(model: "nn.Module") -> Iterator[tuple[str, "Tensor"]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _find(arch: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:

@@ -1,12 +1,12 @@
 """Copies of a model whose blended tensors are views of one row, so that writing to the row changes the model."""
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glue_cli.running.copies import copy_model
 from glue_cli.search.bank.matrix import Span
 
 # Makes tensors that depend on alpha [G, K] but are not blended; differentiable.
@@ -27,7 +27,7 @@ def bind(model: nn.Module, spans: Mapping[str, Span], row: Tensor, made: Collect
     tied = tied_names(model)
     own = {alias for name in made for alias in (name, *tied.get(name, ()))}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    copied = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
+    copied = copy_model(model, [tensor for name, tensor in tensors if name not in own])
     place_views(copied, spans, row)
     for module in copied.modules():
         if isinstance(module, nn.RNNBase):

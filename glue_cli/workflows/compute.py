@@ -1,6 +1,5 @@
 """The device, precision and threads of a run: as the user chose, or the fastest in timings of the run's own work."""
 
-import copy
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from torch import nn
 from glue_cli.data.loader import Batches, Examples
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
+from glue_cli.running.copies import copy_model
 from glue_cli.running.device import Compute, find_device, likes_channels_last
 from glue_cli.running.precision import choose_way
 from glue_cli.running.timing import PRECISIONS, Precision, Way
@@ -35,7 +35,7 @@ def training_compute(
         return Compute(find_device(run.device), "fp32" if spec.precision == "auto" else spec.precision)
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
-        copied = compute.to_device(copy.deepcopy(model)).train()
+        copied = compute.to_device(copy_model(model)).train()
         optimizer = make_optimizer(copied, settings)
         first = _first(examples, settings.batch_size)
         inputs, targets = first.on(compute).pick(torch.arange(len(first)))
@@ -115,7 +115,7 @@ def _forward_compute(
     """Choose what to make forward passes with, timed on the examples `timed`."""
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
-        copied = compute.to_device(copy.deepcopy(model))
+        copied = compute.to_device(copy_model(model))
         batches = timed.on(compute)
         return lambda compute: evaluate_model(copied, batches, loss=spec.loss, compute=compute)
 

@@ -256,3 +256,19 @@ def test_images_with_other_channels_are_refused(arch):
     assert f"images of shape [N, {channels}, " in caught.value.message
     assert caught.value.message.endswith(f"the data has [{n}, {2 * channels}, {height}, {width}]")
     assert caught.value.hint == "set 'model.args.in_channels'"
+
+
+def test_modules_that_cannot_be_searched_say_what_to_do(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "import torch, warnings\ndef lazy(): return torch.nn.Sequential(torch.nn.LazyLinear(3))\n"
+        "def scripted():\n    warnings.simplefilter('ignore')  # it is deprecated\n"
+        "    return torch.nn.Sequential(torch.jit.script(torch.nn.Linear(2, 3)))\n"
+    )
+    with pytest.raises(SpecError, match="'0.weight' is lazy and has no shape yet") as caught:
+        build_model("python:odd:lazy", {}, seed=0, folder=tmp_path)
+    assert "forward pass on dummy inputs" in caught.value.hint
+    with pytest.raises(SpecError, match="gives a ScriptModule"):
+        build_model("python:odd:scripted", {}, seed=0, folder=tmp_path)
+    with pytest.raises(SpecError, match="ends in '.py'") as caught:
+        build_model("python:odd.py:lazy", {}, seed=0, folder=tmp_path)
+    assert caught.value.hint == "name the module without it: odd"

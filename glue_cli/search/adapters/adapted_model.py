@@ -1,6 +1,5 @@
 """A model that shows any mix of its adapters, one alpha at a time."""
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from glue_cli.blend.adapters.stacked import StackedFactors
 from glue_cli.foundation.errors import CheckpointError
+from glue_cli.running.copies import copy_model
 from glue_cli.running.forward import Inputs, outputs_of
 from glue_cli.search.adapters.layers import CONVOLUTIONS, merged_weight, rows_of, update_output
 from glue_cli.search.adapters.narrow import compute_wide, linear_by_rows
@@ -50,7 +50,7 @@ class AdaptedModel:
             self.module = bind(base, plain.spans, self.row[0], ())
         else:
             shared = [*base.parameters(), *base.buffers()]
-            self.module = copy.deepcopy(base, {id(tensor): tensor for tensor in shared})
+            self.module = copy_model(base, shared)
         self._alpha = torch.empty(0)
         self._awaited: set[str] | None = set(factors)  # modules that have not been called yet; None once all were
         compute_wide(self.module)

@@ -1,6 +1,5 @@
 """A copy of a model whose blended tensors exist only while their block runs."""
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glue_cli.running.copies import copy_model
 from glue_cli.search.bound_models import tied_names, without_cudnn
 from glue_cli.search.streamed.absent import AbsentTensor, AbsentTensorError
 from glue_cli.search.streamed.blocks import Block, Split
@@ -28,7 +28,7 @@ class BlockModel:
         tied = tied_names(model)
         own = {alias for name in made for alias in (name, *tied.get(name, ()))}
         tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        self.module = copy.deepcopy(model, {id(tensor): tensor for name, tensor in tensors if name not in own})
+        self.module = copy_model(model, [tensor for name, tensor in tensors if name not in own])
         self._fixed: Mapping[str, Tensor] = {}
         self._in_blocks = {place for block in (*split.blocks, split.kept) for place in block.places}
         self.before_block: Callable[[Block], None] | None = None
