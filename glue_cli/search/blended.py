@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from glue_cli.foundation.batchnorm_names import Statistics
-from glue_cli.foundation.seeds import derive_seed
-from glue_cli.running.batchnorm import differentiate_statistics, use_batch_statistics
+from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.memory import is_out_of_memory
+from glue_cli.foundation.seeds import derive_seed, seeded
+from glue_cli.running.batchnorm import differentiate_statistics, statistics_of, use_batch_statistics
 from glue_cli.running.cuda_graphs import CudaCapture, GraphedForwards
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, Inputs, outputs_of
@@ -24,6 +26,7 @@ from glue_cli.search.written import WrittenInMemory
 
 # A larger model computes longer on a GPU than its kernels take to launch.
 _GRAPHED_COLUMNS = 1 << 24
+_WITHOUT = "--method spsa needs forward passes alone"
 
 
 class ResidentBlends:
@@ -127,6 +130,9 @@ class ResidentBlends:
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
         """As `Blends.gradient`. Cost: one pass over the experts for the blend and one for the products.
 
+        Raises:
+            SpecError: no gradient passes through the model.
+
         The constant makes the alpha-weighted mean 0: products are taken with the experts' differences from the blend.
         """
         model, theta, gradient = self._differentiable()
@@ -136,8 +142,13 @@ class ResidentBlends:
             by_alpha = alpha.detach().clone().requires_grad_()
             made = self._make_tensors(by_alpha)
             leaves = set_tensors(model, made)
-            loss = mean_loss(self._forward(model, batch, step), batch[1])
-            loss.backward()  # type: ignore[no-untyped-call]
+            try:
+                loss = mean_loss(self._forward(model, batch, step), batch[1])
+                loss.backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                raise SpecError(f"no gradient passes through the model: {error}", hint=_WITHOUT) from error
         products = self._bank.inner_products(gradient[0], theta[0]).cpu()
         if made:
             slopes = [_slope_of(leaf).to(tensor) for leaf, tensor in zip(leaves, made.values(), strict=True)]
@@ -155,11 +166,8 @@ class ResidentBlends:
 
     def _forward(self, model: nn.Module, batch: Batch, step: int) -> Tensor:
         inputs, targets = batch
-        devices: Sequence[torch.device] = [targets.device] if targets.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(derive_seed(self._seed, "probe", step))
-            with self.compute.autocast():
-                return self._outputs_of(model, inputs)
+        with seeded(derive_seed(self._seed, "probe", step), targets.device), self.compute.autocast():
+            return self._outputs_of(model, inputs)
 
     def _model(self, row: int) -> nn.Module:
         """Return the model whose tensors lie in a row."""
@@ -188,7 +196,7 @@ class ResidentBlends:
             leaves: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
             if self.batchnorm.statistics == "running" and self.batchnorm.is_differentiated:
                 differentiate_statistics(model)
-                leaves |= dict(model.named_buffers(remove_duplicate=False))
+                leaves |= statistics_of(model)
             for name, span in self._bank.spans.items():
                 if name in leaves:
                     leaves[name].requires_grad_()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from glue_cli.data.loader import Batches
 from glue_cli.foundation.ranks import Ranks
+from glue_cli.foundation.seeds import derive_seed, seeded
 from glue_cli.running.device import Compute
 from glue_cli.running.evaluation import N_MEASURED, Evaluation
 from glue_cli.running.forward import Batch, outputs_of
@@ -33,17 +34,20 @@ def evaluate_model(
 
 
 @torch.no_grad()
-def add_all(evaluation: Evaluation, model: nn.Module, batches: Batches, compute: Compute, ranks: Ranks) -> None:
+def add_all(
+    evaluation: Evaluation, model: nn.Module, batches: Batches, compute: Compute, ranks: Ranks, *, seed: int = 0
+) -> None:
     """Add a model's outputs on all examples, in eval mode, to an evaluation.
 
     Several processes share the batches, and each of them adds what all have found, in the order of the batches: the
-    figures do not depend on how many there are.
+    figures do not depend on how many there are. A forward that draws random numbers draws the same ones each time,
+    from the seed and the number of the batch.
     """
     model.eval()
     found: list[Tensor] = []
     own = ranks.share(batches.n_in_order)
-    for inputs, targets in batches.in_order(numbers=own):
-        with compute.autocast():
+    for number, (inputs, targets) in zip(own, batches.in_order(numbers=own), strict=True):
+        with seeded(derive_seed(seed, "evaluate", number), compute.device), compute.autocast():
             outputs = outputs_of(model, inputs)
         found += _measured_or_counted(evaluation, outputs, targets, ranks)
         del outputs  # before the next forward: a language model's outputs may take most of the memory

@@ -1,9 +1,14 @@
 """How many rows blends take, and that those who share them do not disturb each other."""
 
+from functools import partial
+
 import pytest
 import torch
-from small_nets import ALPHA, ALPHAS, BOTH, batch_of, conv_net
+from small_nets import ALPHA, ALPHAS, BOTH, N_CLASSES, batch_of, conv_net
+from torch import nn
+from torch.nn import functional as F
 
+from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.device import Compute
 from glue_cli.search import points as points_module
@@ -74,3 +79,45 @@ def test_all_kinds_share_the_rows_and_none_is_disturbed(objective_of, rows, larg
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     means = [torch.cat(found).float().mean().item() for found in first]
     assert len(set(means)) == 4
+
+
+class Counting(nn.Module):
+    """Keeps a running mean of its inputs, which it changes in its forward."""
+
+    def __init__(self, changes):
+        super().__init__()
+        self.head, self.changes = nn.Linear(32, N_CLASSES), changes
+        self.register_buffer("mean", torch.zeros(32))
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        self.changes(self, flat)
+        return self.head(flat - self.mean)
+
+
+def in_a_buffer(self, flat):
+    self.mean.mul_(0.5).add_(flat.mean(0), alpha=0.5)
+
+
+def in_a_parameter(self, flat):
+    self.head.bias.mul_(0.5)
+
+
+def with_instance_norm():
+    norm = nn.InstanceNorm2d(2, affine=True, track_running_stats=True)
+    return nn.Sequential(norm, nn.Flatten(), nn.Linear(32, N_CLASSES))
+
+
+@pytest.mark.parametrize("make", [with_instance_norm, partial(Counting, in_a_buffer)])
+def test_a_gradient_passes_beside_buffers_that_have_none(objective_of, make):
+    blends = objective_of(make)[0]._blends
+    alpha = ALPHA if blends.n_experts == ALPHA.shape[-1] else torch.full((1, blends.n_experts), 1 / blends.n_experts)
+    loss, slopes = blends.gradient(alpha, batch_of(1), 0, lambda outputs, targets: F.cross_entropy(outputs, targets))
+    assert loss > 0 and slopes.abs().max() > 0 and slopes.isfinite().all()
+
+
+def test_a_model_that_no_gradient_passes_through_is_told(objective_of):
+    blends = objective_of(partial(Counting, in_a_parameter))[0]._blends
+    with pytest.raises(SpecError, match="no gradient passes through the model") as caught:
+        blends.gradient(ALPHA, batch_of(1), 0, lambda outputs, targets: F.cross_entropy(outputs, targets))
+    assert "--method spsa" in caught.value.hint

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.data.target import Target
+from glue_cli.foundation.errors import SpecError
 from glue_cli.results.check import StepCosts
 from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.losses import example_losses
@@ -42,14 +43,15 @@ def measure_costs(spec: Spec, target: Target, blends: Blends, seed: int) -> Step
         return blends.gradient(uniform, batch, 0, mean_loss)
 
     work = {"one": probe(1), "two": probe(2)}
-    if blends.has_gradient:
+    has_gradient = _passes(gradient) if blends.has_gradient else False
+    if has_gradient:
         work["gradient"] = gradient
         if not any(parameter.is_meta for parameter in blends.model.parameters()):
             work["backward"] = lambda: _differentiate(blends, batch, mean_loss)
     seconds = _fastest(work)
     forward_s = max(0.0, (seconds["two"] - seconds["one"]) / 2)
     blend_s = max(0.0, seconds["one"] / 2 - forward_s)
-    if not blends.has_gradient:
+    if not has_gradient:
         return StepCosts(
             batch_size=len(batch[1]),
             forward_s=forward_s,
@@ -68,6 +70,15 @@ def measure_costs(spec: Spec, target: Target, blends: Blends, seed: int) -> Step
         inner_products_s=after_forward_s - backward_s,
         cheaper="spsa" if forward_s + blend_s < after_forward_s else "fullgrad",  # eq. (10)
     )
+
+
+def _passes(gradient: Callable[[], object]) -> bool:
+    """Tell whether a gradient can be taken; a module of the user's may do what has none."""
+    try:
+        gradient()
+    except SpecError:
+        return False
+    return True
 
 
 def _fastest(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:

@@ -1,0 +1,40 @@
+import torch
+from small_nets import Noisy
+from torch import nn
+
+from glue_cli.data.dataset import Dataset
+from glue_cli.data.loader import Examples
+from glue_cli.foundation.ranks import Ranks
+from glue_cli.running.device import Compute
+from glue_cli.running.evaluation import Evaluation
+from glue_cli.workflows.evaluation import add_all
+
+
+def figures_of(model, *, seed=0):
+    draws = torch.Generator().manual_seed(0)
+    data = Dataset(torch.rand(600, 2, 4, 4, generator=draws), torch.randint(0, 3, (600,), generator=draws))
+    evaluation, compute = Evaluation("cross_entropy"), Compute(torch.device("cpu"))
+    add_all(evaluation, model, Examples(data, None, None).on(compute), compute, Ranks(), seed=seed)
+    return evaluation.figures()
+
+
+def test_a_random_forward_draws_the_same_numbers_each_time():
+    torch.manual_seed(1)
+    model = Noisy()
+    before = torch.get_rng_state()
+    first = figures_of(model)
+    assert torch.equal(torch.get_rng_state(), before)  # nothing else is disturbed
+    torch.manual_seed(2)
+    assert figures_of(model) == first and figures_of(model, seed=1) != first
+
+
+def test_batches_draw_different_numbers():
+    seen = []
+
+    class Keeping(nn.Module):
+        def forward(self, images):
+            seen.append(torch.rand(()).item())
+            return images.flatten(1)[:, :3]
+
+    figures_of(Keeping())
+    assert len(set(seen)) == len(seen) > 1
