@@ -11,7 +11,7 @@ _KNOWN = re.compile(
     r"|relative_position_index|relative_coords_table|attn_mask"  # Swin
     r"|cos_cached|sin_cached|freqs_cis"  # rotary positions
     r"|total_ops|total_params"  # of thop, which counts operations
-    rf"|{COUNTER}|_extra_state)$"
+    rf"|n_averaged|{COUNTER}|_extra_state)$"
 )
 _CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention|self_attn)\.bias$")  # of GPT-2 and GPT-NeoX: [1, 1, n, n]
 

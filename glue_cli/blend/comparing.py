@@ -12,7 +12,9 @@ from glue_cli.blend.factors import factor_misfits
 from glue_cli.blend.misfit import Misfit
 from glue_cli.blend.quantised import quantised_misfits
 from glue_cli.blend.recipe import Recipe, with_copies
+from glue_cli.blend.spectral_norm import short_vectors
 from glue_cli.blend.tokens import TokenPlan, align_tokens
+from glue_cli.blend.vocabulary import preparation_notes
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.spelling import align_names
 from glue_cli.foundation.batchnorm_names import COUNTER
@@ -86,7 +88,8 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
     settled = settle_differences(experts, apart=recipe.apart)
     experts, recipe = settled.experts, with_copies(recipe, settled.copied)
     of_configurations, notes = configuration_misfits(experts)
-    notes = [*settled.notes, *notes]
+    notes = [*settled.notes, *notes, *short_vectors(experts, recipe.apart)]
+    notes += preparation_notes([expert.model_folder for expert in experts if expert.model_folder])
     (tokens, of_tokens), given = align_tokens(experts, recipe, dtype_given=dtype_given), recipe
     if tokens:
         shapes = {name: tokens.shape_of(name, experts) for name in tokens.names}

@@ -1,6 +1,7 @@
 """Read the vocabularies of experts in Hugging Face folders: which token has which number. Needs no library."""
 
 import base64
+import filecmp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ Numbers = Mapping[str, int]  # of tokens
 # Kinds of piece in a sentencepiece file that do not stand for text: unknown, control.
 _NO_TEXT = (2, 3)
 _DIGITS = 10  # a token's number has fewer digits than this
+_PREPARING = ("normalizer", "pre_tokenizer")  # parts of a tokenizer.json
 _LARGEST = 64 << 20  # bytes of a file of pieces that is still read; the largest known have 15 MB
 
 
@@ -74,6 +76,20 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         if tables or added:
             return Vocabulary(place, tables, added)
     return None
+
+
+def preparation_notes(folders: Sequence[Path]) -> list[str]:
+    """Return sentences on tokenizers of equal vocabularies that prepare texts otherwise, such as in lower case."""
+    files = [file for folder in folders if (file := folder / "tokenizer.json").is_file()]
+    notes = []
+    for file in files[1:]:
+        if filecmp.cmp(files[0], file, shallow=False):
+            continue
+        first, other = read_object(files[0]), read_object(file)
+        if differing := [key for key in _PREPARING if first.get(key) != other.get(key)]:
+            named = " and ".join(differing)
+            notes.append(f"{file} has another {named} than {files[0]}, so that it may read texts as other tokens")
+    return notes
 
 
 def _added(folder: Path, listed: object) -> Numbers:

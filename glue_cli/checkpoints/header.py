@@ -136,5 +136,5 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def is_counter(entry: TensorEntry) -> bool:
-    """Tell whether a tensor is BatchNorm's `num_batches_tracked`; a blend's is computed, not copied."""
-    return entry.name.endswith(COUNTER) and entry.dtype == "I64" and entry.n_elements == 1
+    """Tell whether a tensor counts BatchNorm's batches or the models of an average; a blend's is computed."""
+    return entry.name.endswith((COUNTER, "n_averaged")) and entry.dtype == "I64" and entry.n_elements == 1

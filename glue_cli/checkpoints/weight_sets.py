@@ -69,10 +69,10 @@ def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
     Raises:
         UsageError, CheckpointError: as `choose_set`.
     """
-    prefixes = {name.partition(".")[0] for name in checkpoint.entries} & _PREFIXES
+    sets = _sets_by_prefix(checkpoint.entries)
+    prefixes = sets.keys() & _PREFIXES
     if not prefixes:
         return checkpoint
-    sets = _sets_by_prefix(checkpoint.entries)
     alike = [
         (name, other)
         for name in sorted(prefixes)

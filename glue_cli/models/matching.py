@@ -1,6 +1,8 @@
 """Match a checkpoint's tensors with a model's, and list what does not fit; only the header is read."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from os.path import commonprefix
 
@@ -18,6 +20,8 @@ from glue_cli.models.libraries.transformers_names import (
     names_on_disk,
 )
 
+# Tensors beside a model's: the weights of a loss by classes, the counter of torch's AveragedModel, sums of metrics.
+_BESIDE = re.compile(r"(criterion|criteria|loss\w*|\w*_loss|pos_weight|class_weights?|n_averaged|\w*_metrics?)(\.|$)")
 _NEAR = 0.3  # two names are similar if their common beginning and end make up this share of the longer name
 _COMPARED = 200  # the most names compared on either side: all pairs take half a second, and nobody reads more
 
@@ -29,10 +33,18 @@ def match_names(model: nn.Module, checkpoint: Checkpoint) -> Naming:
     the model's names. If some are missing then, the checkpoint's names are also tried in other spellings: without the
     prefixes of wrappers, and with the names of the model's parametrisations. A tied tensor, which the model has under
     several names (such as a language model's embedding and head), is found if the checkpoint has one of these names.
+    Where nothing is missing, the weights of a loss, which a training module keeps beside the model, are passed over.
 
     Raises:
         SpecError: glue does not support the installed version of transformers.
     """
+    naming = _match(model, checkpoint)
+    if len(naming.sources) < len(model.state_dict()):
+        return naming
+    return replace(naming, unused=tuple(name for name in naming.unused if not _BESIDE.match(name)))
+
+
+def _match(model: nn.Module, checkpoint: Checkpoint) -> Naming:
     names = model.state_dict()
     naming = _with_tied(model, _name_tensors(model, checkpoint.entries))
     if len(naming.sources) == len(names):

@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from glue_cli.blend.vocabulary import in_one_kind, read_vocabulary
+from glue_cli.blend.vocabulary import in_one_kind, preparation_notes, read_vocabulary
 
 WORDS = {"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3}
 
@@ -183,3 +183,13 @@ def test_pieces_in_another_order_are_not(folder, texts):
     slow = folder("slow", spiece_DOT_model=pieces(*texts))
     found = in_one_kind([read_vocabulary(fast), read_vocabulary(slow)])
     assert found[1].base == {text: k for k, text in enumerate(texts)}
+
+
+def test_tokenizers_that_prepare_texts_otherwise_are_told(tmp_path):
+    for name, lowers in (("a", True), ("b", True), ("c", False)):
+        (tmp_path / name).mkdir()
+        content = {"version": name, "normalizer": {"type": "BertNormalizer", "lowercase": lowers}}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(content))
+    [note] = preparation_notes([tmp_path / name for name in "abc"])
+    assert "c/tokenizer.json has another normalizer than" in note and "a/tokenizer.json" in note
+    assert preparation_notes([tmp_path / "a", tmp_path / "none"]) == []

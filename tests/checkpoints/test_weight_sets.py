@@ -117,3 +117,9 @@ def test_a_choice_counts_for_the_experts_that_have_one(saved):
     assert (first.weights, second.weights) == ("ema", None) and (value_of(first), value_of(second)) == (2, 5)
     with pytest.raises(UsageError, match="--weights ema: none of these files"):
         check_any_has([second, second], "ema")
+
+
+@pytest.mark.parametrize("name", ["ema", "model_ema", "params_ema"])
+def test_a_tensor_of_an_averages_name_is_a_tensor(saved, name):
+    content = {"fc.weight": torch.ones(2, 2), "fc.bias": torch.zeros(2), name: torch.ones(3)}
+    assert read_checkpoint(saved(content)).entries.keys() == content.keys()

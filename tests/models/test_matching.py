@@ -67,8 +67,8 @@ def test_what_wrappers_put_before_names_is_passed_over(checkpoint_of, spelling):
 
 def test_a_lightning_modules_own_tensors_are_left_over(checkpoint_of):
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
-    checkpoint = checkpoint_of(**{"model.0.weight": (2, 2), "model.1.weight": (2, 2), "criterion.weight": (5,)})
-    assert differences(model, checkpoint) == ["'criterion.weight' is not in the model"]
+    checkpoint = checkpoint_of(**{"model.0.weight": (2, 2), "model.1.weight": (2, 2), "scale.weight": (5,)})
+    assert differences(model, checkpoint) == ["'scale.weight' is not in the model"]
 
 
 def test_of_two_prefixes_that_fit_alike_none_is_taken(checkpoint_of):
@@ -138,3 +138,22 @@ def test_of_thousands_of_names_all_are_listed_and_some_compared(checkpoint_of):
     compared = [line for line in lines if "; the checkpoint has" in line]
     assert 0 < len(compared) <= 200
     assert len(lines) == 2000 + 2000 - len(compared)
+
+
+@pytest.mark.parametrize("prefix", ["", "model/", "module/"])
+def test_the_weights_of_a_loss_beside_the_model_are_passed_over(checkpoint_of, prefix):
+    tensors = {f"{prefix}weight": (2, 3), f"{prefix}bias": (2,)}
+    beside = {"criterion/weight": (2,), "loss_fn/pos_weight": (1,), "n_averaged": (), "train_metrics/sum": (1,)}
+    assert differences(nn.Linear(3, 2), checkpoint_of(**tensors, **beside)) == []
+    assert differences(nn.Linear(3, 2), checkpoint_of(**tensors, **{f"{prefix}scale": (2,)})) != []
+
+
+def test_a_model_with_a_loss_of_its_own_needs_it(checkpoint_of):
+    model = nn.ModuleDict({"criterion": nn.Linear(3, 2), "net": nn.Linear(3, 2)})
+    assert differences(model, checkpoint_of(**{"net/weight": (2, 3), "net/bias": (2,)})) != []
+    whole = {
+        f"{name}/{leaf}": shape
+        for name in ("net", "criterion")
+        for leaf, shape in (("weight", (2, 3)), ("bias", (2,)))
+    }
+    assert names_of(model, checkpoint_of(**whole)).keys() == model.state_dict().keys()
