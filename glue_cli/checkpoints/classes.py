@@ -9,6 +9,8 @@ from glue_cli.checkpoints.json_files import read_object
 
 _PLACEHOLDER = re.compile(r"LABEL_\d+")  # written by transformers when the classes have no names
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
+TRUTHS = ("false", "true")  # the names of labels that are truths, by their numbers
+_TRUTHS = {"no": "false", "n": "false", "yes": "true", "y": "true"}  # other words for them
 _LISTED = 20  # the most names in a message
 
 
@@ -35,6 +37,8 @@ def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int | None
         return [int(name) if int(name) < len(among) else None for name in names]
     if is_numbering(among) and not any(map(is_number, names)):
         return [place if place < len(among) else None for place in range(len(names))]
+    if tuple(names) == TRUTHS:
+        among = [_TRUTHS.get(name.casefold(), name) for name in among]
     return match_spellings(names, among)
 
 

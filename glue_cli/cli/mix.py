@@ -277,6 +277,8 @@ def mix(
     hint = f"glue finetune {prior}, or glue evaluate {prior}"
     if plan.adapters and not plan.adapters.merges:
         hint = f"glue evaluate {prior} measures it beside its base; with --base BASE the blend is a whole model"
+    elif plan.destination.is_folder and (plan.tensors.tokens or plan.tensors.head_classes):  # which are no expert's
+        hint = f"glue evaluate {prior} --set model.args.path={prior}"
     session.finish(result, show_mix, hint)
 
 

@@ -15,6 +15,7 @@ from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Progress, silent
 from glue_cli.foundation.user_code import PREFIX
 from glue_cli.spec.normalisation import ImageNormalisation
+from glue_cli.spec.resizing import Resizing
 from glue_cli.spec.schema import DataSpec
 
 if TYPE_CHECKING:  # `glue --help` reads the names below and must not import torch
@@ -112,6 +113,7 @@ def read_dataset(
     tokenizer: Path | None = None,
     cache: Path | None = None,
     progress: Progress = silent,
+    resizing: Resizing | None = None,
 ) -> "Dataset | None":
     """Read one split of a data set into memory.
 
@@ -123,6 +125,7 @@ def read_dataset(
         tokenizer: the folder of the model's tokenizer, needed for texts.
         cache: the folder for cached data, created if missing; None turns caching off.
         progress: is called with the progress of slow reads.
+        resizing: how the model's files resize images; used if it gives `data.image_size`.
     Returns:
         the split, or None for a val split that the data set does not have.
     Raises:
@@ -137,6 +140,8 @@ def read_dataset(
     module, _, function = form.reader.partition(":")
     reader = getattr(importlib.import_module(f".{module}", __name__), function)
     read = partial(reader, folder=folder) if data.format.startswith(PREFIX) else reader
+    if "image_size" in form.takes:
+        read = partial(reader, resizing=resizing)
     with _faults_of_data(root):
         examples: Dataset | Texts | Replies | None = read(data, split, root=root, cache=cache, progress=progress)
     how = tokenizer, data.max_length, data.max_characters

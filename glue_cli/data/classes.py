@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from glue_cli.checkpoints.classes import is_numbering, listed, match_classes
+from glue_cli.checkpoints.classes import TRUTHS, is_number, is_numbering, listed, match_classes
 from glue_cli.data.dataset import Dataset
 from glue_cli.foundation.errors import DataError
 
@@ -36,7 +36,9 @@ def renumber(
 ) -> tuple[Tensor, tuple[str, ...] | None]:
     """Renumber labels to other classes, matched by name; return them and the class names that apply to them.
 
-    If one side has no names, or its names are only numbers, the labels stay, and the other side's names apply.
+    If one side has no names, or its names are only numbers, the labels stay, and the other side's names apply. Where
+    the classes' names are numbers in another order, labels that are among them are names too; truths that are not
+    among the names stay.
 
     Args:
         labels: int64 [N].
@@ -48,8 +50,11 @@ def renumber(
     names = classes.names
     if not names or own == names or not len(labels):
         return labels, own
-    if own is None:
+    if own is None and not are_names(labels, names):
         return labels, names if int(labels.max()) < len(names) else None  # else the names are not of these labels
+    if own == TRUTHS and None in match_classes(own, names):
+        return labels, names
+    own = own or tuple(map(str, range(int(labels.max()) + 1)))
     used = labels.bincount().nonzero().squeeze(1)
     places = match_classes(own, names)
     lost = [own[number] for number in used.tolist() if places[number] is None]
@@ -63,6 +68,35 @@ def renumber(
         return labels, own  # which are words, and so more useful
     table = torch.tensor([-1 if place is None else place for place in places])
     return labels if torch.equal(table[used], used) else table[labels], names
+
+
+def are_names(labels: Tensor, names: Sequence[str]) -> bool:
+    """Tell whether labels that are whole numbers are the names of classes: numbers that are not in order."""
+    if not all(map(is_number, names)) or is_numbering(names):
+        return False
+    return set(map(str, labels.bincount().nonzero().squeeze(1).tolist())) <= set(names)
+
+
+def doubt_about(dataset: Dataset, classes: Classes, *, of_library: bool) -> str | None:
+    """Return a sentence on how labels are read, if that is a guess; None if there is nothing to guess.
+
+    Args:
+        of_library: whether the model is one of transformers, whose checkpoints usually name their classes.
+    """
+    labels, own, names = dataset.labels, dataset.class_names, classes.names
+    if labels is None or not len(labels):
+        return None
+    if not names and own and of_library and not is_numbering(own):
+        order = listed([f"{number} {name}" for number, name in enumerate(own)])
+        return f"{classes.owner} does not name its classes; those of the data are taken to be {order}"
+    if not names:
+        return None
+    if own is None and are_names(labels, names):
+        order = listed([f"'{name}' is class {number}" for number, name in enumerate(names)])
+        return f"the labels are taken for the classes' names, which {classes.owner} has in another order: {order}"
+    if own == TRUTHS and None in match_classes(own, names):
+        return f"false and true are taken to be the classes 0 and 1 of {classes.owner}, {listed(names)}"
+    return None
 
 
 def renumbered(dataset: Dataset, classes: Classes, where: str) -> Dataset:

@@ -20,6 +20,7 @@ from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
+from glue_cli.spec.resizing import Resizing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -46,19 +47,19 @@ class EncodedImage:
 
 
 def decode_all(
-    images: Sequence[EncodedImage], image_size: int | None, progress: Progress, *, mode: Mode = "RGB"
+    images: Sequence[EncodedImage], way: int | Resizing | None, progress: Progress, *, mode: Mode = "RGB"
 ) -> Tensor:
     """Return the images, uint8 [N, 3, H, W], or [N, 1, H, W] with the mode L.
 
     Args:
-        image_size: the central square of each image is resized to it, bicubic with antialiasing; without it, all
-            images must be of one size.
+        way: how to resize; a number is the size to which the central square of each image is resized, bicubic with
+            antialiasing; with None, all images must be of one size.
     Raises:
         DataError: an image is broken, of another size or has more than 8 bits a channel, or Pillow is not installed.
         ResourceError: all images together do not fit into memory.
     Cost: decodes on as many threads as torch uses.
     """
-    first = _decode(images[0], image_size, mode)
+    first = _decode(images[0], way, mode)
     width, height = first.size
     n_bytes = len(mode) * height * width  # of an image
     if len(images) * n_bytes > free_memory(torch.device("cpu")):
@@ -72,7 +73,7 @@ def decode_all(
     def decode_chunk(start: int) -> int:
         chunk = images[start : start + _CHUNK]
         for i, encoded in enumerate(chunk, start):
-            image = _decode(encoded, image_size, mode)
+            image = _decode(encoded, way, mode)
             if image.size != (width, height):
                 raise DataError(
                     f"'{encoded.name}' is {image.width}x{image.height} pixels, '{images[0].name}' is "
@@ -170,8 +171,8 @@ def _upright(image: "PillowImage", orientation: int) -> "PillowImage":
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 
-def _decode(encoded: EncodedImage, image_size: int | None, mode: Mode) -> "PillowImage":
-    """Return an image upright, its central square resized to `image_size` when that is given."""
+def _decode(encoded: EncodedImage, way: int | Resizing | None, mode: Mode) -> "PillowImage":
+    """Return an image upright, and resized as `decode_all` says."""
     name = encoded.name
     try:
         with _opened(encoded) as file:
@@ -192,11 +193,26 @@ def _decode(encoded: EncodedImage, image_size: int | None, mode: Mode) -> "Pillo
         raise DataError(
             f"'{name}' has more than 8 bits a channel (mode {file_mode})", hint="convert the images to 8 bits"
         )
-    if image_size is None:
-        return image
+    return image if way is None else _resized(image, way)
+
+
+def _resized(image: "PillowImage", way: int | Resizing) -> "PillowImage":
     from PIL.Image import Resampling
 
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    square = (left, top, left + side, top + side)
-    return image.resize((image_size, image_size), Resampling.BICUBIC, box=square)
+    if isinstance(way, int):
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        return image.resize((way, way), Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    by = Resampling[way.filter.upper()]
+    if way.edge is None:
+        return image.resize((way.width, way.height), by)
+    short = min(image.size)
+    image = image.resize((way.edge * image.width // short, way.edge * image.height // short), by)
+    left, top = (image.width - way.width) // 2, (image.height - way.height) // 2
+    return image.crop((left, top, left + way.width, top + way.height))  # black where it is smaller
+
+
+def chosen_resizing(image_size: int | None, stated: Resizing | None) -> int | Resizing | None:
+    """Return how images are resized to `image_size`: as the model's files say, if they give this size."""
+    fits = stated is not None and (stated.height, stated.width) == (image_size, image_size)
+    return stated if fits else image_size

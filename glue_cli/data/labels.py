@@ -5,8 +5,15 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from glue_cli.checkpoints.classes import is_number
+from glue_cli.checkpoints.classes import TRUTHS, is_number
 from glue_cli.foundation.errors import DataError
+
+# A label of another kind -> what the user can do about it.
+_MENDS: dict[type, str] = {
+    float: "numbers to predict are read with format: huggingface, columns: {target: NAME} and loss: mse",
+    list: "glue reads one label an example, not several, nor one a word",
+    type(None): "give it a label, or leave the example out",
+}
 
 
 def encode_labels(
@@ -15,7 +22,8 @@ def encode_labels(
     """Return labels, int64 [N], and the class names where the labels are names.
 
     The names are those of the train split, sorted, so that a class has one number in every split. If all of the
-    train split's labels are whole numbers, some or all of them in quotes, they are numbers. False is 0 and true 1.
+    train split's labels are whole numbers, some or all of them in quotes, they are numbers. False is 0 and true 1, and
+    these are their names.
 
     Args:
         written: one label per example, all whole numbers, all truths or all names.
@@ -25,11 +33,14 @@ def encode_labels(
         DataError: a label is neither a whole number nor text, differs in kind from the others, is negative, or is not
             a class of train.
     """
-    if all(isinstance(label, bool) for label in written):
-        return torch.tensor(written, dtype=torch.int64), None
+    if written and all(isinstance(label, bool) for label in written):
+        return torch.tensor(written, dtype=torch.int64), TRUTHS
     for i, label in enumerate(written):
         if type(label) not in (int, str):
-            raise DataError(f"{where(i)}: the label is {label!r}, wanted a whole number or a class name")
+            raise DataError(
+                f"{where(i)}: the label is {label!r}, wanted a whole number or a class name",
+                hint=_MENDS.get(type(label)),
+            )
     are_numbers = all(map(_is_number, written))
     if are_numbers and any(isinstance(label, str) for label in written):
         names = _names_of(train())
@@ -48,7 +59,8 @@ def encode_labels(
         if name not in numbers:
             raise DataError(
                 f"{where(i)}: class '{name}' is unknown to the train split",
-                hint=f"train has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}",
+                hint=f"train has {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}: give it an example of "
+                "this class, or leave these out",
             )
     return torch.tensor([numbers[str(name)] for name in written], dtype=torch.int64), names
 

@@ -1,14 +1,15 @@
-"""Read the mean and std of images from the folders of models. Needs no torch."""
+"""Read the mean and std of images from the folders of models, and what else these say. Needs no torch."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.checkpoints.json_files import read_object
+from glue_cli.data.model_resizing import stated_resizing
+from glue_cli.data.model_settings import is_of_images, settings_of
 from glue_cli.spec.normalisation import ImageNormalisation
 from glue_cli.spec.schema import Spec
 
@@ -18,7 +19,7 @@ _NO_PATHS = ("shared", "independent")  # values of `experts.init` that are not p
 
 
 def as_models_say(spec: Spec, checkpoints: Sequence[Checkpoint]) -> Spec:
-    """Return the spec with the normalisation that its models' folders state; if they differ, the first one counts.
+    """Return the spec with what its models' folders say of images; where they differ, the first one counts.
 
     Args:
         checkpoints: the checkpoints given to the command.
@@ -28,6 +29,8 @@ def as_models_say(spec: Spec, checkpoints: Sequence[Checkpoint]) -> Spec:
     folders += [spec.path(path)] if isinstance(path, str) else []
     folders += [spec.path(spec.experts.init)] if spec.experts and spec.experts.init not in _NO_PATHS else []
     normalisations = [stated for folder in dict.fromkeys(folders) if folder and (stated := stated_in(folder))]
+    if resizing := stated_resizing(folder for folder in folders if folder):
+        spec = spec.resizing_as(resizing)
     if not normalisations:
         return spec
     first, *others = normalisations
@@ -40,7 +43,7 @@ def as_models_say(spec: Spec, checkpoints: Sequence[Checkpoint]) -> Spec:
 
 def stated_in(folder: Path) -> ImageNormalisation | None:
     """Return the normalisation in a model's folder, as transformers or timm write it; None if there is none."""
-    for file, content in _settings(folder):
+    for file, content in settings_of(folder):
         stated = _of_transformers(content) or _of_timm(content)
         if stated and _is_sound(*stated):
             warnings = [f"'{file}' wants the channels in the order BGR, and glue gives RGB"]
@@ -49,19 +52,9 @@ def stated_in(folder: Path) -> ImageNormalisation | None:
     return None
 
 
-def _settings(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the settings that may state it: transformers' processor files, and timm's part of a configuration."""
-    yield (file := folder / "preprocessor_config.json"), read_object(file)
-    inner = read_object(file := folder / "processor_config.json").get("image_processor")
-    yield file, inner if isinstance(inner, dict) else {}
-    config = read_object(file := folder / "config.json")
-    inner = config.get("pretrained_cfg")
-    yield file, inner if isinstance(inner, dict) else config if "architecture" in config else {}
-
-
 def _of_transformers(content: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return mean and std from an image processor, which applies them to bytes times rescale_factor."""
-    if not {"image_processor_type", "image_mean", "do_rescale"} & content.keys():  # a processor of sounds or texts
+    if not is_of_images(content):
         return None
     mean, std = [0.0], [1.0]
     if content.get("do_normalize", True):

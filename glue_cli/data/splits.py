@@ -1,6 +1,6 @@
 """Read one split of a data set as the spec says, and check that it fits the loss."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from glue_cli.data import normalisation, read_dataset
 from glue_cli.data.dataset import Ragged
@@ -9,6 +9,7 @@ from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.spec.normalisation import ImageNormalisation
+from glue_cli.spec.resizing import Resizing
 from glue_cli.spec.schema import DataSpec, Spec
 
 
@@ -34,7 +35,8 @@ def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | N
         split,
         root=root,
         folder=spec.path("."),
-        tokenizer=_tokenizer_folder(spec),
+        tokenizer=spec.model_folder,
+        resizing=spec.resizing,
         cache=run.cache,
         progress=run.progress,
     )
@@ -48,7 +50,12 @@ def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | N
         is_text = isinstance(dataset.targets, Ragged)
         kind, loss = ("texts alone", "cross_entropy") if is_text else ("targets of a regression", "mse")
     if loss != spec.loss:
-        raise DataError(f"{where} has {kind}, which loss: {spec.loss} does not fit", hint=f"set loss: {loss}")
+        hint = f"set loss: {loss}"
+        if kind == "labels":
+            hint += "; for a regression, give the targets as floats, or name their column data.columns: {target: NAME}"
+        raise DataError(f"{where} has {kind}, which loss: {spec.loss} does not fit", hint=hint)
+    if dataset.has_images and spec.resizing:
+        _tell_resizing(data, dataset.shape[1:], spec.resizing, run)
     _tell_normalisation(data, spec.of_images if dataset.has_images else None, run)
     return Examples(dataset, *normalisation(data, dataset, spec.of_images))
 
@@ -61,7 +68,16 @@ def _tell_normalisation(data: DataSpec, stated: ImageNormalisation | None, run: 
             run.progress(Noted(warning, warning=True))
 
 
-def _tokenizer_folder(spec: Spec) -> Path | None:
-    """Return the folder of a transformers model, which also holds the tokenizer."""
-    path = spec.model.args.get("path")
-    return spec.path(path) if spec.model.arch.startswith("transformers:") and isinstance(path, str) else None
+def _tell_resizing(data: DataSpec, shape: Sequence[int], stated: Resizing, run: Run) -> None:
+    """Report how images are resized where the model's files decide it, and where they would and glue does not.
+
+    Args:
+        shape: height and width of the images.
+    """
+    if data.image_size and (stated.height, stated.width) == (data.image_size, data.image_size):
+        run.progress(Noted(f"images are resized as '{stated.source}' says: {stated}"))
+    elif tuple(shape) != (stated.height, stated.width):
+        text = (
+            f"'{stated.source}' resizes images to {stated.height}x{stated.width}, and these are {shape[0]}x{shape[1]}"
+        )
+        run.progress(Noted(text, warning=True))

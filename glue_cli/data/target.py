@@ -5,7 +5,7 @@ from functools import cached_property
 from torch import Tensor
 
 from glue_cli.checkpoints.classes import listed
-from glue_cli.data.classes import Classes, classes_without_example
+from glue_cli.data.classes import Classes, classes_without_example, doubt_about
 from glue_cli.data.loader import Examples
 from glue_cli.data.partition import draw_val, target_split
 from glue_cli.data.splits import find_split, read_split
@@ -56,7 +56,12 @@ class Target:
             n_classes = len(examples.class_names or ())
             text = f"{split} has no example of {listed(lacking)} ({len(lacking)} of {n_classes} classes)"
             self._run.progress(Noted(text, warning=True))
-        return examples.renumbered(self._classes, f"'{self._spec.data.where}'") if self._classes else examples
+        if self._classes is None:
+            return examples
+        of_library = self._spec.model_folder is not None
+        if doubt := doubt_about(examples.dataset, self._classes, of_library=of_library):
+            self._run.progress(Noted(f"{split}: {doubt}", warning=True))
+        return examples.renumbered(self._classes, f"'{self._spec.data.where}'")
 
 
 def divide(spec: Spec, whole: Examples, run: Run) -> tuple[Tensor, Tensor, Examples | None]:

@@ -18,6 +18,7 @@ from glue_cli.models import build_model
 from glue_cli.models.backbone import backbone_of
 from glue_cli.models.head_rows import plan_head_start
 from glue_cli.models.matching import list_differences, list_missing, match_names, tensor_fits
+from glue_cli.models.own_folder import build_from, own_folder
 from glue_cli.spec.schema import Spec
 
 _LISTED = 6  # names in a note
@@ -75,7 +76,9 @@ def check_fits_model(model: nn.Module, checkpoint: Checkpoint, spec: Spec) -> Na
         raise CheckpointError(
             f"'{checkpoint.path}' does not fit the spec's model '{spec.model.arch}'",
             items=items,
-            hint="set model.arch and model.args to the model that the checkpoint was trained with",
+            hint=build_from(spec, own)
+            if (own := own_folder(spec, checkpoint))
+            else "set model.arch and model.args to the model that the checkpoint was trained with",
         )
     return naming
 

@@ -20,6 +20,7 @@ from glue_cli.plans.hub import fetched
 from glue_cli.plans.mix_adapters import plan_adapter_alone
 from glue_cli.plans.mix_records import Adapters
 from glue_cli.plans.outputs import Outputs
+from glue_cli.plans.spec_folder import check_folders
 from glue_cli.running.metrics import BARS, CEILINGS, METRICS
 from glue_cli.spec.schema import Spec
 
@@ -104,6 +105,7 @@ def plan_evaluate(
         replace(outputs, result=junit).check(read, spec, option="--junit")
         if outputs.result and os.path.realpath(junit) == os.path.realpath(outputs.result):
             raise UsageError(f"'{junit}' is both the output and the report", hint="name another --junit")
+    check_folders(spec, [checkpoint for checkpoint in read if checkpoint.path not in adapters])
     check_data(spec.data, spec.path(spec.data.root))
     spec = as_models_say(spec, read)
     return EvaluatePlan(

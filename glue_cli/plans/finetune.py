@@ -14,6 +14,7 @@ from glue_cli.data import check_data
 from glue_cli.data.model_normalisation import as_models_say
 from glue_cli.plans.hub import fetched
 from glue_cli.plans.outputs import Outputs, model_folder
+from glue_cli.plans.spec_folder import check_folders
 from glue_cli.plans.train_expert import initial_checkpoint
 from glue_cli.spec.schema import Spec
 
@@ -52,6 +53,7 @@ def plan_finetune(
     destination = plan_model_destination(outputs.result, model_folder(spec))
     start = [start_checkpoint] if start_checkpoint else initial_checkpoint(spec)
     refuse(quantised_model_misfits(start[0]) if start else [])
+    check_folders(spec, [start_checkpoint] if start_checkpoint else [])
     outputs.check(start, spec, destination)
     check_data(spec.data, spec.path(spec.data.root))
     return FinetunePlan(

@@ -37,6 +37,7 @@ from glue_cli.plans.mix_records import (
 from glue_cli.plans.mix_statistics import plan_groups, plan_statistics
 from glue_cli.plans.mix_tokens import check_tokenizer_is_written, spec_with_rows
 from glue_cli.plans.outputs import Outputs
+from glue_cli.plans.spec_folder import check_folders
 from glue_cli.results.card import About
 
 if TYPE_CHECKING:  # given coefficients need no spec, and importing its schema takes longer than the blend
@@ -139,8 +140,11 @@ def plan_mix(
         check_any_has(experts, weights)
         experts, tensors, destination = _plan_checkpoints(experts, outputs, rules, groups, coefficients, writing, spec)
         adapters = None
-        if spec and tensors.tokens:
-            spec = spec_with_rows(spec, tensors.tokens)
+        if spec:
+            spec = spec_with_rows(spec, tensors.tokens) if tensors.tokens else spec
+            if tensors.head_classes and spec.model_folder and "num_labels" not in spec.model.args:
+                spec = spec.with_model_args(num_labels=len(tensors.head_classes))
+            check_folders(spec, experts[:1])  # they are alike
     if coefficients.lacks_sizes:
         coefficients = replace(coefficients, sizes=tuple(_recorded_sizes(experts)))
     if spec:

@@ -38,20 +38,17 @@ def spec_with_rows(spec: "Spec", tokens: TokenPlan) -> "Spec":
     Raises:
         SpecError: that folder's tokenizer, which reads the texts, gives tokens other numbers than the blend.
     """
-    path = spec.model.args.get("path")
-    if not isinstance(path, str) or not spec.model.arch.startswith("transformers:"):
+    if (folder := spec.model_folder) is None:
         return spec
-    folder = spec.path(path)
     if vocabulary := read_vocabulary(folder):
         (own,) = in_one_kind([tokens.vocabulary, vocabulary])[1:]
         odd = sorted(token for token, number in own.numbers.items() if tokens.vocabulary.numbers.get(token) != number)
         if odd:
             raise SpecError(
-                f"model.args.path: the tokenizer of '{path}' numbers tokens otherwise than the blend",
+                f"model.args.path: the tokenizer of '{folder}' numbers tokens otherwise than the blend",
                 items=[repr(token) for token in odd],
                 hint=f"set model.args.path to {tokens.vocabulary.folder}",
             )
     if "vocab_size" in spec.model.args or "vocab_size" not in read_object(folder / "config.json"):
         return spec
-    args = {**spec.model.args, "vocab_size": tokens.n_rows}
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"args": args})})
+    return spec.with_model_args(vocab_size=tokens.n_rows)

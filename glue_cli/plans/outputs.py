@@ -82,7 +82,4 @@ def _data_files(spec: "Spec") -> list[Path]:
 
 def model_folder(spec: "Spec") -> Path | None:
     """Return the folder of a transformers model, whose layout its finetuned copies get."""
-    folder = spec.model.args.get("path")
-    if not spec.model.arch.startswith("transformers:") or not isinstance(folder, str):
-        return None
-    return spec.path(folder) if spec.path(folder).is_dir() else None
+    return folder if (folder := spec.model_folder) and folder.is_dir() else None

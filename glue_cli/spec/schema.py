@@ -23,6 +23,7 @@ from glue_cli.foundation.user_code import PREFIX
 from glue_cli.spec.budget import Budget, parse_budget
 from glue_cli.spec.goal import GOALS
 from glue_cli.spec.normalisation import ImageNormalisation
+from glue_cli.spec.resizing import Resizing
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -293,6 +294,7 @@ class Spec(_Section):
     _folder: Path = PrivateAttr(default=Path("."))
     _fetched: dict[str, Path] = PrivateAttr(default_factory=dict)
     _of_images: ImageNormalisation | None = PrivateAttr(default=None)
+    _resizing: Resizing | None = PrivateAttr(default=None)
 
     @field_validator("objective")
     @classmethod
@@ -307,8 +309,7 @@ class Spec(_Section):
         members = self.experts.members if self.experts else []
         if not members or not members[expert].args:
             return self
-        model = self.model.model_copy(update={"args": {**self.model.args, **members[expert].args}})
-        return self.model_copy(update={"model": model})
+        return self.with_model_args(**members[expert].args)
 
     def path(self, written: str) -> Path:
         """Return the real path for one in the spec: where it was fetched to, or relative to the spec's folder."""
@@ -333,10 +334,32 @@ class Spec(_Section):
         fetched = self._fetched.get(path) if isinstance(path, str) else None
         return {**self.model.args, **({"path": str(fetched)} if fetched else {})}
 
+    def with_model_args(self, **args: Any) -> "Spec":
+        """Return this spec with other arguments of the model."""
+        model = self.model.model_copy(update={"args": {**self.model.args, **args}})
+        return self.model_copy(update={"model": model})
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The folder that a model of transformers is built from, with its tokenizer; None for other models."""
+        path = self.model.args.get("path")
+        return self.path(path) if self.model.arch.startswith("transformers:") and isinstance(path, str) else None
+
     @property
     def of_images(self) -> ImageNormalisation | None:
         """The normalisation of images from the model's files, used if the spec does not give one."""
         return self._of_images
+
+    @property
+    def resizing(self) -> Resizing | None:
+        """How the model's files resize images, used where this gives `data.image_size`."""
+        return self._resizing
+
+    def resizing_as(self, resizing: Resizing) -> "Spec":
+        """Return this spec with the way in which the model's files resize images."""
+        changed = self.model_copy()
+        changed._resizing = resizing
+        return changed
 
     def normalising(self, of_images: ImageNormalisation) -> "Spec":
         """Return this spec with the normalisation that the model's files ask for."""

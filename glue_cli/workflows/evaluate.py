@@ -5,7 +5,7 @@ from pathlib import Path
 
 from glue_cli.checkpoints.classes import class_names_of
 from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.data.classes import Classes
+from glue_cli.data.classes import Classes, doubt_about
 from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import UsageError
@@ -49,7 +49,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)
     checkpoints = [*([plan.baseline] if plan.baseline else []), *plan.checkpoints]
-    views = [examples.renumbered(_classes_of(plan, one), f"'{spec.data.where}'") for one in checkpoints]
+    views = [_view(plan, one, examples, run) for one in checkpoints]
     evaluated: list[tuple[EvaluatedCheckpoint, ByExample]] = []
     run.progress(Started("evaluate", len(checkpoints), "checkpoints"))
     for k, (checkpoint, view) in enumerate(zip(checkpoints, views, strict=True)):
@@ -67,7 +67,8 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
                 check_fits_data(model, view, spec.loss, spec.data.where)
             if not k:  # timed on data that fit
                 compute = evaluation_compute(spec, model, view, run)
-            add_all(evaluation, compute.to_device(model), view.on(compute), compute, run.ranks)
+            on_device = compute.to_device(model)
+            add_all(evaluation, on_device, view.on(compute), compute, run.ranks, seed=spec.seed)
         row = EvaluatedCheckpoint(
             checkpoint=checkpoint.name,
             split=plan.split,
@@ -141,6 +142,14 @@ def _check_figures(plan: EvaluatePlan, examples: Examples) -> None:
         raise UsageError(f"texts without labels have no {asked[0]}", hint="their figures are the loss and perplexity")
     if "perplexity" in plan.ceilings and examples.dataset.labels is not None:
         raise UsageError("data with labels have no perplexity", hint="set a bar for the loss: --fail-over loss=0.5")
+
+
+def _view(plan: EvaluatePlan, checkpoint: Checkpoint, examples: Examples, run: Run) -> Examples:
+    """Return the examples with labels that are the checkpoint's class numbers; warn where these are a guess."""
+    classes = _classes_of(plan, checkpoint)
+    if doubt := doubt_about(examples.dataset, classes, of_library=plan.spec.model_folder is not None):
+        run.progress(Noted(doubt, warning=True))
+    return examples.renumbered(classes, f"'{plan.spec.data.where}'")
 
 
 def _classes_of(plan: EvaluatePlan, checkpoint: Checkpoint) -> Classes:

@@ -1,7 +1,10 @@
+import re
+
 import pytest
 import torch
 
-from glue_cli.data.classes import Classes, classes_without_example, renumber, renumbered
+from glue_cli.checkpoints.classes import TRUTHS
+from glue_cli.data.classes import Classes, classes_without_example, doubt_about, renumber, renumbered
 from glue_cli.data.dataset import Dataset
 from glue_cli.foundation.errors import DataError
 
@@ -68,3 +71,54 @@ def test_classes_without_an_example():
     assert classes_without_example(Dataset(LABELS, LABELS, ("a", "b", "c"))) == []
     assert classes_without_example(Dataset(LABELS, LABELS)) == []
     assert classes_without_example(Dataset(LABELS, torch.zeros(4), ("a", "b"))) == []
+
+
+NUMBERS = ("0", "1", "10", "11", "2")  # as a list of folders is sorted
+
+
+def test_numbers_that_are_names_are_matched_as_names():
+    labels, names = renumber(torch.tensor([0, 2, 11]), None, of(*NUMBERS), "'d'")
+    assert labels.tolist() == [0, 4, 3] and names == NUMBERS
+    stars = renumber(torch.tensor([1, 2, 1]), None, of("1", "2", "3"), "'d'")
+    assert stars[0].tolist() == [0, 1, 0]
+    encoded = renumber(torch.tensor([0, 2]), None, of("1", "2", "3"), "'d'")  # 0 is none of the names
+    assert encoded[0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("True", "False"), [1, 0, 1]),
+        (("yes", "no"), [1, 0, 1]),
+        (("N", "Y"), [0, 1, 0]),
+        (("0", "1"), [0, 1, 0]),
+        (("ham", "spam"), [0, 1, 0]),
+        ((), [0, 1, 0]),
+    ],
+)
+def test_truths_are_the_classes_of_that_name(names, labels):
+    assert renumber(torch.tensor([0, 1, 0]), TRUTHS, of(*names), "'d'")[0].tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("own", "names", "of_library", "said"),
+    [
+        (("bad", "good"), (), True, "the model does not name its classes; .* 0 bad, 1 good"),
+        (("bad", "good"), (), False, None),
+        (("0", "1", "2"), (), True, None),
+        (("bad", "good"), ("good", "bad"), True, None),
+        (None, ("1", "2", "3"), True, "taken for the classes' names, .* '1' is class 0, '2' is class 1"),
+        (None, ("0", "1", "2"), True, None),
+        (None, ("a", "b", "c"), True, None),
+        (TRUTHS, ("ham", "spam"), True, "false and true are taken to be the classes 0 and 1 of the model, ham, spam"),
+        (TRUTHS, ("yes", "no"), True, None),
+    ],
+)
+def test_a_guess_is_said(own, names, of_library, said):
+    dataset = Dataset(torch.zeros(2, 1), torch.tensor([1, 2] if own is None else [0, 1]), own)
+    found = doubt_about(dataset, of(*names), of_library=of_library)
+    assert found is None if said is None else re.search(said, found)
+
+
+def test_numbers_to_predict_leave_nothing_to_guess():
+    assert doubt_about(Dataset(torch.zeros(2, 1), torch.zeros(2), None), of("a"), of_library=True) is None

@@ -16,8 +16,15 @@ def test_numbers_in_quotes_are_numbers(written):
     assert encode(written) == ([3, 0, 11], None)
 
 
-def test_truths_are_numbers():
-    assert encode([True, False, True]) == ([1, 0, 1], None)
+def test_truths_are_numbers_with_names():
+    assert encode([True, False, True]) == ([1, 0, 1], ("false", "true"))
+
+
+@pytest.mark.parametrize(("label", "hint"), [(0.5, "loss: mse"), ([0, 1], "one label an example"), (None, "leave")])
+def test_labels_of_another_kind_say_what_to_do(label, hint):
+    with pytest.raises(DataError, match="line 1: the label is") as caught:
+        encode([0, label])
+    assert hint in caught.value.hint
 
 
 def test_numbers_alone_do_not_ask_for_the_train_split():

@@ -13,11 +13,12 @@ from torch import Tensor
 from glue_cli.data.classes import of_train, renumber
 from glue_cli.data.dataset import Dataset, Replies, Texts
 from glue_cli.data.formats.conversations import read_conversation
-from glue_cli.data.images import EncodedImage, decode_all, is_grey
+from glue_cli.data.images import EncodedImage, Mode, chosen_resizing, decode_all, is_grey
 from glue_cli.data.labels import encode_labels
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
+from glue_cli.spec.resizing import Resizing
 from glue_cli.spec.schema import DataSpec
 
 # The role of a column -> its usual names, tried when the spec names no column.
@@ -34,7 +35,14 @@ _TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
 
 
 def read_columns(
-    data: DataSpec, table: Any, open_train: Callable[[], Any], *, root: Path, where: str, progress: Progress
+    data: DataSpec,
+    table: Any,
+    open_train: Callable[[], Any],
+    *,
+    root: Path,
+    where: str,
+    progress: Progress,
+    resizing: Resizing | None = None,
 ) -> Dataset | Texts | Replies:
     """Read the columns that `data.columns` names, or else those with the usual names.
 
@@ -48,6 +56,7 @@ def read_columns(
         open_train: returns the train split, whose class names number the labels.
         root: the folder of the image files that the table names.
         where: what the split is called in messages.
+        resizing: how images are resized, if it gives `data.image_size`.
     Raises:
         SpecError: a column is missing, or the choice is ambiguous.
         DataError: a value does not fit the role of its column.
@@ -72,7 +81,10 @@ def read_columns(
         return Texts(_read_texts(table, names[0], where), targets, class_names, pairs)
     assert targets is not None
     if role == "image":
-        return Dataset(_read_images(data, table, names[0], root, where, progress), targets, class_names)
+        images = _read_images(table, names[0], root, where)
+        mode: Mode = "L" if all(map(is_grey, images)) else "RGB"
+        decoded = decode_all(images, chosen_resizing(data.image_size, resizing), progress, mode=mode)
+        return Dataset(decoded, targets, class_names)
     inputs = _read_numbers(table, names, where)
     return Dataset(inputs if inputs.dim() > 1 else inputs[:, None], targets, class_names)
 
@@ -133,8 +145,13 @@ def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:
     """Return columns of numbers, float32 [N] from one, [N, n] from several; or a single column of lists, [N, ...]."""
     columns = []
     for name in names:
+        values = list(table[name])
+        if None in values:
+            raise DataError(
+                f"{_at(where, name, values.index(None))}: there is no number", hint="give it one, or leave the row out"
+            )
         try:
-            column = torch.tensor(list(table[name]), dtype=torch.float32)
+            column = torch.tensor(values, dtype=torch.float32)
         except (TypeError, ValueError) as error:  # text, missing values, or lists of different lengths
             raise DataError(
                 f"{where}, column '{name}': {error}", hint="wanted a number in every row, or lists of one length"
@@ -171,7 +188,7 @@ def _read_replies(data: DataSpec, table: Any, role: str, name: str, where: str) 
     return Replies(list(zip(prompts, completions, strict=True)), are_conversations=False)
 
 
-def _read_images(data: DataSpec, table: Any, name: str, root: Path, where: str, progress: Progress) -> Tensor:
+def _read_images(table: Any, name: str, root: Path, where: str) -> list[EncodedImage]:
     undecoded = import_module("datasets").Image(decode=False)
     try:
         cells = list(table.cast_column(name, undecoded)[name])
@@ -182,10 +199,12 @@ def _read_images(data: DataSpec, table: Any, name: str, root: Path, where: str, 
         if not cell:
             raise DataError(f"{_at(where, name, row)}: there is no image")
         at = _at(where, name, row)
-        if cell["bytes"] is None and not Path(os.path.abspath(cell["path"])).is_relative_to(root.absolute()):
+        path = os.path.abspath(root / (cell["path"] or ""))  # relative paths of a table start there
+        is_inside = Path(path).is_relative_to(root.absolute()) and "://" not in (cell["path"] or "")
+        if cell["bytes"] is None and not is_inside:
             raise DataError(f"{at}: the image '{shown(cell['path'])}' lies outside '{root}'")
-        images.append(EncodedImage(cell["path"]) if cell["bytes"] is None else EncodedImage(at, cell["bytes"]))
-    return decode_all(images, data.image_size, progress, mode="L" if all(map(is_grey, images)) else "RGB")
+        images.append(EncodedImage(path) if cell["bytes"] is None else EncodedImage(at, cell["bytes"]))
+    return images
 
 
 def _at(where: str, name: str, row: int) -> str:

@@ -20,6 +20,7 @@ from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.pointers import pointer_to
 from glue_cli.foundation.progress import Progress, silent
 from glue_cli.foundation.regular_files import find_irregular, regular
+from glue_cli.spec.resizing import Resizing
 from glue_cli.spec.schema import DataSpec
 
 # First bytes of archives, which datasets would unpack: gzip, zip, bzip2, xz, zstd, lz4, 7z, rar; tar has them later.
@@ -33,7 +34,13 @@ _BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"
 
 
 def read_huggingface(
-    data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress
+    data: DataSpec,
+    split: str,
+    *,
+    root: Path,
+    cache: Path | None,
+    progress: Progress,
+    resizing: Resizing | None = None,
 ) -> Dataset | Texts | Replies | None:
     """Read a split from `root`, whose inputs and targets are the columns that `data.columns` names.
 
@@ -55,7 +62,8 @@ def read_huggingface(
         def open_train() -> Any:
             return table if split == "train" else open_split("train", progress=silent)
 
-        return read_columns(data, table, open_train, root=root, where=f"'{root}' ({split})", progress=progress)
+        where = f"'{root}' ({split})"
+        return read_columns(data, table, open_train, root=root, where=where, progress=progress, resizing=resizing)
 
 
 @contextmanager

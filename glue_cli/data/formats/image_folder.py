@@ -13,9 +13,10 @@ import torch
 from glue_cli.data.cache import read_cache, write_cache
 from glue_cli.data.dataset import Dataset, split_name
 from glue_cli.data.image_files import ENDINGS, check_fetched, find_image_files, tell_kinds, warn_of_others
-from glue_cli.data.images import EncodedImage, decode_all
+from glue_cli.data.images import EncodedImage, chosen_resizing, decode_all
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
+from glue_cli.spec.resizing import Resizing
 from glue_cli.spec.schema import DataSpec
 
 _CACHE_VERSION = 3  # increase it when the same files decode to different pixels
@@ -30,13 +31,20 @@ class _Image:
 
 
 def read_image_folder(
-    data: DataSpec, split: str, *, root: Path, cache: Path | None, progress: Progress
+    data: DataSpec,
+    split: str,
+    *,
+    root: Path,
+    cache: Path | None,
+    progress: Progress,
+    resizing: Resizing | None = None,
 ) -> Dataset | None:
     """Read a split: RGB images, uint8 [N, 3, H, W], and labels, int64 [N], by the sorted class folders of train.
 
     A class folder may have subfolders. Files that are not images are skipped, with a warning.
-    With `data.image_size` the central square of each image is resized to it, bicubic with antialiasing; without it,
-    all images must be of one size. `data.splits` names the folders of the splits.
+    With `data.image_size` the central square of each image is resized to it, bicubic with antialiasing, or as
+    `resizing` says if that gives this size; without it, all images must be of one size. `data.splits` names the
+    folders of the splits.
 
     Raises:
         DataError: a folder is missing or empty, a class is unknown to train, an image is broken, not fetched or of
@@ -51,11 +59,12 @@ def read_image_folder(
     warn_of_others(folder, others, progress)
     tell_kinds(folder, (file.path for file in files), progress)
     labels = torch.tensor([file.label for file in files])
-    key = f"images-{_cache_key(folder, files, class_names, data.image_size)}.safetensors"
+    way = chosen_resizing(data.image_size, resizing)
+    key = f"images-{_cache_key(folder, files, class_names, way)}.safetensors"
     cached = read_cache(cache / key) if cache else None
     if cached is not None and torch.equal(cached["labels"], labels):
         return Dataset(cached["images"], labels, class_names)
-    images = decode_all([EncodedImage(str(file.path)) for file in files], data.image_size, progress)
+    images = decode_all([EncodedImage(str(file.path)) for file in files], way, progress)
     if cache:
         write_cache(cache / key, {"images": images, "labels": labels}, "decoded images", progress)
     return Dataset(images, labels, class_names)
@@ -129,9 +138,9 @@ def _others_beside_classes(folder: Path) -> Counter[str]:
     return Counter({"beside the class folders": len(paths)} if paths else {})
 
 
-def _cache_key(folder: Path, files: Sequence[_Image], class_names: tuple[str, ...], image_size: int | None) -> str:
+def _cache_key(folder: Path, files: Sequence[_Image], class_names: tuple[str, ...], way: int | Resizing | None) -> str:
     # The folder is part of the key: with fixed times in an archive, two splits can have equal names, sizes and times,
     # and must still not share a cache.
     rows = [[str(file.path.relative_to(folder)), file.label, file.n_bytes, file.mtime_ns] for file in files]
-    content = [_CACHE_VERSION, str(folder.resolve()), class_names, image_size, rows]
+    content = [_CACHE_VERSION, str(folder.resolve()), class_names, str(way), rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

@@ -162,7 +162,7 @@ def test_pairs_of_texts(tmp_path, make_tokenizer):
         ({"inputs": "a", "text": "z", "target": "y"}, SpecError, "data.columns names inputs and text"),
         ({"inputs": "a", "label": ["y", "z"]}, SpecError, "data.columns.label: found 2 columns, wanted one"),
         ({"inputs": ["a", "z"], "target": "y"}, DataError, "column 'z': "),
-        ({"inputs": "b", "target": "y"}, DataError, "column 'b': "),
+        ({"inputs": "b", "target": "y"}, DataError, "column 'b', row 0 .from 0.: there is no number"),
         ({"inputs": "a", "label": "y"}, DataError, "column 'y', row 0 .from 0.: the label is 0.5"),
         ({"inputs": "a", "label": "n"}, DataError, "column 'n', row 1 .from 0.: the label is -1"),
         ({"text": "a", "target": "y"}, DataError, "column 'a', row 0 .from 0.: found '1', wanted text"),
@@ -353,3 +353,23 @@ def test_names_of_a_test_split_alone_count_as_they_are(tmp_path, read):
     assert read("test", columns={"inputs": "a"}).class_names == ("up", "down")
     named([1, 0]).save_to_disk(str(tmp_path / "train"))
     assert read("test", columns={"inputs": "a"}).targets.tolist() == [1, 0]
+
+
+def test_paths_of_a_table_start_at_its_folder(tmp_path, read, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    for n in range(2):
+        Image.new("RGB", (4, 3), (n, 0, 0)).save(tmp_path / "pictures" / f"{n}.png")
+    (tmp_path / "train.csv").write_text("path,label\npictures/0.png,1\npictures/1.png,0\n")
+    monkeypatch.chdir("/")
+    found = read(columns={"image": "path"})
+    assert found.inputs[:, 0, 0, 0].tolist() == [0, 1] and found.inputs.shape == (2, 3, 3, 4)
+    (tmp_path / "train.csv").write_text("path,label\n../x.png,1\n")
+    with pytest.raises(DataError, match="lies outside"):
+        read(columns={"image": "path"})
+
+
+def test_a_missing_number_is_told_with_its_row(tmp_path, read):
+    (tmp_path / "train.csv").write_text("a,y\n1.5,2\n,3\n")
+    with pytest.raises(DataError, match="column 'a', row 1 .from 0.: there is no number") as caught:
+        read(columns={"inputs": "a", "target": "y"})
+    assert "leave the row out" in caught.value.hint

@@ -1,0 +1,66 @@
+"""Read how images are resized from the folders of models. Needs no torch."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard, get_args
+
+from glue_cli.data.model_settings import is_of_images, settings_of
+from glue_cli.spec.resizing import Filter, Resizing
+
+_FILTERS: dict[object, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_WHOLE_FROM = 384  # pixels, from which on ConvNeXt's processor resizes all of an image, and cuts nothing off
+_USUAL = 224 / 256  # the share of the resized edge that ConvNeXt's processor keeps, if nothing is said
+
+
+def stated_resizing(folders: Iterable[Path]) -> Resizing | None:
+    """Return how the first of the folders that says so resizes images, as transformers or timm write it."""
+    for folder in folders:
+        for file, content in settings_of(folder):
+            if stated := _of_transformers(content, str(file)) or _of_timm(content, str(file)):
+                return stated
+    return None
+
+
+def _of_transformers(content: Mapping[str, Any], source: str) -> Resizing | None:
+    if not is_of_images(content) or not content.get("do_resize", True):
+        return None
+    by: Filter = _FILTERS.get(content.get("resample"), "bicubic")
+    size, crop = content.get("size"), content.get("crop_size") if content.get("do_center_crop") else None
+    shortest = size.get("shortest_edge") if isinstance(size, dict) and "longest_edge" not in size else None
+    if "ConvNext" in str(content.get("image_processor_type")):
+        edge = shortest if shortest is not None else size
+        share = content.get("crop_pct") or _USUAL
+        if not _is_length(edge) or not isinstance(share, float):
+            return None
+        return Resizing(edge, edge, None if edge >= _WHOLE_FROM else int(edge / share), by, source)
+    if crop is not None:
+        cut = _lengths(crop)
+        edge = shortest if shortest is not None else size
+        return Resizing(*cut, edge, by, source) if cut and _is_length(edge) else None
+    whole = _lengths(size)
+    return Resizing(*whole, None, by, source) if whole else None
+
+
+def _of_timm(content: Mapping[str, Any], source: str) -> Resizing | None:
+    size, share = content.get("input_size"), content.get("crop_pct", _USUAL)
+    by: Filter | None = next((name for name in get_args(Filter) if name == content.get("interpolation")), None)
+    if by is None or not isinstance(size, list) or len(size) != 3 or not all(map(_is_length, size)):
+        return None
+    if content.get("crop_mode") == "squash" and share == 1:
+        return Resizing(size[1], size[2], None, by, source)
+    is_square = size[1] == size[2] and content.get("crop_mode", "center") == "center"
+    return Resizing(size[1], size[2], int(size[1] / share), by, source) if is_square and share else None
+
+
+def _lengths(size: object) -> tuple[int, int] | None:
+    """Return height and width, written as both of them or as one number for both."""
+    if isinstance(size, dict):
+        found = size.get("height"), size.get("width")
+    else:
+        found = (size, size)
+    height, width = found
+    return (height, width) if _is_length(height) and _is_length(width) else None
+
+
+def _is_length(value: object) -> TypeGuard[int]:
+    return type(value) is int and value > 0

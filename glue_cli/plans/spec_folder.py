@@ -1,0 +1,65 @@
+"""Compare checkpoints in model folders with the folder that the spec's model is built from. Needs no torch."""
+
+import filecmp
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glue_cli.blend.configurations import compare_configurations
+from glue_cli.blend.misfit import Misfit, refuse
+from glue_cli.blend.tied import heads_are_copies
+from glue_cli.blend.vocabulary import in_one_kind, read_vocabulary
+from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.json_files import read_object
+from glue_cli.models.own_folder import build_from, own_folder
+
+if TYPE_CHECKING:
+    from glue_cli.spec.schema import Spec
+
+_TIED = "tie_word_embeddings"  # no effect if every head in a file is a copy of the embedding
+_LISTED = 5  # tokens in a message
+
+
+def check_folders(spec: "Spec", checkpoints: Sequence[Checkpoint]) -> None:
+    """Check that the spec's model computes what the checkpoints' own folders say, and reads texts by their numbers.
+
+    A model of transformers is built, and texts are read, by the files in `model.args.path`. The same weights with
+    another activation, another number of heads or another vocabulary are another model, and nothing else would tell.
+
+    Raises:
+        CheckpointError: a checkpoint's configuration or vocabulary is another one.
+    """
+    refuse(misfit for checkpoint in checkpoints for misfit in _misfits(spec, checkpoint))
+
+
+def _misfits(spec: "Spec", checkpoint: Checkpoint) -> Iterator[Misfit]:
+    own, folder = own_folder(spec, checkpoint), spec.model_folder
+    if own is None or folder is None:
+        return
+    arguments = {key: value for key, value in spec.model.args.items() if key != "path"}
+    wanted = {**read_object(folder / "config.json"), **arguments}
+    differences = compare_configurations(read_object(own / "config.json"), wanted)
+    grave = [d for d in differences if d.is_grave and not (d.key.endswith(_TIED) and heads_are_copies([checkpoint]))]
+    hint = build_from(spec, own)
+    if grave:
+        items = tuple(f"{d.key} is {d.value!r}, in the spec's model it is {d.other!r}" for d in grave)
+        yield Misfit(
+            "configurations", f"'{own}' computes something else than the spec's model, '{folder}'", items, hint
+        )
+    if odd := _tokens_with_other_numbers(own, folder):
+        named = ", ".join(map(repr, odd[:_LISTED])) + (f" and {len(odd) - _LISTED:,} more" if odd[_LISTED:] else "")
+        message = f"'{own}' numbers tokens otherwise than the tokenizer that reads the texts, in '{folder}'"
+        yield Misfit("tokens", message, (named,), hint)
+
+
+def _tokens_with_other_numbers(own: Path, folder: Path) -> list[str]:
+    file, of_spec = own / "tokenizer.json", folder / "tokenizer.json"
+    if file.is_file() and of_spec.is_file() and filecmp.cmp(file, of_spec, shallow=False):
+        return []
+    vocabularies = [vocabulary for place in (own, folder) if (vocabulary := read_vocabulary(place))]
+    if len(vocabularies) < 2:
+        return []
+    mine, other = in_one_kind(vocabularies)
+    trained = {token for token in {**mine.base, **other.base} if mine.numbers.get(token) != other.numbers.get(token)}
+    added = {token for token in mine.added.keys() & other.added if mine.added[token] != other.added[token]}
+    return sorted(trained | added)
