@@ -103,6 +103,8 @@ def evaluate(
         junit=junit,
         weights=weights,
     )
+    if by_class and plan.spec.loss == "mse":
+        raise UsageError("--by-class is for labels, and loss: mse is for numbers", hint="leave it out")
     if session.dry_run:
         planned = {
             "checkpoints": len(plan.checkpoints),

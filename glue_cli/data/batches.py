@@ -72,14 +72,16 @@ def token_batch(tokens: Ragged, targets: Tensor | Ragged) -> tuple[dict[str, Ten
 def normalise(
     inputs: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, *, channels_last: bool
 ) -> Tensor:
-    """Return float32 inputs for a model: (inputs - mean) / std by channel, with white = 1.
+    """Return float32 inputs for a model: (inputs - mean) / std by channel, with white = 1; whole numbers as they are.
 
     Args:
-        inputs: images, uint8 [n, C, H, W], or floats, [n, ...], whose channels are dimension 1.
+        inputs: images, uint8 [n, C, H, W]; floats, [n, ...], whose channels are dimension 1; or int64 [n, ...].
         mean, std: one number per channel, or one for all; None means mean 0 and std 1.
         channels_last: lay 4-dimensional inputs out in torch's channels_last format.
     Cost: 0.05 ms for 64 images 3x32x32 on one thread of an AMD EPYC, 0.12 ms with channels_last.
     """
+    if inputs.dtype == torch.int64:
+        return inputs
     white = 255.0 if inputs.dtype == torch.uint8 else 1.0
     outputs = inputs.float()
     if white != 1 or mean is not None or std is not None:

@@ -74,7 +74,7 @@ class Dataset:
     """Examples and their targets.
 
     Attributes:
-        inputs: images, uint8 [N, C, H, W]; any other inputs, float32 [N, ...]; or texts as token ids.
+        inputs: images, uint8 [N, C, H, W]; other inputs, float32 or int64 [N, ...]; or texts as token ids.
         targets: labels, int64 [N]; targets of a regression, float32 [N, ...]; or the tokens that follow the inputs'.
         class_names: one name per class, in the order of the labels; None if there are none.
     """

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from glue_cli.checkpoints.json_files import read_object
 from glue_cli.data.dataset import Dataset, Ragged, Texts
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.imports import import_beside_torchvision
@@ -17,6 +18,7 @@ from glue_cli.foundation.regular_files import find_irregular
 # Without one of these files, transformers creates a tokenizer with an empty vocabulary.
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _DEFAULT_LENGTH = 512
+_RESERVED, _FROM_PADDING = 2, ("roberta", "camembert", "mpnet", "longformer", "xlm-r", "esm")
 MOST_CHARACTERS = 4_000_000  # a long novel; with 90 million, tokenizers run out of memory and end the process
 LONGER_TEXTS = "split the text into several, or raise data.max_characters in the spec"
 _CHUNK = 1000  # texts per call of the tokenizer, which uses all cores for them
@@ -126,7 +128,9 @@ def _encode(tokenizer: Any, texts: Texts, max_length: int, progress: Progress) -
 
 
 def open_tokenizer(folder: Path | None, max_length: int | None, where: str) -> tuple[Any, int]:
-    """Return the tokenizer in a folder, and how many tokens of a text are read: by default its own limit, at most 512.
+    """Return the tokenizer in a folder, and how many tokens of a text are read: by default 512.
+
+    At most its own limit, and the model's positions.
 
     Raises:
         SpecError: there is none, or one with a limit below `max_length`, or transformers is not installed.
@@ -138,7 +142,17 @@ def open_tokenizer(folder: Path | None, max_length: int | None, where: str) -> t
             f"{tokenizer.model_max_length:,} tokens",
             hint="lower data.max_length",
         )
-    return tokenizer, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH)
+    assert folder is not None
+    return tokenizer, max_length or min(tokenizer.model_max_length, _DEFAULT_LENGTH, _positions(folder))
+
+
+def _positions(folder: Path) -> int:
+    """Return how many tokens a model has positions for, as its configuration says; without one, a default."""
+    config = read_object(folder / "config.json")
+    known = [config.get(key) for key in ("max_position_embeddings", "n_positions")]
+    n = next((n for n in known if type(n) is int and n > _RESERVED), _DEFAULT_LENGTH)
+    # RoBERTa and its kin count positions from behind the padding's.
+    return n - _RESERVED if any(kin in str(config.get("model_type")) for kin in _FROM_PADDING) else n
 
 
 def load_tokenizer(folder: Path | None, where: str) -> Any:

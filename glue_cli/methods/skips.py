@@ -47,5 +47,6 @@ def not_finite(what: str, step: int, alpha: Tensor) -> NumericalError:
     """Return the error for a figure that is NaN or infinite near alpha [G, K], as it is to be shown."""
     rows = [[round(a, 4) for a in row] for row in alpha.tolist()]
     where = f"{rows[0] if len(rows) == 1 else rows}"
-    hint = "evaluate the experts one by one, and leave out those whose loss is not finite"
+    hint = "evaluate the experts one by one, and leave out those whose loss is not finite; an objective of your own "
+    hint += "has to return a number for every blend"
     return NumericalError(f"{what} is not finite at mixing step {step}, near alpha {where}", hint=hint)

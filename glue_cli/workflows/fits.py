@@ -11,10 +11,16 @@ from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError, GlueError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
 from glue_cli.models.libraries.faults import reason_of
+from glue_cli.models.libraries.transformers_names import is_of_transformers
+from glue_cli.models.tasks import has_loss, no_loss_for
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.running.losses import Loss
 from glue_cli.search.protocol import Blends
+
+_SEVERAL = "multi_label_classification"  # of transformers' problem_type
+# How much of the last token's change the outputs before it may show: rounding shows less, a model that sees it more.
+_SEEN = 0.01
 
 
 @torch.no_grad()
@@ -54,7 +60,10 @@ def _check(
     where: str,
 ) -> None:
     _check_tokens(model, examples.dataset, where)
-    inputs, targets = next(examples.on(compute).in_order(2))
+    predicts_tokens = isinstance(examples.dataset.targets, Ragged)
+    inputs, targets = next(examples.on(compute).in_order(1 if predicts_tokens else 2))
+    if predicts_tokens:
+        inputs, targets = _with_another_end(inputs, targets)
     try:
         outputs = forward((inputs, targets))
     except GlueError:
@@ -64,29 +73,91 @@ def _check(
             raise
         raise SpecError(
             f"the model does not take the data's inputs {_shape_of(inputs)}: {reason_of(error)}",
-            hint="set model.args to fit the data",
+            hint=_hint_for(model, inputs, error),
         ) from error
+    n_outputs = f"model.args.{'num_labels' if is_of_transformers(model) else 'num_classes'}"
     if loss == "mse":
-        if outputs.shape[1:].numel() != targets.shape[1:].numel():
-            raise SpecError(
-                f"the model's outputs are {list(outputs.shape)}, the targets {list(targets.shape)}",
-                hint="set model.args.num_classes to the numbers that an example's target has",
-            )
+        _check_numbers(outputs, targets, n_outputs)
         return
     if outputs.dim() != targets.dim() + 1 or outputs.shape[:-1] != targets.shape:
         raise SpecError(
             f"the model's outputs are {list(outputs.shape)}, wanted {[*targets.shape, 'classes']}",
-            hint="set model.arch to a model with a head for the task",
+            hint="a model of classes needs labels: name their column in data.columns"
+            if predicts_tokens and outputs.dim() == 2
+            else "set model.arch to a model with a head for the task",
         )
-    labels = examples.dataset.labels
-    if labels is None:
-        return
+    if predicts_tokens and _sees_what_follows(outputs):
+        raise SpecError(
+            f"the {type(model).__name__} sees the tokens that it is to predict, so its loss on them says nothing",
+            hint="texts without labels are for causal language models; others, such as masked ones, need labels",
+        )
+    if (labels := examples.dataset.labels) is not None:
+        _check_labels(model, labels, outputs.shape[1], n_outputs, where)
+
+
+def _check_numbers(outputs: Tensor, targets: Tensor, n_outputs: str) -> None:
+    """Check that outputs and targets [N, ...] are as many numbers, in one order: but for ones, or flattened.
+
+    Args:
+        n_outputs: the key of the spec that sets the number of outputs.
+    """
+    one, other = ([n for n in tensor.shape[1:] if n != 1] for tensor in (outputs, targets))
+    is_flat = min(len(one), len(other)) <= 1
+    are_as_many = outputs.shape[1:].numel() == targets.shape[1:].numel()
+    if one != other and not (is_flat and are_as_many):
+        hint = f"set {n_outputs} to the numbers that an example's target has; for classes, read the column as "
+        hint += "data.columns: {label: NAME}, with loss: cross_entropy"
+        raise SpecError(
+            f"the model's outputs are {list(outputs.shape)}, the targets {list(targets.shape)}",
+            hint="bring the axes into one order in forward, or in the data" if are_as_many else hint,
+        )
+
+
+def _check_labels(model: nn.Module, labels: Tensor, n_classes: int, n_outputs: str, where: str) -> None:
+    """Check that each label has an output, in a model of one label an example; `n_outputs` as above."""
+    if getattr(getattr(model, "config", None), "problem_type", None) == _SEVERAL:
+        raise SpecError(
+            f"the model was made for several labels an example ({_SEVERAL}), and the data have one",
+            hint="if it knows one label an example: --set model.args.problem_type=single_label_classification",
+        )
     lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= outputs.shape[1]:
+    if lowest < 0 or highest >= n_classes:
         raise DataError(
-            f"labels out of range in '{where}': found {lowest} to {highest}, the model has {outputs.shape[1]} outputs",
-            hint="set model.args.num_classes, or mend the labels",
+            f"labels out of range in '{where}': found {lowest} to {highest}, the model has {n_classes} outputs",
+            hint="for a regression, read them as data.columns: {target: NAME}, with format: huggingface and loss: mse"
+            if n_classes == 1
+            else f"set {n_outputs}, or mend the labels",
         )
+
+
+def _with_another_end(inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+    """Return a text twice, its last token changed the second time."""
+    assert isinstance(inputs, Mapping)
+    twice = {name: tensor.expand(2, *tensor.shape[1:]).clone() for name, tensor in inputs.items()}
+    tokens = twice["input_ids"]
+    tokens[1, -1] = tokens[0, 0] if tokens[0, 0] != tokens[0, -1] else (tokens[0, -1] == 0).long()
+    return twice, targets.expand(2, *targets.shape[1:])
+
+
+def _sees_what_follows(outputs: Tensor) -> bool:
+    """Tell whether a change of the last token has changed the outputs before it, [2, T, n_tokens]."""
+    change = (outputs[0].float() - outputs[1].float()).abs().amax(1)
+    return bool(change[:-1].max() > _SEEN * change[-1])
+
+
+def _hint_for(model: nn.Module, inputs: Inputs, error: Exception) -> str:
+    """Return what to do about a model that does not take the data's inputs."""
+    name = type(model).__name__
+    if is_of_transformers(model) and not has_loss(name):
+        return no_loss_for(name)
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(inputs, Mapping) and isinstance(longest, int) and inputs["input_ids"].shape[1] > longest:
+        return f"the model takes texts of at most {longest:,} tokens: set data.max_length"
+    if "padding token" in str(error):
+        return "say which token fills short texts: --set model.args.pad_token_id=NUMBER"
+    if "dtype" in str(error) or "Double" in str(error) or "BFloat16" in str(error):
+        return "a search computes in float32: let forward cast its inputs to the dtype of the parameters"
+    return "set model.args to fit the data"
 
 
 def _check_tokens(model: nn.Module, dataset: Dataset, where: str) -> None:

@@ -190,3 +190,20 @@ def test_from_a_file_to_token_ids(tmp_path, folder):
         read_dataset(DataSpec(format="jsonl", root=".", mean=[0.5]), "train", root=tmp_path, tokenizer=folder)
     with pytest.raises(SpecError, match="data.image_size means nothing to format 'jsonl'"):
         read_dataset(DataSpec(format="jsonl", root=".", image_size=8), "train", root=tmp_path, tokenizer=folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 5}, 5),
+        ({"model_type": "roberta", "max_position_embeddings": 7}, 5),
+        ({"model_type": "gpt2", "n_positions": 4}, 4),
+        ({"model_type": "llama", "max_position_embeddings": 100_000}, 7),
+        ({}, 7),
+    ],
+)
+def test_texts_are_cut_at_the_models_positions(folder, config, length):
+    (folder / "config.json").write_text(json.dumps(config))
+    found = run(Texts(TEXTS, LABELS), folder).inputs
+    assert found.lengths.max() == length
+    assert run(Texts(TEXTS, LABELS), folder, 3).inputs.lengths.max() == 3

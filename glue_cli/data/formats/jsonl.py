@@ -42,6 +42,9 @@ def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, pr
     texts, labels = [line.text for line in lines], [line.label for line in lines]
     pairs = None if lines[0].pair is None else [line.pair or "" for line in lines]
     if labels[0] is None:
+        train = root / f"{split_name(data, 'train')}.jsonl"
+        if split != "train" and train.is_file() and _read_lines(train, most_bytes)[0].label is not None:
+            raise DataError(f"'{path}' has no labels, but '{train}' has", hint="give each line its label")
         if pairs:
             raise DataError(f"{lines[0].where}: pairs of texts need labels", hint="join them, for a language model")
         return Texts(texts, None)
@@ -103,7 +106,7 @@ def _parse(line: bytes, where: str) -> _Line:
         pair = entry.get("text_pair")
         if pair is not None and not isinstance(pair, str):
             raise DataError(f"{where}: 'text_pair' is {json.dumps(pair)[:40]}, wanted text")
-        return _Line(where, text, pair, entry.get("label"))
+        return _Line(where, text, pair, entry.get("label", entry.get("labels")))
     if isinstance(entry, dict):
         kind = f"'text' is {json.dumps(text)[:40]}" if "text" in entry else "there is no 'text'"
     else:

@@ -17,12 +17,16 @@ from glue_cli.spec.schema import DataSpec
 _ITEMS_A_REPORT = 100
 
 
+_WHOLE = (torch.int16, torch.int32, torch.int64)  # numbers that are no images, such as tokens
+
+
 def read_python(
     data: DataSpec, split: str, *, root: Path, folder: Path, cache: Path | None, progress: Progress
 ) -> Dataset | None:
     """Read what `function(split)`, or `function(split, root)`, returns: a length, and items (input, target).
 
-    An input is an image, uint8 [C, H, W], or floats [...]; a target is a label, or floats [...]; all have one shape.
+    An input is an image, uint8 [C, H, W], floats [...], or whole numbers [...], such as tokens; a target is a label,
+    or floats [...]; all have one shape.
     The class names are in the data set's attribute `classes`, as in torchvision. If a split has some, the function is
     also called for the train split, whose classes number the labels.
 
@@ -52,7 +56,11 @@ def read_python(
             wrong = tensor < 0
         if wrong.any():
             i = int(wrong.nonzero()[0])
-            raise DataError(f"{where}, item {i}: the {kind} is {tensor[i].tolist()}")
+            whole = kind == "target" and tensor.dtype == torch.int64
+            raise DataError(
+                f"{where}, item {i}: the {kind} is {tensor[i].tolist()}",
+                hint="labels count from 0, and all of them count; for a regression return floats" if whole else None,
+            )
     dataset = Dataset(inputs, targets, _read_class_names(user_dataset, targets, where))
     if split == "train" or dataset.class_names is None:
         return dataset
@@ -95,9 +103,13 @@ def _to_input(value: Any, at: str) -> Tensor:
         return tensor
     if tensor is not None and tensor.is_floating_point():
         return tensor.float()
+    if tensor is not None and tensor.dtype in _WHOLE:
+        return tensor.long()
     raise DataError(
-        f"{at}: the input is {_describe(value)}, wanted an image, uint8 [C, H, W], or floats",
-        hint="torchvision.transforms.PILToTensor makes a tensor of an image",
+        f"{at}: the input is {_describe(value)}, wanted an image, uint8 [C, H, W], floats, or whole numbers",
+        hint="several tensors may be one, taken apart in forward"
+        if isinstance(value, dict | tuple | list)
+        else "torchvision.transforms.PILToTensor makes a tensor of an image",
     )
 
 

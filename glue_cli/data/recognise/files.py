@@ -71,6 +71,8 @@ def _count_rows(path: Path) -> int:
 def find_jsonl(root: Path) -> FoundData | None:
     """Look for SPLIT.jsonl whose lines have a `text`; files with other keys are left to the library `datasets`.
 
+    So are those whose labels are numbers to predict.
+
     Raises:
         DataError: a file exists but is damaged.
     """
@@ -97,7 +99,7 @@ def _has_text(path: Path) -> bool:
             entry = json.loads(next((line for line in file if line.strip()), b""))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(entry, dict) and isinstance(entry.get("text"), str)
+    return isinstance(entry, dict) and isinstance(entry.get("text"), str) and type(entry.get("label")) is not float
 
 
 def find_images(root: Path) -> FoundData | None:

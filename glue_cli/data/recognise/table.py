@@ -28,6 +28,7 @@ _ASKED = [
     *("query response", "input output", "question response"),
 ]
 _OF_LABELS = {"class", "whole", "text", "number", "truth"}  # kinds of columns that may be labels
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LOOKED_AT = 200  # rows whose texts and images are checked
 _MOST_CLASSES = 1000  # the most distinct values of a column of labels
 
@@ -150,11 +151,19 @@ def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequ
         chosen = usual or images[0]
         return ("image" if kinds[chosen] == "image" else "text"), [chosen]
     texts = [name for name, kind in kinds.items() if kind == "text"]
+    if paths := [name for name in texts if _names_images(table, name)]:
+        return "image", paths[:1]
     if texts:
         head = table.select(range(min(_LOOKED_AT, table.num_rows)))
         return "text", [max(texts, key=lambda name: sum(len(text or "") for text in head[name]))]
     numbers = [name for name, kind in kinds.items() if kind in ("number", "whole")]
     return ("inputs", numbers) if numbers else (None, [])
+
+
+def _names_images(table: Any, name: str) -> bool:
+    """Tell whether a column's texts are paths of images, by their endings."""
+    texts = table.select(range(min(_LOOKED_AT, table.num_rows)))[name]
+    return bool(texts) and all(str(text).lower().endswith(_IMAGES) for text in texts)
 
 
 def _find_pair(texts: Sequence[str], known: Sequence[str]) -> Sequence[str] | None:

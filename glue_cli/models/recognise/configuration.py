@@ -1,5 +1,6 @@
 """The architecture that a checkpoint's metadata or the configuration beside it name. Needs no torch."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.foundation.user_code import PREFIX
 from glue_cli.models.recognise.recognised import Recognised, channels, whole
+from glue_cli.models.tasks import has_loss, no_loss_for
 
 
 def by_metadata(expert: Checkpoint, folder: Path) -> Recognised | None:
@@ -57,6 +59,7 @@ def by_configuration(expert: Checkpoint, folder: Path) -> Recognised | None:
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         return None
     labels = config.get("id2label")
+    doubts = () if has_loss(architectures[0]) else (f"model: {no_loss_for(architectures[0])}",)
     images = read_object(beside / "preprocessor_config.json")
     size = images.get("crop_size") or images.get("size")
     height = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
@@ -64,11 +67,20 @@ def by_configuration(expert: Checkpoint, folder: Path) -> Recognised | None:
         f"transformers:{architectures[0]}",
         {"path": named_from(beside, folder)},
         f"as '{beside / 'config.json'}' says",
+        doubts=doubts,
         n_outputs=len(labels) if isinstance(labels, dict) else None,
         image_size=whole(config.get("image_size")) or whole(height),
-        mean=channels(images.get("image_mean")),
-        std=channels(images.get("image_std")),
+        mean=channels(images.get("image_mean")) if _is_plain(images) else None,
+        std=channels(images.get("image_std")) if _is_plain(images) else None,
     )
+
+
+def _is_plain(images: Mapping[str, Any]) -> bool:
+    """Tell whether images become (white 1 - mean) / std; what else a folder asks for is read when the data are."""
+    factor = images.get("rescale_factor", 1 / 255)
+    is_usual = isinstance(factor, float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)
+    applies = images.get("do_normalize", True) and images.get("do_rescale", True)
+    return bool(applies and is_usual and not images.get("rescale_offset") and not images.get("include_top"))
 
 
 def _of_timm(config: Mapping[str, Any]) -> Recognised:

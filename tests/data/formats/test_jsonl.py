@@ -71,7 +71,7 @@ def test_class_names_are_numbered_as_in_train_in_every_split(tmp_path):
     write(tmp_path / "test.jsonl", {"text": "x", "label": "good"}, {"text": "x", "label": "fine"})
     with pytest.raises(DataError, match="test.jsonl:2: class 'fine' is unknown to the train split") as caught:
         read(tmp_path, "test")
-    assert caught.value.hint == "train has bad, good, so-so"
+    assert caught.value.hint.startswith("train has bad, good, so-so: ")
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(DataError, match="train.jsonl' is missing"):
         read(tmp_path, "test")
@@ -158,3 +158,22 @@ def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "train.jsonl")
     with pytest.raises(DataError, match="cannot be read: .*no regular file"):
         read(tmp_path)
+
+
+def test_labels_may_be_called_so(tmp_path):
+    write(tmp_path / "train.jsonl", {"text": "a", "labels": 1}, {"text": "b", "labels": 0})
+    assert read(tmp_path).targets.tolist() == [1, 0]
+
+
+def test_a_split_without_the_labels_of_train_is_refused(tmp_path):
+    write(tmp_path / "train.jsonl", {"text": "a", "label": 1})
+    write(tmp_path / "test.jsonl", {"text": "a"})
+    with pytest.raises(DataError, match="test.jsonl' has no labels, but .*train.jsonl' has"):
+        read(tmp_path, "test")
+
+
+def test_numbers_to_predict_name_the_format_that_reads_them(tmp_path):
+    write(tmp_path / "train.jsonl", {"text": "a", "label": 1.5})
+    with pytest.raises(DataError, match="the label is 1.5") as caught:
+        read(tmp_path)
+    assert "format: huggingface, columns: {target: NAME} and loss: mse" in caught.value.hint

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from glue_cli.data import normalisation, read_dataset
+from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Finished, Started
+from glue_cli.running.device import Compute
 from glue_cli.spec.schema import DataSpec
 
 TOP = """
@@ -100,8 +102,8 @@ def test_labels_are_numbered_as_in_train_in_every_split(read):
         ("return Boom()", "item 2 fails: ZeroDivisionError"),
         ("return Pairs((image(1), 0), image(1))", r"item 1 is uint8 \[3, 4, 5\], wanted a pair"),
         ("return Pairs((image(1), 0, 0))", "item 0 is a tuple, wanted a pair"),
-        ("return Pairs(('text', 0))", r"item 0: the input is a str, wanted an image, uint8 \[C, H, W\], or floats"),
-        ("return Pairs((torch.arange(3), 0))", r"item 0: the input is int64 \[3\], wanted"),
+        ("return Pairs(('text', 0))", r"item 0: the input is a str, wanted an image, uint8 \[C, H, W\], floats, or"),
+        ("return Pairs((torch.ones(3, dtype=torch.bool), 0))", r"item 0: the input is bool \[3\], wanted"),
         ("return Pairs((image(1)[0], 0))", r"item 0: the input is uint8 \[4, 5\], wanted"),
         ("return Pairs(([[1.0], [1.0, 2.0]], 0))", "item 0: the input is a list, wanted"),
         ("return Pairs((image(1), None))", "item 0: the target is None, wanted a label"),
@@ -133,3 +135,13 @@ def test_an_image_of_pillow_is_told_how_to_become_a_tensor(read):
 def test_a_module_that_is_not_there(tmp_path):
     with pytest.raises(SpecError, match="data.format: there is no module 'nowhere'"):
         read_dataset(DataSpec(format="python:nowhere:data"), "train", root=tmp_path, folder=tmp_path)
+
+
+def test_whole_numbers_are_given_to_the_model_as_they_are(read):
+    found = read("return Pairs((torch.tensor([3, 70_000]), 1), (torch.tensor([0, 5], dtype=torch.int32).long(), 0))")
+    assert found.inputs.dtype == torch.int64 and found.inputs.tolist() == [[3, 70_000], [0, 5]]
+    batch, labels = next(Examples(found, (0.5,), (0.5,)).on(Compute(torch.device("cpu"))).in_order())
+    assert torch.equal(batch, found.inputs) and labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match="the input is a dict") as caught:
+        read("return Pairs(({'a': torch.ones(2)}, 1))")
+    assert "taken apart in forward" in caught.value.hint

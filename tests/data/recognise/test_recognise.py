@@ -184,6 +184,18 @@ class TestTables:
         assert found.columns == {"prompt": "instruction", "completion": "output"}
         assert any("'instruction' and 'output' is read, and not input" in doubt for doubt in found.doubts)
 
+    def test_numbers_to_predict_in_json_lines_are_a_regression(self, tmp_path):
+        lines = [{"text": f"a text {i}", "label": i / 3} for i in range(8)]
+        (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert (found.format, found.targets) == ("huggingface", "numbers")
+        assert found.columns == {"target": "label"}
+
+    def test_paths_of_images_are_images(self, tmp_path):
+        write_csv(tmp_path / "train.csv", [("path", "label"), *((f"pictures/{i}.PNG", i % 2) for i in range(8))])
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert found.columns == {"image": "path"} and found.n_classes == 2
+
     @pytest.mark.parametrize("label", ["label", "note"])
     def test_texts_that_are_not_read_are_named(self, tmp_path, label):
         rows = [(f"a title {i}", f"a much longer body of text {i}", i % 2 or "?" * i) for i in range(9)]

@@ -1,0 +1,103 @@
+"""Models and data that do not fit each other, and would give figures all the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from glue_cli.data.dataset import Dataset, Ragged
+from glue_cli.data.loader import Examples
+from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.workflows.fits import check_fits_data
+
+
+def check(model, inputs, targets, loss="mse"):
+    check_fits_data(model, Examples(Dataset(inputs, targets), None, None), loss, "d")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "fits"),
+    [
+        ((2, 5), (5, 2), False),
+        ((5, 2), (5, 2), True),
+        ((10,), (5, 2), True),
+        ((5, 1, 2), (5, 2), True),
+        ((1,), (), True),
+        ((5, 2), (10,), True),
+        ((3,), (2,), False),
+    ],
+)
+def test_numbers_are_compared_in_their_order(outputs, targets, fits):
+    n_outputs = torch.Size(outputs).numel()
+    model = nn.Sequential(nn.Linear(4, n_outputs), nn.Unflatten(1, outputs) if len(outputs) > 1 else nn.Identity())
+    if fits:
+        check(model, torch.zeros(3, 4), torch.zeros(3, *targets))
+    else:
+        with pytest.raises(SpecError, match="the model's outputs are .*, the targets"):
+            check(model, torch.zeros(3, 4), torch.zeros(3, *targets))
+
+
+def test_labels_for_a_single_output_are_a_regression():
+    with pytest.raises(DataError, match="the model has 1 outputs") as caught:
+        check(nn.Linear(4, 1), torch.zeros(3, 4), torch.tensor([1, 4, 2]), "cross_entropy")
+    assert "data.columns: {target: NAME}" in caught.value.hint
+
+
+class Reader(nn.Module):
+    """A model of tokens, which mixes those of a text by a mask [T, T] of what each may see."""
+
+    def __init__(self, may_see):
+        super().__init__()
+        self.embedding, self.head, self.may_see = nn.Embedding(9, 6), nn.Linear(6, 9), may_see
+
+    def forward(self, input_ids, attention_mask):
+        seen = self.may_see(torch.ones(input_ids.shape[1], input_ids.shape[1]))
+        return self.head((seen / seen.sum(1, keepdim=True)) @ self.embedding(input_ids))
+
+
+@pytest.mark.parametrize("n_tokens", [2, 7])
+def test_a_model_that_sees_the_tokens_it_is_to_predict_is_refused(n_tokens):
+    rows = [[1, *range(2, n_tokens), 1], [3, 4]]  # the longest ends as it begins
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = Ragged(torch.tensor(sum(rows, []), dtype=torch.int32), lengths.cumsum(0) - lengths, lengths)
+    check(Reader(torch.tril), tokens, tokens.following(), "cross_entropy")
+    with pytest.raises(SpecError, match="the Reader sees the tokens that it is to predict") as caught:
+        check(Reader(lambda mask: mask), tokens, tokens.following(), "cross_entropy")
+    assert "masked ones, need labels" in caught.value.hint
+
+
+def test_a_classifier_of_texts_without_labels_is_told_to_name_them():
+    tokens = Ragged(torch.arange(6, dtype=torch.int32), torch.tensor([0, 3]), torch.tensor([3, 3]))
+
+    class Classifier(Reader):
+        def forward(self, **inputs):
+            return super().forward(**inputs).mean(1)
+
+    with pytest.raises(SpecError, match="wanted .*'classes'") as caught:
+        check(Classifier(torch.tril), tokens, tokens.following(), "cross_entropy")
+    assert "needs labels" in caught.value.hint
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_models_of_transformers_that_glue_has_no_loss_for_are_called_so():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    tokens = Ragged(torch.arange(6, dtype=torch.int32), torch.tensor([0, 3]), torch.tensor([3, 3]))
+    with pytest.raises(SpecError) as caught:
+        check(transformers.T5ForConditionalGeneration(config), tokens, tokens.following(), "cross_entropy")
+    assert caught.value.hint.startswith("glue has no loss for a T5ForConditionalGeneration")
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_a_model_of_several_labels_is_refused_and_too_long_texts_are_told():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes |= {"vocab_size": 9, "max_position_embeddings": 4, "num_labels": 3}
+    tokens = Ragged(torch.arange(9, dtype=torch.int32), torch.tensor([0, 3]), torch.tensor([3, 3]))
+    several = transformers.BertConfig(**sizes, problem_type="multi_label_classification")
+    with pytest.raises(SpecError, match="several labels an example"):
+        check(transformers.BertForSequenceClassification(several), tokens, torch.tensor([0, 1]), "cross_entropy")
+    long = Ragged(torch.arange(9, dtype=torch.int32), torch.tensor([0, 0]), torch.tensor([9, 3]))
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+    with pytest.raises(SpecError) as caught:
+        check(model, long, torch.tensor([0, 1]), "cross_entropy")
+    assert caught.value.hint == "the model takes texts of at most 4 tokens: set data.max_length"
