@@ -72,7 +72,9 @@ def test_searches_and_bars_of_a_regression(here, glue, torchmetrics):
         glue("train-expert", "--expert", expert, "-o", f"m{expert}.safetensors", *regression, "-q", code=0)
     for method in ("spsa", "fullgrad"):
         glue("mix", "--method", method, "m0.safetensors", "m1.safetensors", "-f", *regression, "-q", code=0)
-    glue("mix", "--method", "proxy", "m0.safetensors", "m1.safetensors", "-f", *regression).refused(3, "accuracies")
+    glue("mix", "--method", "proxy", "m0.safetensors", "m1.safetensors", "-f", "-q", *regression).refused(
+        3, "accuracies"
+    )
     glue("finetune", "prior.safetensors", *regression, "-q", code=0)
     answer = glue("evaluate", "finetuned.safetensors", "--json", *regression, "--fail-under", "r2=-1000", code=0)
     assert {"loss", "mse", "mae", "r2"} <= set(answer.json["results"][0])
@@ -204,7 +206,8 @@ def test_a_regression_from_end_to_end(regression, glue, torchmetrics):
     spread = (y.double() - y.double().mean()).square().sum()
     assert found["r2"] == pytest.approx(1 - (errors.square().sum() / spread).item(), rel=1e-5)
     assert "class_accuracy" not in found
-    assert glue("evaluate", "e.safetensors", "--by-class", "-q", code=0).out.splitlines()[0].split()[-1] == "r2"
+    assert glue("evaluate", "e.safetensors", "-q", code=0).out.splitlines()[0].split()[-1] == "r2"
+    glue("evaluate", "e.safetensors", "--by-class").refused(2, "--by-class is for labels")
 
 
 def test_a_regression_without_torchmetrics(regression, glue, monkeypatch):
