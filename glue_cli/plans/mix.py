@@ -37,7 +37,6 @@ from glue_cli.plans.mix_records import (
 from glue_cli.plans.mix_statistics import plan_groups, plan_statistics
 from glue_cli.plans.mix_tokens import check_tokenizer_is_written, spec_with_rows
 from glue_cli.plans.outputs import Outputs
-from glue_cli.plans.spec_folder import check_folders
 from glue_cli.results.card import About
 
 if TYPE_CHECKING:  # given coefficients need no spec, and importing its schema takes longer than the blend
@@ -141,6 +140,8 @@ def plan_mix(
         experts, tensors, destination = _plan_checkpoints(experts, outputs, rules, groups, coefficients, writing, spec)
         adapters = None
         if spec:
+            from glue_cli.plans.spec_folder import check_folders
+
             spec = spec_with_rows(spec, tensors.tokens) if tensors.tokens else spec
             if tensors.head_classes and spec.model_folder and "num_labels" not in spec.model.args:
                 spec = spec.with_model_args(num_labels=len(tensors.head_classes))
