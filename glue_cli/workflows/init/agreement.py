@@ -1,16 +1,30 @@
 """What a user has to check before using the recognised experts and data together. Needs no torch."""
 
+from collections.abc import Sequence
+
+from glue_cli.checkpoints.classes import is_numbering, listed
 from glue_cli.data.recognise.found_data import FoundData
 from glue_cli.models.recognise.recognised import Recognised
 
 
-def find_doubts(model: Recognised | None, data: FoundData | None) -> tuple[str, ...]:
-    """Return a line for each thing that could not be determined, or on which model and data disagree."""
+def find_doubts(model: Recognised | None, data: FoundData | None, class_names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return a line for each thing that could not be determined, or on which model and data disagree.
+
+    Args:
+        class_names: of the experts; none if they do not name their classes.
+    """
     doubts = [*(model.doubts if model else ()), *(data.doubts if data else ())]
     if model and data and model.n_outputs and data.n_classes and model.n_outputs != data.n_classes:
         doubts.append(
             f"data: they have {data.n_classes} classes, and the experts' head {model.n_outputs} outputs"
             + (": glue mix --head has policies for that" if data.n_classes > model.n_outputs else "")
+        )
+    of_library = model is not None and model.arch.startswith("transformers:")
+    if data and of_library and not class_names and data.class_names and not is_numbering(data.class_names):
+        order = listed(data.class_names)
+        doubts.append(
+            f"data: the experts do not name their classes, which are taken to be {order}, in this order; "
+            "id2label in config.json, or whole numbers as labels, say another"
         )
     return tuple(doubts)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from glue_cli.checkpoints.classes import class_names_of
 from glue_cli.data.recognise.recognise import recognise_data
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.output_files import write_all, writing
@@ -28,7 +29,7 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
     except SpecError as error:  # from a library that reads them and is not installed
         data = None
         run.progress(Noted(f"the data were not looked at: {error.message}; {error.hint}", warning=True))
-    doubts = find_doubts(model, data)
+    doubts = find_doubts(model, data, class_names_of(plan.models[0]))
     spec = spec_text(plan, model, data, doubts)
     _write(plan.output, spec.text, replace=plan.force)
     _write(plan.schema_file, schema_text(), replace=True)  # its text is always the same

@@ -1,0 +1,21 @@
+import pytest
+
+from glue_cli.data.recognise.found_data import FoundData
+from glue_cli.models.recognise.recognised import Recognised
+from glue_cli.workflows.init.agreement import find_doubts
+
+
+@pytest.mark.parametrize(
+    ("arch", "names", "own", "is_said"),
+    [
+        ("transformers:BertForSequenceClassification", ("bad", "good"), (), True),
+        ("transformers:BertForSequenceClassification", ("bad", "good"), ("good", "bad"), False),
+        ("transformers:BertForSequenceClassification", ("0", "1"), (), False),
+        ("transformers:BertForSequenceClassification", (), (), False),
+        ("resnet20", ("bad", "good"), (), False),
+    ],
+)
+def test_an_order_of_classes_that_is_a_guess_is_said(arch, names, own, is_said):
+    data = FoundData("jsonl", n_classes=2, class_names=names)
+    doubts = find_doubts(Recognised(arch, {}, "as it says", n_outputs=2), data, own)
+    assert [("bad, good, in this order" in doubt) for doubt in doubts] == [True] * is_said
