@@ -22,8 +22,8 @@ def encode_labels(
     """Return labels, int64 [N], and the class names where the labels are names.
 
     The names are those of the train split, sorted, so that a class has one number in every split. If all of the
-    train split's labels are whole numbers, some or all of them in quotes, they are numbers. False is 0 and true 1, and
-    these are their names.
+    train split's labels are whole numbers, some or all of them in quotes, they are numbers; 1.0 is 1, as pandas writes
+    it where a value is missing. False is 0 and true 1, and these are their names.
 
     Args:
         written: one label per example, all whole numbers, all truths or all names.
@@ -35,6 +35,7 @@ def encode_labels(
     """
     if written and all(isinstance(label, bool) for label in written):
         return torch.tensor(written, dtype=torch.int64), TRUTHS
+    written = [int(label) if isinstance(label, float) and label.is_integer() else label for label in written]
     for i, label in enumerate(written):
         if type(label) not in (int, str):
             raise DataError(

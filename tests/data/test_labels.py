@@ -11,7 +11,7 @@ def encode(written, train=None):
     return labels.tolist(), names
 
 
-@pytest.mark.parametrize("written", [[3, 0, 11], ["3", "0", "11"], [3, "0", "11"], ["3", 0, 11]])
+@pytest.mark.parametrize("written", [[3, 0, 11], ["3", "0", "11"], [3, "0", "11"], ["3", 0, 11], [3.0, 0, 11.0]])
 def test_numbers_in_quotes_are_numbers(written):
     assert encode(written) == ([3, 0, 11], None)
 
