@@ -89,14 +89,18 @@ def _write_conversation(tokenizer: Any, number: int, messages: Sequence[Mapping[
     at = f"{where}, conversation {number + 1} (from 1)"
     text = _apply_template(tokenizer, messages, at)
     place, spans, n_lost = 0, list[tuple[int, int]](), 0
-    for n_before, message in enumerate(messages):
-        content, is_reply = message.get("content"), message.get("role") == "assistant"
-        if not (isinstance(content, str) and (words := content.strip())):
+    contents = [content.strip() if isinstance(content := each.get("content"), str) else "" for each in messages]
+    for n_before, (message, words) in enumerate(zip(messages, contents, strict=True)):
+        if not words:
             continue
+        is_reply = message.get("role") == "assistant"
         if is_reply and n_before:  # a short reply may stand in its own heading, too
             heading = _apply_template(tokenizer, messages[:n_before], at, add_generation_prompt=True)
             place = max(place, len(os.path.commonprefix([heading, text])))
         start = text.find(words, place)
+        following = next(filter(None, contents[n_before + 1 :]), "")
+        if following and start > text.find(following, place) >= 0:
+            start = -1  # these are words of what follows, in place of a message that the template has left out
         if start >= 0:
             place = start + len(words)
         if is_reply and start >= 0:

@@ -148,6 +148,15 @@ def test_replies_that_the_template_changes_are_counted_out(make_model):
     assert "does not write 1 replies out" in note
 
 
+def test_words_of_what_follows_are_not_taken_for_a_reply_that_is_left_out(make_model):
+    shown = TEMPLATES["turns"].replace(
+        "{{ m.content }}<|end|>{% endgen", "{{ m.content if loop.last }}<|end|>{% endgen"
+    )
+    folder, tokenizer = make_model(shown)
+    [(ids, counts)] = rows(run([conversation("is it?", "yes", "say yes", "it is yes")], folder))
+    assert tokenizer.decode([t for t, is_reply in zip(ids, counts, strict=True) if is_reply]) == "it is yes<|end|>"
+
+
 def test_models_that_cannot_read_conversations(make_model):
     folder, _ = make_model()
     with pytest.raises(SpecError, match="has no chat template") as caught:
