@@ -76,8 +76,7 @@ def configuration_misfits(experts: Sequence[Checkpoint]) -> tuple[list[Misfit], 
     odd = [path for path in paths if path.exists() and path not in dict(known)]
     items, notes = [], [f"{path} is no configuration that can be read, and is not compared" for path in odd]
     for path, config in others:
-        differences = compare_configurations(config, wanted)
-        differences = [d for d in differences if not (d.key.endswith(_TIED) and heads_are_copies(experts))]
+        differences = differences_of_use(config, wanted, experts)
         grave = [d for d in differences if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
         items += [f"{path}: {d.key} is {_text(d.value)}, in {first} it is {_text(d.other)}" for d in grave]
         if light := [d for d in differences if d not in grave]:
@@ -89,6 +88,14 @@ def configuration_misfits(experts: Sequence[Checkpoint]) -> tuple[list[Misfit], 
     hint = "blend models of one configuration; where a value is only written otherwise, mend that config.json"
     message = "the experts' configurations differ in what their weights compute"
     return [Misfit("configurations", message, tuple(items), hint)], notes
+
+
+def differences_of_use(
+    config: Mapping[str, Any], other: Mapping[str, Any], checkpoints: Sequence[Checkpoint]
+) -> list[Difference]:
+    """As `compare_configurations`, without what makes no difference to the weights in these checkpoints."""
+    differences = compare_configurations(config, other)
+    return [d for d in differences if not (d.key.endswith(_TIED) and heads_are_copies(checkpoints))]
 
 
 def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[Difference]:

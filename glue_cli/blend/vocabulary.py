@@ -79,7 +79,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def preparation_notes(folders: Sequence[Path]) -> list[str]:
-    """Return sentences on tokenizers of equal vocabularies that prepare texts otherwise, such as in lower case."""
+    """Return sentences on tokenizers that prepare texts otherwise than the first one, such as in lower case."""
     files = [file for folder in folders if (file := folder / "tokenizer.json").is_file()]
     notes = []
     for file in files[1:]:

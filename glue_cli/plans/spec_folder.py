@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glue_cli.blend.configurations import compare_configurations
+from glue_cli.blend.configurations import differences_of_use
 from glue_cli.blend.misfit import Misfit, refuse
-from glue_cli.blend.tied import heads_are_copies
 from glue_cli.blend.vocabulary import in_one_kind, read_vocabulary
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
@@ -16,7 +15,6 @@ from glue_cli.models.own_folder import build_from, own_folder
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec
 
-_TIED = "tie_word_embeddings"  # no effect if every head in a file is a copy of the embedding
 _LISTED = 5  # tokens in a message
 
 
@@ -38,8 +36,8 @@ def _misfits(spec: "Spec", checkpoint: Checkpoint) -> Iterator[Misfit]:
         return
     arguments = {key: value for key, value in spec.model.args.items() if key != "path"}
     wanted = {**read_object(folder / "config.json"), **arguments}
-    differences = compare_configurations(read_object(own / "config.json"), wanted)
-    grave = [d for d in differences if d.is_grave and not (d.key.endswith(_TIED) and heads_are_copies([checkpoint]))]
+    differences = differences_of_use(read_object(own / "config.json"), wanted, [checkpoint])
+    grave = [difference for difference in differences if difference.is_grave]
     hint = build_from(spec, own)
     if grave:
         items = tuple(f"{d.key} is {d.value!r}, in the spec's model it is {d.other!r}" for d in grave)
