@@ -151,6 +151,8 @@ def copied_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()
                 options = exclusion([entry.name], experts)
                 message = f"'{entry.name}' {kind} and differs between {first.path} and {other.path}"
                 hint = f"such tensors are copied and not blended; to take that of {first.path}: {options}"
+                if len(entry.shape) > 1:
+                    hint += "; if it holds the codes of quantised weights, dequantise the experts instead"
                 misfits.append(Misfit("copied tensors", message, hint=hint))
     return misfits
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from glue_cli.blend.misfit import Misfit
-from glue_cli.checkpoints.header import Checkpoint, TensorEntry
+from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 from glue_cli.checkpoints.json_files import read_object
 
 _CODES = ("I8", "U8", "I32")  # the dtypes that store codes of 8, 4 and fewer bits
@@ -15,7 +15,8 @@ _CODES = ("I8", "U8", "I32")  # the dtypes that store codes of 8, 4 and fewer bi
 _PARTS = re.compile(
     r"(?:^|\.)(?:SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+"  # bitsandbytes
     r"|qweight|qzeros|g_idx"  # GPTQ, AWQ
-    r"|_weight_(?:qdata|scale|zero_point)"  # torchao
+    r"|_weight_(?:qdata|scale|zero_point)|weight\._(?:data|scale|shift)"  # torchao, quanto
+    r"|W_q|Qidxs|trellis"  # HQQ, QuIP#, EXL3
     r"|weight_(?:scale|scale_inv|packed|shape|zero_point)|input_scale"  # compressed-tensors, fp8 of several tools
     r"|\w+_blocks|_packed_params(?:\._packed_params)?)$"  # MXFP4; torch.ao
 )
@@ -84,11 +85,9 @@ def _quantised_tensors(expert: Checkpoint) -> Iterator[TensorEntry]:
 def _is_code(entry: TensorEntry) -> bool:
     if entry.dtype.startswith("F8"):
         return True
-    return (
-        entry.dtype in _CODES
-        and len(entry.shape) > 0
-        and bool(_WEIGHT.search(entry.name) or _PARTS.search(entry.name))
-    )
+    if not entry.shape or entry.dtype in FLOAT_DTYPES:
+        return False
+    return bool(_PARTS.search(entry.name) or (entry.dtype in _CODES and _WEIGHT.search(entry.name)))
 
 
 def _method(expert: Checkpoint) -> str | None:

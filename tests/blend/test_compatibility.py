@@ -113,4 +113,11 @@ def test_tensors_that_are_copied_and_differ(save):
     experts = [save(name, {"w": torch.ones(2), "ids": torch.tensor([k])}) for k, name in enumerate("ab")]
     with pytest.raises(CheckpointError, match="'ids' is not floating point and differs") as caught:
         refuse(copied_misfits(experts))
-    assert "--exclude ids --copy-from" in caught.value.hint
+    assert "--exclude ids --copy-from" in caught.value.hint and "dequantise" not in caught.value.hint
+
+
+def test_differing_codes_of_an_unknown_format_are_not_to_be_copied(save):
+    experts = [save(str(k), {"w": torch.ones(2), "codes": torch.full((4, 4), k)}) for k in range(2)]
+    with pytest.raises(CheckpointError, match="'codes' is not floating point and differs") as caught:
+        refuse(copied_misfits(experts))
+    assert "dequantise the experts instead" in caught.value.hint

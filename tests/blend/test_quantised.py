@@ -15,7 +15,7 @@ from glue_cli.blend.quantised import quantised_misfits
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 
-PLAIN = {"layer.weight": torch.ones(4, 8), "ids": torch.arange(3)}
+PLAIN = {"layer.weight": torch.ones(4, 8), "ids": torch.arange(3), "blur.kernel": torch.ones(3, 3).long()}
 CODES = torch.ones(4, 8, dtype=torch.int8)
 FORMATS = {
     "fp8": {"layer.weight": torch.ones(4, 8).to(torch.float8_e4m3fn), "layer.weight_scale": torch.ones(1)},
@@ -38,6 +38,10 @@ FORMATS = {
         "layer.scales": torch.ones(1, 8).half(),
         "layer.g_idx": torch.zeros(8, dtype=torch.int32),
     },
+    "quanto": {"layer.weight._data": CODES, "layer.weight._scale": torch.ones(4, 1)},
+    "hqq": {"layer.W_q": CODES, "layer.scale": torch.ones(4, 1), "layer.zero": torch.ones(4, 1)},
+    "quip": {"layer.Qidxs": CODES.long(), "layer.SU": torch.ones(4).half()},
+    "exl3": {"layer.trellis": CODES.short(), "layer.suh": torch.ones(4).half()},
     "compressed-tensors": {
         "layer.weight_packed": torch.ones(4, 1, dtype=torch.int32),
         "layer.weight_scale": torch.ones(4),
