@@ -8,10 +8,11 @@ from glue_cli.blend.compatibility import find_differences
 from glue_cli.blend.recipe import PLAIN, Recipe, find_expert, find_matching, group_tensors, matches
 from glue_cli.blend.submodules import find_blocks
 from glue_cli.blend.tensor_rules import BATCHNORM_POLICIES, HEAD_POLICIES, TensorRules
+from glue_cli.blend.tied import find_copies
 from glue_cli.checkpoints.classes import class_names_of, match_spellings
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.foundation.batchnorm_names import is_statistic
-from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
 
 # Patterns of the tensors of each group, which get their own alpha; or the blocks that the model consists of.
 Groups = Mapping[str, str | Sequence[str]] | Literal["blocks"]
@@ -46,7 +47,7 @@ def plan_recipe(experts: Sequence[Checkpoint], rules: TensorRules, groups: Group
         SpecError: a group has no tensor.
     """
     copied = _plan_copies(experts, rules)
-    names, group_of = _plan_groups(experts[0], groups, copied)
+    names, group_of = _plan_groups(experts, groups, copied)
     if rules.batchnorm.startswith(_FROM):
         k = find_expert(experts, rules.batchnorm.removeprefix(_FROM), "--batchnorm from:")
         copied |= dict.fromkeys(filter(is_statistic, experts[0].entries), k)
@@ -64,13 +65,36 @@ def plan_recipe(experts: Sequence[Checkpoint], rules: TensorRules, groups: Group
 
 
 def _plan_groups(
-    expert: Checkpoint, groups: Groups, copied: Mapping[str, int]
+    experts: Sequence[Checkpoint], groups: Groups, copied: Mapping[str, int]
 ) -> tuple[tuple[str, ...], Mapping[str, int]]:
-    """Return the groups' names, and for each tensor the position of its group among them."""
+    """Return the groups' names, and for each tensor the position of its group among them.
+
+    Tied tensors, of which a model reads one, are in one group.
+
+    Raises:
+        SpecError: a group has no tensor, or patterns put tied tensors into several.
+    """
+    own = experts[0].entries
     if groups == "blocks":
-        names, group_of = find_blocks(name for name in expert.entries if name not in copied)
-        return (names, group_of) if len(names) > 1 else (PLAIN.groups, PLAIN.group_of)
-    return group_tensors(expert.entries, groups) if groups else (PLAIN.groups, PLAIN.group_of)
+        names, group_of = find_blocks(name for name in own if name not in copied)
+    elif groups:
+        names, group_of = group_tensors(own, groups)
+    else:
+        return PLAIN.groups, PLAIN.group_of
+    blended = [name for name in own if name not in copied] if len(names) > 1 else []
+    parted = [tied for tied in find_copies(experts, blended) if len({group_of[name] for name in tied}) > 1]
+    if parted and groups != "blocks":
+        items = [", ".join(f"'{name}' in {names[group_of[name]]}" for name in tied) for tied in parted]
+        raise SpecError(
+            "mix.groups: copies of one tensor, of which a model reads one, are in several groups",
+            items=items,
+            hint="put them into one group",
+        )
+    group_of |= {name: group_of[tied[0]] for tied in parted for name in tied}
+    left = sorted(set(group_of.values()))
+    if groups == "blocks" and len(left) == 1:
+        return PLAIN.groups, PLAIN.group_of
+    return tuple(names[group] for group in left), {name: left.index(group) for name, group in group_of.items()}
 
 
 def head_classes_of(experts: Sequence[Checkpoint], rules: TensorRules, head: HeadPlan | None) -> tuple[str, ...]:

@@ -1,19 +1,21 @@
 """Find tied tensors: copies under a second name, such as a language model's head and its embedding. Needs no torch.
 
 Some tools write such a tensor once and some twice, so that only some of otherwise equal experts may have the copy.
+A model reads one of the copies for all, so all have to be blended alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from glue_cli.blend.recipe import matches
-from glue_cli.checkpoints.files import read_blocks, same_bytes
-from glue_cli.checkpoints.header import Checkpoint, TensorEntry
+from glue_cli.checkpoints.files import read_blocks, read_start, same_bytes
+from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry
 
 # Names of the heads and embeddings of language models.
 _HEADS = ("*lm_head.weight", "*lm_head.decoder.weight", "*embed_out.weight", "*predictions.decoder.weight")
 _EMBEDDINGS = ("*embed_tokens.weight", "*word_embeddings.weight", "*wte.weight", "*embed_in.weight", "*shared.weight")
 _LEAST_ELEMENTS = 2  # single numbers may be equal by chance
+_START_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,33 @@ def _original_of(name: str, experts: Sequence[Checkpoint]) -> str | None:
     return None
 
 
+def find_copies(experts: Sequence[Checkpoint], names: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the tensors that are copies of each other in every expert, and are not the same in all experts.
+
+    Args:
+        names: tensors among which they are looked for.
+    Cost: reads the start of each tensor that has the shape of another, and all of those that start alike.
+    """
+    first, *others = experts
+    alike: dict[object, list[str]] = {}
+    for name in names:
+        entry = first.entries[name]
+        if entry.dtype in FLOAT_DTYPES and entry.n_elements >= _LEAST_ELEMENTS:
+            alike.setdefault((entry.dtype, entry.shape), []).append(name)
+    by_start: dict[object, list[str]] = {}
+    for key, members in alike.items():
+        for name in members if len(members) > 1 else ():
+            by_start.setdefault((key, read_start(first, first.entries[name], _START_BYTES)), []).append(name)
+    for members in by_start.values():
+        while len(members) > 1:
+            name, *rest = members
+            entry = first.entries[name]
+            copies = [other for other in rest if all(_is_copy(name, other, expert) for expert in experts)]
+            if copies and not all(same_bytes(first, entry, other, other.entries[name]) for other in others):
+                yield [name, *copies]
+            members = [other for other in rest if other not in copies]
+
+
 def heads_are_copies(experts: Sequence[Checkpoint]) -> bool:
     """Tell whether the experts have language models' heads and each is a copy of an embedding of the same expert."""
     heads = [(expert, name) for expert in experts for name in expert.entries if matches(name, _HEADS)]
@@ -74,7 +103,8 @@ def heads_are_copies(experts: Sequence[Checkpoint]) -> bool:
 
 
 def _is_copy(name: str, other: str, expert: Checkpoint) -> bool:
-    return same_bytes(expert, expert.entries[name], expert, expert.entries[other])
+    one, two = expert.entries.get(name), expert.entries.get(other)
+    return one is not None and two is not None and same_bytes(expert, one, expert, two)
 
 
 def _is_constant(expert: Checkpoint, entry: TensorEntry) -> bool:

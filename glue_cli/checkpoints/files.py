@@ -141,6 +141,14 @@ def read_blocks(checkpoint: Checkpoint, entry: TensorEntry) -> Iterator[bytes]:
             yield bytes(block)
 
 
+def read_start(checkpoint: Checkpoint, entry: TensorEntry, n_bytes: int) -> bytes:
+    """Return the first bytes of a tensor, at most `n_bytes`; errors as of `read_blocks`."""
+    start = bytearray(min(n_bytes, entry.n_bytes))
+    with open_file(checkpoint, entry.file) as descriptor:
+        read_into(descriptor, memoryview(start), entry.offset, checkpoint.files[entry.file])
+    return bytes(start)
+
+
 def same_bytes(left: Checkpoint, entry: TensorEntry, right: Checkpoint, other: TensorEntry) -> bool:
     """Tell whether two tensors have the same dtype, shape and bytes.
 

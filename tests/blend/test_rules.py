@@ -78,6 +78,39 @@ def test_a_group_without_a_tensor_is_refused(alike):
     assert caught.value.items == ("head: classifier.*",) and caught.value.hint
 
 
+def tied_experts(make, *, n_layers=2):
+    """Experts whose head is a copy of the embedding, as some tools write both."""
+    experts = []
+    for k in range(2):
+        table = torch.arange(8.0).view(4, 2) + k
+        layers = {f"layers.{n}.{part}": torch.rand(2, 2) for n in range(n_layers) for part in ("a", "b")}
+        fixed = {"first.scale": torch.ones(3), "last.scale": torch.ones(3)}  # equal, but not by being tied
+        experts.append(make(str(k), {"wte.weight": table, **layers, "lm_head.weight": table.clone(), **fixed}))
+    return experts
+
+
+def test_tied_tensors_are_in_one_block(make):
+    recipe, _ = recipe_of(tied_experts(make), "blocks")
+    assert recipe.group_of["lm_head.weight"] == recipe.group_of["wte.weight"]
+    assert len({recipe.group_of[name] for name in ("layers.0.a", "layers.1.a", "wte.weight")}) == 3
+    assert set(range(len(recipe.groups))) == set(recipe.group_of.values())
+
+
+def test_a_module_that_every_layer_uses_is_in_one_block(make):
+    shared = [torch.rand(2, 3, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    experts = [make(str(k), {f"layers.{n}.{part}": shared[k] for n in range(3) for part in "ab"}) for k in range(2)]
+    assert recipe_of(experts, "blocks")[0] == PLAIN
+
+
+def test_tied_tensors_in_several_groups_are_refused(make):
+    experts = tied_experts(make)
+    with pytest.raises(SpecError, match="copies of one tensor") as caught:
+        recipe_of(experts, {"head": "lm_head.*", "first": "first.*"})
+    assert caught.value.items == ("'lm_head.weight' in head, 'wte.weight' in rest",)
+    groups, _ = recipe_of(experts, {"tables": ["wte.*", "lm_head.*"], "first": "first.*"})
+    assert groups.groups == ("tables", "first", "rest")  # equal numbers in all experts tie nothing
+
+
 # ---- include, exclude, copy-from
 
 
