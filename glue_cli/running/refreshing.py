@@ -9,7 +9,9 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from glue_cli.foundation.batchnorm_names import VARIANCE
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.batchnorm import batchnorms, statistics_of
 from glue_cli.running.forward import Batch
@@ -17,6 +19,7 @@ from glue_cli.running.moments import layers_of, observing, shrunk_statistics
 
 # So many batches are shared out before what they give is exchanged: few exchanges, and only so many rows in memory.
 _ROUND = 64
+_FIELDS = ("running_mean", VARIANCE)
 
 Forward = Callable[[nn.Module, Batch], object]
 
@@ -74,15 +77,16 @@ def refresh_statistics(
 ) -> None:
     """Replace the running statistics of a model in eval mode by the mean over batches, by forward passes alone.
 
-    All batches have the same weight, as in `torch.optim.swa_utils.update_bn`.
+    Each time that a layer runs has the same weight, as in `torch.optim.swa_utils.update_bn`; one that never runs keeps
+    what it has.
 
     Args:
         ranks: the processes that share the batches; each one's model gets the statistics.
     Source: section 3 of the paper, "refreshing BatchNorm statistics".
     """
     modules = [module for _, module in batchnorms(model)]
-    momenta, statistics, rows = [module.momentum for module in modules], statistics_of(model), SumOverBatches(ranks)
-    floating = [tensor for tensor in statistics.values() if tensor.is_floating_point()]
+    momenta, rows = [module.momentum for module in modules], SumOverBatches(ranks)
+    before = {name: tensor.clone() for name, tensor in statistics_of(model).items()}
     for module in modules:
         module.momentum = None  # a cumulative mean
         module.training = True  # not `train`: what lies inside, such as timm's dropout, stays in eval mode
@@ -91,15 +95,24 @@ def refresh_statistics(
             for module in modules:
                 module.reset_running_stats()
             forward(model, batch)
-            rows.add(torch.cat([torch.zeros(0), *(tensor.detach().flatten().cpu() for tensor in floating)]))
-    means = torch.split(rows.total / rows.n, [tensor.numel() for tensor in floating])
-    for tensor, mean in zip(floating, means, strict=True):
-        tensor.copy_(mean.view_as(tensor))
-    for module, momentum in zip(modules, momenta, strict=True):
+            rows.add(torch.cat([torch.zeros(0), *map(_times_run, modules)]))
+    sums = torch.split(rows.total, [len(_times_run(module)) for module in modules])
+    for (name, module), momentum, found in zip(batchnorms(model), momenta, sums, strict=True):
         assert module.num_batches_tracked is not None
-        module.num_batches_tracked.fill_(rows.n)
+        n_runs, total = found[0], found[1:].view(len(_FIELDS), -1)
+        for field, mean in zip(_FIELDS, total / n_runs, strict=True):
+            old = before[f"{name}.{field}" if name else field]
+            getattr(module, field).copy_(mean if n_runs else old)
+        module.num_batches_tracked.fill_(int(n_runs))
         module.momentum = momentum
     model.eval()
+
+
+def _times_run(module: _BatchNorm) -> Tensor:
+    """Return how often a layer has run since its statistics were reset, and as many times those: float64, CPU."""
+    assert module.num_batches_tracked is not None
+    n_runs = module.num_batches_tracked.detach().double().cpu().view(1)
+    return torch.cat([n_runs, *(getattr(module, field).detach().double().cpu() * n_runs for field in _FIELDS)])
 
 
 @torch.no_grad()

@@ -83,3 +83,31 @@ def test_rows_are_added_in_float64_in_the_order_of_the_batches():
         for value, _ in own:
             rows.add(torch.tensor([value]))
     assert rows.total.item() == 2 and rows.n == 4
+
+
+class Routed(nn.Module):
+    """Its first layer sees every batch, the second those of positive mean, the third runs twice, the fourth never."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.BatchNorm1d(2) for _ in range(4))
+
+    def forward(self, inputs):
+        outputs = self.layers[0](inputs)
+        if inputs.mean() > 0:
+            outputs = self.layers[1](inputs)
+        return self.layers[2](inputs) + self.layers[2](inputs + 1) + outputs
+
+
+def test_layers_that_run_in_some_batches_have_the_statistics_of_those():
+    draws = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(8, 2, generator=draws) + shift, None) for shift in (3, -3, 5, -1, 2)]
+    ours, torchs = Routed().eval(), Routed()
+    before = ours.layers[3].running_mean.fill_(7.0).clone()
+    refresh_statistics(ours, batches, lambda model, batch: model(batch[0]))
+    torch.optim.swa_utils.update_bn([inputs for inputs, _ in batches], torchs)
+    for n in range(3):
+        for name, tensor in torchs.layers[n].state_dict().items():
+            torch.testing.assert_close(ours.layers[n].state_dict()[name], tensor, rtol=1e-6, atol=1e-6)
+    assert ours.layers[1].running_mean.mean() > 2
+    assert torch.equal(ours.layers[3].running_mean, before)
