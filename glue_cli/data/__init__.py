@@ -152,8 +152,10 @@ def read_dataset(
         examples = tokenise(examples, *how, where=where, progress=progress)
     elif isinstance(examples, Replies):
         from glue_cli.data.replies import tokenise_replies
+        from glue_cli.data.seq2seq import is_encoder_decoder, tokenise_seq2seq
 
-        examples = tokenise_replies(examples, *how, where=where, progress=progress)
+        tokenise_both = tokenise_seq2seq if is_encoder_decoder(tokenizer) else tokenise_replies
+        examples = tokenise_both(examples, *how, where=where, progress=progress)
     assert examples is not None or split == "val"
     if examples is not None:
         normalisation(data, examples)

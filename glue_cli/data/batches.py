@@ -54,18 +54,27 @@ def batches_by_length(lengths: Tensor, batch_size: int, n_tokens: int) -> Iterat
         start += n_texts
 
 
-def token_batch(tokens: Ragged, targets: Tensor | Ragged) -> tuple[dict[str, Tensor], Tensor]:
+def token_batch(
+    tokens: Ragged, targets: Tensor | Ragged, *, has_decoder: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
     """Return texts padded to the longest, as the models of transformers expect them, and their targets.
 
+    Args:
+        has_decoder: the targets are texts of their own. Their model gets them as `labels`, of which its decoder reads
+            those before the one to predict; how they are shifted is its own affair.
     Returns:
         `input_ids`, `attention_mask` and, of pairs, `token_type_ids`, int64 [n, T]; targets: labels or numbers
-        unchanged, tokens as int64 [n, T].
+        unchanged, tokens as int64 [n, T], or as wide as the longest if they are texts of their own.
     """
     width = int(tokens.lengths.max())
     mask = torch.arange(width) < tokens.lengths[:, None]
     inputs = {"input_ids": tokens.padded(width), "attention_mask": mask.long()}
     if (types := tokens.padded_types(width)) is not None:
         inputs["token_type_ids"] = types
+    if has_decoder:
+        assert isinstance(targets, Ragged)
+        inputs["labels"] = targets.padded(int(targets.lengths.max()))
+        return inputs, inputs["labels"]
     return inputs, targets.padded(width) if isinstance(targets, Ragged) else targets
 
 

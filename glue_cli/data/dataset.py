@@ -1,6 +1,7 @@
 """One split of a data set in memory, whatever format it came from."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,17 @@ class Ragged:
     lengths: Tensor
     padding: int = 0
     types: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[int]], padding: int = 0) -> "Ragged":
+        """Return rows of whole numbers, which are read once."""
+        values, lengths = array("i"), list[int]()
+        for row in rows:
+            values.extend(row)
+            lengths.append(len(row))
+        sizes = torch.tensor(lengths, dtype=torch.int64)
+        held = torch.frombuffer(values or array("i", [0]), dtype=torch.int32)
+        return cls(held, sizes.cumsum(0) - sizes, sizes, padding)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -75,13 +87,16 @@ class Dataset:
 
     Attributes:
         inputs: images, uint8 [N, C, H, W]; other inputs, float32 or int64 [N, ...]; or texts as token ids.
-        targets: labels, int64 [N]; targets of a regression, float32 [N, ...]; or the tokens that follow the inputs'.
+        targets: labels, int64 [N]; targets of a regression, float32 [N, ...]; or tokens: those that follow the
+            inputs', or of texts of their own.
         class_names: one name per class, in the order of the labels; None if there are none.
+        has_decoder: whether the targets are tokens of texts of their own, which the model's decoder writes.
     """
 
     inputs: Tensor | Ragged
     targets: Tensor | Ragged
     class_names: tuple[str, ...] | None = None
+    has_decoder: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -116,7 +131,7 @@ class Dataset:
     def joined(self, other: "Dataset") -> "Dataset":
         """Return these examples followed by the other's, which must be of the same kind."""
         inputs, targets = _joined(self.inputs, other.inputs), _joined(self.targets, other.targets)
-        return Dataset(inputs, targets, self.class_names)
+        return replace(self, inputs=inputs, targets=targets)
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors that hold the examples and their targets."""
@@ -125,7 +140,7 @@ class Dataset:
 
     def subset(self, indices: Tensor) -> "Dataset":
         """Return the examples at `indices`, int64 [n], in that order."""
-        return Dataset(self.inputs[indices], self.targets[indices], self.class_names)
+        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
 
 
 def _row_shape(rows: Tensor | Ragged) -> torch.Size | None:

@@ -85,7 +85,8 @@ class Batches:
         """Return the examples at `indices`, int64 [n], on the CPU, augmented if requested."""
         inputs, targets = self._dataset.inputs, self._dataset.targets
         if isinstance(inputs, Ragged):
-            tokens, wanted = token_batch(inputs[indices], targets[indices])
+            has_decoder = self._dataset.has_decoder
+            tokens, wanted = token_batch(inputs[indices], targets[indices], has_decoder=has_decoder)
             return {name: tensor.to(self._device) for name, tensor in tokens.items()}, wanted.to(self._device)
         assert isinstance(targets, Tensor)
         indices = indices.to(self._device)

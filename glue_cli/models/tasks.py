@@ -6,14 +6,19 @@ _TASKS = (
     "ForAudioClassification",
     "ForCausalLM",
     "LMHeadModel",
+    "ForConditionalGeneration",
+    "ForSeq2SeqLM",
+    "MTModel",  # translation: MarianMTModel
+    "EncoderDecoderModel",
 )
 
 
 def has_loss(name: str) -> bool:
-    """Tell whether glue has a loss for a class of models: one label or number an example, or the next tokens."""
+    """Tell whether glue has a loss for a class of models: one label or number an example, or the tokens of a text."""
     return name.endswith(_TASKS)
 
 
 def no_loss_for(name: str) -> str:
     """Return what to tell a user of another class of models."""
-    return f"glue has no loss for a {name}: it takes models of one label or number an example, and causal ones"
+    known = "models of one label or number an example, causal ones, and those of an encoder and a decoder"
+    return f"glue has no loss for a {name}: it takes {known}"

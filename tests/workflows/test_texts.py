@@ -16,7 +16,7 @@ from glue_cli.plans.check import plan_check
 from glue_cli.plans.evaluate import plan_evaluate
 from glue_cli.plans.finetune import plan_finetune
 from glue_cli.plans.mix import plan_mix
-from glue_cli.plans.mix_records import Coefficients
+from glue_cli.plans.mix_records import Coefficients, Search
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
 from glue_cli.results.record import as_object
@@ -113,6 +113,88 @@ def test_a_classifier_from_end_to_end(labelled, run, tmp_path):
     assert accuracies == [history[0]["test_accuracy"], history[-1]["test_accuracy"]]
     by_class = found[1].class_accuracy
     assert set(by_class) == {"no", "yes"} and sum(by_class.values()) / 2 == pytest.approx(accuracies[1])
+
+
+SEQ2SEQ = {
+    "t5": ("T5ForConditionalGeneration", {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}),
+    "bart": (
+        "BartForConditionalGeneration",
+        {
+            "d_model": 8,
+            **{f"{part}_layers": 1 for part in ("encoder", "decoder")},
+            **{f"{part}_ffn_dim": 8 for part in ("encoder", "decoder")},
+            **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+            "max_position_embeddings": 12,
+            "forced_eos_token_id": None,
+        },
+    ),
+}
+
+
+@pytest.fixture(params=SEQ2SEQ)
+def writers(request, folder, make_tokenizer):
+    """A spec of texts and what to write of each, and two models that do so, by random numbers."""
+    name, sizes = SEQ2SEQ[request.param]
+    make_tokenizer(folder / "writer", model_max_length=12)
+    for split, n, seed in (("train", 60, 0), ("test", 20, 1)):
+        rows = zip(some_reviews(n, seed), some_reviews(n, seed + 7), strict=True)
+        lines = [json.dumps({"article": one["text"], "summary": other["text"]}) + "\n" for one, other in rows]
+        (folder / "written").mkdir(exist_ok=True)
+        (folder / f"written/{split}.jsonl").write_text("".join(lines))
+    config = transformers.AutoConfig.for_model(
+        request.param, vocab_size=16, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0, **sizes
+    )
+    config.save_pretrained(folder / "writer")
+    paths = []
+    for k in range(2):
+        torch.manual_seed(k)
+        model = getattr(transformers, name)(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)  # so that the model says something
+        paths.append(folder / f"writer-{k}")
+        model.save_pretrained(paths[-1])
+    spec = text_spec(
+        folder,
+        model={"arch": f"transformers:{name}", "args": {"path": "writer"}},
+        data={
+            "format": "huggingface",
+            "root": "written",
+            "target": {"train": 40, "val": 20},
+            "columns": {"prompt": ["article"], "completion": ["summary"]},
+        },
+        mix={"steps": 2, "validate_every": 1, "batch_size": 10},
+    )
+    return spec, paths
+
+
+@torch.no_grad()
+def loss_by_hand(path, folder):
+    """The mean loss of the tokens to write in the test texts, each text by itself."""
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "writer")
+    losses = []
+    for line in map(json.loads, (folder / "written/test.jsonl").read_text().splitlines()):
+        inputs = tokenizer(line["article"], return_tensors="pt", truncation=True, max_length=12)
+        labels = tokenizer(text_target=line["summary"], return_tensors="pt", truncation=True, max_length=12).input_ids
+        logits = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, labels=labels).logits
+        losses += torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="none").tolist()
+    return sum(losses) / len(losses)
+
+
+def test_models_of_encoder_and_decoder_from_end_to_end(writers, folder, run):
+    spec, paths = writers
+    found = {}
+    for bank in ("device", "streamed"):
+        prior = folder / f"prior-{bank}"
+        plan = plan_mix(paths, Outputs(prior), Coefficients("spsa"), spec=spec, search=Search(bank), seed=0)
+        found[bank] = mix(plan, run).alpha
+    assert found["device"] == found["streamed"] and 0 < found["device"][0] < 1
+    tuned = folder / "tuned"
+    finetune(plan_finetune(spec, prior, Outputs(tuned), track_test=False), run)
+    for path in (paths[0], prior, tuned):
+        figures = evaluate(plan_evaluate(spec, [path], "test", {}, Outputs(None)), run).results[0].figures
+        assert figures["loss"] == pytest.approx(loss_by_hand(path, folder), rel=1e-5)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ _PAIRS = [
 _ASKED = [
     *("prompt completion", "instruction output", "instruction response", "prompt response", "question answer"),
     *("query response", "input output", "question response"),
+    *("document summary", "article summary", "article highlights", "dialogue summary", "input_text target_text"),
 ]
 _OF_LABELS = {"class", "whole", "text", "number", "truth"}  # kinds of columns that may be labels
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
