@@ -1,6 +1,7 @@
 """glue evaluate"""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -88,8 +89,7 @@ def evaluate(
     from glue_cli.plans.evaluate import plan_evaluate
 
     check_name("--split", split, SPLITS)
-    bars = dict(_bar("--fail-under", text) for text in fail_under or ())
-    ceilings = dict(_bar("--fail-over", text) for text in fail_over or ())
+    bars, ceilings = _bars("--fail-under", fail_under or ()), _bars("--fail-over", fail_over or ())
     known_split = cast(Literal["train", "val", "test"], split)
     plan = plan_evaluate(
         session.read_spec(),
@@ -122,6 +122,15 @@ def evaluate(
     if result.missed:
         what = "a checkpoint is worse than the baseline" if compare else "the bar was missed"
         raise GateMissedError(what if not (bars or ceilings) else "the bar was missed", items=result.missed)
+
+
+def _bars(option: str, texts: Sequence[str]) -> dict[str, float]:
+    """Return the bar of each figure."""
+    bars = [_bar(option, text) for text in texts]
+    names = [name for name, _ in bars]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"{option}: '{twice[0]}' has {names.count(twice[0])} bars", hint="give it one")
+    return dict(bars)
 
 
 def _bar(option: str, text: str) -> tuple[str, float]:

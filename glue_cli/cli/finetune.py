@@ -63,10 +63,10 @@ def finetune(
         return
     with session.running(shared=True) as run:
         with holding_signals():
-            from glue_cli.workflows.finetune import described
+            from glue_cli.workflows.finetune import described_in_full
             from glue_cli.workflows.finetune import finetune as work
 
-        is_finished = session.is_finished(plan.destination.result, lambda: described(plan), run)
+        is_finished = session.is_finished(plan.destination.result, lambda: described_in_full(plan, run), run)
         result = None if is_finished else work(plan, run)
     if result is None:
         session.finish_again("glue.finetune/1", plan.destination.result)

@@ -42,10 +42,10 @@ def train_expert(
         return
     with session.running(shared=True) as run:
         with holding_signals():
-            from glue_cli.workflows.train_expert import described
+            from glue_cli.workflows.train_expert import described_in_full
             from glue_cli.workflows.train_expert import train_expert as work
 
-        is_finished = session.is_finished(plan.destination.result, lambda: described(plan), run)
+        is_finished = session.is_finished(plan.destination.result, lambda: described_in_full(plan, run), run)
         result = None if is_finished else work(plan, run)
     if result is None:
         session.finish_again("glue.train-expert/1", plan.destination.result)

@@ -10,6 +10,7 @@ from glue_cli.checkpoints.classes import class_names_of, listed, match_classes
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.models.backbone import backbone_of
 from glue_cli.models.libraries.transformers_names import is_of_transformers
+from glue_cli.models.tensors import tensors_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _find_head(model: nn.Module, loaded: Collection[str], n_outputs: int) -> tup
     is_backbone = backbone_of(model)
     names = [
         name
-        for name, tensor in model.state_dict().items()
+        for name, tensor in tensors_of(model).items()
         if name in loaded and tensor.shape[:1] == (n_outputs,) and not is_backbone(name)
     ]
     if names and is_of_transformers(model):

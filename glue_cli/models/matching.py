@@ -19,6 +19,7 @@ from glue_cli.models.libraries.transformers_names import (
     name_tensors,
     names_on_disk,
 )
+from glue_cli.models.tensors import tensors_of
 
 # Tensors beside a model's: the weights of a loss by classes, the counter of torch's AveragedModel, sums of metrics.
 _BESIDE = re.compile(r"(criterion|criteria|loss\w*|\w*_loss|pos_weight|class_weights?|n_averaged|\w*_metrics?)(\.|$)")
@@ -39,13 +40,13 @@ def match_names(model: nn.Module, checkpoint: Checkpoint) -> Naming:
         SpecError: glue does not support the installed version of transformers.
     """
     naming = _match(model, checkpoint)
-    if len(naming.sources) < len(model.state_dict()):
+    if len(naming.sources) < len(tensors_of(model)):
         return naming
     return replace(naming, unused=tuple(name for name in naming.unused if not _BESIDE.match(name)))
 
 
 def _match(model: nn.Module, checkpoint: Checkpoint) -> Naming:
-    names = model.state_dict()
+    names = tensors_of(model)
     naming = _with_tied(model, _name_tensors(model, checkpoint.entries))
     if len(naming.sources) == len(names):
         return naming
@@ -60,7 +61,7 @@ def _match(model: nn.Module, checkpoint: Checkpoint) -> Naming:
 def _name_tensors(model: nn.Module, names: Iterable[str]) -> Naming:
     if is_of_transformers(model):
         return name_tensors(model, names)
-    wanted = model.state_dict()
+    wanted = tensors_of(model)
     present = dict.fromkeys(names)
     sources = {name: Source((name,)) for name in wanted if name in present}
     return Naming(sources, tuple(name for name in present if name not in wanted))
@@ -68,7 +69,7 @@ def _name_tensors(model: nn.Module, names: Iterable[str]) -> Naming:
 
 def _names_on_disk(model: nn.Module) -> Collection[str]:
     """Return the names that a model's tensors have in a checkpoint."""
-    tensors = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.to("meta") for name, tensor in tensors_of(model).items()}
     return names_on_disk(model, tensors) if is_of_transformers(model) else tensors
 
 
@@ -110,13 +111,13 @@ def list_missing(model: nn.Module, found: Collection[str]) -> list[str]:
     A BatchNorm's counter of batches may be missing: torch before 0.4.1 had none, and nothing is computed from it. So
     may what transformers itself does without, such as a Swin's last norm where only its feature maps are used.
     """
-    missing = [name for name in model.state_dict() if name not in found and not name.endswith(COUNTER)]
+    missing = [name for name in tensors_of(model) if name not in found and not name.endswith(COUNTER)]
     return [name for name in missing if not (is_of_transformers(model) and may_be_missing(model, name))]
 
 
 def list_differences(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> list[str]:
     """Return a line for each tensor that only one side has, or both differently; the nearest names first."""
-    wanted = model.state_dict()
+    wanted = tensors_of(model)
     missing = {name: wanted[name] for name in list_missing(model, naming.sources)}
     unused = {name: checkpoint.entries[name] for name in naming.unused}
     near = _nearest(missing, unused)

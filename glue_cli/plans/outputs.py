@@ -10,9 +10,10 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.output_files import check_output, check_output_folder
+from glue_cli.foundation.user_code import PREFIX
 
 if TYPE_CHECKING:
-    from glue_cli.spec.schema import Spec
+    from glue_cli.spec.schema import DataSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Outputs:
         """
         inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
         if spec:
-            inputs += _data_files(spec)
+            inputs += [*_data_files(spec), *_code_files(spec), *_start_of_experts(spec)]
             inputs += [folder, folder / "config.json"] if (folder := model_folder(spec)) else []
         may_exist = self.force or self.resumes  # the command decides later what to do with it
         results = destination.paths if destination else [self.result]
@@ -69,15 +70,36 @@ class Outputs:
             check_output(stale, inputs, force=may_exist)
 
 
+# Endings of the files of data that an output could overwrite.
+_ENDINGS = {"safetensors": ("safetensors",), "jsonl": ("jsonl",), "huggingface": ("json", "jsonl", "csv", "parquet")}
+
+
 def _data_files(spec: "Spec") -> list[Path]:
-    """Return the files of the spec's data sets that an output could overwrite: safetensors and JSON lines."""
-    members = spec.experts.members if spec.experts else []
+    """Return the files of the spec's data sets that an output could overwrite."""
     return [
-        spec.path(data.root) / f"{name}.{data.format}"  # the format is also the file ending
-        for data in (spec.data, *(member.data for member in members))
-        if data.format in ("safetensors", "jsonl")
-        for name in ("train", "val", "test", *data.splits.values())
+        spec.path(data.root) / f"{name}.{ending}"
+        for data in _data_sets(spec)
+        for ending in _ENDINGS.get(data.format, ())
+        for name in ("train", "val", "validation", "test", *data.splits.values())
     ]
+
+
+def _data_sets(spec: "Spec") -> "list[DataSpec]":
+    return [spec.data, *(member.data for member in (spec.experts.members if spec.experts else []))]
+
+
+def _code_files(spec: "Spec") -> list[Path]:
+    """Return the user's modules that the spec names, if they lie beside it."""
+    named = [spec.model.arch, spec.objective, *(data.format for data in _data_sets(spec))]
+    modules = [name.removeprefix(PREFIX).partition(":")[0] for name in named if name.startswith(PREFIX)]
+    places = [spec.path(module.replace(".", "/")) for module in modules]
+    return [file for place in places for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
+
+
+def _start_of_experts(spec: "Spec") -> list[Path]:
+    """Return the checkpoint that `experts.init` names, if it names one."""
+    is_named = spec.experts is not None and spec.experts.init not in ("shared", "independent")
+    return [spec.path(spec.experts.init)] if spec.experts and is_named else []
 
 
 def model_folder(spec: "Spec") -> Path | None:

@@ -21,7 +21,7 @@ def example_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
         float32, [N], or [number of targets that are not ignored].
     """
     if loss == "mse":
-        errors = outputs.float().view_as(targets) - targets
+        errors = outputs.float().reshape(targets.shape) - targets
         return errors.square().unsqueeze(-1).flatten(1).mean(1)  # targets [N] have no second dimension to flatten
     if targets.dim() == 1:
         return F.cross_entropy(outputs.float(), targets, reduction="none")

@@ -10,14 +10,17 @@ from glue_cli.data.classes import Classes
 from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
+from glue_cli.models.tensors import tensors_of
 from glue_cli.models.weights import initial_model, load_model
 from glue_cli.plans.finetune import FinetunePlan
 from glue_cli.results.finetune import FinetuneResult, epoch_of
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
+from glue_cli.spec.schema import Spec
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.finetuning import Finetuning
 from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.learning_rates import plan_trial
 from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
@@ -58,16 +61,30 @@ def described(plan: FinetunePlan) -> dict[str, Any]:
     }
 
 
+def described_in_full(plan: FinetunePlan, run: Run) -> dict[str, Any]:
+    """Return what distinguishes the plan's checkpoint from others; reads the data."""
+    return {**described(plan), "inputs": _inputs(plan, _target(plan, plan.spec, run))}
+
+
+def _target(plan: FinetunePlan, spec: Spec, run: Run) -> Target:
+    if plan.checkpoint is None:
+        return Target(spec, run)
+    return Target(spec, run, Classes(class_names_of(plan.checkpoint), str(plan.checkpoint.path), _OTHER_HEAD))
+
+
+def _inputs(plan: FinetunePlan, target: Target) -> dict[str, Any]:
+    return inputs_of(plan.spec, plan.checkpoint, train=target["train"], val=target["val"])
+
+
 def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     spec = keeper.as_before(plan.spec)
     watched = ["val", "test"] if plan.track_test else ["val"]
+    target = _target(plan, spec, run)
     if plan.checkpoint:
         model = load_model(spec, plan.checkpoint)
-        target = Target(spec, run, Classes(class_names_of(plan.checkpoint), str(plan.checkpoint.path), _OTHER_HEAD))
     else:
-        target = Target(spec, run)
         model = initial_model(spec, class_names=target["train"].class_names, progress=run.progress)
     for split in ("train", *watched):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
@@ -80,7 +97,7 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     keeper.begin(
         precision=plan.spec.precision,
         command="finetune",
-        **{**known, "start": fingerprint_of_tensors(model.state_dict().values())},
+        **{**known, "start": fingerprint_of_tensors(tensors_of(model).values())},
         track_test=plan.track_test,
         **{split: fingerprint_of_tensors(target[split].dataset.tensors()) for split in ("train", *watched)},
     )
@@ -101,6 +118,7 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
             tensors,
             {
                 **known,
+                "inputs": _inputs(plan, target),
                 "examples": len(trial.examples),
                 "lr": account["lr"],
                 "kept": account["kept"],

@@ -60,9 +60,26 @@ def _check(
     where: str,
 ) -> None:
     _check_tokens(model, examples.dataset, where)
+    outputs = _check_outputs(model, compute, forward, examples, loss, 2)
+    if 2 in outputs.shape[1:] and len(examples) > 2:  # else an axis may be taken for that of the examples
+        _check_outputs(model, compute, forward, examples, loss, 3)
+    if loss == "cross_entropy" and (labels := examples.dataset.labels) is not None:
+        _check_labels(model, labels, outputs.shape[1], _key_of_outputs(model), where)
+
+
+def _check_outputs(
+    model: nn.Module,
+    compute: Compute,
+    forward: Callable[[Batch], Tensor],
+    examples: Examples,
+    loss: Loss,
+    n_examples: int,
+) -> Tensor:
+    """Return a model's outputs for a few examples, checked; of those whose tokens are predicted, for one."""
     predicts_tokens = isinstance(examples.dataset.targets, Ragged)
-    inputs, targets = next(examples.on(compute).in_order(1 if predicts_tokens else 2))
-    if predicts_tokens:
+    inputs, targets = next(examples.on(compute).in_order(1 if predicts_tokens else n_examples))
+    is_causal = predicts_tokens and not examples.dataset.has_decoder
+    if is_causal:
         inputs, targets = _with_another_half(inputs, targets)
     try:
         outputs = forward((inputs, targets))
@@ -75,10 +92,9 @@ def _check(
             f"the model does not take the data's inputs {_shape_of(inputs)}: {reason_of(error)}",
             hint=_hint_for(model, inputs, error),
         ) from error
-    n_outputs = f"model.args.{'num_labels' if is_of_transformers(model) else 'num_classes'}"
     if loss == "mse":
-        _check_numbers(outputs, targets, n_outputs)
-        return
+        _check_numbers(outputs, targets, _key_of_outputs(model))
+        return outputs
     if outputs.dim() != targets.dim() + 1 or outputs.shape[:-1] != targets.shape:
         raise SpecError(
             f"the model's outputs are {list(outputs.shape)}, wanted {[*targets.shape, 'classes']}",
@@ -87,25 +103,29 @@ def _check(
             else "set model.arch to a model with a head for the task",
         )
     name = type(model).__name__
-    if predicts_tokens and (name.endswith("ForMaskedLM") or _sees_what_follows(outputs)):
+    if is_causal and (name.endswith("ForMaskedLM") or _sees_what_follows(outputs)):
         raise SpecError(
             f"the {name} sees the tokens that it is to predict, so its loss on them says nothing",
             hint="texts without labels are for causal language models; others, such as masked ones, need labels",
         )
-    if (labels := examples.dataset.labels) is not None:
-        _check_labels(model, labels, outputs.shape[1], n_outputs, where)
+    return outputs
+
+
+def _key_of_outputs(model: nn.Module) -> str:
+    """Return the key of the spec that sets the number of outputs."""
+    return f"model.args.{'num_labels' if is_of_transformers(model) else 'num_classes'}"
 
 
 def _check_numbers(outputs: Tensor, targets: Tensor, n_outputs: str) -> None:
     """Check that outputs and targets [N, ...] are as many numbers, in one order: but for ones, or flattened.
 
     Args:
-        n_outputs: the key of the spec that sets the number of outputs.
+        n_outputs: `_key_of_outputs`.
     """
     one, other = ([n for n in tensor.shape[1:] if n != 1] for tensor in (outputs, targets))
     is_flat = min(len(one), len(other)) <= 1
     are_as_many = outputs.shape[1:].numel() == targets.shape[1:].numel()
-    if one != other and not (is_flat and are_as_many):
+    if outputs.shape[:1] != targets.shape[:1] or (one != other and not (is_flat and are_as_many)):
         hint = f"set {n_outputs} to the numbers that an example's target has; for classes, read the column as "
         hint += "data.columns: {label: NAME}, with loss: cross_entropy"
         raise SpecError(
@@ -153,6 +173,8 @@ def _hint_for(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     name = type(model).__name__
     if is_of_transformers(model) and not has_loss(name):
         return no_loss_for(name)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "labels" not in inputs:
+        return f"a {name} needs texts and what to write of each: data.columns: {{prompt: NAME, completion: NAME}}"
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if isinstance(inputs, Mapping) and isinstance(longest, int) and inputs["input_ids"].shape[1] > longest:
         return f"the model takes texts of at most {longest:,} tokens: set data.max_length"

@@ -12,6 +12,7 @@ from glue_cli.data.partition import draw_folds
 from glue_cli.foundation.errors import NumericalError
 from glue_cli.foundation.progress import Advanced, Event, Finished, Progress, Started
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.models.tensors import tensors_of
 from glue_cli.running.device import Compute
 from glue_cli.spec.schema import FinetuneSpec
 from glue_cli.workflows.judging import ERROR, LOSS, Judge, is_better
@@ -162,7 +163,7 @@ class Trial:
         Raises:
             NumericalError: all of them diverge.
         """
-        self._start = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        self._start = {name: tensor.detach().clone() for name, tensor in tensors_of(self._model).items()}
         lrs = self._plan.lrs
         tried: dict[int, Tried] = {}
         while (number := next_to_try(tried, len(lrs), self._keep)) is not None:

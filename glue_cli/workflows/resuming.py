@@ -41,6 +41,8 @@ from glue_cli.workflows.part_copies import PartCopies, copied
 # If its interval is not given, a state is saved every so many seconds, unless that takes more than this share of the
 # time. More often where nobody has all of it: with any process that is lost, all steps since are lost.
 _USUALLY, _WHERE_ALL_ARE_NEEDED = (30.0, 0.02), (10.0, 0.1)
+# Of an output's metadata: what has to be as in this run, and what of that only the run itself has found.
+_COMPARED, _FOUND = ("recipe.", "inputs."), ("recipe.refreshed", "recipe.base")
 _TAKING_OVER_S = 2.0  # that a process waits for another one to end, or to have saved the state
 
 
@@ -329,7 +331,13 @@ def is_finished(output: Path, wanted: Mapping[str, Any], run: Run, *, force: boo
     except GlueError:
         metadata = {}
     named, said = json.loads(json.dumps(flat(wanted))), flat(metadata)
-    differing = differences({name: said[name] for name in named if name in said}, named)
+    named = {name: value for name, value in named.items() if value != {}}  # as a recipe without rules
+    compared = {
+        name: value
+        for name, value in said.items()
+        if name in named or (name.startswith(_COMPARED) and not name.startswith(_FOUND) and value != {})
+    }
+    differing = differences(compared, named)
     if differing and not force:
         raise UsageError(
             f"the output '{output}' exists, and is that of another run",

@@ -8,6 +8,7 @@ from glue_cli.checkpoints.run_state import fingerprint_of_tensors
 from glue_cli.data.expert_data import read_expert
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
+from glue_cli.models.tensors import tensors_of
 from glue_cli.models.weights import initial_model
 from glue_cli.plans.train_expert import TrainExpertPlan
 from glue_cli.results.provenance import origin_of
@@ -15,6 +16,7 @@ from glue_cli.results.train_expert import TrainExpertResult
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
+from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
 from glue_cli.workflows.spreading import must_shard, spread_training
@@ -53,6 +55,11 @@ def described(plan: TrainExpertPlan) -> dict[str, Any]:
     }
 
 
+def described_in_full(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
+    """Return what distinguishes the plan's expert from others; reads its data."""
+    return {**described(plan), "inputs": inputs_of(plan.spec, train=read_expert(plan.spec, plan.expert, run))}
+
+
 def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExpertResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
@@ -68,7 +75,7 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
         precision=plan.spec.precision,
         command="train-expert",
         **known,
-        start=fingerprint_of_tensors(model.state_dict().values()),
+        start=fingerprint_of_tensors(tensors_of(model).values()),
         examples=fingerprint_of_tensors(examples.dataset.tensors()),
     )
     net = spread_training(model, compute, run, is_sharded=is_sharded)
@@ -112,6 +119,7 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
             tensors,
             {
                 **known,
+                "inputs": inputs_of(plan.spec, train=examples),
                 "examples": len(examples),
                 "class_names": examples.class_names,
                 **compute.recorded,

@@ -15,6 +15,7 @@ from glue_cli.foundation.ranks import Ranks, meeting
 from glue_cli.foundation.seeds import derive_seed
 from glue_cli.foundation.state import GOOD, Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.foundation.stopping import Lost
+from glue_cli.models.tensors import tensors_of
 from glue_cli.models.weights import constant_buffers
 from glue_cli.results.history import Write
 from glue_cli.running.batchnorm import statistics_of
@@ -105,7 +106,7 @@ class Training:
 
     def best_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the best epoch if it is kept, else those of the last; all processes have to ask."""
-        return whole(self._best or self._model.state_dict())
+        return whole(self._best or tensors_of(self._model))
 
     def _steps(self) -> Iterator[None]:
         """Make the remaining steps of the epoch, and yield after each."""
@@ -172,7 +173,7 @@ class Training:
         val_loss, start = line[LOSS], self.history[0][LOSS]
         is_lower = val_loss < self._best_loss and is_better(val_loss, start, line.get(ERROR, 0.0), self._n_judged)
         if not self._best or is_lower:
-            self._best = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+            self._best = {name: tensor.detach().clone() for name, tensor in tensors_of(self._model).items()}
             self._best_loss = math.inf if math.isnan(val_loss) else val_loss
             self.kept = self._epoch
 
@@ -194,12 +195,12 @@ class Training:
             "n_steps": self.n_steps,
             "kept": self.kept,
             "total": self._total,
-            GOOD: bool(self._total.isfinite()) and _find_not_finite(self._model, self._model.state_dict()) is None,
+            GOOD: bool(self._total.isfinite()) and _find_not_finite(self._model, tensors_of(self._model)) is None,
             "n_losses": self._n_losses,
             "n_seen": self._n_seen,
             "best_loss": torch.tensor(self._best_loss, dtype=torch.float64),  # a tensor, since JSON has no infinity
             **prefixed("best", self._best),
-            **prefixed("model", self._model.state_dict()),
+            **prefixed("model", tensors_of(self._model)),
             **prefixed("optimizer", optimizer_state(self._optimizer)),
             **list_state("history", self.history),
             **prefixed("random", random_state(self._compute.device)),
@@ -211,7 +212,7 @@ class Training:
         self.n_steps, self.kept = state["n_steps"], state["kept"]
         self._total = state["total"].to(self._compute.device, copy=True)
         self._n_losses, self._n_seen = state["n_losses"], state["n_seen"]
-        own = self._model.state_dict()
+        own = tensors_of(self._model)
         self._best, self._best_loss = parts_like(part_of(state, "best"), own), state["best_loss"].item()
         self._model.load_state_dict(parts_like(part_of(state, "model"), own))
         restore_optimizer(self._optimizer, part_of(state, "optimizer"))
@@ -260,14 +261,17 @@ def with_lr(settings: FinetuneSpec, lr: float) -> FinetuneSpec:
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Return Adam with torch's defaults and the settings' lr, which is a number."""
+    """Return Adam with torch's defaults and the settings' lr, which is a number; gradients become dense ones."""
     assert isinstance(settings.lr, float)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False  # Adam takes no sparse gradients, and fused no others
     return torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
 
 
 def _check_weights(model: nn.Module, task: str) -> None:
     """Check the weights after the last step, from which no loss has been computed."""
-    if name := _find_not_finite(model, whole(model.state_dict())):
+    if name := _find_not_finite(model, whole(tensors_of(model))):
         raise NumericalError(f"'{name}' is not finite at the end of '{task}'", hint="lower the lr")
 
 

@@ -50,6 +50,8 @@ def test_fail_under(here, glue, experts):
     for_people = glue("evaluate", *experts, "--fail-under", "accuracy=1.01", "-q", code=6)
     assert "accuracy" in for_people.out and EXPERT_0 in for_people.out
     assert for_people.err.startswith("error: ") and for_people.err.count("\n  experts/") == 3
+    twice = glue("evaluate", EXPERT_0, "--fail-under", "accuracy=1.01", "--fail-under", "accuracy=0")
+    twice.refused(2, "'accuracy' has 2 bars")
     for wrong in ("accuracy=nan", "accuracy", "accuracy=x", "=0.5", "loss=1", "r2=0.5"):
         glue("evaluate", EXPERT_0, "--fail-under", wrong).refused(2, "--fail-under")
 

@@ -170,6 +170,8 @@ def test_a_state_that_is_held_is_refused(here, glue, start, monkeypatch):
         ["finetune", EXPERT_0],
         ["mix", "--method", "spsa", EXPERT_0, "experts/expert-001.safetensors"],
         ["mix", "--method", "uniform", EXPERT_0, "experts/expert-001.safetensors"],
+        ["mix", "--method", "uniform", "--batchnorm", "refresh", EXPERT_0, "experts/expert-001.safetensors"],
+        ["mix", "--method", "proxy", EXPERT_0, "experts/expert-001.safetensors"],
         ["mix", "--alpha", "0.5,0.5", EXPERT_0, "experts/expert-001.safetensors", "--no-hash"],
     ],
     ids=" ".join,
@@ -194,6 +196,10 @@ def test_a_run_that_is_finished_says_so(here, glue, snapshot, command):
         (["finetune", EXPERT_0], ["--seed", "9"], "seed: 7 there, 9 here"),
         (["mix", "--alpha", "0.5,0.5", EXPERT_0, EXPERT_0], ["--alpha", "0.25,0.75"], "alpha: [0.5, 0.5] there"),
         (["mix", "--method", "greedy", EXPERT_0, EXPERT_0], ["--set", "mix.budget=50"], "mix.budget"),
+        (["mix", "--method", "proxy", EXPERT_0, EXPERT_0], ["--set", "data.target.train=24"], "inputs.train"),
+        (["mix", "--method", "spsa", EXPERT_0, EXPERT_0], ["--precision", "bf16"], "inputs.precision"),
+        (["finetune", EXPERT_0], ["--set", "data.target.val=16"], "inputs.val"),
+        (["train-expert", "--expert", "0"], ["--set", "experts.init=experts/expert-001.safetensors"], "start"),
     ],
     ids=lambda value: value[0],
 )
@@ -205,6 +211,20 @@ def test_another_runs_output_is_no_end(here, glue, snapshot, command, change, di
     assert snapshot() == before
     glue(*again, *change, "--force", code=0)
     assert snapshot() != before
+
+
+def test_a_blend_by_more_rules_is_another_run(here, glue, experts):
+    again = ["mix", "--method", "uniform", *experts, "-o", "o.safetensors", "--resume", "-q"]
+    glue(*again, "--exclude", "*.bias", "--copy-from", experts[0], code=0)
+    glue(*again).refused(2, "that of another run", "recipe.rules.exclude")
+
+
+def test_a_start_of_the_same_name_is_another_run(here, glue, altered):
+    again = ["finetune", "x.safetensors", "-o", "o.safetensors", "--resume", "-q"]
+    altered("x.safetensors")
+    glue(*again, code=0)
+    altered("x.safetensors", lambda tensors: next(iter(tensors.values())).add_(1))
+    glue(*again).refused(2, "that of another run", "inputs.start")
 
 
 def test_other_experts_are_another_run(here, glue, altered):

@@ -53,6 +53,20 @@ def test_data_of_members_and_renamed_splits_are_inputs(tmp_path, make_spec):
             Outputs(tmp_path / f"own/{name}.safetensors", force=True).check([], spec)
 
 
+@pytest.mark.parametrize("section", ["model", "data", "objective", "init"])
+def test_the_users_code_and_start_are_inputs(tmp_path, make_spec, section):
+    named = {
+        "model": {"model": {"arch": "python:own.net:build"}},
+        "data": {"data": {"format": "python:own.net:read"}},
+        "objective": {"objective": "python:own.net:score"},
+        "init": {"experts": {"count": 2, "size": 9, "init": "own/net.py"}},
+    }[section]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/net.py").write_text("")
+    with pytest.raises(UsageError, match="also an input"):
+        Outputs(tmp_path / "own/net.py", force=True).check([], make_spec(**named))
+
+
 def test_train_expert(tmp_path, make_spec, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = make_spec()

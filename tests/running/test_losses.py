@@ -32,6 +32,12 @@ def test_a_trailing_one_may_be_left_out(of_outputs, of_targets):
     torch.testing.assert_close(example_losses("mse", outputs, targets), wanted)
 
 
+def test_outputs_may_lie_in_another_order_in_memory():
+    outputs, targets = torch.randn(5, 3, 4).transpose(1, 2), torch.randn(5, 12)
+    wanted = (outputs.reshape(5, 12) - targets).square().mean(1)
+    torch.testing.assert_close(example_losses("mse", outputs, targets), wanted)
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_half_precision_is_reduced_in_float32(loss):
     outputs = torch.randn(300, 5).bfloat16()

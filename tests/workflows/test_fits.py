@@ -36,6 +36,22 @@ def test_numbers_are_compared_in_their_order(outputs, targets, fits):
             check(model, torch.zeros(3, 4), torch.zeros(3, *targets))
 
 
+class Stacked(nn.Linear):
+    """Its outputs are [n, N] instead of [N, n]."""
+
+    def forward(self, inputs):
+        return super().forward(inputs).T
+
+
+@pytest.mark.parametrize("n_outputs", [2, 3])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_outputs_before_the_examples_are_told_whatever_the_sizes(n_outputs, loss):
+    targets = torch.zeros(5, n_outputs) if loss == "mse" else torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(SpecError, match="the model's outputs are"):
+        check(Stacked(4, n_outputs), torch.zeros(5, 4), targets, loss)
+    check(nn.Linear(4, n_outputs), torch.zeros(5, 4), targets, loss)
+
+
 def test_labels_for_a_single_output_are_a_regression():
     with pytest.raises(DataError, match="the model has 1 outputs") as caught:
         check(nn.Linear(4, 1), torch.zeros(3, 4), torch.tensor([1, 4, 2]), "cross_entropy")
@@ -80,11 +96,22 @@ def test_a_classifier_of_texts_without_labels_is_told_to_name_them():
 @pytest.mark.usefixtures("torchvision")
 def test_models_of_transformers_that_glue_has_no_loss_for_are_called_so():
     transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    tokens = Ragged(torch.arange(6, dtype=torch.int32), torch.tensor([0, 3]), torch.tensor([3, 3]))
+    model = transformers.BertForMultipleChoice(transformers.BertConfig(**sizes, vocab_size=9))
+    with pytest.raises(SpecError) as caught:
+        check(model, tokens, tokens.following(), "cross_entropy")
+    assert caught.value.hint.startswith("glue has no loss for a BertForMultipleChoice")
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_a_model_of_encoder_and_decoder_is_told_what_it_needs():
+    transformers = pytest.importorskip("transformers")
     config = transformers.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     tokens = Ragged(torch.arange(6, dtype=torch.int32), torch.tensor([0, 3]), torch.tensor([3, 3]))
     with pytest.raises(SpecError) as caught:
         check(transformers.T5ForConditionalGeneration(config), tokens, tokens.following(), "cross_entropy")
-    assert caught.value.hint.startswith("glue has no loss for a T5ForConditionalGeneration")
+    assert "{prompt: NAME, completion: NAME}" in caught.value.hint
 
 
 @pytest.mark.usefixtures("torchvision")

@@ -55,6 +55,21 @@ def test_training_is_plain_adam(spec, run):
         torch.testing.assert_close(a, b)
 
 
+def test_an_embedding_with_sparse_gradients_is_trained_like_a_dense_one(spec, run):
+    class Coded(nn.Module):
+        def __init__(self, *, sparse):
+            super().__init__()
+            torch.manual_seed(0)
+            self.codes, self.head = nn.Embedding(256, 2, sparse=sparse), nn.LazyLinear(10)
+            self.head(torch.zeros(1, 2 * 8 * 8))
+
+        def forward(self, images):
+            return self.head(self.codes((images[:, :1] * 10).long().clamp(0, 255)).flatten(1))
+
+    trained = [fit(spec, run, Coded(sparse=sparse)).state_dict() for sparse in (True, False)]
+    assert all(torch.equal(*pair) for pair in zip(*(state.values() for state in trained), strict=True))
+
+
 def test_progress_counts_every_example(spec, run, events):
     fit(spec, run)
     begun = [event for event in events if isinstance(event, Started)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.foundation.errors import SpecError
+from glue_cli.models.tensors import tensors_of
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # the number of a layer or an expert: a whole part of a name
 
@@ -108,7 +109,7 @@ def _follow(model: Any, names: Iterable[str]) -> tuple[Naming, list[Any]]:
         conversions = library.conversions(model)
         renamings = [c for c in conversions if isinstance(c, library.renaming)]
         converters = [c for c in conversions if isinstance(c, library.converter)]
-        wanted = model.state_dict()
+        wanted = tensors_of(model)
         sources: dict[str, Source] = {}
         unused: list[str] = []
         groups: dict[str, list[tuple[str, str]]] = {}  # a tensor made of parts -> the parts' names and patterns

@@ -10,6 +10,7 @@ from glue_cli.foundation.errors import GlueError
 from glue_cli.models import build_model
 from glue_cli.models.libraries.faults import import_library
 from glue_cli.models.recognise.recognised import Recognised
+from glue_cli.models.tensors import tensors_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 Arguments = dict[str, Any]
@@ -44,7 +45,7 @@ def _has_shapes(arch: str, args: Arguments, shapes: Shapes) -> bool:
         model = build_model(arch, args, seed=0)
     except GlueError:  # the checkpoint is of another architecture, so that the arguments make no sense
         return False
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == shapes
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()} == shapes
 
 
 # ---- glue's own

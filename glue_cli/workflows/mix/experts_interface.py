@@ -86,7 +86,10 @@ class Experts(ABC):
             CheckpointError: the experts do not fit the model, or one has NaN or infinity.
             ResourceError: they do not fit the memory.
         """
+        from glue_cli.models.tensors import check_names
+
         model = self._build(spec, weightless=True)
+        check_names(model)
         compute = Compute(find_device(run.device), channels_last=likes_channels_last(model))
         how = How(seed, batchnorm, self._make_in_memory)
         return self._provide(model, compute, spec, how, n_blends, needs_gradient, run)
@@ -137,7 +140,7 @@ class Experts(ABC):
         from glue_cli.running.weightless import fill, without_values
 
         if fresh := without_values(model) - {*self._naming.sources}:
-            values = self._build(spec).state_dict()
+            values = dict(self._build(spec).named_parameters(remove_duplicate=False))
             fill(model, {name: values[name] for name in fresh})
 
     @abstractmethod

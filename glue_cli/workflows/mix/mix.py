@@ -100,14 +100,31 @@ def described(plan: MixPlan) -> dict[str, Any]:
     return {"glue": __version__, "kind": "prior", "method": plan.method, **given, "seed": plan.seed}
 
 
-def described_in_full(plan: MixPlan, hashes: Sequence[StreamedHash]) -> dict[str, Any]:
-    """Return what distinguishes the plan's blend from others; takes the experts' sha256, which are part of it."""
+def described_in_full(plan: MixPlan, hashes: Sequence[StreamedHash], run: Run) -> dict[str, Any]:
+    """Return what distinguishes the plan's blend from others; reads the data, and takes the experts' sha256."""
     if plan.like:
         return described(plan)
     digests: list[str | None] = [streamed.finish() for streamed in hashes] or [None] * len(plan.experts)
     sections = plan.spec.model_dump(include={"mix", "loss", "objective"}) if plan.spec else {}
     settings = sections if plan.coefficients.is_search else {}
-    return {**described(plan), "experts": _experts_of(plan, digests), "settings": settings, "recipe": plan.record}
+    return {
+        **described(plan),
+        "experts": _experts_of(plan, digests),
+        "settings": settings,
+        "recipe": plan.record,
+        **_inputs(plan, target_of(plan, run)),
+    }
+
+
+def _inputs(plan: MixPlan, target: "Target | None") -> dict[str, Any]:
+    """Return what the blend is made from beside the experts, for its metadata; empty if it takes no data."""
+    takes_data = plan.coefficients.needs_data or plan.tensors.statistics != "averaged"
+    if plan.spec is None or target is None or not takes_data:
+        return {}
+    from glue_cli.workflows.inputs import inputs_of
+
+    read = inputs_of(plan.spec, train=target["train"], val=target["val"])
+    return {"inputs": {"model": plan.spec.model.model_dump(), "batchnorm": plan.tensors.statistics, **read}}
 
 
 def _experts_of(plan: MixPlan, digests: Sequence[str | None]) -> list[dict[str, Any]]:
@@ -171,6 +188,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
             "settings": settings,
             **_measured(plan, chosen),
             "recipe": recorded_recipe,
+            **_inputs(plan, target),
         }
 
     hashes = hashes_of_plan(plan, run) if hashes is None else hashes

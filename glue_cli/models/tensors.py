@@ -1,0 +1,27 @@
+"""The tensors of a model, by their names in its state dict."""
+
+from torch import Tensor, nn
+
+from glue_cli.foundation.errors import SpecError
+
+_EXTRA_STATE = "_extra_state"  # torch's name for what a module keeps beside its tensors
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's state dict without what is no tensor, such as a module's extra state that is a dict."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def check_names(model: nn.Module) -> None:
+    """Check that the model's state dict calls its tensors as its modules do, which hold those of a blend.
+
+    Raises:
+        SpecError: hooks of the model give them other names.
+    """
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    own = {name for name, _ in named}
+    if renamed := [name for name in tensors_of(model) if name not in own and not name.endswith(_EXTRA_STATE)]:
+        raise SpecError(
+            f"the model's state dict has '{renamed[0]}', which no module of the model has: a hook renames it",
+            hint="a search fills the modules themselves: let the state dict have their names, in the experts too",
+        )
