@@ -1,13 +1,15 @@
 """Read labels written as whole numbers, in quotes or not, as truths, or as names of classes."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from glue_cli.checkpoints.classes import TRUTHS, is_number
+from glue_cli.checkpoints.classes import TRUTHS
 from glue_cli.foundation.errors import DataError
 
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)")  # 007 is a name
 # A label of another kind -> what the user can do about it.
 _MENDS: dict[type, str] = {
     float: "numbers to predict are read with format: huggingface, columns: {target: NAME} and loss: mse",
@@ -22,13 +24,14 @@ def encode_labels(
     """Return labels, int64 [N], and the class names where the labels are names.
 
     The names are those of the train split, sorted, so that a class has one number in every split. If all of the
-    train split's labels are whole numbers, some or all of them in quotes, they are numbers; 1.0 is 1, as pandas writes
-    it where a value is missing. False is 0 and true 1, and these are their names.
+    train split's labels are whole numbers, some or all of them in quotes, they are numbers, else names in every split,
+    whatever a reader has made of them there; 1.0 is 1, as pandas writes it where a value is missing. False is 0 and
+    true 1, and these are their names.
 
     Args:
         written: one label per example, all whole numbers, all truths or all names.
         where: returns the place of the label of example i, for messages.
-        train: returns the train split's labels as written; called if there is text among these.
+        train: returns the train split's labels as written.
     Raises:
         DataError: a label is neither a whole number nor text, differs in kind from the others, is negative, or is not
             a class of train.
@@ -42,11 +45,8 @@ def encode_labels(
                 f"{where(i)}: the label is {label!r}, wanted a whole number or a class name",
                 hint=_MENDS.get(type(label)),
             )
-    are_numbers = all(map(_is_number, written))
-    if are_numbers and any(isinstance(label, str) for label in written):
-        names = _names_of(train())
-        are_numbers = all(map(_is_number, names))
-    if are_numbers:
+    names = _names_of_train(train, written)
+    if are_numbers(names) and all(map(_is_number, written)):
         return _check_numbers([int(str(label)) for label in written], where), None
     for i, label in enumerate(written):
         if isinstance(label, int) != isinstance(written[0], int):
@@ -54,9 +54,8 @@ def encode_labels(
                 f"{where(i)}: the label is {label!r}, but {where(0)} has {written[0]!r}",
                 hint="wanted whole numbers everywhere, or class names everywhere",
             )
-    names = _names_of(train())
     numbers = {name: number for number, name in enumerate(names)}
-    for i, name in enumerate(written):
+    for i, name in enumerate(map(str, written)):
         if name not in numbers:
             raise DataError(
                 f"{where(i)}: class '{name}' is unknown to the train split",
@@ -66,12 +65,33 @@ def encode_labels(
     return torch.tensor([numbers[str(name)] for name in written], dtype=torch.int64), names
 
 
+def _names_of_train(train: Callable[[], Iterable[object]], written: Sequence[object]) -> tuple[str, ...]:
+    """Return the names of the train split's labels; those of numbers are these labels' own if there is no such split.
+
+    Raises:
+        DataError: the labels have names, and the train split cannot be read.
+    """
+    try:
+        return names_in(train())
+    except DataError:
+        if all(map(_is_number, written)):
+            return names_in(written)
+        raise
+
+
 def _is_number(label: object) -> bool:
-    return isinstance(label, int) or is_number(str(label))
+    return _NUMBER.fullmatch(str(label)) is not None
 
 
-def _names_of(labels: Iterable[object]) -> tuple[str, ...]:
-    return tuple(sorted({str(label) for label in labels}))
+def names_in(labels: Iterable[object]) -> tuple[str, ...]:
+    """Return the names among labels, sorted; 1.0 is 1."""
+    plain = (int(label) if isinstance(label, float) and label.is_integer() else label for label in labels)
+    return tuple(sorted({str(label) for label in plain if label is not None}))
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    """Tell whether names of labels are whole numbers."""
+    return all(map(_NUMBER.fullmatch, names))
 
 
 def _check_numbers(numbers: Sequence[int], where: Callable[[int], str]) -> Tensor:

@@ -1,7 +1,9 @@
 """Read one split of a data set as the spec says, and check that it fits the loss."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from glue_cli.checkpoints.json_files import read_object
 from glue_cli.data import normalisation, read_dataset
 from glue_cli.data.dataset import Ragged
 from glue_cli.data.loader import Examples
@@ -42,6 +44,8 @@ def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | N
     )
     if dataset is None:
         return None
+    if isinstance(dataset.inputs, Ragged) and (padding := _padding_of_model(spec)) is not None:
+        dataset = replace(dataset, inputs=replace(dataset.inputs, padding=padding))
     where = f"'{root if data.root else data.where}'"
     if len(dataset) == 0:
         raise DataError(f"{where} has no {split} examples", hint="check data.root in the spec")
@@ -51,6 +55,8 @@ def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | N
         kind, loss = ("texts alone", "cross_entropy") if is_text else ("targets of a regression", "mse")
     if loss != spec.loss:
         hint = f"set loss: {loss}"
+        if kind == "targets of a regression":
+            hint += "; for classes, give the labels as whole numbers or names"
         if kind == "labels":
             hint += "; for a regression, give the targets as floats, or name their column data.columns: {target: NAME}"
         raise DataError(f"{where} has {kind}, which loss: {spec.loss} does not fit", hint=hint)
@@ -58,6 +64,14 @@ def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | N
         _tell_resizing(data, dataset.shape[1:], spec.resizing, run)
     _tell_normalisation(data, spec.of_images if dataset.has_images else None, run)
     return Examples(dataset, *normalisation(data, dataset, spec.of_images))
+
+
+def _padding_of_model(spec: Spec) -> int | None:
+    """Return the token that a model of transformers knows as padding, which some find the end of a text by."""
+    said = spec.model_args.get("pad_token_id")
+    if said is None and spec.model_folder:
+        said = read_object(spec.model_folder / "config.json").get("pad_token_id")
+    return said if type(said) is int and said >= 0 else None
 
 
 def _tell_normalisation(data: DataSpec, stated: ImageNormalisation | None, run: Run) -> None:

@@ -105,7 +105,7 @@ def call(tokenizer: Any, *texts: Sequence[str], **options: Any) -> Any:
 
 
 def padding_of(tokenizer: Any) -> int:
-    """Return the token that fills short texts in a batch; any works, because the attention mask hides it."""
+    """Return the token that fills short texts in a batch, if the model does not say which; see `data.splits`."""
     padding: list[int | None] = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]  # GPT-2 has no padding token
     return next(token for token in padding if token is not None)
 

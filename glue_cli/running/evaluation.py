@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glue_cli.running.losses import Loss, example_losses
 from glue_cli.running.means import ExampleSums
-from glue_cli.running.metrics import MakeMetric, value_of
+from glue_cli.running.metrics import BY_CLASS, MakeMetric, value_of
 
 N_MEASURED = 9
 
@@ -47,7 +47,7 @@ class Evaluation:
             by_example = ExampleSums.of(losses, targets), ExampleSums.of(right, targets if has_labels else nothing)
             kept = [tensor for sums in by_example for tensor in (sums.sums, sums.counts)]
         if self._loss == "mse":
-            outputs, targets = outputs.double().view_as(targets), targets.double()
+            outputs, targets = outputs.double().reshape(targets.shape), targets.double()
             outputs, targets = (x.flatten(1).squeeze(1) if x.dim() > 1 else x for x in (outputs, targets))  # [N, n]
         by_class = nothing
         if has_labels:
@@ -68,9 +68,10 @@ class Evaluation:
                 self._kept.setdefault(name, []).append(sums)
         for name, make in self._make_metrics.items():
             if name not in self._metrics:
-                n_classes = {"num_classes": outputs.shape[1]} if self._loss == "cross_entropy" else {}
+                about: dict[str, Any] = {"num_classes": outputs.shape[1]} if self._loss == "cross_entropy" else {}
+                about |= {"average": None} if name in BY_CLASS else {}
                 # Every process counts all batches, so that torchmetrics has nothing to exchange.
-                self._metrics[name] = make(**n_classes, sync_on_compute=False).to(outputs.device)
+                self._metrics[name] = make(**about, sync_on_compute=False).to(outputs.device)
             self._metrics[name].update(outputs, targets)
 
     def figures(self) -> dict[str, float]:
@@ -84,7 +85,8 @@ class Evaluation:
         else:
             n_examples, n_correct = self._by_class.sum(1).tolist()
             figures["accuracy"] = n_correct / n_examples
-        return figures | {name: value_of(metric) for name, metric in self._metrics.items()}
+        n_by_class = None if self._by_class is None else self._by_class[0]
+        return figures | {name: value_of(metric, n_by_class) for name, metric in self._metrics.items()}
 
     def by_example(self) -> dict[str, Tensor]:
         """Return each example's contribution to the loss and the accuracy, float64 [N], in the order of the batches.

@@ -1,11 +1,15 @@
 """Metrics beyond loss and accuracy, by name; torchmetrics, which computes them, is imported only when needed."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.imports import import_with_torchvision
+
+if TYPE_CHECKING:  # the plan of an evaluation reads the names below before torch is imported
+    from torch import Tensor
 
 MakeMetric = Callable[..., Any]  # a metric's class; for labels, it takes num_classes
 
@@ -19,6 +23,7 @@ METRICS: dict[str, dict[str, str]] = {
     },
     "mse": {"mae": "regression:MeanAbsoluteError", "r2": "regression:R2Score"},
 }
+BY_CLASS = ("auroc",)  # torchmetrics counts a class without examples as 0 in their mean
 # The figures for which higher is better, and those for which lower is better.
 BARS = {"cross_entropy": ("accuracy", *METRICS["cross_entropy"]), "mse": ("r2",)}
 CEILINGS = {"cross_entropy": ("loss", "perplexity"), "mse": ("loss", "mse", "mae")}
@@ -51,9 +56,18 @@ def usual_metrics(loss: str) -> dict[str, MakeMetric]:
         return {}
 
 
-def value_of(metric: Any) -> float:
-    """Return a metric's value; NaN if it has none, such as R2 of a single example."""
+def value_of(metric: Any, n_by_class: "Tensor | None") -> float:
+    """Return a metric's value; NaN if it has none, such as R2 of a single example, or AUROC of a single class.
+
+    Args:
+        n_by_class: the number of examples of each class, [n_classes]; None without labels.
+    """
     try:
-        return float(metric.compute())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class without examples
+            value: Tensor = metric.compute()
     except ValueError:
         return math.nan
+    if value.dim() and n_by_class is not None:  # by class, of which some have no value
+        value = value[((n_by_class > 0) & (n_by_class < n_by_class.sum())).to(value.device)]
+    return float(value.double().mean())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from glue_cli.foundation.batchnorm_names import VARIANCE
+from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.running.batchnorm import batchnorms, statistics_of
 from glue_cli.running.forward import Batch
@@ -20,6 +21,8 @@ from glue_cli.running.moments import layers_of, observing, shrunk_statistics
 # So many batches are shared out before what they give is exchanged: few exchanges, and only so many rows in memory.
 _ROUND = 64
 _FIELDS = ("running_mean", VARIANCE)
+
+_ONE_VALUE = "Expected more than 1 value per channel"  # what torch says
 
 Forward = Callable[[nn.Module, Batch], object]
 
@@ -94,7 +97,7 @@ def refresh_statistics(
         for batch in own:
             for module in modules:
                 module.reset_running_stats()
-            forward(model, batch)
+            _forward(forward, model, batch)
             rows.add(torch.cat([torch.zeros(0), *map(_times_run, modules)]))
     sums = torch.split(rows.total, [len(_times_run(module)) for module in modules])
     for (name, module), momentum, found in zip(batchnorms(model), momenta, sums, strict=True):
@@ -106,6 +109,23 @@ def refresh_statistics(
         module.num_batches_tracked.fill_(int(n_runs))
         module.momentum = momentum
     model.eval()
+
+
+def _forward(forward: Forward, model: nn.Module, batch: Batch) -> None:
+    """Run a forward pass.
+
+    Raises:
+        DataError: a layer gets one value a channel, which have no variance.
+    """
+    try:
+        forward(model, batch)
+    except ValueError as error:
+        if _ONE_VALUE not in str(error):
+            raise
+        raise DataError(
+            "a BatchNorm gets one value a channel, of which there are no statistics",
+            hint="take more than one example (data.target.train, the batch size), or --batchnorm average",
+        ) from error
 
 
 def _times_run(module: _BatchNorm) -> Tensor:
@@ -126,7 +146,7 @@ def refresh_from_few(model: nn.Module, batches: Iterable[Batch], forward: Forwar
     for own in rows.rounds(batches):
         for batch in own:
             with observing(model) as moments:
-                forward(model, batch)
+                _forward(forward, model, batch)
             rows.add(moments.row)
     statistics = statistics_of(model)
     for name, tensor in shrunk_statistics(layers_of(model), rows.total).items():

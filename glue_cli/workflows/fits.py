@@ -98,9 +98,7 @@ def _check_outputs(
     if outputs.dim() != targets.dim() + 1 or outputs.shape[:-1] != targets.shape:
         raise SpecError(
             f"the model's outputs are {list(outputs.shape)}, wanted {[*targets.shape, 'classes']}",
-            hint="a model of classes needs labels: name their column in data.columns"
-            if predicts_tokens and outputs.dim() == 2
-            else "set model.arch to a model with a head for the task",
+            hint=_hint_for_shape(outputs, targets, predicts_tokens=predicts_tokens),
         )
     name = type(model).__name__
     if is_causal and (name.endswith("ForMaskedLM") or _sees_what_follows(outputs)):
@@ -109,6 +107,14 @@ def _check_outputs(
             hint="texts without labels are for causal language models; others, such as masked ones, need labels",
         )
     return outputs
+
+
+def _hint_for_shape(outputs: Tensor, targets: Tensor, *, predicts_tokens: bool) -> str:
+    if predicts_tokens and outputs.dim() == 2:
+        return "a model of classes needs labels: name their column in data.columns"
+    if targets.dim() == 1 and outputs.dim() == 3:
+        return "a language model reads texts without labels: leave their column out of the data"
+    return "set model.arch to a model with a head for the task"
 
 
 def _key_of_outputs(model: nn.Module) -> str:
@@ -182,6 +188,9 @@ def _hint_for(model: nn.Module, inputs: Inputs, error: Exception) -> str:
         return "say which token fills short texts: --set model.args.pad_token_id=NUMBER"
     if "dtype" in str(error) or "Double" in str(error) or "BFloat16" in str(error):
         return "a search computes in float32: let forward cast its inputs to the dtype of the parameters"
+    if isinstance(inputs, Tensor) and inputs.dim() == 4 and inputs.shape[1] in (1, 3):
+        read = "image-folder reads every image in colour, huggingface in grey where all of a split are grey"
+        return f"set model.args to fit the data, or bring the images to the model's channels: {read}"
     return "set model.args to fit the data"
 
 

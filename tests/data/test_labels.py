@@ -27,13 +27,20 @@ def test_labels_of_another_kind_say_what_to_do(label, hint):
     assert hint in caught.value.hint
 
 
-def test_numbers_alone_do_not_ask_for_the_train_split():
-    labels, names = encode_labels([1, 0], str, lambda: pytest.fail("asked"))
+def missing():
+    raise DataError("there is no train split")
+
+
+def test_numbers_without_a_train_split_count_as_they_are():
+    labels, names = encode_labels([1, 0], str, missing)
     assert labels.tolist() == [1, 0] and names is None
+    with pytest.raises(DataError, match="no train split"):
+        encode_labels(["cat"], str, missing)
 
 
 def test_digits_are_names_where_train_has_words_too():
     assert encode(["2", "3"], train=["3", "cat", "2"]) == ([0, 1], ("2", "3", "cat"))
+    assert encode([2, 3], train=["3", "cat", "2"]) == ([0, 1], ("2", "3", "cat"))  # as pandas makes them there
     assert encode(["007", "3"]) == ([0, 1], ("007", "3"))
 
 

@@ -141,3 +141,18 @@ def test_metrics_of_labels_are_means_over_the_classes(torchmetrics, dtype):
     figures = evaluation.figures()
     for name, values in wanted.items():
         assert figures[name] == pytest.approx(sum(values) / 3, abs=1e-5), name
+
+
+def test_auroc_is_a_mean_over_the_classes_that_have_examples(torchmetrics):
+    draws = torch.Generator().manual_seed(0)
+    outputs, labels = torch.randn(40, 3, generator=draws), torch.randint(0, 2, (40,), generator=draws)
+
+    def auroc(outputs, labels):
+        evaluation = Evaluation("cross_entropy", load_metrics("cross_entropy", ["auroc"]))
+        evaluation.add(outputs, labels)
+        return evaluation.figures()["auroc"]
+
+    scores = outputs.softmax(1)
+    wanted = [(scores[labels == c, c][:, None] > scores[labels != c, c]).double().mean().item() for c in range(2)]
+    assert auroc(outputs, labels) == pytest.approx(sum(wanted) / 2, abs=1e-5)
+    assert math.isnan(auroc(outputs, torch.zeros_like(labels)))

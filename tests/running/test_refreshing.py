@@ -8,6 +8,7 @@ from batchnorm_net import BATCHES, seeded
 from in_threads import by_several
 from torch import nn
 
+from glue_cli.foundation.errors import DataError
 from glue_cli.running.batchnorm import statistics_of
 from glue_cli.running.forward import outputs_of
 from glue_cli.running.refreshing import SumOverBatches, refresh_from_few, refresh_statistics
@@ -111,3 +112,10 @@ def test_layers_that_run_in_some_batches_have_the_statistics_of_those():
             torch.testing.assert_close(ours.layers[n].state_dict()[name], tensor, rtol=1e-6, atol=1e-6)
     assert ours.layers[1].running_mean.mean() > 2
     assert torch.equal(ours.layers[3].running_mean, before)
+
+
+@pytest.mark.parametrize("by", [refresh_statistics, refresh_from_few])
+def test_one_value_a_channel_has_no_statistics(by):
+    with pytest.raises(DataError, match="one value a channel") as caught:
+        by(nn.Sequential(nn.BatchNorm1d(2)).eval(), [(torch.ones(1, 2), None)], lambda model, batch: model(batch[0]))
+    assert "--batchnorm average" in caught.value.hint

@@ -198,6 +198,32 @@ def test_models_of_encoder_and_decoder_from_end_to_end(writers, folder, run):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("overridden", [False, True])
+def test_texts_are_filled_with_what_the_model_takes_for_padding(folder, run, overridden):
+    """A classifier that reads the last token that is no padding, beside a tokenizer with other padding, or none."""
+    said = 1 if overridden else 3
+    (folder / "gpt2/config.json").write_text(json.dumps(GPT2 | {"pad_token_id": 0 if overridden else said}))
+    args = {"path": "gpt2", "num_labels": 2} | ({"pad_token_id": said} if overridden else {})
+    spec = text_spec(folder, model={"arch": "transformers:GPT2ForSequenceClassification", "args": args})
+    config = transformers.AutoConfig.from_pretrained(
+        folder / "gpt2", num_labels=2, pad_token_id=said, initializer_range=1.0
+    )
+    model = transformers.GPT2ForSequenceClassification(config).eval()
+    model.save_pretrained(folder / "model")
+    spec = spec.with_model_args(path="model" if not overridden else "gpt2")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "model" / name).write_bytes((folder / "gpt2" / name).read_bytes())
+    found = evaluate(plan_evaluate(spec, [folder / "model"], "test", {}, Outputs(None)), run).results[0]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "gpt2")
+    losses = []
+    for line in some_reviews(40, 1):
+        ids = torch.tensor([tokenizer(line["text"], truncation=True, max_length=12)["input_ids"]])
+        label = torch.tensor([line["label"] == "yes"]).long()
+        losses.append(torch.nn.functional.cross_entropy(model(input_ids=ids[:, :]).logits, label).item())
+    assert found.figures["loss"] == pytest.approx(sum(losses) / 40, rel=1e-5)
+
+
+@torch.no_grad()
 def test_pairs_are_evaluated_as_transformers_reads_them(folder, make_tokenizer, run):
     lines = [
         line | {"text_pair": other["text"]}

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glue_cli.checkpoints.classes import TRUTHS
 from glue_cli.data.classes import of_train, renumber
 from glue_cli.data.dataset import Dataset, Replies, Texts
 from glue_cli.data.formats.conversations import read_conversation
 from glue_cli.data.images import EncodedImage, Mode, chosen_resizing, decode_all, is_grey
-from glue_cli.data.labels import encode_labels
+from glue_cli.data.labels import are_numbers, encode_labels, names_in
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
@@ -76,6 +78,8 @@ def read_columns(
         if role == "text":
             what = f"{where}: texts without labels have no text_pair"
         raise SpecError(what, hint="it is the second of two texts that one label is for")
+    if role == "text" and targets is not None and not paired_by:
+        _check_train_has_no_pairs(open_train, where)
     if role == "text":
         pairs = _read_texts(table, pair_names[0], where) if paired_by else None
         return Texts(_read_texts(table, names[0], where), targets, class_names, pairs)
@@ -121,11 +125,15 @@ def _choose(
 def _read_labels(
     table: Any, name: str, open_train: Callable[[], Any], where: str
 ) -> tuple[Tensor, tuple[str, ...] | None]:
+    own = _names_of(table, name)
     labels, class_names = encode_labels(
-        list(table[name]), lambda row: _at(where, name, row), lambda: open_train()[name]
+        list(table[name]),
+        lambda row: _at(where, name, row),
+        lambda: table[name] if own else _labels_in_train(open_train, name),
     )
-    if class_names or not (own := _names_of(table, name)):
-        return labels, class_names
+    own = class_names or own
+    if not own or own == TRUTHS:
+        return labels, own
     return renumber(labels, own, of_train(_names_in_train(open_train, name)), where)
 
 
@@ -134,11 +142,26 @@ def _names_of(table: Any, name: str) -> tuple[str, ...] | None:
     return tuple(getattr(table.features.get(name), "names", None) or ()) or None
 
 
+def _labels_in_train(open_train: Callable[[], Any], name: str) -> Sequence[object]:
+    """Return the train split's labels as they are written, by name if they have names."""
+    train = open_train()
+    if name not in train.column_names:
+        raise DataError(f"the train split has no column '{name}'", hint="give the columns one name in every split")
+    names, labels = _names_of(train, name), list(train[name])
+    if names is None:
+        return labels
+    return [names[label] if type(label) is int and 0 <= label < len(names) else label for label in labels]
+
+
 def _names_in_train(open_train: Callable[[], Any], name: str) -> tuple[str, ...] | None:
+    """Return the names that number the train split's labels; None if they are numbers, or there is no such split."""
     try:
-        return _names_of(open_train(), name)
+        if of_column := _names_of(open_train(), name):
+            return of_column
+        names = names_in(_labels_in_train(open_train, name))
     except DataError:  # the test split may be the only one
         return None
+    return None if are_numbers(names) else names
 
 
 def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:
@@ -171,6 +194,15 @@ def _read_texts(table: Any, name: str, where: str) -> list[str]:
         if not isinstance(text, str):
             raise DataError(f"{_at(where, name, row)}: found {str(text)[:40]!r}, wanted text")
     return texts
+
+
+def _check_train_has_no_pairs(open_train: Callable[[], Any], where: str) -> None:
+    with suppress(DataError):  # the test split may be the only one
+        if pairs := [name for [name] in _PAIR.values() if name in open_train().column_names]:
+            raise SpecError(
+                f"{where} has no column '{pairs[0]}', but the train split has",
+                hint="give the columns one name in every split",
+            )
 
 
 def _read_replies(data: DataSpec, table: Any, role: str, name: str, where: str) -> Replies:

@@ -7,7 +7,8 @@ from glue_cli.foundation.errors import DataError
 
 # Keys of a message that say who wrote it and what, in each way.
 KEYS = (("role", "content"), ("from", "value"))
-_ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
+_ASSISTANTS = ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot", "ai", "chatbot")
+_ROLES = {"human": "user", **dict.fromkeys(_ASSISTANTS, "assistant")}
 
 
 def read_conversation(cell: object, at: str) -> Sequence[Mapping[str, Any]]:
@@ -29,6 +30,15 @@ def _read_message(entry: object, at: str) -> Mapping[str, Any]:
     for who, what in KEYS:
         if isinstance(role := known.get(who), str):
             others = {key: value for key, value in known.items() if key not in (who, what)}
-            return {"role": _ROLES.get(role, role), "content": known.get(what, ""), **others}
+            return {"role": _ROLES.get(role, role), "content": _read_content(known.get(what, ""), at), **others}
     wanted = " or ".join(f"{{'{who}': ..., '{what}': ...}}" for who, what in KEYS)
     raise DataError(f"{at}: found {str(entry)[:40]!r}, wanted {wanted}")
+
+
+def _read_content(content: object, at: str) -> str:
+    """Return a message's text, which may be in parts: `[{"type": "text", "text": ...}]`."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{at}: found {str(content)[:40]!r}, wanted text", hint="leave out what is no text")
+    return "".join(map(str, texts))

@@ -14,7 +14,9 @@ from glue_cli.data.cache import file_checksum
 from glue_cli.data.dataset import Dataset, Replies, Texts, split_name
 from glue_cli.data.formats.arrow_claims import check_saved
 from glue_cli.data.formats.columns import read_columns
+from glue_cli.data.formats.csv_files import read_csv
 from glue_cli.data.formats.parquet_claims import check_growth
+from glue_cli.data.formats.table_files import check_image_folder, find_table_files, identity_of_files
 from glue_cli.data.image_files import find_image_files, tell_kinds, warn_of_others
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.pointers import pointer_to
@@ -30,7 +32,6 @@ _COMPRESSED = (
 )
 _TAR, _TAR_AT = b"ustar", 257
 _METADATA = (".csv", ".jsonl", ".parquet")  # endings of a table that describes a folder's images
-_BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}  # by file ending
 
 
 def read_huggingface(
@@ -111,7 +112,7 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
     """Return a split as a `datasets.Dataset`, or None for a val split that is not there."""
     name = split_name(data, split)
     names = [] if name is None else ["val", "validation"] if split == "val" and "val" not in data.splits else [name]
-    match = next((match for name in names if (match := _find(root, name))), None)
+    match = next((match for name in names if (match := find_table_files(root, name, progress))), None)
     if match is None:
         if split == "val" and "val" not in data.splits:
             return None
@@ -125,6 +126,7 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
     if builder == "imagefolder":  # it numbers the classes that it sees, so it must see those of train too
         folders = {"train": root / (split_name(data, "train") or ""), split: paths[0]}
         files = {name: [f"{glob.escape(str(folder))}/**"] for name, folder in folders.items()}
+        check_image_folder(paths[0])
         _tell_of_files(paths[0], progress)
     try:
         if builder == "arrow":
@@ -134,8 +136,11 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
             _check_plain(paths)
         if builder == "parquet":
             check_growth(paths)
-        load = partial(datasets.load_dataset, builder, data_files=files, split=split, cache_dir=str(working))
-        return _load_whole(load, working)
+        if builder == "csv":
+            return datasets.Dataset.from_pandas(read_csv(paths), preserve_index=False)
+        kept = working / identity_of_files(paths)
+        load = partial(datasets.load_dataset, builder, data_files=files, split=split, cache_dir=str(kept))
+        return _load_whole(load, kept)
     except DataError:
         raise
     except Exception as error:  # a damaged file can make datasets, pandas and pyarrow raise anything
@@ -201,18 +206,3 @@ def _is_whole(path: Path) -> bool:
         return _checksum_of(path).read_text() == str(file_checksum(path))
     except (OSError, ValueError):
         return False
-
-
-def _find(root: Path, name: str) -> tuple[str, list[Path]] | None:
-    """Return the builder of `datasets` that reads a split, and the split's files or folder."""
-    folder = root / name
-    if (folder / "state.json").is_file():
-        return "arrow", [folder]
-    if folder.is_dir() and find_image_files(folder).images:
-        return "imagefolder", [folder]
-    for ending, builder in _BUILDERS.items():
-        patterns = [f"{name}.{ending}", f"{name}-*.{ending}", f"{name}/*.{ending}", f"data/{name}-*.{ending}"]
-        files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
-        if files:
-            return builder, files
-    return None

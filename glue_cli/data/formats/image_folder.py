@@ -27,7 +27,7 @@ class _Image:
     path: Path
     label: int
     n_bytes: int
-    mtime_ns: int
+    times_ns: tuple[int, int]  # of the last change of its content, and of anything
 
 
 def read_image_folder(
@@ -120,7 +120,7 @@ def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) ->
             )
         for path in image_files.images:
             stat = path.stat()
-            files.append(_Image(path, label, stat.st_size, stat.st_mtime_ns))
+            files.append(_Image(path, label, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)))
     if not files:
         raise DataError(f"'{folder}' has no image; wanted '{folder}/CLASS/*.jpg'", hint="check data.root in the spec")
     return files, others
@@ -141,6 +141,6 @@ def _others_beside_classes(folder: Path) -> Counter[str]:
 def _cache_key(folder: Path, files: Sequence[_Image], class_names: tuple[str, ...], way: int | Resizing | None) -> str:
     # The folder is part of the key: with fixed times in an archive, two splits can have equal names, sizes and times,
     # and must still not share a cache.
-    rows = [[str(file.path.relative_to(folder)), file.label, file.n_bytes, file.mtime_ns] for file in files]
+    rows = [[str(file.path.relative_to(folder)), file.label, file.n_bytes, *file.times_ns] for file in files]
     content = [_CACHE_VERSION, str(folder.resolve()), class_names, str(way), rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

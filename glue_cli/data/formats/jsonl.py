@@ -1,6 +1,7 @@
 """Texts as JSON lines: `{"text": ..., "label": ...}`, `text_pair` for pairs; the text alone for a language model."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from glue_cli.spec.schema import DataSpec
 
 _BYTES_A_CHARACTER = 8  # fits the longest allowed text even if each character is written as \uXXXX
 _OTHERWISE = ("prompt", "completion", "messages", "conversations")  # keys that another format reads
+_HALF = re.compile("[\ud800-\udfff]")
 _EXAMPLE = '{"text": "Loved it.", "label": 1}'
 
 
@@ -106,6 +108,8 @@ def _parse(line: bytes, where: str) -> _Line:
         pair = entry.get("text_pair")
         if pair is not None and not isinstance(pair, str):
             raise DataError(f"{where}: 'text_pair' is {json.dumps(pair)[:40]}, wanted text")
+        if _HALF.search(text + (pair or "")):
+            raise DataError(f"{where}: the text has half of a surrogate pair", hint="it was cut: leave the half out")
         return _Line(where, text, pair, entry.get("label", entry.get("labels")))
     if isinstance(entry, dict):
         kind = f"'text' is {json.dumps(text)[:40]}" if "text" in entry else "there is no 'text'"

@@ -1,6 +1,10 @@
 """A torch `Dataset` that a function of the user returns, read into memory once."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,33 @@ _ITEMS_A_REPORT = 100
 _WHOLE = (torch.int16, torch.int32, torch.int64)  # numbers that are no images, such as tokens
 
 
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Let what the user's code draws at random be the same in every run; after that the generators go on as before."""
+    of_torch, of_python = torch.get_rng_state(), random.getstate()
+    numpy: Any = import_module("numpy").random if find_spec("numpy") else None
+    of_numpy = numpy.get_state() if numpy else None
+    torch.manual_seed(0)
+    random.seed(0)
+    if numpy:
+        numpy.seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        if numpy:
+            numpy.set_state(of_numpy)
+
+
+@_same_draws()
 def read_python(
     data: DataSpec, split: str, *, root: Path, folder: Path, cache: Path | None, progress: Progress
 ) -> Dataset | None:
     """Read what `function(split)`, or `function(split, root)`, returns: a length, and items (input, target).
 
     An input is an image, uint8 [C, H, W], floats [...], or whole numbers [...], such as tokens; a target is a label,
-    or floats [...]; all have one shape.
+    or floats [...]; all have one shape. A transform that draws random numbers draws the same in every run.
     The class names are in the data set's attribute `classes`, as in torchvision. If a split has some, the function is
     also called for the train split, whose classes number the labels.
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def _count_rows(path: Path) -> int:
 def find_jsonl(root: Path) -> FoundData | None:
     """Look for SPLIT.jsonl whose lines have a `text`; files with other keys are left to the library `datasets`.
 
-    So are those whose labels are numbers to predict.
+    So are those whose labels are numbers to predict, or may have another name.
 
     Raises:
         DataError: a file exists but is damaged.
@@ -99,7 +100,10 @@ def _has_text(path: Path) -> bool:
             entry = json.loads(next((line for line in file if line.strip()), b""))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(entry, dict) and isinstance(entry.get("text"), str) and type(entry.get("label")) is not float
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or type(entry.get("label")) is float:
+        return False
+    has_label, others = "label" in entry or "labels" in entry, entry.keys() - {"text", "text_pair"}
+    return has_label or not others or find_spec("datasets") is None
 
 
 def find_images(root: Path) -> FoundData | None:

@@ -1,5 +1,6 @@
 """Recognise data for the library `datasets`: Parquet, CSV, JSON, `save_to_disk`; and the roles of their columns."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,7 @@ _ASKED = [
 ]
 _OF_LABELS = {"class", "whole", "text", "number", "truth"}  # kinds of columns that may be labels
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_COUNTS_ROWS = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__|index|idx|id)", re.IGNORECASE)
 _LOOKED_AT = 200  # rows whose texts and images are checked
 _MOST_CLASSES = 1000  # the most distinct values of a column of labels
 
@@ -157,7 +159,7 @@ def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequ
     if texts:
         head = table.select(range(min(_LOOKED_AT, table.num_rows)))
         return "text", [max(texts, key=lambda name: sum(len(text or "") for text in head[name]))]
-    numbers = [name for name, kind in kinds.items() if kind in ("number", "whole")]
+    numbers = [n for n, kind in kinds.items() if kind in ("number", "whole") and not _COUNTS_ROWS.fullmatch(n)]
     return ("inputs", numbers) if numbers else (None, [])
 
 

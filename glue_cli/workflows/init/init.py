@@ -46,4 +46,4 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
 
 def _write(path: Path, text: str, *, replace: bool) -> None:
     with writing(path, replace=replace) as descriptor:
-        write_all(descriptor, text.encode(), 0)
+        write_all(descriptor, text.encode(errors="backslashreplace"), 0)

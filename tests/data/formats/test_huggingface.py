@@ -49,6 +49,11 @@ def images(colours, labels, names=("ant", "bee"), **settings):
     return datasets.Dataset.from_dict({"img": cells, "label": labels}, features=features)
 
 
+def named(numbers, *names):
+    table = datasets.Dataset.from_dict({"a": [float(n) for n in numbers], "label": numbers})
+    return table.cast_column("label", datasets.ClassLabel(names=list(names))) if names else table
+
+
 def test_a_saved_dataset_dict_of_images(tmp_path, read):
     red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     splits = {"train": images([red, green], [1, 0]), "validation": images([blue], [1]), "test": images([green], [0])}
@@ -194,7 +199,8 @@ def test_a_url_is_not_fetched(tmp_path, read):
 
 
 def test_no_damage_of_the_cache_is_believed(tmp_path, read):
-    (tmp_path / "train.csv").write_text("inputs,label\n" + "".join(f"{n},{n % 2}\n" for n in range(50)))
+    lines = "".join(json.dumps({"inputs": n, "label": n % 2}) + "\n" for n in range(50))
+    (tmp_path / "train.jsonl").write_text(lines)
     columns = {"inputs": ["inputs"], "label": ["label"]}
     first = read(columns=columns)
     (file,) = (tmp_path / "cache").rglob("*.arrow")
@@ -273,12 +279,85 @@ def test_a_data_set_s_own_code_is_not_run(tmp_path, read):
 def test_what_is_converted_stays_in_glue_s_own_cache(tmp_path, read, monkeypatch):
     home = tmp_path / "home"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(home))
-    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"a": 1, "b": 2}\n')
+    os.utime(file, (1e9, 1e9))
     for cache in (tmp_path / "cache", None):
         assert read(cache=cache, columns={"inputs": "a", "target": "b"}).inputs.tolist() == [[1]]
     assert (tmp_path / "cache" / "huggingface").is_dir() and not home.exists()
-    (tmp_path / "train.csv").write_text("a,b\n7,2\n8,2\n")  # and does not outlive its file
-    assert read(columns={"inputs": "a", "target": "b"}).inputs.tolist() == [[7], [8]]
+    file.write_text('{"a": 7, "b": 2}\n')  # and does not outlive its file, whose time is that of an archive's member
+    os.utime(file, (1e9, 1e9))
+    assert read(columns={"inputs": "a", "target": "b"}).inputs.tolist() == [[7]]
+
+
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        (["01"] * 3 + ["E11"] * 20_000 + ["01"], [0] * 3 + [1] * 20_000 + [0]),
+        (["1"] * 20_000 + ["E11"], [0] * 20_000 + [1]),
+        (["None", "NA", '"nan"', "None"], [1, 0, 2, 1]),
+    ],
+    ids=["zeros", "a late name", "words for nothing"],
+)
+def test_a_csv_s_classes_are_what_is_written(tmp_path, read, cells, wanted):
+    (tmp_path / "train.csv").write_text("x,label\n" + "".join(f"1,{cell}\n" for cell in cells))
+    assert read(columns={"inputs": "x"}).targets.tolist() == wanted
+
+
+def test_rows_with_more_fields_than_names_are_told(tmp_path, read):
+    (tmp_path / "train.csv").write_text("text,label\ngood, very good,1\nbad, very bad,0\n")
+    with pytest.raises(DataError, match="more fields than its first line has names"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "wanted"),
+    [
+        ("label\n1\n2\nx3\n", "label\n1\n2\n", [0, 1]),  # pandas makes numbers of the test split's
+        ("label\n3\n1\n", "label\n1\n3\n", [1, 3]),
+        ("label\npositive\nnegative\n", named([0, 1, 1], "positive", "negative"), [1, 0, 0]),
+        (named([0, 1, 1], "positive", "negative"), "label\npositive\nnegative\n", [0, 1]),
+    ],
+    ids=["numbers among names", "numbers", "names, then numbers with names", "numbers with names, then names"],
+)
+def test_a_class_has_one_number_whatever_a_split_is_written_in(tmp_path, read, train, test, wanted):
+    for name, content in (("train", train), ("test", test)):
+        if isinstance(content, str):
+            head, *rows = content.splitlines()
+            (tmp_path / f"{name}.csv").write_text("\n".join([f"a,{head}", *(f"1,{row}" for row in rows)]))
+        else:
+            content.to_parquet(tmp_path / f"{name}.parquet")
+    assert read("test", columns={"inputs": "a"}).targets.tolist() == wanted
+
+
+def test_only_a_split_s_own_files_are_read_and_those_of_one_place(tmp_path, read):
+    rows = "".join(json.dumps({"x": 1, "label": 0}) + "\n" for _ in range(3))
+    (tmp_path / "data").mkdir()
+    for name in ("train", "train-hard", "data/train-00000-of-00001"):
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    assert len(read(columns={"inputs": "x"})) == 3
+    (tmp_path / "train.jsonl").rename(tmp_path / "data/train-00001-of-00003.jsonl")
+    with pytest.raises(DataError, match="is one of 1 parts, of which 2 are there"):
+        read(columns={"inputs": "x"})
+    (tmp_path / "data/train-00000-of-00001.jsonl").rename(tmp_path / "data/train-00000-of-00003.jsonl")
+    with pytest.raises(DataError, match="is one of 3 parts, of which 2 are there"):
+        read(columns={"inputs": "x"})
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("0.png", "lies in no class folder"),
+        ("__background__/0.png", "passes over such a folder"),
+        ("bee/0.png.bak", "takes it for an image"),
+    ],
+)
+def test_folders_that_the_library_reads_otherwise_are_refused(tmp_path, read, path, message):
+    for name in ("ant/0.png", path):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "train" / name, format="png")
+    with pytest.raises(DataError, match=message):
+        read()
 
 
 def test_datasets_missing(tmp_path, monkeypatch):
@@ -323,11 +402,6 @@ def test_images_that_were_not_fetched(tmp_path, read):
     (tmp_path / "train/ant/1.png").symlink_to("gone.png")
     with pytest.raises(DataError, match="train' has 1 link"):
         read()
-
-
-def named(numbers, *names):
-    table = datasets.Dataset.from_dict({"a": [float(n) for n in numbers], "label": numbers})
-    return table.cast_column("label", datasets.ClassLabel(names=list(names))) if names else table
 
 
 def test_numbers_of_classes_are_those_of_train_in_every_split(tmp_path, read):

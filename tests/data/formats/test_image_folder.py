@@ -259,6 +259,15 @@ def test_cache_keeps_splits_apart_that_look_alike(tmp_path):
     assert train.inputs[0, 0, 0, 0] == 1 and test.inputs[0, 0, 0, 0] == 2
 
 
+def test_cache_does_not_outlive_images_of_the_same_size_and_time(tmp_path):
+    """As an archive with fixed times replaces them."""
+    for colour in ((1, 1, 1), (2, 2, 2)):
+        paint(tmp_path / "train/ant/a.bmp", colour=colour)
+        os.utime(tmp_path / "train/ant/a.bmp", ns=(0, 0))
+        found = read_dataset(DATA, "train", root=tmp_path, cache=tmp_path / "cache")
+        assert found.inputs[0, 0, 0, 0] == colour[0]
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
 def test_damaged_cache_is_rebuilt(root, tmp_path, content, events):
     cache = tmp_path / "cache"

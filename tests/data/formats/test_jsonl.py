@@ -114,6 +114,7 @@ GOOD = {"text": "fine", "label": 0}
         ([GOOD, {**GOOD, "label": "bad"}], "train.jsonl:2: the label is 'bad', but .*train.jsonl:1 has 0"),
         ([{**GOOD, "label": "bad"}, GOOD], "train.jsonl:2: the label is 0, but .*train.jsonl:1 has 'bad'"),
         ([GOOD, {**GOOD, "label": -1}], "train.jsonl:2: the label is -1, wanted 0 or more"),
+        (['{"text": "cut \\ud83d", "label": 0}'], "train.jsonl:1: the text has half of a surrogate pair"),
         ([{**GOOD, "label": 10**20}], "train.jsonl:1: the label is 1000"),
         ([{**GOOD, "label": 0.5}], "train.jsonl:1: the label is 0.5, wanted a whole number or a class name"),
         ([{**GOOD, "label": True}, {**GOOD, "label": 1}], "train.jsonl:1: the label is True, wanted"),

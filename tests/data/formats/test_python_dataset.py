@@ -52,6 +52,16 @@ def test_images_and_labels(read, events):
     assert normalisation(DataSpec(format="python:x:y"), found) == ((0.5,), (0.5,))
 
 
+def test_a_random_transform_draws_the_same_in_every_run(read):
+    body = "import numpy, random; return Pairs(*((torch.rand(2) + random.random() + numpy.random.rand(), 0),) * 2)"
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = read(body)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert torch.equal(read(body).inputs, first.inputs) and first.inputs.std() > 0
+
+
 def test_numbers_become_float32(read):
     found = read(
         "return Pairs((torch.ones(2, dtype=torch.float64), [0.5, 1.0]), (torch.zeros(2).double(), [2.0, 3.0]))"

@@ -1,0 +1,34 @@
+"""CSV files as one table, by pandas: each column has one type, whatever its length."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from glue_cli.foundation.errors import DataError
+
+# A part of a column at a time would have a type of its own; and of the cells that pandas takes for missing, only empty
+# ones are: None and NA may be a class.
+_OPTIONS: dict[str, Any] = {"low_memory": False, "keep_default_na": False, "na_values": [""]}
+
+
+def read_csv(paths: Sequence[Path]) -> Any:
+    """Return the rows of files with the same columns as a table of pandas.
+
+    Raises:
+        DataError: the files differ in their columns, or rows have more fields than their file's first line has names.
+        Exception: whatever pandas raises for a damaged file.
+    """
+    pandas: Any = import_module("pandas")
+    tables = [pandas.read_csv(path, **_OPTIONS) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if not isinstance(table.index, pandas.RangeIndex):
+            raise DataError(
+                f"'{path}': its rows have more fields than its first line has names",
+                hint="put texts with commas into quotes, and name every column",
+            )
+        if list(table.columns) != list(tables[0].columns):
+            raise DataError(f"'{path}' has other columns than '{paths[0]}'", hint="they are parts of one table")
+    if odd := [name for name in tables[0].columns if len({table[name].dtype for table in tables}) > 1]:
+        tables = [pandas.read_csv(path, **_OPTIONS, dtype=dict.fromkeys(odd, str)) for path in paths]
+    return pandas.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
