@@ -19,6 +19,10 @@ from glue_cli.running.losses import Loss
 from glue_cli.search.protocol import Blends
 
 _SEVERAL = "multi_label_classification"  # of transformers' problem_type
+KEPT_ELSEWHERE = (
+    "blends fill the parameters and buffers that the model's modules hold: let forward take them from there alone, and"
+    " let no layer change them in eval() or train(), or keep functions, views or copies of them"
+)
 # How much of a change the outputs before it may show: rounding shows less, a model that sees it shows more.
 _SEEN = 1e-3
 
@@ -184,6 +188,8 @@ def _hint_for(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if isinstance(inputs, Mapping) and isinstance(longest, int) and inputs["input_ids"].shape[1] > longest:
         return f"the model takes texts of at most {longest:,} tokens: set data.max_length"
+    if "meta" in str(error):  # where a search's model has no values but those that it is filled with
+        return KEPT_ELSEWHERE
     if "padding token" in str(error):
         return "say which token fills short texts: --set model.args.pad_token_id=NUMBER"
     if "dtype" in str(error) or "Double" in str(error) or "BFloat16" in str(error):

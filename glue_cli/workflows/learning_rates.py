@@ -163,12 +163,13 @@ class Trial:
         Raises:
             NumericalError: all of them diverge.
         """
+        self._model.train()  # as in `Training`
         self._start = {name: tensor.detach().clone() for name, tensor in tensors_of(self._model).items()}
         lrs = self._plan.lrs
         tried: dict[int, Tried] = {}
         while (number := next_to_try(tried, len(lrs), self._keep)) is not None:
             tried[number] = self._try(lrs[number], len(tried) * len(self._splits), checkpoint)
-        self._model.load_state_dict(self._start)
+        self._model.load_state_dict(self._start, strict=False)
         if all(math.isinf(one.val_loss("best")) for one in tried.values()):
             diverged = ", ".join(f"{one.lr:g}" for _, one in sorted(tried.items()))
             raise NumericalError(f"the training diverges at each lr tried: {diverged}", hint="set a lower finetune.lr")
@@ -194,7 +195,7 @@ class Trial:
             if isinstance(event, Advanced):
                 self._progress(Advanced(n_before + event.done, event.figures))
 
-        self._model.load_state_dict(self._start)
+        self._model.load_state_dict(self._start, strict=False)
         training = self._make_training(with_lr(self._settings, lr), train, self._judge(held_out), report)
         if self._training_state:
             training.restore(self._training_state)

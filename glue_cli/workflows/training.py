@@ -159,6 +159,7 @@ class Training:
         train_loss = self._report(len(self._batches)) if self._epoch else None
         line: dict[str, Any] = {"epoch": self._epoch, "train_loss": train_loss}
         line |= self._measure(self._epoch) if self._measure else {}
+        self._model.train()  # in eval mode some layers hold other weights, such as LoRA's with its update merged
         self.history.append(line)
         write(line)
         if self._keeps_best:
@@ -214,7 +215,9 @@ class Training:
         self._n_losses, self._n_seen = state["n_losses"], state["n_seen"]
         own = tensors_of(self._model)
         self._best, self._best_loss = parts_like(part_of(state, "best"), own), state["best_loss"].item()
-        self._model.load_state_dict(parts_like(part_of(state, "model"), own))
+        self._model.load_state_dict(
+            parts_like(part_of(state, "model"), own), strict=False
+        )  # but for what is no tensor
         restore_optimizer(self._optimizer, part_of(state, "optimizer"))
         self.history = list_of(state, "history")
         restore_random(self._compute.device, part_of(state, "random"))

@@ -70,6 +70,24 @@ def test_an_embedding_with_sparse_gradients_is_trained_like_a_dense_one(spec, ru
     assert all(torch.equal(*pair) for pair in zip(*(state.values() for state in trained), strict=True))
 
 
+def test_layers_that_merge_in_eval_mode_are_kept_as_they_are_trained(spec, run):
+    class Merging(nn.Linear):
+        update = merged = 0.0
+
+        def train(self, mode=True):
+            self.weight.data += (0.0 if mode else 1.0) - self.merged
+            self.merged = 0.0 if mode else 1.0
+            return super().train(mode)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), Merging(64, 10))
+    training = training_of(
+        spec, run, model, measure=lambda epoch: model.eval() and {"val_loss": -epoch}, keeps_best=True
+    )
+    training.run(lambda line: None)
+    assert training.kept == 2 and training.best_tensors()["1.weight"].mean().abs() < 0.2
+
+
 def test_progress_counts_every_example(spec, run, events):
     fit(spec, run)
     begun = [event for event in events if isinstance(event, Started)]

@@ -37,6 +37,9 @@ _BARRIER = 1.05
 _CLEARLY = 0.95
 # With up to this many pairs, the loss is measured between all of them; otherwise, between each expert and the next.
 _MOST_PAIRS = 10
+# An end with so many times the loss of guessing has diverged, and a midpoint with so many times that, and that of the
+# better end, is of no use.
+_DIVERGED, _LOST = 10, 2
 # Examples that losses are measured on: a loss is then known to a few hundredths.
 _JUDGED = 512
 
@@ -67,12 +70,24 @@ class Losses:
         return "refreshed" if self._mean("refreshed") < _CLEARLY * self._mean("averaged") else "averaged"
 
     def _is_sound(self, kind: Statistics) -> bool:
-        """Tell whether no midpoint's loss is far above the mean of its ends', which a convex loss would not exceed."""
+        """Tell whether no midpoint's loss is far above the mean of its ends', which a convex loss would not exceed.
+
+        An end that has diverged would raise that mean above any midpoint.
+        """
         ends = self.ends[kind]
         return all(
-            loss <= _BARRIER * (ends[i] + ends[j]) / 2 and math.isfinite(loss)
+            loss <= _BARRIER * (ends[i] + ends[j]) / 2
+            and math.isfinite(loss)
+            and not self._is_lost(loss, ends[i], ends[j])
             for (i, j), loss in self.midpoints[kind].items()
         )
+
+    def _is_lost(self, loss: float, *ends: float) -> bool:
+        """Tell whether one end is far worse than guessing, and has drawn the midpoint there from the other."""
+        if self.guessing is None:
+            return False
+        is_drawn = loss > _LOST * max(self.guessing, min(ends))
+        return is_drawn and max(ends) > _DIVERGED * self.guessing
 
     def _mean(self, kind: Statistics) -> float:
         return statistics.fmean(self.midpoints[kind].values())

@@ -17,6 +17,7 @@ from glue_cli.workflows.check.midpoints import Losses, measure_losses
 from glue_cli.workflows.compute import blending_compute
 from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.experts import gather_experts
+from glue_cli.workflows.mix.faithful import check_is_faithful
 from glue_cli.workflows.mix.mix import target_of
 
 
@@ -63,6 +64,8 @@ def try_mix(plan: MixPlan, run: Run) -> Trial:
     blends = experts.blends(spec, replace(run, progress=_noting(notes, run.progress)), seed=plan.seed, n_blends=2)
     for split in ("train", "val"):
         check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
+    if not plan.adapters:
+        check_is_faithful(experts, spec, blends, target["train"])
     losses = measure_losses(plan, spec, target, experts, blends, run)
     compute, _ = blending_compute(spec, blends, target["train"], run)
     step = measure_costs(spec, target, blends.with_precision(compute.precision), plan.seed)

@@ -28,6 +28,7 @@ from glue_cli.workflows.evaluation import MakeOutputs, add_outputs
 from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.choice import Choice, skipped_in
 from glue_cli.workflows.mix.experts_interface import Experts
+from glue_cli.workflows.mix.faithful import check_is_faithful
 from glue_cli.workflows.mix.labels import OF_TRAIN, share_out
 from glue_cli.workflows.mix.refreshed_on import identity
 from glue_cli.workflows.mix.setting import as_written
@@ -103,6 +104,8 @@ class _Judge:
         self._loss, self._ranks = spec.loss, run.ranks
         blends = experts.blends(spec, run, seed=plan.seed, n_blends=1)
         check_blends_fit_data(blends, target["val"], spec.loss, spec.data.where)
+        if not plan.adapters:
+            check_is_faithful(experts, spec, blends, target["val"])
         self.may_refresh = plan.tensors.statistics == "auto" and has_batchnorm(blends.model)
         if self.may_refresh:
             if spec.precision == "bf16":

@@ -25,6 +25,7 @@ from glue_cli.workflows.compute import blending_compute
 from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, skipped_in
 from glue_cli.workflows.mix.experts_interface import Experts
+from glue_cli.workflows.mix.faithful import check_is_faithful
 from glue_cli.workflows.mix.labels import sampled
 from glue_cli.workflows.mix.pace import Pace
 from glue_cli.workflows.mix.refreshed_on import identity
@@ -52,6 +53,8 @@ def make_setting(plan: MixPlan, spec: Spec, target: Target, experts: Experts, ru
     )
     for split in ("train", "val"):
         check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
+    if not plan.adapters and _batchnorm(spec.mix).statistics == "running":
+        check_is_faithful(experts, spec, blends, target["train"])
     compute, reach = blending_compute(spec, blends, target["train"], run)
     criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
     blends = blends.with_precision(compute.precision)

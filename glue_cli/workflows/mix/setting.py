@@ -137,14 +137,12 @@ class Setting:
         is_limited = self.settings.parsed_budget is not None
         if learned.is_as_written or (is_limited and not self._n_kept):
             return BlendAsWritten(learned.val_loss, learned.val_loss_start, made)
-        val, val_uniform = self._measure(), learned.val_loss_start
+        val, val_uniform = self._measure(), None  # the guard's own may be of other examples
         if val is None:
             raise not_finite("the validation loss of the blend as written", learned.n_steps, learned.alpha)
         if not is_limited:
             self._load(Simplex.of(self.objective).uniform(), self.objective.kinds[0])
             val_uniform = self._measure()
-        elif self._labels.is_in_folds:
-            val_uniform = None  # the guard measured it on all labels
         return BlendAsWritten(val, val_uniform, made)
 
     def _kept_for_the_file(self, settings: MixSpec) -> int:

@@ -65,3 +65,18 @@ def test_what_to_do_depends_on_why_they_are_unrelated():
     three = torch.tensor([[1.0, 0.0, 0.9], [0.0, 1.0, 0.0], [0.9, 0.0, 1.0]])
     apart = Basin(three, three, three, torch.zeros(3), (), False)
     assert "without b" in judge(["a", "b", "c"], (), [[]] * 3, apart, None).instead[0]
+
+
+@pytest.mark.parametrize(
+    ("ends", "halfway", "guessing", "is_sound"),
+    [
+        ([0.2, 2e11], 2e10, 1.09, False),
+        ([0.2, 25.2], 5.24, 1.09, False),
+        ([0.2, 25.2], 1.5, 1.09, True),  # of no classes in common, say: the blend is what helps
+        ([2.9, 3.1], 3.0, 2.3, True),  # too sure of themselves, all of them
+        ([0.2, 2e11], 2e10, None, True),
+    ],
+)
+def test_an_expert_that_has_diverged_does_not_excuse_a_midpoint(ends, halfway, guessing, is_sound):
+    losses = Losses({"averaged": ends}, {"averaged": {(0, 1): halfway}}, guessing)
+    assert losses.best == ("averaged" if is_sound else None)
