@@ -22,6 +22,8 @@ from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.state import State
 from glue_cli.foundation.temporary_files import held_file, remove_abandoned
 
+_ABOUT = ("identity", "precision", "threads", "history_bytes", "n_made")  # in the order of `SavedState`
+_BEGIN_AGAIN = "remove it, and begin again"
 _KIND = "state"
 _LOOK_S = 0.02  # between two looks at a lock
 _PART = 32 << 20  # bytes that a fingerprint covers at each end of tensors and files larger than two parts
@@ -118,13 +120,15 @@ def read_state(file: Path) -> SavedState:
     Raises:
         CheckpointError: it is no state, or damaged.
     """
-    checkpoint = read_checkpoint(file)
+    try:
+        checkpoint = read_checkpoint(file)
+    except CheckpointError as error:
+        raise CheckpointError(error.message, items=error.items, hint=_BEGIN_AGAIN) from error
     about = checkpoint.glue
-    if about.get("kind") != _KIND:
-        raise CheckpointError(f"'{file}' is no state of a run", hint="remove it, and begin again")
+    if about.get("kind") != _KIND or not {"values", *_ABOUT} <= about.keys():
+        raise CheckpointError(f"'{file}' is no state of a run of this glue", hint=_BEGIN_AGAIN)
     state = {**about["values"], **read_tensors(checkpoint)}
-    said = (about[name] for name in ("identity", "precision", "threads", "history_bytes", "n_made"))
-    return SavedState(state, *said)
+    return SavedState(state, *(about[name] for name in _ABOUT))
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

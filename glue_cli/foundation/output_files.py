@@ -30,6 +30,10 @@ def check_output(output: Path, inputs: Sequence[Path], *, force: bool, option: s
     refuse_input(output, inputs, option=option)
     if output.is_dir():
         raise UsageError(f"the output '{output}' is a folder", hint=f"name a file with {option}")
+    if output.is_symlink() and not output.exists():
+        raise UsageError(
+            f"the output '{output}' is a link to nothing", hint=f"remove it, or name another with {option}"
+        )
     if output.exists() and not output.is_file():
         raise UsageError(f"the output '{output}' is no regular file", hint=f"name another file with {option}")
     if output.exists() and not force:

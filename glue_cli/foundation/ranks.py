@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.stopping import Lost, Stop
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ _LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|[Tt]imed out|Br
 # one exchange is then enough.
 _FIRST, _NUMBERS = 4096, 3
 _TENSOR = "a tensor's number"  # the key of what stands for a tensor in JSON
+_BY_LAUNCHER = "torchrun sets these variables: unset RANK and WORLD_SIZE for a process of its own"
 _STORE_S = 5  # how long a process that has failed waits for the launcher's store
 
 
@@ -54,8 +57,14 @@ def place_of(environment: Mapping[str, str]) -> Place:
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if not all(environment.get(name) for name in names):
         return Place()
-    local = int(environment.get("LOCAL_RANK", 0)), int(environment.get("LOCAL_WORLD_SIZE", 1))
-    return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), *local, is_launched=True)
+    usual = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **environment}
+    given = {name: usual[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")}
+    if wrong := [name for name, value in given.items() if not value.isdecimal()]:
+        raise UsageError(f"{wrong[0]} is '{given[wrong[0]]}', wanted a number", hint=_BY_LAUNCHER)
+    rank, size, local_rank, local_size = (int(given[name]) for name in [*given][:4])
+    if not rank < size:
+        raise UsageError(f"there is no process {rank} of {size}: processes count from 0", hint=_BY_LAUNCHER)
+    return Place(rank, size, local_rank, local_size, is_launched=True)
 
 
 class GaveUpError(Exception):
@@ -163,6 +172,30 @@ class Ranks:
             self.tell(value)
             return value
         return self.hear(rank)  # type: ignore[no-any-return]
+
+    def check_alike(self, given: Mapping[str, Any]) -> None:
+        """Check that all processes were given the same: machines without a common disk may have other files.
+
+        Args:
+            given: what this one was given, by names, as JSON values.
+        Raises:
+            UsageError: they were not; in all of them.
+        """
+        if self.size == 1:
+            return
+        import torch
+
+        own = {name: sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for name, value in given.items()}
+        first = self.from_first(lambda: own)
+        others = [name for name in first.keys() | own.keys() if first.get(name) != own.get(name)]
+        told = torch.frombuffer(bytearray(json.dumps(sorted(others)).encode()), dtype=torch.uint8)
+        found = [json.loads(bytes(part.tolist())) for part in self.gather([told])]
+        if differing := sorted({name for names in found for name in names}):
+            raise UsageError(
+                "the processes of this job were not given the same",
+                items=differing,
+                hint="let every machine have the same spec, experts and data",
+            )
 
     def tell(self, value: Any) -> None:
         """Send a JSON value, which may hold tensors, from this process to the others, which `hear` it."""
@@ -274,7 +307,11 @@ def speaks(environment: Mapping[str, str]) -> bool:
 
     The launcher's store counts them; where it cannot be reached, every process speaks.
     """
-    if place_of(environment).size == 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    try:
+        is_alone = place_of(environment).size == 1
+    except UsageError:  # which every process is to say
+        return True
+    if is_alone or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     from datetime import timedelta
 

@@ -10,10 +10,9 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.output_files import check_output, check_output_folder
-from glue_cli.foundation.user_code import PREFIX
 
 if TYPE_CHECKING:
-    from glue_cli.spec.schema import DataSpec, Spec
+    from glue_cli.spec.schema import Spec
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,9 @@ class Outputs:
             ResourceError: it cannot be written.
         """
         inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
+        inputs += [file for c in checkpoints if c.folder for file in c.folder.iterdir()]
         if spec:
-            inputs += [*_data_files(spec), *_code_files(spec), *_start_of_experts(spec)]
+            inputs += [*_data_files(spec), *spec.code_files, *_start_of_experts(spec)]
             inputs += [folder, folder / "config.json"] if (folder := model_folder(spec)) else []
         may_exist = self.force or self.resumes  # the command decides later what to do with it
         results = destination.paths if destination else [self.result]
@@ -78,22 +78,10 @@ def _data_files(spec: "Spec") -> list[Path]:
     """Return the files of the spec's data sets that an output could overwrite."""
     return [
         spec.path(data.root) / f"{name}.{ending}"
-        for data in _data_sets(spec)
+        for data in spec.data_sets
         for ending in _ENDINGS.get(data.format, ())
         for name in ("train", "val", "validation", "test", *data.splits.values())
     ]
-
-
-def _data_sets(spec: "Spec") -> "list[DataSpec]":
-    return [spec.data, *(member.data for member in (spec.experts.members if spec.experts else []))]
-
-
-def _code_files(spec: "Spec") -> list[Path]:
-    """Return the user's modules that the spec names, if they lie beside it."""
-    named = [spec.model.arch, spec.objective, *(data.format for data in _data_sets(spec))]
-    modules = [name.removeprefix(PREFIX).partition(":")[0] for name in named if name.startswith(PREFIX)]
-    places = [spec.path(module.replace(".", "/")) for module in modules]
-    return [file for place in places for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
 
 
 def _start_of_experts(spec: "Spec") -> list[Path]:

@@ -14,6 +14,11 @@ from glue_cli.running.metrics import BY_CLASS, MakeMetric, value_of
 N_MEASURED = 9
 
 
+def _are_right(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Tell of which examples the largest output is the label's, bool [N]; NaN is no answer."""
+    return (outputs.argmax(1) == labels) & ~outputs.isnan().any(1)
+
+
 class Evaluation:
     """Adds up batches, and computes the figures from the sums.
 
@@ -43,7 +48,7 @@ class Evaluation:
         has_labels = self._loss == "cross_entropy" and targets.dim() == 1
         kept = [nothing] * 4
         if self._kept is not None:
-            right = (outputs.argmax(1) == targets).float() if has_labels else nothing
+            right = _are_right(outputs, targets).float() if has_labels else nothing
             by_example = ExampleSums.of(losses, targets), ExampleSums.of(right, targets if has_labels else nothing)
             kept = [tensor for sums in by_example for tensor in (sums.sums, sums.counts)]
         if self._loss == "mse":
@@ -52,7 +57,7 @@ class Evaluation:
         by_class = nothing
         if has_labels:
             outputs = outputs.float()
-            right = targets[outputs.argmax(1) == targets]
+            right = targets[_are_right(outputs, targets)]
             by_class = torch.stack([labels.bincount(minlength=outputs.shape[1]) for labels in (targets, right)])
         judged = [outputs, targets] if self._make_metrics else [nothing, nothing]
         return [total, n, by_class, *kept, *judged]

@@ -315,6 +315,19 @@ class Spec(_Section):
         """Return the real path for one in the spec: where it was fetched to, or relative to the spec's folder."""
         return self._fetched.get(written) or self._folder / os.path.expanduser(written)
 
+    @property
+    def data_sets(self) -> list[DataSpec]:
+        """The target's data and the experts' own."""
+        return [self.data, *(member.data for member in (self.experts.members if self.experts else []))]
+
+    @property
+    def code_files(self) -> list[Path]:
+        """Where the user's modules that the spec names would be beside it; packages by their first file."""
+        named = [self.model.arch, self.objective, *(data.format for data in self.data_sets)]
+        modules = [name.removeprefix(PREFIX).partition(":")[0] for name in named if name.startswith(PREFIX)]
+        places = [self.path(module.replace(".", "/")) for module in dict.fromkeys(modules)]
+        return [file for place in places for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
+
     def located_in(self, folder: Path) -> "Spec":
         """Return this spec with its paths relative to `folder`."""
         located = self.model_copy()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from glue_cli.checkpoints.classes import class_names_of
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.run_state import fingerprint_of_files
 from glue_cli.data.classes import Classes, doubt_about
 from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
@@ -28,6 +29,7 @@ from glue_cli.workflows.compute import blending_compute, evaluation_compute
 from glue_cli.workflows.evaluation import add_all, add_only_blend
 from glue_cli.workflows.fits import check_blends_fit_data, check_fits_data
 from glue_cli.workflows.gates import ByExample, gates_of
+from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.mix.experts import adapter_alone
 from glue_cli.workflows.quantised import run_if_quantised
 from glue_cli.workflows.streaming import streamed_if_large
@@ -49,6 +51,9 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)
     checkpoints = [*([plan.baseline] if plan.baseline else []), *plan.checkpoints]
+    if run.ranks.size > 1:
+        files = {f"checkpoint {one.name}": fingerprint_of_files(one.files) for one in checkpoints}
+        run.ranks.check_alike({"spec": spec.model_dump(), **files, **inputs_of(spec, None, **{plan.split: examples})})
     views = [_view(plan, one, examples, run) for one in checkpoints]
     evaluated: list[tuple[EvaluatedCheckpoint, ByExample]] = []
     run.progress(Started("evaluate", len(checkpoints), "checkpoints"))

@@ -20,7 +20,7 @@ from glue_cli.spec.schema import Spec
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.finetuning import Finetuning
 from glue_cli.workflows.fits import check_fits_data
-from glue_cli.workflows.inputs import inputs_of
+from glue_cli.workflows.inputs import code_of, inputs_of
 from glue_cli.workflows.learning_rates import plan_trial
 from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
@@ -95,6 +95,7 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     known = described(plan)
     keeper.precision, keeper.needs_all = compute.precision, is_sharded
     keeper.begin(
+        **code_of(plan.spec),
         precision=plan.spec.precision,
         command="finetune",
         **{**known, "start": fingerprint_of_tensors(tensors_of(model).values())},

@@ -57,6 +57,13 @@ def _comparison(checkpoint: str, by_example: ByExample, baseline: str, of_baseli
         by_example, of_baseline: the two models' contributions, with the examples in the same order.
     """
     for name, values in by_example.items():
+        if name == "loss" and not of_baseline[name].isfinite().all() and values.isfinite().all():
+            value, bar = values.mean().item(), of_baseline[name].mean().item()
+            text = f"loss is {value:.4f}, and that of {baseline} is not finite"
+            yield Gate(
+                checkpoint=checkpoint, demand="compare", figure=name, value=value, bar=bar, missed=False, text=text
+            )
+            continue
         worse = (of_baseline[name] - values) * (-1 if name == "loss" else 1)  # [N]; a higher accuracy is better
         mean = worse.mean().item()
         error = worse.std().item() / math.sqrt(len(worse)) if len(worse) > 1 else None

@@ -21,7 +21,13 @@ def inputs_of(spec: Spec, start: Checkpoint | None = None, **data: Examples) -> 
     files = start.files if start else _start_of_experts(spec)
     begun = {"start": fingerprint_of_files(files)} if files else {}
     examples = {split: fingerprint_of_tensors(each.dataset.tensors()) for split, each in data.items()}
-    return {"precision": spec.precision, **begun, **examples}
+    return {"precision": spec.precision, **code_of(spec), **begun, **examples}
+
+
+def code_of(spec: Spec) -> dict[str, str]:
+    """Return a fingerprint of the user's modules that the spec names; empty if there are none."""
+    files = [file for file in spec.code_files if file.is_file()]
+    return {"code": fingerprint_of_files(files)} if files else {}
 
 
 def _start_of_experts(spec: Spec) -> Sequence[Path]:

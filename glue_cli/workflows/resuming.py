@@ -104,8 +104,9 @@ class Keeper:
         Args:
             identity: settings and fingerprints by name, as JSON values; may be nested.
         Raises:
-            UsageError: the state is that of another run.
+            UsageError: the state is that of another run, or the processes of the job were given different things.
         """
+        self._run.ranks.check_alike(identity)
         device = find_device(self._run.device).type
         named = flat({"glue": __version__, "torch": torch.__version__, "device": device, **identity})
         self._identity = json.loads(json.dumps(named))  # as it is when read back

@@ -16,7 +16,7 @@ from glue_cli.results.train_expert import TrainExpertResult
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
-from glue_cli.workflows.inputs import inputs_of
+from glue_cli.workflows.inputs import code_of, inputs_of
 from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
 from glue_cli.workflows.spreading import must_shard, spread_training
@@ -72,6 +72,7 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
     known = described(plan)
     keeper.precision, keeper.needs_all = compute.precision, is_sharded
     keeper.begin(
+        **code_of(plan.spec),
         precision=plan.spec.precision,
         command="train-expert",
         **known,

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -63,6 +64,14 @@ def test_what_is_no_state(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"\.p\.safetensors\.state"):
         read_state(file)
+
+
+def test_a_state_of_another_glue_is_not_believed(tmp_path):
+    file = tmp_path / ".p.safetensors.state"
+    save_file({"a": torch.zeros(2)}, file, {"glue": json.dumps({"kind": "state", "values": {}, "identity": {}})})
+    with pytest.raises(CheckpointError, match="no state of a run of this glue") as caught:
+        read_state(file)
+    assert caught.value.hint == "remove it, and begin again"
 
 
 def test_one_process_holds_a_state(tmp_path):

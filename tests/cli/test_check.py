@@ -172,6 +172,11 @@ def test_with_a_spec_losses_and_costs_are_measured(here, glue, experts):
     assert "C_mix" in shown and "halfway" in shown
 
 
+def test_a_single_expert_is_checked_with_a_spec_too(here, glue, experts):
+    found = glue("check", experts[0], "--json", code=0).json
+    assert found["verdict"] == "mix" and len(found["losses"]["experts"]) == 1
+
+
 def test_statistics_that_do_not_fit_are_to_be_refreshed(here, glue, experts, altered):
     """One expert has the statistics of inputs that were scaled otherwise, and halfway they fit neither."""
 

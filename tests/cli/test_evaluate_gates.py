@@ -62,6 +62,19 @@ def test_nan_misses_every_bar(here, glue):
     assert found["results"][0]["loss"] is None and "loss nan is over" in found["missed"][0]
 
 
+def test_outputs_that_are_nan_are_no_answers_and_any_model_is_better(here, glue):
+    tensors = load_file(EXPERT_0)
+    tensors["head.weight"] *= 1e38  # finite, unlike the outputs
+    tensors["features.8.weight"] *= 1e30
+    save_file(tensors, "nan.safetensors")
+    [row] = glue("evaluate", "nan.safetensors", "--json", code=0).json["results"]
+    assert row["loss"] is None and row["accuracy"] < 0.2
+    better = glue("evaluate", EXPERT_0, "--compare", "nan.safetensors", "--json", code=0).json
+    assert [gate["missed"] for gate in better["gates"]] == [False, False]
+    assert "that of nan.safetensors is not finite" in better["gates"][0]["text"]
+    glue("evaluate", "nan.safetensors", "--compare", EXPERT_0, code=6)
+
+
 def test_the_comparison_is_paired_by_example(here, glue, experts):
     found = glue("evaluate", experts[1], "--compare", experts[0], "--json").json
     (losses, hits), (losses_0, hits_0) = losses_and_hits(experts[1]), losses_and_hits(experts[0])

@@ -259,3 +259,9 @@ def test_where_there_are_no_locks_the_files_are_looked_at(tmp_path, monkeypatch)
         pass
     with pytest.raises(UsageError, match="another run has written"), writing_alone(tmp_path, replace=False):
         raise AssertionError("not reached")
+
+
+def test_a_link_to_nothing_is_refused_before_the_work(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone/file")
+    with pytest.raises(UsageError, match="is a link to nothing"):
+        check_output(tmp_path / "out", [], force=True)

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from in_threads import by_several
 
+from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.ranks import Place, Ranks, is_lost, place_of, speaks
 from glue_cli.foundation.stopping import Lost
 
@@ -125,3 +127,33 @@ def test_what_processes_exchange(tmp_path):
     assert sum(one["speaks"] for one in found) == 1
     assert done.returncode != 0 and sorted(path.name for path in tmp_path.glob("*.lost")) == ["0.lost", "2.lost"]
     assert Lost().exit_code == 75
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"RANK": "x"}, "RANK is 'x', wanted a number"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1'"),
+        ({"MASTER_PORT": "ib0"}, "MASTER_PORT is 'ib0'"),
+        ({"WORLD_SIZE": "0"}, "no process 5 of 0"),
+        ({"RANK": "8"}, "no process 8 of 8"),
+    ],
+)
+def test_places_that_cannot_be_are_told(changed, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        place_of({**VARIABLES, **changed})
+    assert "unset RANK" in caught.value.hint and speaks({**VARIABLES, **changed})
+
+
+def test_processes_that_were_given_different_things_are_all_told_which():
+    def work(ranks):
+        given = {"expert 0": "abc", "data": [1, ranks.place.rank // 2], "of the last": 1}
+        if ranks.place.rank == 3:
+            del given["of the last"]
+        with pytest.raises(UsageError, match="not given the same") as caught:
+            ranks.check_alike(given)
+        ranks.check_alike({"expert 0": "abc"})
+        return caught.value.items
+
+    assert by_several(4, work) == [("data", "of the last")] * 4
+    Ranks().check_alike({"anything": object()})  # alone, nothing is looked at

@@ -89,6 +89,13 @@ def test_numbers_as_people_write_them(read, text):
     assert read(LEAST + f"train: {{lr: {text}}}\n").train.lr == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize("text", ["0100", "1:30", "0b11", "1:30.5"])
+def test_what_old_yaml_takes_for_other_numbers_is_refused(read, text):
+    with pytest.raises(SpecError) as caught:
+        read(LEAST + f"seed: {text}\n")
+    assert f"found '{text}'" in caught.value.items[0]
+
+
 @pytest.mark.parametrize("section", ["train", "finetune", "mix"])
 def test_a_whole_number_that_no_float_holds(read, section):
     with pytest.raises(SpecError) as caught:

@@ -90,7 +90,7 @@ class Losses:
         return is_drawn and max(ends) > _DIVERGED * self.guessing
 
     def _mean(self, kind: Statistics) -> float:
-        return statistics.fmean(self.midpoints[kind].values())
+        return statistics.fmean(self.midpoints[kind].values() or self.ends[kind])
 
     def as_result(self) -> CheckedLosses:
         """Return the experts' losses as the command reports them."""
@@ -103,6 +103,8 @@ class Losses:
         words = {"averaged": "", "refreshed": " with BatchNorm's statistics refreshed"}
         said = []
         for kind, midpoints in self.midpoints.items():
+            if not midpoints:  # of a single expert
+                continue
             (i, j), loss = max(midpoints.items(), key=lambda item: item[1])
             ends = f"{self.ends[kind][i]:.3f} and {self.ends[kind][j]:.3f}"
             said.append(f"halfway between experts {i} and {j} the loss is {loss:.3f}{words[kind]}, at the ends {ends}")

@@ -77,6 +77,7 @@ def help_mix(plan: MixPlan, run: Run) -> None:
                 setting.follow(keeper.keep)
             _help_to_refresh(plan, target, experts, run)
         return
+    run.ranks.check_alike(_identity(plan, target))
     if plan.coefficients.needs_data:
         choose_by_accuracy(plan, plan.spec, target, experts, run, lambda line: None)
     _help_to_refresh(plan, target, experts, run)
@@ -149,6 +150,8 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
     target = target_of(plan, run)
     if keeper and target:
         _begin(keeper, plan, target)
+    elif target and run.ranks.size > 1:
+        run.ranks.check_alike(_identity(plan, target))
     with writing_history(
         run.history,
         replace=plan.destination.force or run.saving.resumes,
@@ -228,19 +231,26 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
 
 def _begin(keeper: "Keeper", plan: MixPlan, target: "Target") -> None:
     """Tell the keeper what the search depends on."""
+    keeper.begin(**_identity(plan, target))
+
+
+def _identity(plan: MixPlan, target: "Target") -> dict[str, Any]:
+    """Return what a blend depends on, by names."""
     from glue_cli.checkpoints.run_state import fingerprint_of_files, fingerprint_of_tensors
+    from glue_cli.workflows.inputs import code_of
 
     assert plan.spec is not None
     sections = plan.spec.model_dump(include={"model", "loss", "objective", "mix", "precision"})
-    keeper.begin(
-        command="mix",
+    return {
+        **code_of(plan.spec),
+        "command": "mix",
         **described(plan),
         **sections,
-        recipe=plan.record,
-        statistics=plan.tensors.statistics,
-        experts={str(k): fingerprint_of_files(expert.files) for k, expert in enumerate(plan.experts)},
+        "recipe": plan.record,
+        "statistics": plan.tensors.statistics,
+        "experts": {str(k): fingerprint_of_files(expert.files) for k, expert in enumerate(plan.experts)},
         **{split: fingerprint_of_tensors(target[split].dataset.tensors()) for split in ("train", "val")},
-    )
+    }
 
 
 def target_of(plan: MixPlan, run: Run) -> "Target | None":
