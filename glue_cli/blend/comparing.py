@@ -8,7 +8,7 @@ from glue_cli.blend.compatibility import copied_misfits, tensor_misfits
 from glue_cli.blend.configurations import configuration_misfits
 from glue_cli.blend.constants import find_constants
 from glue_cli.blend.differences import settle_differences
-from glue_cli.blend.factors import factor_misfits
+from glue_cli.blend.factors import factor_misfits, mask_misfits
 from glue_cli.blend.misfit import Misfit
 from glue_cli.blend.quantised import quantised_misfits
 from glue_cli.blend.recipe import Recipe, with_copies
@@ -85,6 +85,7 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
         all that differs in every respect; only what requires equal tensors is not compared where they differ.
     """
     misfits = [*factor_misfits(experts, apart=recipe.apart), *quantised_misfits(experts, apart=recipe.apart)]
+    misfits += mask_misfits(experts, apart=recipe.apart)
     settled = settle_differences(experts, apart=recipe.apart)
     experts, recipe = settled.experts, with_copies(recipe, settled.copied)
     of_configurations, notes = configuration_misfits(experts)

@@ -56,6 +56,9 @@ def tensor_misfits(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: C
     Returns:
         if the experts cannot be blended, a misfit that lists every tensor that differs, and options that would help.
     """
+    if empty := [expert for expert in experts if not expert.entries]:
+        hint = "save the model's tensors: torch.save(model.state_dict(), PATH)"
+        return [Misfit("tensors", f"'{empty[0].path}' has no tensor", hint=hint)]
     differences = [d for d in find_differences(experts) if d.name not in apart and not _is_missing_counter(d, experts)]
     if dtype_given:
         differences = [d for d in differences if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]

@@ -1,13 +1,14 @@
-"""Recognise the factors of adapters by their names. Needs no torch.
+"""Recognise the factors of adapters, and of pruned weights, by their names. Needs no torch.
 
-An adapter's update is a product of its factors, whichever tool trained it. The product of two experts' mean factors is
-not the mean of their products, and may be far from it.
+An adapter's update is a product of its factors, whichever tool trained it, and a pruned weight one of its values and a
+mask. The product of two experts' mean factors is not the mean of their products, and may be far from it.
 """
 
 import re
 from collections.abc import Collection, Sequence
 
 from glue_cli.blend.misfit import Misfit
+from glue_cli.checkpoints.files import same_bytes
 from glue_cli.checkpoints.header import Checkpoint
 
 # How each tool names factors. A part of a name begins after a dot or an underscore.
@@ -24,6 +25,7 @@ _FACTORS = (
 )
 _FACTOR = re.compile(rf"(?:^|[._])(?:{'|'.join(_FACTORS)})(?=[._]|$)", re.IGNORECASE)
 _PEFT = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
+_MASK = "_mask"  # of torch.nn.utils.prune, beside the values, _orig
 _GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha")  # in one module; each alone is ambiguous
 
 
@@ -45,6 +47,33 @@ def factor_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()
             )
             misfits.append(Misfit("adapters", message, tuple(factors), hint))
     return misfits
+
+
+def mask_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> list[Misfit]:
+    """Return a misfit if the experts were pruned by torch, with masks that differ.
+
+    Args:
+        apart: tensors that are not blended.
+    """
+    first, *others = experts
+    masks = [
+        name
+        for name in first.entries
+        if name.endswith(_MASK) and f"{name.removesuffix(_MASK)}_orig" in first.entries and name not in apart
+    ]
+    differing = [
+        name
+        for name in masks
+        if not all(
+            name in other.entries and same_bytes(first, first.entries[name], other, other.entries[name])
+            for other in others
+        )
+    ]
+    if not differing:
+        return []
+    message = "the experts were pruned with different masks, whose means are no masks"
+    hint = "make the pruning permanent in each: torch.nn.utils.prune.remove(module, 'weight'), and save it again"
+    return [Misfit("pruning", message, tuple(f"'{name}'" for name in differing), hint)]
 
 
 def find_factors(checkpoint: Checkpoint) -> list[str]:

@@ -70,7 +70,12 @@ def read_torch_header(path: Path, number: int, wanted: str | None = None) -> Tor
         raise CheckpointError(f"'{path}' cannot be read: {reason}") from None
     strided = [f"'{name}' is {list(t.shape)}, strides {list(t.stride())}" for name, t in state.items() if _is_odd(t)]
     if strided:
-        hint = "save the tensors contiguous: {name: tensor.contiguous() for name, tensor in state_dict.items()}"
+        way = (
+            "to_dense().contiguous()"
+            if any(tensor.layout != torch.strided for tensor in state.values())
+            else "contiguous()"
+        )
+        hint = f"save the tensors contiguous: {{name: tensor.{way} for name, tensor in state_dict.items()}}"
         raise CheckpointError(f"'{path}' has tensors that do not lie row-major", items=strided, hint=hint)
     entries = {name: _entry(path, number, name, tensor, records) for name, tensor in state.items()}
     return TorchHeader(entries, stamp, weights)
@@ -94,6 +99,9 @@ def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
     except _DAMAGED:
         message = f"'{path}' is cut short, or was not saved by torch.save since PyTorch 1.6"
         raise CheckpointError(message, hint=_SAVE_AGAIN) from None
+    if any(name.endswith(".npy") for name in names):
+        hint = "write them as safetensors: safetensors.numpy.save_file(dict(numpy.load(PATH)), 'model.safetensors')"
+        raise CheckpointError(f"'{path}' holds arrays of NumPy", hint=hint)
     if "constants.pkl" in names:
         raise CheckpointError(f"'{path}' is a TorchScript archive", hint=_SAVE_AGAIN)
     if order not in ([], [b"little"]):
@@ -158,8 +166,23 @@ def _state_dict_in(path: Path, content: Any, wanted: str | None) -> tuple[str | 
         f"{n!r}: {_kind(value)}" for n, value in content.items() if type(n) is not str or _kind(value) != "tensor"
     ]
     if others:
-        raise CheckpointError(f"'{path}' has more than tensors in its state dict", items=others, hint=_TENSORS_ALONE)
+        raise CheckpointError(
+            f"'{path}' has more than tensors in its state dict", items=others, hint=_hint_for_others(content)
+        )
     return weights, content
+
+
+def _hint_for_others(content: Mapping[Any, Any]) -> str:
+    """Return how to save what is no state dict as one."""
+    inner = next((value for value in content.values() if isinstance(value, Mapping)), content)
+    if not any(isinstance(value, Tensor) for value in content.values()) and inner is not content:
+        nested = next((value for value in inner.values() if isinstance(value, Mapping)), None)
+        of = "checkpoint" if nested is None else f"checkpoint[{next(iter(content))!r}]"
+        names = "{f'{part}.{n}': t for part, state in %s.items() for n, t in state.items()}"
+        return f"save its parts as one: {names % of}"
+    if all(isinstance(value, Tensor) for value in content.values()):  # whose keys are no names
+        return "save them by names: {str(name): tensor for name, tensor in state_dict.items()}"
+    return _TENSORS_ALONE
 
 
 def _state_dicts_in(content: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:

@@ -121,3 +121,8 @@ def test_differing_codes_of_an_unknown_format_are_not_to_be_copied(save):
     with pytest.raises(CheckpointError, match="'codes' is not floating point and differs") as caught:
         refuse(copied_misfits(experts))
     assert "dequantise the experts instead" in caught.value.hint
+
+
+def test_checkpoints_without_tensors_are_told(save):
+    with pytest.raises(CheckpointError, match=r"b\.safetensors' has no tensor"):
+        refuse(tensor_misfits([save("a", LAYERS), save("b", {})], dtype_given=False))

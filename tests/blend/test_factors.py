@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glue_cli.blend.factors import factor_misfits, find_factors
+from glue_cli.blend.factors import factor_misfits, find_factors, mask_misfits
 from glue_cli.blend.misfit import refuse
 from glue_cli.foundation.errors import CheckpointError
 
@@ -99,3 +99,17 @@ def test_factors_that_are_not_blended_may_be_there(save):
     refuse(factor_misfits([built_in], apart=["x.lora_A.speech.weight"]))
     with pytest.raises(CheckpointError):
         refuse(factor_misfits([built_in]))
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_masks_of_pruning_have_no_mean(save, differ):
+    experts = [
+        save(
+            str(k), {"fc.weight_orig": torch.rand(4) + k, "fc.weight_mask": torch.tensor([1.0, 0.0, 1.0, k * differ])}
+        )
+        for k in range(2)
+    ]
+    found = mask_misfits(experts)
+    assert [misfit.items for misfit in found] == ([("'fc.weight_mask'",)] if differ else [])
+    assert not mask_misfits(experts, apart=["fc.weight_mask"])
+    assert not differ or "prune.remove" in found[0].hint

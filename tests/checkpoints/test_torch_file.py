@@ -212,6 +212,28 @@ def test_whole_models_and_other_objects_are_refused(save_torch):
     assert error.items == ("'epoch': int", "5: tensor", "'nets': dict")
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"model": {"encoder": {"w": torch.ones(2)}, "decoder": {"w": torch.ones(2)}}}, "encoder.w"),
+        ({0: torch.ones(2), 1: torch.ones(3)}, "0"),
+        ({"w": torch.ones(2), "epoch": 3, "a": {"b": 1}}, "w"),
+        ({"w": torch.eye(3).to_sparse()}, "w"),
+    ],
+)
+def test_following_the_hint_makes_a_checkpoint(save_torch, content, name):
+    error = refused(save_torch(content))
+    code = error.hint[error.hint.index("{") :]
+    names = {"checkpoint": content, "state_dict": content, "is_tensor": torch.is_tensor}
+    assert name in read_checkpoint(save_torch(eval(code, names))).entries
+
+
+def test_arrays_of_numpy_are_called_so(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    numpy.savez(tmp_path / "a.npz", w=numpy.ones(2))
+    assert "holds arrays of NumPy" in refused(tmp_path / "a.npz").message
+
+
 def test_tensors_that_do_not_lie_row_major_are_refused_by_name(save_torch):
     weight = torch.ones(2, 3, 4, 5)
     error = refused(
