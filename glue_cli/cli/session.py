@@ -145,10 +145,10 @@ class Session:
         return is_finished(output, describe(), run, force=self.force)
 
     def finish_again(self, schema: str, output: Path) -> None:
-        """Print of an output that was there already what it says of itself."""
+        """Print of an output that was there already what it says of itself, which is less than its run has printed."""
         from glue_cli.checkpoints.read import read_checkpoint
 
-        result = {"schema": schema, "output": str(output), **read_checkpoint(output).glue}
+        result = {"schema": schema, "output": str(output), "passed_over": True, **read_checkpoint(output).glue}
         self.finish(result, lambda _: print_lines(f"{output} is there already"))
 
     def finish(self, result: Result, show: Callable[[Result], None], hint: str | None = None) -> None:

@@ -106,8 +106,10 @@ def _read_result(path: Path, text: str) -> list[Source]:
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema == REPORT:
         return [Source(path=f"{path}, {source['name']}", **source) for source in value["sources"]]
+    if schema not in RESULTS or value.get("passed_over"):  # the latter says only that its output was there
+        return []
     row, seed = _row_and_seed(path)
-    return [Source(path=str(path), row=row, seed=seed, name=path.name, objects=[value])] if schema in RESULTS else []
+    return [Source(path=str(path), row=row, seed=seed, name=path.name, objects=[value])]
 
 
 def _read_history(path: Path, text: str) -> list[Source]:

@@ -184,6 +184,7 @@ def test_a_run_that_is_finished_says_so(here, glue, snapshot, command):
         (here / name).touch()  # as a kill in the run's last moment leaves them
     answer = glue(*again, "--json", code=0)
     assert answer.json["output"] == "o.safetensors" and answer.json["schema"] == f"glue.{command[0]}/1"
+    assert answer.json["passed_over"]
     assert "nothing is left to do" in answer.err and snapshot() == before
     glue(*again, code=0)
     assert snapshot() == before

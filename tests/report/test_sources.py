@@ -17,10 +17,11 @@ def test_a_glob_of_a_runs_folder_is_enough(write, make, notes, tmp_path):
     write("seed-0/list.json", "[1, 2]")
     write("seed-0/plan.json", {"schema": "glue.plan/1", "command": "mix"})
     write("seed-0/other.jsonl", [{"text": "good"}])
+    write("seed-0/again.json", {"schema": "glue.mix/1", "output": "p.safetensors", "passed_over": True})
     write("seed-0/experts/expert-000.safetensors", "weights")
     sources = read_sources(sorted((tmp_path / "seed-0").glob("*")), notes)
     assert [source.name for source in sources] == ["spsa-mix.json", "spsa-mix.jsonl"]
-    assert notes.texts == ["ignored 6 files without a history or result"]
+    assert notes.texts == ["ignored 7 files without a history or result"]
 
 
 @pytest.mark.parametrize(
