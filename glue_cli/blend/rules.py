@@ -81,7 +81,8 @@ def _plan_groups(
         names, group_of = group_tensors(own, groups)
     else:
         return PLAIN.groups, PLAIN.group_of
-    blended = [name for name in own if name not in copied] if len(names) > 1 else []
+    # BatchNorms that see the same features have the same statistics, but each is read.
+    blended = [name for name in own if not (name in copied or is_statistic(name))] if len(names) > 1 else []
     parted = [tied for tied in find_copies(experts, blended) if len({group_of[name] for name in tied}) > 1]
     if parted and groups != "blocks":
         items = [", ".join(f"'{name}' in {names[group_of[name]]}" for name in tied) for tied in parted]
@@ -92,7 +93,7 @@ def _plan_groups(
         )
     group_of |= {name: group_of[tied[0]] for tied in parted for name in tied}
     left = sorted(set(group_of.values()))
-    if groups == "blocks" and len(left) == 1:
+    if groups == "blocks" and len(left) < 2:
         return PLAIN.groups, PLAIN.group_of
     return tuple(names[group] for group in left), {name: left.index(group) for name, group in group_of.items()}
 

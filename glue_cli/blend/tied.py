@@ -6,6 +6,7 @@ A model reads one of the copies for all, so all have to be blended alike.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from glue_cli.blend.recipe import matches
 from glue_cli.checkpoints.files import read_blocks, read_start, same_bytes
@@ -83,7 +84,11 @@ def find_copies(experts: Sequence[Checkpoint], names: Iterable[str]) -> Iterator
     for key, members in alike.items():
         for name in members if len(members) > 1 else ():
             by_start.setdefault((key, read_start(first, first.entries[name], _START_BYTES)), []).append(name)
-    for members in by_start.values():
+    by_content: dict[object, list[str]] = {}
+    for key, members in by_start.items():
+        for name in members if len(members) > 1 else ():
+            by_content.setdefault((key, _digest(first, name)), []).append(name)
+    for members in by_content.values():
         while len(members) > 1:
             name, *rest = members
             entry = first.entries[name]
@@ -91,6 +96,13 @@ def find_copies(experts: Sequence[Checkpoint], names: Iterable[str]) -> Iterator
             if copies and not all(same_bytes(first, entry, other, other.entries[name]) for other in others):
                 yield [name, *copies]
             members = [other for other in rest if other not in copies]
+
+
+def _digest(expert: Checkpoint, name: str) -> bytes:
+    digest = sha256()
+    for block in read_blocks(expert, expert.entries[name]):
+        digest.update(block)
+    return digest.digest()
 
 
 def heads_are_copies(experts: Sequence[Checkpoint]) -> bool:

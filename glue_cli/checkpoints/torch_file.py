@@ -68,7 +68,7 @@ def read_torch_header(path: Path, number: int, wanted: str | None = None) -> Tor
     except OSError as error:
         reason = error.strerror or error  # bzip2's errors have no strerror
         raise CheckpointError(f"'{path}' cannot be read: {reason}") from None
-    strided = [f"'{name}' is {list(t.shape)}, strides {list(t.stride())}" for name, t in state.items() if _is_odd(t)]
+    strided = [f"'{name}' is {list(t.shape)}, {_layout_of(t)}" for name, t in state.items() if _is_odd(t)]
     if strided:
         way = (
             "to_dense().contiguous()"
@@ -216,6 +216,10 @@ def _is_weight(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     return "tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _layout_of(tensor: Tensor) -> str:
+    return f"strides {list(tensor.stride())}" if tensor.layout == torch.strided else str(tensor.layout)
 
 
 def _is_odd(tensor: Tensor) -> bool:

@@ -71,12 +71,16 @@ def _names_of_train(train: Callable[[], Iterable[object]], written: Sequence[obj
     Raises:
         DataError: the labels have names, and the train split cannot be read.
     """
+    are_whole = all(map(_is_number, written))
     try:
-        return names_in(train())
+        labels = [*train()]
     except DataError:
-        if all(map(_is_number, written)):
-            return names_in(written)
-        raise
+        if not are_whole:
+            raise
+        return names_in(written)
+    if are_whole and all(isinstance(label, bool) for label in labels):  # false is 0 and true 1
+        return names_in(written)
+    return names_in(labels)
 
 
 def _is_number(label: object) -> bool:

@@ -140,7 +140,7 @@ class Batches:
         if (augment.crop or augment.flip) and (isinstance(inputs, Ragged) or inputs.dim() != 4):
             raise SpecError("augment crops and flips images, but the data are none", hint="remove it from the spec")
         if isinstance(inputs, Ragged):
-            batches = bucketed_batches(inputs.lengths, batch_size, order, drop_last=single_left)
+            batches = bucketed_batches(_lengths(self._dataset), batch_size, order, drop_last=single_left)
         else:
             batches = epoch_batches(len(self), batch_size, order, drop_last=single_left)
         for indices in batches:
@@ -172,5 +172,13 @@ class Batches:
 def _parts_in_order(dataset: Dataset, batch_size: int) -> Sequence[Tensor]:
     """Return the indices of each batch of an evaluation: in order, but texts from the longest to the shortest."""
     if isinstance(dataset.inputs, Ragged):
-        return list(batches_by_length(dataset.inputs.lengths, batch_size, _EVALUATION_TOKENS))
+        return list(batches_by_length(_lengths(dataset), batch_size, _EVALUATION_TOKENS))
     return torch.split(torch.arange(len(dataset)), batch_size)
+
+
+def _lengths(dataset: Dataset) -> Tensor:
+    """Return the lengths of texts, int64 [N]; of what is read and what is to be written, the longer one's."""
+    assert isinstance(dataset.inputs, Ragged)
+    if dataset.has_decoder and isinstance(dataset.targets, Ragged):
+        return torch.maximum(dataset.inputs.lengths, dataset.targets.lengths)
+    return dataset.inputs.lengths

@@ -52,7 +52,7 @@ class Outputs:
             ResourceError: it cannot be written.
         """
         inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
-        inputs += [file for c in checkpoints if c.folder for file in c.folder.iterdir()]
+        inputs += [c.folder / name for c in checkpoints if c.folder for name in _OF_MODELS]
         if spec:
             inputs += [*_data_files(spec), *spec.code_files, *_start_of_experts(spec)]
             inputs += [folder, folder / "config.json"] if (folder := model_folder(spec)) else []
@@ -70,6 +70,11 @@ class Outputs:
             check_output(stale, inputs, force=may_exist)
 
 
+# What a model folder has beside weights, and a run reads or copies.
+_OF_MODELS = (
+    *("config.json", "generation_config.json", "adapter_config.json", "preprocessor_config.json", "modules.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt"),
+)
 # Endings of the files of data that an output could overwrite.
 _ENDINGS = {"safetensors": ("safetensors",), "jsonl": ("jsonl",), "huggingface": ("json", "jsonl", "csv", "parquet")}
 

@@ -1,7 +1,6 @@
 """Metrics beyond loss and accuracy, by name; torchmetrics, which computes them, is imported only when needed."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +62,7 @@ def value_of(metric: Any, n_by_class: "Tensor | None") -> float:
         n_by_class: the number of examples of each class, [n_classes]; None without labels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a class without examples
-            value: Tensor = metric.compute()
+        value: Tensor = metric.compute()
     except ValueError:
         return math.nan
     if value.dim() and n_by_class is not None:  # by class, of which some have no value

@@ -31,29 +31,23 @@ def build_weightless(build: Callable[[], nn.Module]) -> nn.Module:
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give some of a model's tensors values, converted to the model's dtypes; tied parameters stay tied.
 
-    Hooks for whole state dicts are not asked about plain tensors, which are a part of one.
-
     Raises:
-        SpecError: a hook of the model fails.
+        SpecError: a hook of the model wants a whole state dict, and some of these are not plain tensors.
     """
     give_memory(model, tensors.keys())
-    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    kept = model.state_dict().keys()
-    own |= {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name in kept}
-    remaining = dict(tensors)
-    with torch.no_grad():
-        for name in tensors.keys() & own.keys():
-            if type(own[name]) in _PLAIN and own[name].shape == tensors[name].shape:
-                own[name].copy_(remaining.pop(name))
-    if not remaining:
-        return
     try:
-        model.load_state_dict(remaining, strict=False)
+        model.load_state_dict(tensors, strict=False)
     except Exception as error:  # of a hook of the user's, which may want all of them
-        raise SpecError(
-            f"the model does not load a part of its tensors: {type(error).__name__}: {error}",
-            hint="a search fills them part by part: let hooks that load a state dict take what is there",
-        ) from error
+        own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        own |= dict(model.named_buffers(remove_duplicate=False))
+        for name, tensor in tensors.items():
+            if name not in own or type(own[name]) not in _PLAIN or own[name].shape != tensor.shape:
+                raise SpecError(
+                    f"the model does not load a part of its tensors: {type(error).__name__}: {error}",
+                    hint="a search fills them part by part: let hooks that load a state dict take what is there",
+                ) from error
+            with torch.no_grad():
+                own[name].copy_(tensor)
 
 
 def without_values(model: nn.Module) -> set[str]:

@@ -325,7 +325,8 @@ class Spec(_Section):
         """Where the user's modules that the spec names would be beside it; packages by their first file."""
         named = [self.model.arch, self.objective, *(data.format for data in self.data_sets)]
         modules = [name.removeprefix(PREFIX).partition(":")[0] for name in named if name.startswith(PREFIX)]
-        places = [self.path(module.replace(".", "/")) for module in dict.fromkeys(modules)]
+        sound = [module for module in dict.fromkeys(modules) if all(map(str.isidentifier, module.split(".")))]
+        places = [self.path(module.replace(".", "/")) for module in sound]
         return [file for place in places for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
 
     def located_in(self, folder: Path) -> "Spec":

@@ -52,8 +52,9 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     _check_figures(plan, examples)
     checkpoints = [*([plan.baseline] if plan.baseline else []), *plan.checkpoints]
     if run.ranks.size > 1:
-        files = {f"checkpoint {one.name}": fingerprint_of_files(one.files) for one in checkpoints}
-        run.ranks.check_alike({"spec": spec.model_dump(), **files, **inputs_of(spec, None, **{plan.split: examples})})
+        files = {f"checkpoint {k}": fingerprint_of_files(one.files) for k, one in enumerate(checkpoints)}
+        said = {"arch": spec.model.arch, "loss": spec.loss, "metrics": [*metrics]}
+        run.ranks.check_alike({**said, **files, **inputs_of(spec, None, **{plan.split: examples})})
     views = [_view(plan, one, examples, run) for one in checkpoints]
     evaluated: list[tuple[EvaluatedCheckpoint, ByExample]] = []
     run.progress(Started("evaluate", len(checkpoints), "checkpoints"))

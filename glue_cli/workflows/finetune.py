@@ -3,14 +3,14 @@
 import time
 from typing import Any
 
+from torch import nn
+
 from glue_cli import __version__
 from glue_cli.checkpoints.classes import class_names_of
-from glue_cli.checkpoints.run_state import fingerprint_of_tensors
 from glue_cli.data.classes import Classes
 from glue_cli.data.target import Target
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
-from glue_cli.models.tensors import tensors_of
 from glue_cli.models.weights import initial_model, load_model
 from glue_cli.plans.finetune import FinetunePlan
 from glue_cli.results.finetune import FinetuneResult, epoch_of
@@ -20,7 +20,7 @@ from glue_cli.spec.schema import Spec
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.finetuning import Finetuning
 from glue_cli.workflows.fits import check_fits_data
-from glue_cli.workflows.inputs import code_of, inputs_of
+from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.learning_rates import plan_trial
 from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
@@ -62,18 +62,19 @@ def described(plan: FinetunePlan) -> dict[str, Any]:
 
 
 def described_in_full(plan: FinetunePlan, run: Run) -> dict[str, Any]:
-    """Return what distinguishes the plan's checkpoint from others; reads the data."""
-    return {**described(plan), "inputs": _inputs(plan, _target(plan, plan.spec, run))}
+    """Return what distinguishes the plan's checkpoint from others; reads the start and the data."""
+    target, model = _target_and_start(plan, plan.spec, run)
+    return {**described(plan), "inputs": inputs_of(plan.spec, model, train=target["train"], val=target["val"])}
 
 
-def _target(plan: FinetunePlan, spec: Spec, run: Run) -> Target:
+def _target_and_start(plan: FinetunePlan, spec: Spec, run: Run) -> tuple[Target, nn.Module]:
+    """Return the target's data, read when they are used, and the model that the training starts from."""
     if plan.checkpoint is None:
-        return Target(spec, run)
-    return Target(spec, run, Classes(class_names_of(plan.checkpoint), str(plan.checkpoint.path), _OTHER_HEAD))
-
-
-def _inputs(plan: FinetunePlan, target: Target) -> dict[str, Any]:
-    return inputs_of(plan.spec, plan.checkpoint, train=target["train"], val=target["val"])
+        target = Target(spec, run)
+        return target, initial_model(spec, class_names=target["train"].class_names, progress=run.progress)
+    model = load_model(spec, plan.checkpoint)
+    classes = Classes(class_names_of(plan.checkpoint), str(plan.checkpoint.path), _OTHER_HEAD)
+    return Target(spec, run, classes), model
 
 
 def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
@@ -81,11 +82,8 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     spec = keeper.as_before(plan.spec)
     watched = ["val", "test"] if plan.track_test else ["val"]
-    target = _target(plan, spec, run)
-    if plan.checkpoint:
-        model = load_model(spec, plan.checkpoint)
-    else:
-        model = initial_model(spec, class_names=target["train"].class_names, progress=run.progress)
+    target, model = _target_and_start(plan, spec, run)
+    inputs = inputs_of(plan.spec, model, train=target["train"], val=target["val"])
     for split in ("train", *watched):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     trial = plan_trial(spec.finetune, target["train"], target["val"], spec.seed)
@@ -94,14 +92,8 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     judges = {split: target[split] for split in watched if split != "val" or not trial.is_folded}
     known = described(plan)
     keeper.precision, keeper.needs_all = compute.precision, is_sharded
-    keeper.begin(
-        **code_of(plan.spec),
-        precision=plan.spec.precision,
-        command="finetune",
-        **{**known, "start": fingerprint_of_tensors(tensors_of(model).values())},
-        track_test=plan.track_test,
-        **{split: fingerprint_of_tensors(target[split].dataset.tensors()) for split in ("train", *watched)},
-    )
+    tracked = inputs_of(plan.spec, test=target["test"]) if plan.track_test else {}
+    keeper.begin(command="finetune", **{**known, **tracked, **inputs}, track_test=plan.track_test)
     net = spread_training(model, compute, run, is_sharded=is_sharded)
     finetuning = Finetuning(
         spec, trial, model, judges, compute=compute, progress=run.progress, net=net, ranks=run.ranks
@@ -119,7 +111,7 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
             tensors,
             {
                 **known,
-                "inputs": _inputs(plan, target),
+                "inputs": inputs,
                 "examples": len(trial.examples),
                 "lr": account["lr"],
                 "kept": account["kept"],

@@ -205,7 +205,8 @@ def _check_tokens(model: nn.Module, dataset: Dataset, where: str) -> None:
     get_embeddings: Any = getattr(model, "get_input_embeddings", None)
     if not isinstance(dataset.inputs, Ragged) or get_embeddings is None:
         return
-    highest, n_tokens = int(dataset.inputs.values.max()), len(get_embeddings().weight)
+    tokens = [dataset.inputs, *([dataset.targets] if isinstance(dataset.targets, Ragged) else [])]
+    highest, n_tokens = max(int(rows.values.max()) for rows in tokens), len(get_embeddings().weight)
     if highest >= n_tokens:
         raise DataError(
             f"the tokenizer gives token {highest:,} for '{where}', the model's vocabulary has {n_tokens:,} tokens",

@@ -4,11 +4,9 @@ import time
 from typing import Any
 
 from glue_cli import __version__
-from glue_cli.checkpoints.run_state import fingerprint_of_tensors
 from glue_cli.data.expert_data import read_expert
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
-from glue_cli.models.tensors import tensors_of
 from glue_cli.models.weights import initial_model
 from glue_cli.plans.train_expert import TrainExpertPlan
 from glue_cli.results.provenance import origin_of
@@ -16,7 +14,7 @@ from glue_cli.results.train_expert import TrainExpertResult
 from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
-from glue_cli.workflows.inputs import code_of, inputs_of
+from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.resuming import Keeper, keeping
 from glue_cli.workflows.save import save_model
 from glue_cli.workflows.spreading import must_shard, spread_training
@@ -57,7 +55,9 @@ def described(plan: TrainExpertPlan) -> dict[str, Any]:
 
 def described_in_full(plan: TrainExpertPlan, run: Run) -> dict[str, Any]:
     """Return what distinguishes the plan's expert from others; reads its data."""
-    return {**described(plan), "inputs": inputs_of(plan.spec, train=read_expert(plan.spec, plan.expert, run))}
+    examples = read_expert(plan.spec, plan.expert, run)
+    start = initial_model(plan.spec, plan.expert, class_names=examples.class_names)
+    return {**described(plan), "inputs": inputs_of(plan.spec, start, train=examples)}
 
 
 def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExpertResult:
@@ -66,19 +66,13 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
     spec = keeper.as_before(plan.spec)
     examples = read_expert(spec, plan.expert, run)
     model = initial_model(spec, plan.expert, class_names=examples.class_names, progress=run.progress)
+    inputs = inputs_of(plan.spec, model, train=examples)
     check_fits_data(model, examples, spec.loss, spec.data.where)
     is_sharded = must_shard(model, run)
     compute = training_compute(spec, model, examples, spec.train, run, is_sharded=is_sharded)
     known = described(plan)
     keeper.precision, keeper.needs_all = compute.precision, is_sharded
-    keeper.begin(
-        **code_of(plan.spec),
-        precision=plan.spec.precision,
-        command="train-expert",
-        **known,
-        start=fingerprint_of_tensors(tensors_of(model).values()),
-        examples=fingerprint_of_tensors(examples.dataset.tensors()),
-    )
+    keeper.begin(command="train-expert", **known, **inputs)
     net = spread_training(model, compute, run, is_sharded=is_sharded)
     training = Training(
         model,
@@ -120,7 +114,7 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
             tensors,
             {
                 **known,
-                "inputs": inputs_of(plan.spec, train=examples),
+                "inputs": inputs,
                 "examples": len(examples),
                 "class_names": examples.class_names,
                 **compute.recorded,

@@ -102,6 +102,15 @@ def test_a_module_that_every_layer_uses_is_in_one_block(make):
     assert recipe_of(experts, "blocks")[0] == PLAIN
 
 
+def test_statistics_of_layers_that_see_the_same_are_no_copies(make):
+    experts = [
+        make(str(k), {f"{head}.{n}": torch.full((3,), float(k)) for head in "ab" for n in ("bn.running_mean",)}
+             | {f"{head}.fc": torch.rand(3) for head in "ab"})
+        for k in range(2)
+    ]  # fmt: skip
+    assert recipe_of(experts, {"a": "a.*", "b": "b.*"})[0].groups == ("a", "b")
+
+
 def test_tied_tensors_in_several_groups_are_refused(make):
     experts = tied_experts(make)
     with pytest.raises(SpecError, match="copies of one tensor") as caught:

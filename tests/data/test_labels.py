@@ -38,6 +38,10 @@ def test_numbers_without_a_train_split_count_as_they_are():
         encode_labels(["cat"], str, missing)
 
 
+def test_numbers_count_as_they_are_where_train_has_truths():
+    assert encode([1, 0], train=[True, False]) == ([1, 0], None)
+
+
 def test_digits_are_names_where_train_has_words_too():
     assert encode(["2", "3"], train=["3", "cat", "2"]) == ([0, 1], ("2", "3", "cat"))
     assert encode([2, 3], train=["3", "cat", "2"]) == ([0, 1], ("2", "3", "cat"))  # as pandas makes them there

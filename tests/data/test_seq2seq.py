@@ -47,6 +47,13 @@ def test_a_batch_has_the_labels_as_wide_as_the_longest(folder):
     assert ((targets == IGNORED).sum(1) + torch.tensor([3, 3, 6])).tolist() == [6, 6, 6]  # the longest input first
 
 
+def test_batches_of_an_evaluation_are_bounded_by_what_is_written_too(tmp_path, make_tokenizer):
+    folder = make_tokenizer(tmp_path / "long", model_max_length=600)
+    examples = Examples(tokenised(folder, [("a", "bad " * 590)] * 20), None, None).on(Compute(torch.device("cpu")))
+    sizes = [targets.numel() for _, targets in examples.in_order()]
+    assert max(sizes) <= 4096 and len(sizes) > 1
+
+
 def test_a_text_without_a_token_is_told(tmp_path, make_tokenizer):
     folder = make_tokenizer(tmp_path / "bare", ends=False)
     with pytest.raises(DataError, match=r"row 2 \(from 1\) has a completion that gives no token"):

@@ -67,6 +67,23 @@ def test_the_users_code_and_start_are_inputs(tmp_path, make_spec, section):
         Outputs(tmp_path / "own/net.py", force=True).check([], make_spec(**named))
 
 
+def test_what_a_run_has_written_into_a_model_folder_is_no_input(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text("{}")
+    save_file({"w": torch.zeros(3)}, tmp_path / "m/model.safetensors")
+    expert = read_checkpoint(tmp_path / "m")
+    (tmp_path / "m/blend.safetensors").write_bytes(b"")
+    Outputs(tmp_path / "m/blend.safetensors", force=True).check([expert], None)
+    for own in ("config.json", "model.safetensors"):
+        with pytest.raises(UsageError, match="also an input"):
+            Outputs(tmp_path / "m" / own, force=True).check([expert], None)
+
+
+@pytest.mark.parametrize("arch", ["python::make", "python:.:f", "python:..:f"])
+def test_modules_without_a_name_are_no_inputs(tmp_path, make_spec, arch):
+    Outputs(tmp_path / "new.safetensors").check([], make_spec(model={"arch": arch}))
+
+
 def test_train_expert(tmp_path, make_spec, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = make_spec()

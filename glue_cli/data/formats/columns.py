@@ -125,12 +125,13 @@ def _choose(
 def _read_labels(
     table: Any, name: str, open_train: Callable[[], Any], where: str
 ) -> tuple[Tensor, tuple[str, ...] | None]:
-    own = _names_of(table, name)
-    labels, class_names = encode_labels(
-        list(table[name]),
-        lambda row: _at(where, name, row),
-        lambda: table[name] if own else _labels_in_train(open_train, name),
-    )
+    own, written = _names_of(table, name), list(table[name])
+    are_whole = all(type(label) is int for label in written)
+
+    def train_labels() -> Sequence[object]:
+        return written if own else _labels_in_train(open_train, name, by_name=not are_whole)
+
+    labels, class_names = encode_labels(written, lambda row: _at(where, name, row), train_labels)
     own = class_names or own
     if not own or own == TRUTHS:
         return labels, own
@@ -142,13 +143,13 @@ def _names_of(table: Any, name: str) -> tuple[str, ...] | None:
     return tuple(getattr(table.features.get(name), "names", None) or ()) or None
 
 
-def _labels_in_train(open_train: Callable[[], Any], name: str) -> Sequence[object]:
-    """Return the train split's labels as they are written, by name if they have names."""
+def _labels_in_train(open_train: Callable[[], Any], name: str, *, by_name: bool = True) -> Sequence[object]:
+    """Return the train split's labels as they are written; numbers that have names by these, if wanted."""
     train = open_train()
     if name not in train.column_names:
         raise DataError(f"the train split has no column '{name}'", hint="give the columns one name in every split")
     names, labels = _names_of(train, name), list(train[name])
-    if names is None:
+    if names is None or not by_name:
         return labels
     return [names[label] if type(label) is int and 0 <= label < len(names) else label for label in labels]
 
@@ -173,6 +174,9 @@ def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:
             raise DataError(
                 f"{_at(where, name, values.index(None))}: there is no number", hint="give it one, or leave the row out"
             )
+        if odd := [row for row, value in enumerate(values) if isinstance(value, str)]:
+            found = f"found {values[odd[0]][:40]!r}, wanted a number"
+            raise DataError(f"{_at(where, name, odd[0])}: {found}", hint="give it one, or leave the row out")
         try:
             column = torch.tensor(values, dtype=torch.float32)
         except (TypeError, ValueError) as error:  # text, missing values, or lists of different lengths

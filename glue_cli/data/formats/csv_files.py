@@ -29,6 +29,11 @@ def read_csv(paths: Sequence[Path]) -> Any:
             )
         if list(table.columns) != list(tables[0].columns):
             raise DataError(f"'{path}' has other columns than '{paths[0]}'", hint="they are parts of one table")
-    if odd := [name for name in tables[0].columns if len({table[name].dtype for table in tables}) > 1]:
+    if odd := [name for name in tables[0].columns if _differs(pandas, [table[name].dtype for table in tables])]:
         tables = [pandas.read_csv(path, **_OPTIONS, dtype=dict.fromkeys(odd, str)) for path in paths]
     return pandas.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
+
+
+def _differs(pandas: Any, dtypes: Sequence[Any]) -> bool:
+    """Tell whether a column is of numbers in some files, and of something else in others."""
+    return len(set(dtypes)) > 1 and not all(map(pandas.api.types.is_numeric_dtype, dtypes))

@@ -5,9 +5,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache as cached
 from functools import partial
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from glue_cli.data.cache import file_checksum
@@ -60,6 +63,7 @@ def read_huggingface(
         if table is None:
             return None
 
+        @cached
         def open_train() -> Any:
             return table if split == "train" else open_split("train", progress=silent)
 
@@ -138,7 +142,7 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
             check_growth(paths)
         if builder == "csv":
             return datasets.Dataset.from_pandas(read_csv(paths), preserve_index=False)
-        kept = working / identity_of_files(paths)
+        kept = _folder_for(paths, working)
         load = partial(datasets.load_dataset, builder, data_files=files, split=split, cache_dir=str(kept))
         return _load_whole(load, kept)
     except DataError:
@@ -146,6 +150,16 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
     except Exception as error:  # a damaged file can make datasets, pandas and pyarrow raise anything
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise DataError(f"'{paths[0]}' cannot be read: {reason}", hint="write the file again") from error
+
+
+def _folder_for(paths: Sequence[Path], working: Path) -> Path:
+    """Return the folder of what files are converted to, and remove what they were converted to before a change."""
+    of_places = working / sha256(repr([str(path.resolve()) for path in paths]).encode()).hexdigest()[:16]
+    kept = of_places / identity_of_files(paths)
+    for stale in of_places.glob("*") if of_places.is_dir() else ():
+        if stale != kept:
+            rmtree(stale, ignore_errors=True)
+    return kept
 
 
 def _tell_of_files(folder: Path, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,9 +54,19 @@ def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, pr
 
     def train_labels() -> Sequence[object]:
         train = root / f"{split_name(data, 'train')}.jsonl"
-        return labels if split == "train" else [line.label for line in _read_lines(train, most_bytes)]
+        if split == "train" or (all(type(label) is int for label in labels) and type(_first_label(train)) is int):
+            return labels  # if its first label is a number, all are
+        return [line.label for line in _read_lines(train, most_bytes)]
 
     return Texts(texts, *encode_labels(labels, lambda i: lines[i].where, train_labels), pairs)
+
+
+def _first_label(path: Path) -> object:
+    """Return the label in the first line of a file; None if there is none."""
+    with suppress(OSError, ValueError, RecursionError), open(path, "rb", opener=regular) as file:
+        entry = json.loads(next((line for line in file if line.strip()), b""))
+        return entry.get("label", entry.get("labels")) if isinstance(entry, dict) else None
+    return None
 
 
 @dataclass(frozen=True)

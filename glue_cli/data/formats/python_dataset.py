@@ -30,7 +30,7 @@ def _same_draws() -> Iterator[None]:
     of_torch, of_python = torch.get_rng_state(), random.getstate()
     numpy: Any = import_module("numpy").random if find_spec("numpy") else None
     of_numpy = numpy.get_state() if numpy else None
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     random.seed(0)
     if numpy:
         numpy.seed(0)

@@ -10,7 +10,8 @@ from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Noted, Progress
 
 _BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}  # by file ending
-_SHARD = re.compile(r"-\d+(?:-of-(?P<n>\d+))?(?:-\w+)?")  # train-00000-of-00002-0f1e2d.parquet
+# train-00000-of-00002-0f1e2d.parquet, or train-part1.csv
+_SHARD = re.compile(r"-(?:part|shard|chunk)?[-_]?\d+(?:-of-(?P<n>\d+))?(?:-\w+)?")
 _OTHER_FORMAT = "set data.format: image-folder, which reads and counts them by their names"
 
 
@@ -29,7 +30,7 @@ def find_table_files(root: Path, name: str, progress: Progress) -> tuple[str, li
     if not places:
         return None
     (ending, files), *others = places
-    _check_shards(files)
+    _check_shards(files, name)
     if others:
         also = ", ".join(f"'{paths[0]}'" for _, paths in others)
         progress(Noted(f"the {name} split is read from '{files[0]}', and not from {also}", warning=True))
@@ -49,8 +50,9 @@ def _escaped(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _check_shards(files: Sequence[Path]) -> None:
-    found = [match for path in files if (match := _SHARD.search(path.stem)) and match["n"]]
+def _check_shards(files: Sequence[Path], name: str) -> None:
+    parts = [_SHARD.fullmatch(path.stem.removeprefix(name)) for path in files]
+    found = [match for match in parts if match and match["n"]]
     if found and len(found) != (n := int(found[0]["n"])):
         raise DataError(f"'{files[0]}' is one of {n} parts, of which {len(found)} are there", hint="fetch the others")
 
@@ -75,7 +77,7 @@ def check_image_folder(folder: Path) -> None:
             raise DataError(f"'{path}' lies in no class folder", hint=f"wanted '{folder}/CLASS/{path.name}'")
         if is_image and any(part.startswith("__") for part in within[:-1]):
             raise DataError(f"'{path}': the library datasets passes over such a folder", hint=_OTHER_FORMAT)
-        if not is_image and any(suffix.lower() in ENDINGS for suffix in path.suffixes):
+        if not is_image and "".join(path.suffixes[-2:-1]).lower() in ENDINGS:
             raise DataError(f"'{path}': the library datasets takes it for an image", hint=_OTHER_FORMAT)
 
 

@@ -166,7 +166,7 @@ def test_pairs_of_texts(tmp_path, make_tokenizer):
         ({"inputs": "aa", "target": "y"}, SpecError, "data.columns.inputs: .* has no column 'aa'"),
         ({"inputs": "a", "text": "z", "target": "y"}, SpecError, "data.columns names inputs and text"),
         ({"inputs": "a", "label": ["y", "z"]}, SpecError, "data.columns.label: found 2 columns, wanted one"),
-        ({"inputs": ["a", "z"], "target": "y"}, DataError, "column 'z': "),
+        ({"inputs": ["a", "z"], "target": "y"}, DataError, "column 'z', row 0 .from 0.: found 'x', wanted a number"),
         ({"inputs": "b", "target": "y"}, DataError, "column 'b', row 0 .from 0.: there is no number"),
         ({"inputs": "a", "label": "y"}, DataError, "column 'y', row 0 .from 0.: the label is 0.5"),
         ({"inputs": "a", "label": "n"}, DataError, "column 'n', row 1 .from 0.: the label is -1"),
@@ -317,8 +317,9 @@ def test_rows_with_more_fields_than_names_are_told(tmp_path, read):
         ("label\n3\n1\n", "label\n1\n3\n", [1, 3]),
         ("label\npositive\nnegative\n", named([0, 1, 1], "positive", "negative"), [1, 0, 0]),
         (named([0, 1, 1], "positive", "negative"), "label\npositive\nnegative\n", [0, 1]),
+        (named([0, 1, 1], "positive", "negative"), "label\n1\n0\n", [1, 0]),
+        ("label\nTrue\nFalse\n", "label\n1\n0\n", [1, 0]),
     ],
-    ids=["numbers among names", "numbers", "names, then numbers with names", "numbers with names, then names"],
 )
 def test_a_class_has_one_number_whatever_a_split_is_written_in(tmp_path, read, train, test, wanted):
     for name, content in (("train", train), ("test", test)):
@@ -339,6 +340,7 @@ def test_only_a_split_s_own_files_are_read_and_those_of_one_place(tmp_path, read
     (tmp_path / "train.jsonl").rename(tmp_path / "data/train-00001-of-00003.jsonl")
     with pytest.raises(DataError, match="is one of 1 parts, of which 2 are there"):
         read(columns={"inputs": "x"})
+    assert len(read(columns={"inputs": "x"}, splits={"train": "train-hard"})) == 3
     (tmp_path / "data/train-00000-of-00001.jsonl").rename(tmp_path / "data/train-00000-of-00003.jsonl")
     with pytest.raises(DataError, match="is one of 3 parts, of which 2 are there"):
         read(columns={"inputs": "x"})

@@ -28,6 +28,16 @@ class Base(nn.Module):
 """
 NETS = {
     "plain": "pass",
+    "random": """
+    def middle(self, hidden):
+        return hidden + 0.3 * torch.randn_like(hidden)
+""",
+    "in bfloat16": """
+    def make(self):
+        self.bfloat16()
+    def forward(self, images):
+        return super().forward(images.to(self.first.weight.dtype)).float()
+""",
     "a frozen part that the state dict leaves out": """
     def make(self):
         self.fixed = nn.Linear(64, 64).requires_grad_(False)
@@ -79,8 +89,15 @@ def world(tmp_path, make_spec, request):
     return make
 
 
+@pytest.mark.parametrize("net", ["plain", "random", "in bfloat16"])
+def test_random_models_and_other_dtypes_are_no_faults(blend, world, net):
+    spec, experts = world(net)
+    result, _ = blend(experts, spec, "spsa")
+    assert sum(result["alpha"]) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("method", ["spsa", "fullgrad", "proxy"])
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [net for net in NETS if net not in ("random", "in bfloat16")])
 def test_a_search_runs_the_model_that_is_written_or_none(blend, world, net, method):
     spec, experts = world(net)
     if net in ("plain", "a frozen part that the state dict leaves out"):
