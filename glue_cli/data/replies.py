@@ -140,29 +140,32 @@ def _encode(
     """
     options = {"truncation": True, "max_length": limit, "padding": False, "verbose": False}
     options |= {"return_offsets_mapping": True, "add_special_tokens": ends}
-    ids, wanted, lengths = array("i"), array("i"), []
-    for chunk in in_chunks(written, progress):
-        found = call(tokenizer, [each.text for each in chunk], **options)
-        for each, row, places in zip(chunk, found["input_ids"], found["offset_mapping"], strict=True):
-            counts = bytearray(len(each.text))  # by character
-            for start, stop in each.spans:
-                counts[start:stop] = b"\1" * (stop - start)
-            kept = [
-                token if 1 in counts[start:stop] else IGNORED for token, (start, stop) in zip(row, places, strict=True)
-            ]
-            is_whole = max((stop for _, stop in places), default=0) >= len(each.text.rstrip())
-            if ends and is_whole and (end := tokenizer.eos_token_id) is not None:
-                if row[-1:] == [end]:
-                    kept[-1] = end
-                elif len(row) < limit:
-                    row, kept = [*row, end], [*kept, end]
-            ids.extend(row)
-            wanted.extend(kept)
-            lengths.append(len(row))
-    sizes = torch.tensor(lengths)
-    values, targets = (torch.frombuffer(each or array("i", [0]), dtype=torch.int32) for each in (ids, wanted))
-    tokens = Ragged(values, sizes.cumsum(0) - sizes, sizes, padding_of(tokenizer))
-    return tokens, replace(tokens, values=targets)
+    wanted = list[Sequence[int]]()
+
+    def rows() -> Iterator[Sequence[int]]:
+        for chunk in in_chunks(written, progress):
+            found = call(tokenizer, [each.text for each in chunk], **options)
+            for each, row, places in zip(chunk, found["input_ids"], found["offset_mapping"], strict=True):
+                kept = _kept(each, row, places)
+                is_whole = max((stop for _, stop in places), default=0) >= len(each.text.rstrip())
+                if ends and is_whole and (end := tokenizer.eos_token_id) is not None:
+                    if row[-1:] == [end]:
+                        kept[-1] = end
+                    elif len(row) < limit:
+                        row, kept = [*row, end], [*kept, end]
+                wanted.append(array("i", kept))
+                yield row
+
+    tokens = Ragged.of(rows(), padding_of(tokenizer))
+    return tokens, replace(tokens, values=Ragged.of(wanted).values)
+
+
+def _kept(each: _Written, row: Sequence[int], places: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the tokens of a text, `IGNORED` in place of those that are no reply's."""
+    counts = bytearray(len(each.text))  # by character
+    for start, stop in each.spans:
+        counts[start:stop] = b"\1" * (stop - start)
+    return [token if 1 in counts[start:stop] else IGNORED for token, (start, stop) in zip(row, places, strict=True)]
 
 
 def _rows(ragged: Ragged) -> Iterator[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,20 +112,19 @@ def padding_of(tokenizer: Any) -> int:
 
 
 def _encode(tokenizer: Any, texts: Texts, max_length: int, progress: Progress) -> Ragged:
-    ids, types, lengths = array("i"), array("i"), []
+    types = array("i")
     options = {"truncation": True, "max_length": max_length, "padding": False, "verbose": False}
     examples = [texts.texts] if texts.pairs is None else [texts.texts, texts.pairs]
-    for chunk in in_chunks(list(zip(*examples, strict=True)), progress):
-        found = call(tokenizer, *map(list, zip(*chunk, strict=True)), **options)
-        for row in found["input_ids"]:
-            ids.extend(row)
-            lengths.append(len(row))
-        for row in found.get("token_type_ids", ()) if texts.pairs is not None else ():
-            types.extend(row)
-    sizes = torch.tensor(lengths)
-    values = torch.frombuffer(ids, dtype=torch.int32) if ids else torch.zeros(1, dtype=torch.int32)
-    known_types = torch.frombuffer(types, dtype=torch.int32) if types else None
-    return Ragged(values, sizes.cumsum(0) - sizes, sizes, padding_of(tokenizer), known_types)
+
+    def rows() -> Iterator[Sequence[int]]:
+        for chunk in in_chunks(list(zip(*examples, strict=True)), progress):
+            found = call(tokenizer, *map(list, zip(*chunk, strict=True)), **options)
+            for row in found.get("token_type_ids", ()) if texts.pairs is not None else ():
+                types.extend(row)
+            yield from found["input_ids"]
+
+    tokens = Ragged.of(rows(), padding_of(tokenizer))
+    return replace(tokens, types=torch.frombuffer(types, dtype=torch.int32)) if types else tokens
 
 
 def open_tokenizer(folder: Path | None, max_length: int | None, where: str) -> tuple[Any, int]:

@@ -154,7 +154,7 @@ def test_a_tokenizer_s_panic_is_a_fault_of_its_files(folder, monkeypatch):
         pass
 
     class Panicking:
-        model_max_length = 10
+        model_max_length, pad_token_id, eos_token_id = 10, 0, None
 
         def __call__(self, *texts, **settings):
             raise PanicException("index out of bounds")
