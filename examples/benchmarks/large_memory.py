@@ -15,26 +15,34 @@ SHAPE = Shape(hidden=1024, inner=2816, layers=15, heads=16, key_heads=4)
 SMALLER = Shape(hidden=768, inner=2048, layers=7, heads=12, key_heads=4)  # large enough that blends are compiled
 N_EXPERTS = 4
 WANTED = {"fp32": 8, "bf16": 4}  # bytes a parameter at most
+BANKS = ("blocks", "device")  # the default of models of this size, and whole blends
 
 
 def measure(folder: Path, shape: Shape) -> dict[str, Any]:
     """Measure with `SHAPE`, whatever the other rows' shape is."""
-    log, peaks = folder / "log.txt", dict[str, dict[str, float]]()
+    log, peaks = folder / "log.txt", dict[str, dict[str, dict[str, float]]]()
     for name, size in (("smaller", SMALLER), ("experts", SHAPE)):
         world = folder / "memory" / name
         experts = write_experts(world, size, N_EXPERTS)
         write_texts(world / "texts", 64, 16)
         write_spec(world / "glue.yaml", experts[0], world / "texts", n_train=16, n_val=8, batch_size=4)
         search = [sys.executable, "-m", "glue_cli", "mix", "--method", "spsa", *map(str, experts), "--budget", "20"]
-        search += ["--spec", str(world / "glue.yaml"), "--bank", "device", "--no-hash", "--force"]
+        search += ["--spec", str(world / "glue.yaml"), "--no-hash", "--force", "-o", str(world / "prior")]
         peaks[name] = {
-            precision: run([*search, "--precision", precision, "-o", str(world / "prior")], log).peak_mib
-            for precision in WANTED
+            bank: {p: run([*search, "--bank", bank, "--precision", p], log).peak_mib for p in WANTED} for bank in BANKS
         }
     n_more = SHAPE.n_parameters - SMALLER.n_parameters
-    beyond = {p: (peaks["experts"][p] - peaks["smaller"][p]) * (1 << 20) / n_more - 2 * N_EXPERTS for p in WANTED}
+    beyond = {
+        bank: {
+            p: (peaks["experts"][bank][p] - peaks["smaller"][bank][p]) * (1 << 20) / n_more - 2 * N_EXPERTS
+            for p in WANTED
+        }
+        for bank in BANKS
+    }
     rows = [
-        [p, *(f"{peaks[name][p]:.0f}" for name in ("experts", "smaller")), f"{beyond[p]:.1f}", f"{WANTED[p]}"]
+        [f"{bank}, {p}", *(f"{peaks[name][bank][p]:.0f}" for name in ("experts", "smaller")), f"{beyond[bank][p]:.1f}"]
+        + [f"{WANTED[p]}"]
+        for bank in BANKS
         for p in WANTED
     ]
     title = f"A search over four experts of {SHAPE.n_parameters / 1e9:.2f} billion parameters, bfloat16, in memory"

@@ -117,11 +117,11 @@ def mix(
         str,
         typer.Option(
             "--bank",
-            metavar="auto|device|sharded|host|disk|streamed|factors|dense",
+            metavar="auto|device|blocks|sharded|host|disk|streamed|factors|dense",
             autocompletion=completion.banks,
-            help="Where the experts are kept: auto takes device memory, that of all processes together (sharded), or "
-            "host memory where they fit, and else streams them from disk block by block; of adapters, the factors if "
-            "the model allows it, else dense updates.",
+            help="Where the experts are kept: auto takes device memory, with whole blends or a block of them at a "
+            "time (blocks), that of all processes together (sharded), or host memory where they fit, and else streams "
+            "them from disk block by block; of adapters, the factors if the model allows it, else dense updates.",
             rich_help_panel=_SEARCH,
         ),
     ] = "auto",

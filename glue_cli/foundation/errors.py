@@ -7,6 +7,7 @@ GlueError
 ├── DataError        3   a data set is wrong, or does not fit the model
 ├── NumericalError   4   numbers became NaN or infinite while training or mixing
 ├── ResourceError    5   a device, memory or the disk is missing, full or cannot be used
+│   └── PrecisionError   the model does not run in a precision on this device
 └── GateMissedError  6   a checkpoint missed a limit that the user had set
 """
 
@@ -57,6 +58,10 @@ class NumericalError(GlueError):
 
 class ResourceError(GlueError):
     exit_code = 5
+
+
+class PrecisionError(ResourceError):
+    pass
 
 
 class GateMissedError(GlueError):

@@ -1,14 +1,19 @@
 """The device and the precision that a model computes with."""
 
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from glue_cli.foundation.errors import ResourceError
+from glue_cli.foundation.errors import PrecisionError, ResourceError
 from glue_cli.running.timing import Precision
+
+# What torch says of an operation that it does not have in bfloat16; oneDNN's has no LSTM in it without AVX-512.
+_UNSUPPORTED = re.compile(r"primitive|bfloat16|dtype|data type", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,24 @@ class Compute:
     precision: Precision = "fp32"
     channels_last: bool = False
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context that runs matrix products and convolutions in the precision; parameters stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run matrix products and convolutions in the precision; parameters stay float32.
+
+        Raises:
+            PrecisionError: the model has an operation that there is not in bfloat16 on this device.
+        """
+        is_narrow = self.precision == "bf16"
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=is_narrow):
+                yield
+        except RuntimeError as error:
+            if not (is_narrow and _UNSUPPORTED.search(str(error))):
+                raise
+            said = str(error).splitlines()[0]
+            raise PrecisionError(
+                f"the model does not run in bfloat16 on this device: {said}", hint="--precision fp32"
+            ) from error
 
     @property
     def recorded(self) -> dict[str, Any]:

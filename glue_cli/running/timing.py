@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from glue_cli.foundation.errors import PrecisionError
 from glue_cli.foundation.threads import restored_threads
 
 Precision = Literal["fp32", "bf16"]
@@ -42,10 +43,12 @@ class Timings:
     Attributes:
         rounds: for each round, the seconds of one step in each way; all rounds have the same ways.
         running: for each way, the share of the time in which this thread had a core, or waited for a GPU.
+        refused: the precisions that the step does not run in.
     """
 
     rounds: Sequence[Mapping[Way, float]]
     running: Mapping[Way, float]
+    refused: Sequence[Precision] = ()
 
     @property
     def best(self) -> Way:
@@ -60,7 +63,8 @@ class Timings:
 
     def __str__(self) -> str:
         medians = {way: statistics.median(times[way] for times in self.rounds) for way in self.rounds[0]}
-        return ", ".join(f"{way} {1000 * seconds:.1f} ms" for way, seconds in medians.items())
+        taken = [f"{way} {1000 * seconds:.1f} ms" for way, seconds in medians.items()]
+        return ", ".join([*taken, *(f"{precision} does not run here" for precision in self.refused)])
 
 
 def time_ways(step: Callable[[Precision], object], ways: Sequence[Way], device: torch.device) -> Timings:
@@ -70,22 +74,33 @@ def time_ways(step: Callable[[Precision], object], ways: Sequence[Way], device: 
     it affect a single one. torch's number of threads is restored at the end.
 
     Args:
-        step: does the work once, in a given precision.
+        step: does the work once, in a given precision; all but the first way's may fail with a PrecisionError.
         ways: the preferred one first.
     """
     rounds: list[dict[Way, float]] = []
-    running: dict[Way, list[float]] = {way: [] for way in ways}
     with restored_threads():
-        for way in ways:  # a first step, not counted, which sets up kernels, buffers and threads
-            _time_step(step, way, device)
+        # a first step, not counted, which sets up kernels, buffers and threads
+        fit = [way for way in ways if _runs(step, way, device, may_fail=way.precision != ways[0].precision)]
+        running: dict[Way, list[float]] = {way: [] for way in fit}
         began = time.perf_counter()
         while len(rounds) < _FEWEST or (len(rounds) < _MOST and time.perf_counter() - began < _SECONDS):
             times = {}
-            for way in ways:
+            for way in fit:
                 times[way], share = _time_step(step, way, device)
                 running[way].append(share)
             rounds.append(times)
-    return Timings(rounds, {way: statistics.median(shares) for way, shares in running.items()})
+    refused = {way.precision for way in ways} - {way.precision for way in fit}
+    return Timings(rounds, {way: statistics.median(shares) for way, shares in running.items()}, sorted(refused))
+
+
+def _runs(step: Callable[[Precision], object], way: Way, device: torch.device, *, may_fail: bool) -> bool:
+    try:
+        _time_step(step, way, device)
+    except PrecisionError:
+        if not may_fail:
+            raise
+        return False
+    return True
 
 
 def _time_step(step: Callable[[Precision], object], way: Way, device: torch.device) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def offered(command, option, incomplete=""):
     [
         ("mix", "--method", "", [*METHODS]),
         ("mix", "--method", "s", ["spsa"]),
-        ("mix", "--bank", "", ["auto", "device", "sharded", "host", "disk", "streamed", "factors", "dense"]),
+        ("mix", "--bank", "", ["auto", "device", "blocks", "sharded", "host", "disk", "streamed", "factors", "dense"]),
         ("mix", "--dtype", "f", ["float64", "float32", "float16"]),
         ("mix", "--batchnorm", "", ["auto", "average", "refresh", "from:"]),
         ("mix", "--head-policy", "", ["blend", "from:", "align", "reset"]),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from glue_cli.foundation.errors import ResourceError
+from glue_cli.foundation.errors import PrecisionError, ResourceError
 from glue_cli.running.device import Compute, find_device, likes_channels_last, make_repeatable
 
 CPU = torch.device("cpu")
@@ -49,6 +49,29 @@ def test_flags_are_set_for_a_gpu_alone(cudnn_flags):
     assert flags() == (False, True)
     make_repeatable(torch.device("cuda:0"))
     assert flags() == (True, False)
+
+
+def run_that_says(text, precision):
+    with Compute(CPU, precision).autocast():
+        raise RuntimeError(text)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "could not create a primitive descriptor for the LSTM forward propagation primitive",
+        "\"inverse_cpu\" not implemented for 'BFloat16'",
+        "expected m1 and m2 to have the same dtype, but got: float != c10::BFloat16",
+    ],
+)
+def test_an_operation_that_there_is_not_in_bfloat16_is_said(said):
+    with pytest.raises(PrecisionError, match="does not run in bfloat16 on this device: ") as caught:
+        run_that_says(f"{said}\nand more", "bf16")
+    assert caught.value.message.endswith(said) and caught.value.hint == "--precision fp32"
+    with pytest.raises(RuntimeError, match="and more"):
+        run_that_says(f"{said}\nand more", "fp32")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run_that_says("mat1 and mat2 shapes cannot be multiplied", "bf16")
 
 
 def test_compute_moves_and_casts():

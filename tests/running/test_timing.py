@@ -3,6 +3,7 @@ import time
 import pytest
 import torch
 
+from glue_cli.foundation.errors import PrecisionError
 from glue_cli.running.timing import Timings, Way, time_ways
 
 CPU = torch.device("cpu")
@@ -54,6 +55,20 @@ def test_ways_are_timed_in_turn_and_the_threads_given_back(monkeypatch):
     assert torch.get_num_threads() == before
     with pytest.raises(ZeroDivisionError):
         time_ways(lambda precision: 1 / 0, WAYS, CPU)
+    assert torch.get_num_threads() == before
+
+
+def test_a_precision_that_a_step_does_not_run_in_is_left_out():
+    def step(precision):
+        if precision == "bf16":
+            raise PrecisionError("no bfloat16")
+
+    before = torch.get_num_threads()
+    found = time_ways(step, WAYS, CPU)
+    assert found.best.precision == "fp32" and {way.precision for way in found.running} == {"fp32"}
+    assert str(found).endswith(" ms, bf16 does not run here")
+    with pytest.raises(PrecisionError):
+        time_ways(step, [WAYS[2]], CPU)
     assert torch.get_num_threads() == before
 
 

@@ -18,6 +18,7 @@ from glue_cli.search.bank.kinds import BankKind
 _Loaded = TypeVar("_Loaded")
 _WHERE = {
     "device": "the device's memory",
+    "blocks": "the device's memory, by block",
     "sharded": "the processes' memory",
     "host": "the host's memory",
     "disk": "disk",
@@ -28,8 +29,8 @@ _WHERE = {
 def in_turn(kind: BankKind, *, needs_gradient: bool, n_processes: int = 1) -> list[BankKind]:
     """Return a kind of bank and those that take less memory, in the order in which they are tried."""
     least: BankKind = "disk" if needs_gradient else "streamed"
-    shared: list[BankKind] = ["sharded"] if n_processes > 1 and not needs_gradient else []
-    kinds: list[BankKind] = ["device", *shared, "host", least]
+    by_block: list[BankKind] = ["sharded" if n_processes > 1 else "blocks"] if not needs_gradient else []
+    kinds: list[BankKind] = ["device", *by_block, "host", least]
     return kinds[kinds.index(kind) :] if kind in kinds else [kind]
 
 

@@ -25,7 +25,7 @@ from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite, rename_experts
 from glue_cli.search.bank.shared_memory import shared_matrix
 from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
-from glue_cli.search.points import n_at_once
+from glue_cli.search.points import is_large, n_at_once
 
 # The share of the free memory that the bank and the blends may take; the rest is for activations and other programs.
 _SHARE_OF_FREE = 0.6
@@ -52,9 +52,10 @@ def choose_bank(
 ) -> BankKind:
     """Choose where to keep the experts: as wanted, or in the first of these that has room for them.
 
-    The device's memory, that of all processes together, the host's. Where none has room, they are streamed; on disk,
-    beside whole blends in memory, where a gradient is needed. The choice and the sizes behind it are reported to
-    `progress`.
+    The device's memory, with whole blends or with a block of them; that of all processes together; the host's. Where
+    none has room, they are streamed; on disk, beside whole blends in memory, where a gradient is needed. Of large
+    models on a CPU there are no whole blends unless a gradient needs them: by block they take less memory and no more
+    time. The choice and the sizes behind it are reported to `progress`.
 
     Args:
         wanted: auto, or a kind of bank.
@@ -64,7 +65,7 @@ def choose_bank(
         place: this process's in its job.
     Raises:
         UsageError: a bank on disk is wanted, but the model makes some tensors from several of the files; or blocks
-            are wanted, but a gradient is needed; or several processes, and there is one.
+            are wanted, but a gradient is needed; or several processes, and there is one, or the other way round.
         ResourceError: a bank in memory is wanted, and takes more than it may.
     """
     made = [name for name, source in naming.distinct() if source.make] if naming else []
@@ -80,7 +81,9 @@ def choose_bank(
     blends = 4 * n_columns * n_at_once(n_blends, n_columns, "fp32")
     if wanted == "sharded" and place.size == 1:
         raise UsageError("--bank sharded is for several processes, and this is one", hint=_LAUNCH)
-    if wanted in ("streamed", "sharded") and needs_gradient:
+    if wanted == "blocks" and place.size > 1:
+        raise UsageError("--bank blocks is for one process", hint="--bank sharded, which several hold together")
+    if wanted in ("blocks", "streamed", "sharded") and needs_gradient:
         raise UsageError(
             f"--method fullgrad needs the gradient of a whole blend, and --bank {wanted} has a block of it at a time",
             hint=f"--method spsa needs no gradient; --bank device takes {size(in_bank + blends)} of memory",
@@ -90,17 +93,21 @@ def choose_bank(
     may_take = math.inf if memory_bytes is None else memory_bytes
     needed: dict[BankKind, int] = {
         "device": in_bank + blends,
+        "blocks": in_bank + 8 * max(experts[0].entries[name].n_elements for name in names),
         "sharded": -(-in_bank // place.size) * (1 if on_gpu else place.local_size),  # a block's blends are small
         "host": (1 << (in_bank - 1).bit_length()) + blends,  # torch pins powers of two
     }
+    is_by_block = is_large(n_columns) and not on_gpu and place.size == 1 and not needs_gradient
+    first: BankKind = "blocks" if is_by_block else "device"
     kinds = [
         kind
-        for kind in in_turn("device", needs_gradient=needs_gradient, n_processes=place.size)
+        for kind in in_turn(first, needs_gradient=needs_gradient, n_processes=place.size)
         if kind in needed and (kind != "host" or on_gpu)
     ]
     on_device = usable_memory(device)
     free = {
         "device": on_device,
+        "blocks": on_device,
         "sharded": on_device,
         "host": usable_memory(host) + blends,
     }  # blends are on the device
@@ -118,6 +125,7 @@ def choose_bank(
         "disk": "on disk",
         "streamed": "streamed from disk block by block",
         "host": "in memory",
+        "blocks": f"{'on ' + str(device) if on_gpu else 'in memory'}, blended block by block",
         "sharded": f"a share in the memory of each of {place.size} processes",
     }.get(kind, f"on {device}" if on_gpu else "in memory")
     room = size(free_memory(host if kind == "host" else device))

@@ -29,7 +29,7 @@ _MOST_TOGETHER = 16
 class StreamedBlends:
     """Blends of which a block is in memory at a time; see `Blends`.
 
-    The experts stay in their files, or several processes hold some columns of them each.
+    The experts stay in their files, or are held in memory, or several processes hold some columns of them each.
 
     The forwards of a step go through the model in lockstep: the experts' slices of a block are read once, blended for
     all of them, used and dropped, while the next block is being read.
@@ -40,7 +40,7 @@ class StreamedBlends:
         make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
-    is_resident, has_gradient = False, True
+    has_gradient = True
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class StreamedBlends:
         self._seed, self._make_tensors = seed, make_tensors
         uniform = torch.full((self.n_groups, self.n_experts), 1 / self.n_experts, dtype=torch.float64)
         self.is_linear = not make_tensors(uniform)
+        self.is_resident = engine.is_held
 
     @property
     def waited_s(self) -> float:
@@ -115,8 +116,8 @@ class StreamedBlends:
             UsageError: always.
         """
         raise UsageError(
-            "--method fullgrad needs the whole model in memory, and --bank streamed has a block of it at a time",
-            hint="--method spsa, which needs forward passes alone, or --bank disk",
+            "--method fullgrad needs the whole model in memory, and this bank has a block of it at a time",
+            hint="--method spsa, which needs forward passes alone, or --bank device or disk",
         )
 
     def _run(self, passes: Sequence[Pass], jobs: Sequence[tuple[Point, Batch]], step: int) -> Iterator[Tensor]:

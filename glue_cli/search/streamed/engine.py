@@ -18,10 +18,14 @@ from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blender import Blender, Blending, Finish
 from glue_cli.search.streamed.block_model import BlockModel
 from glue_cli.search.streamed.blocks import SPLITS, Split, narrow_names, split_model
+from glue_cli.search.streamed.held import Held
 from glue_cli.search.streamed.lockstep import Lockstep, Runner
 from glue_cli.search.streamed.reader import Reader
 from glue_cli.search.streamed.shards import ShardedBlender, Shards, shard_bytes
 from glue_cli.search.streamed.source import Layout
+
+# Of experts that are held in memory, blends may take this share of what they take, or what a pass needs.
+_SHARE_OF_HELD = 1 / 16
 
 Forward = Callable[[nn.Module], Tensor]
 
@@ -36,7 +40,8 @@ class Engine:
         model: the architecture; tensors that depend on alpha have no values.
         made: the names of the tensors that are made for each alpha, not blended.
         memory_bytes: what the buffers may take: the experts' slices of two blocks, or of one where two do not fit, and
-            the blends of one.
+            the blends of one; or those of all blocks.
+        is_held: whether the experts' slices of all blocks stay in memory.
         shared_by: the processes that hold the experts together, each some columns of every block; they all make the
             same calls, with the same passes and the same memory. None to read the experts block by block.
     Attributes:
@@ -53,12 +58,14 @@ class Engine:
         n_groups: int,
         channels_last: bool,
         memory_bytes: int,
+        is_held: bool = False,
         shared_by: Ranks | None = None,
     ) -> None:
         share_arena()  # each forward runs in a thread of its own
         self.model, self.n_groups, self.n_experts = model, n_groups, len(experts.headers)
         self._experts, self._made, self.device = experts, made, device
         self._channels_last, self._memory_bytes, self._shared_by = channels_last, memory_bytes, shared_by
+        self.is_held = is_held
         self._blended = [entry.name for entry in blended_entries(experts.headers[0], experts.recipe)]
         in_files = sum(expert.n_bytes for expert in experts.originals)
         buffers = min(memory_bytes, in_files)  # at most
@@ -155,12 +162,13 @@ class Engine:
             wanted = {id(point) for point, _ in forwards}
             passes = [each for each in passes if any(id(point) in wanted for point in each.points)]
         is_narrow = is_narrow and not any(isinstance(each, Move) for each in passes)
-        n_rows = self._left // max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
+        row_bytes = max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
+        n_rows, n_enough = self._left // row_bytes, self._enough // row_bytes
         if count_rows(passes) > n_rows:
             by_point = {id(point): Load(point.alpha[None]) for each in passes for point in each.points}
             passes = list(by_point.values())
             forwards = [(by_point[id(point)].points[0], forward) for point, forward in forwards]
-        blending = Blending(passes, n_rows, is_narrow, finish)
+        blending = Blending(passes, min(n_rows, max(n_enough, count_rows(passes))), is_narrow, finish)
         blender = self._require_blender()
         blender.reader.begin()
         models = self._take_models(kind, len(forwards), prepare)
@@ -193,14 +201,24 @@ class Engine:
             for block in blocks
         }
         self._models.clear()
-        largest = max(layout.n_bytes for layout in self._layouts.values())
         row = max(layout.row_bytes(narrow=False) for layout in self._layouts.values())
         if self._shared_by is not None:
-            self._plan_shards(row, self._shared_by)
-            return
+            self._left = self._enough = self._plan_shards(row, self._shared_by)
+        elif self.is_held:
+            self._left, self._enough = self._plan_held(row)
+        else:
+            self._left = self._enough = self._plan_reading(row, because)
+
+    def _plan_reading(self, row: int, because: str) -> int:
+        """Plan the memory of experts that are read block by block; return what is left for rows.
+
+        Raises:
+            ResourceError: a block does not fit; `because` is why there are no smaller ones.
+        """
+        largest = max(layout.n_bytes for layout in self._layouts.values())
         self._is_ahead = 2 * largest + row <= self._memory_bytes
-        self._left = self._memory_bytes - (2 if self._is_ahead else 1) * largest  # for rows
-        if self._left < row:
+        left = self._memory_bytes - (2 if self._is_ahead else 1) * largest
+        if left < row:
             module = max(self._layouts.values(), key=lambda layout: layout.n_bytes).block.module
             what = f"experts' '{module}' takes" if module else "tensors of the experts that are in no block take"
             reason = f": its forward cannot be made in smaller parts ({because})" if because else ""
@@ -209,21 +227,41 @@ class Engine:
                 f"{size(self._memory_bytes)}{reason}",
                 hint=f"--memory {_mebibytes(largest + row)}, or {_mebibytes(2 * largest + row)} to read ahead",
             )
+        return left
 
-    def _plan_shards(self, row_bytes: int, ranks: Ranks) -> None:
-        """Plan the memory of experts that several processes hold; of a block's blends there are two for a moment.
+    def _plan_held(self, row_bytes: int) -> tuple[int, int]:
+        """Plan the memory of experts that are held; return what is left for rows, and what of that is enough.
+
+        Raises:
+            ResourceError: they do not fit.
+        """
+        held = sum(layout.n_bytes for layout in self._layouts.values())
+        left = self._memory_bytes - held
+        if left < row_bytes:
+            raise ResourceError(
+                f"the experts take {size(held)}, and a block's blend {size(row_bytes)}, which do not fit into "
+                f"{size(self._memory_bytes)}",
+                hint="--bank streamed",
+            )
+        return left, int(_SHARE_OF_HELD * held)
+
+    def _plan_shards(self, row_bytes: int, ranks: Ranks) -> int:
+        """Plan the memory of experts that several processes hold; return what is left for rows.
+
+        Of a block's blends there are two for a moment.
 
         Raises:
             ResourceError: this process's share does not fit.
         """
         held = shard_bytes(list(self._layouts.values()), ranks)
-        self._left = (self._memory_bytes - held) // 3  # for rows, this process's columns of them, and those of all
-        if self._left < row_bytes:
+        left = (self._memory_bytes - held) // 3  # for rows, this process's columns of them, and those of all
+        if left < row_bytes:
             raise ResourceError(
                 f"each of {ranks.size} processes holds {size(held)} of the experts and {size(3 * row_bytes)} "
                 f"for a block's blend, which do not fit into {size(self._memory_bytes)}",
                 hint="more processes, or --bank streamed",
             )
+        return left
 
     def _require_blender(self) -> Blender:
         if self._blender is None and self._shared_by is not None:
@@ -231,8 +269,10 @@ class Engine:
             shards = Shards(list(self._layouts.values()), self.device, self._shared_by, **numbers)
             self._blender = ShardedBlender(shards, self.device, **numbers)
         if self._blender is None:
-            reader = Reader(list(self._layouts.values()), self.device, ahead=self._is_ahead)
-            self._blender = Blender(reader, self.device, n_groups=self.n_groups, whole_columns=self.n_columns)
+            layouts = list(self._layouts.values())
+            held = Held(layouts, self.device) if self.is_held else None
+            source = held or Reader(layouts, self.device, ahead=self._is_ahead)
+            self._blender = Blender(source, self.device, n_groups=self.n_groups, whole_columns=self.n_columns)
         return self._blender
 
     def _take_models(self, kind: Hashable, n: int, prepare: Callable[[nn.Module], None]) -> list[BlockModel]:

@@ -24,7 +24,7 @@ class Slot:
         on_gpu = device.type == "cuda"
         n_spare = n_bytes + PAGE
         host = torch.empty(n_spare, dtype=torch.uint8, pin_memory=True) if on_gpu else empty_bytes(n_spare)
-        self._host = host[-host.data_ptr() % PAGE :][:n_bytes]
+        self._host = on_page(host, n_bytes)
         self.buffer = torch.empty(n_bytes, dtype=torch.uint8, device=device) if on_gpu else self._host
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._copied = self._used = None
@@ -138,3 +138,8 @@ class Reader:
         slot.fill(layout, self._pool)
         self.read_bytes += layout.n_bytes
         return slot
+
+
+def on_page(spare: Tensor, n_bytes: int) -> Tensor:
+    """Return n bytes of a buffer that has room for a page more, from the first that begins a page."""
+    return spare[-spare.data_ptr() % PAGE :][:n_bytes]

@@ -102,8 +102,8 @@ class WholeExperts(Experts):
         )
 
         def load(kind: BankKind) -> Blends:
-            if kind in ("streamed", "sharded"):
-                return self._by_block(model, compute, spec, how, run, is_sharded=kind == "sharded")
+            if kind in ("blocks", "streamed", "sharded"):
+                return self._by_block(model, compute, spec, how, run, kind)
             bank = load_bank(
                 self._searched,
                 device=device,
@@ -121,7 +121,7 @@ class WholeExperts(Experts):
         return load_first(kinds, load, run.progress, ranks)
 
     def _by_block(
-        self, model: nn.Module, compute: Compute, spec: "Spec", how: How, run: Run, *, is_sharded: bool
+        self, model: nn.Module, compute: Compute, spec: "Spec", how: How, run: Run, kind: BankKind
     ) -> Blends:
         recipe, ranks = self._rules.recipe, run.ranks
         check_variances(self._searched, recipe)
@@ -137,7 +137,8 @@ class WholeExperts(Experts):
             n_groups=len(recipe.groups),
             channels_last=compute.channels_last,
             memory_bytes=self._usable_by_each(compute.device, ranks),
-            shared_by=ranks if is_sharded else None,
+            is_held=kind == "blocks",
+            shared_by=ranks if kind == "sharded" else None,
         )
         engine.open()
         if lacks_compiler(engine.n_columns, compute.device):

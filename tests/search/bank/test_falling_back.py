@@ -82,9 +82,10 @@ def test_of_several_processes_another_error_ends_the_one_that_has_it():
 
 
 def test_without_a_gradient_the_last_is_to_stream():
-    assert in_turn("device", needs_gradient=False) == ["device", "host", "streamed"]
+    assert in_turn("device", needs_gradient=False) == ["device", "blocks", "host", "streamed"]
     assert in_turn("device", needs_gradient=False, n_processes=2) == ["device", "sharded", "host", "streamed"]
     assert in_turn("device", needs_gradient=True, n_processes=2) == ["device", "host", "disk"]
+    assert in_turn("blocks", needs_gradient=False) == ["blocks", "host", "streamed"]
     assert in_turn("streamed", needs_gradient=False) == ["streamed"] and in_turn("disk", needs_gradient=True) == [
         "disk"
     ]

@@ -6,6 +6,8 @@ import torch
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.progress import Noted
+from glue_cli.foundation.ranks import Place
+from glue_cli.search import points
 from glue_cli.search.bank import load as bank_load
 from glue_cli.search.bank.load import choose_bank, load_bank
 
@@ -73,7 +75,43 @@ def test_streams_give_no_gradient(choose):
         choose("streamed", needs_gradient=True)
 
 
-@pytest.mark.parametrize("wanted", ["device", "host", "disk", "streamed"])
+@pytest.fixture
+def layered(save):
+    """Experts whose largest tensor is a tenth of them."""
+    return [save(f"layered-{k}", {f"{n}.w": torch.zeros(N // 10) for n in range(10)}) for k in range(3)]
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_experts_beside_which_no_whole_blend_fits_are_blended_block_by_block(choose, layered, device):
+    enough = (BANK + BLENDS) / 0.6
+    limits = {"device": device, "experts": layered, "on_gpu": enough * 0.99}
+    limits["on_host"] = enough * 0.99 if device == CPU else 1e12
+    assert choose(**limits) == "blocks"
+    assert "blended block by block" in choose.noted.text
+    assert choose(**limits, needs_gradient=True) == ("disk" if device == CPU else "host")
+    assert choose(**limits, place=Place(0, 2)) == "sharded"
+    assert choose(**limits, memory_bytes=BANK + BLENDS // 5) == "blocks"
+    assert choose(**limits, memory_bytes=BANK) == "streamed"
+
+
+def test_of_large_models_a_cpu_has_no_whole_blends(choose, layered, monkeypatch):
+    monkeypatch.setattr(points, "_LARGE_COLUMNS", N - 1)
+    assert choose(experts=layered) == "blocks"
+    assert choose(experts=layered, needs_gradient=True) == "device"
+    assert choose(experts=layered, place=Place(0, 2)) == "device"  # the processes of a machine share one copy
+    assert choose(experts=layered, device=CUDA) == "device"
+    monkeypatch.setattr(points, "_LARGE_COLUMNS", N)
+    assert choose(experts=layered) == "device"
+
+
+def test_blocks_are_refused_where_they_cannot_be(choose):
+    with pytest.raises(UsageError, match="--bank blocks is for one process"):
+        choose("blocks", place=Place(0, 2))
+    with pytest.raises(UsageError, match="--bank blocks has a block of it at a time"):
+        choose("blocks", needs_gradient=True)
+
+
+@pytest.mark.parametrize("wanted", ["device", "blocks", "host", "disk", "streamed"])
 def test_what_is_wanted_is_done(choose, wanted):
     for free in (0, 1e12):
         assert choose(wanted, CUDA, on_host=free, on_gpu=free) == wanted
