@@ -29,6 +29,8 @@ from glue_cli.search.points import is_large, n_at_once
 
 # The share of the free memory that the bank and the blends may take; the rest is for activations and other programs.
 _SHARE_OF_FREE = 0.6
+# On a GPU, which has no other programs and no page cache, where only a block of the blends is there beside the bank.
+_SHARE_BY_BLOCK = 0.75
 # The most that the read buffers of all threads may take together when the bank is on disk.
 _DISK_BUFFER_BYTES = 128 << 20
 _ALONE = Place()
@@ -104,11 +106,11 @@ def choose_bank(
         for kind in in_turn(first, needs_gradient=needs_gradient, n_processes=place.size)
         if kind in needed and (kind != "host" or on_gpu)
     ]
-    on_device = usable_memory(device)
+    on_device, by_block = usable_memory(device), usable_memory(device, by_block=True)
     free = {
         "device": on_device,
-        "blocks": on_device,
-        "sharded": on_device,
+        "blocks": by_block,
+        "sharded": by_block,
         "host": usable_memory(host) + blends,
     }  # blends are on the device
     fitting = [kind for kind in kinds if needed[kind] <= min(free[kind], may_take)]
@@ -133,9 +135,14 @@ def choose_bank(
     return kind
 
 
-def usable_memory(device: torch.device) -> int:
-    """Return how many bytes of a device's memory a search may take for the experts and blends."""
-    return int(_SHARE_OF_FREE * free_memory(device))
+def usable_memory(device: torch.device, *, by_block: bool = False) -> int:
+    """Return how many bytes of a device's memory a search may take for the experts and blends.
+
+    Args:
+        by_block: whether blends are made block by block.
+    """
+    share = _SHARE_BY_BLOCK if by_block and device.type == "cuda" else _SHARE_OF_FREE
+    return int(share * free_memory(device))
 
 
 def check_variances(experts: Sequence[Checkpoint], recipe: Recipe) -> None:

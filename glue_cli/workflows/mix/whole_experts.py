@@ -150,7 +150,7 @@ class WholeExperts(Experts):
     def _usable_by_each(self, device: torch.device, ranks: Ranks) -> int:
         """Return how many bytes every process of the job may take, the same for all."""
         n_sharing = ranks.place.local_size if device.type == "cpu" else 1
-        own = self._search.memory_bytes or usable_memory(device) // n_sharing
+        own = self._search.memory_bytes or usable_memory(device, by_block=True) // n_sharing
         return min(int(found) for found in ranks.gather([torch.tensor(own)]))
 
     def write(

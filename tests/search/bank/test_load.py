@@ -57,9 +57,11 @@ def test_a_gpu_has_the_host_to_fall_back_on(choose):
     enough = (BANK + BLENDS) / 0.6
     assert choose(device=CUDA, on_gpu=enough * 1.01) == "device"
     assert choose.noted.text == "bank: 3 experts, 1.2 MB, on cuda:0; 3.4 MB are free"
-    assert choose(device=CUDA, on_gpu=enough * 0.99, on_host=PINNED / 0.6 * 1.01) == "host"
+    assert choose(device=CUDA, on_gpu=enough * 0.99) == "blocks"
+    little = (BANK + BLENDS) / 0.75 * 0.99  # of a single tensor, a block's blends are whole ones
+    assert choose(device=CUDA, on_gpu=little, on_host=PINNED / 0.6 * 1.01) == "host"
     assert choose.noted.text == "bank: 3 experts, 1.2 MB, in memory; 3.5 MB are free"
-    assert choose(device=CUDA, on_gpu=enough * 0.99, on_host=PINNED / 0.6 * 0.99) == "streamed"
+    assert choose(device=CUDA, on_gpu=little, on_host=PINNED / 0.6 * 0.99) == "streamed"
     assert choose.noted.text.startswith("bank: 3 experts, 1.2 MB, streamed from disk")
 
 
@@ -92,6 +94,14 @@ def test_experts_beside_which_no_whole_blend_fits_are_blended_block_by_block(cho
     assert choose(**limits, place=Place(0, 2)) == "sharded"
     assert choose(**limits, memory_bytes=BANK + BLENDS // 5) == "blocks"
     assert choose(**limits, memory_bytes=BANK) == "streamed"
+
+
+def test_by_block_a_gpu_may_be_filled_further(choose, layered):
+    """Four models of 7 billion parameters in bfloat16, 54 GB, are held by a GPU of 80."""
+    limits = {"experts": layered, "on_gpu": (BANK + BLENDS // 10) / 0.74, "on_host": 1e12}
+    assert choose(device=CUDA, **limits) == "blocks"
+    assert choose(device=CUDA, **limits, needs_gradient=True) == "host"
+    assert choose(**limits | {"on_host": (BANK + BLENDS // 10) / 0.74}) == "streamed"
 
 
 def test_of_large_models_a_cpu_has_no_whole_blends(choose, layered, monkeypatch):
