@@ -1,4 +1,4 @@
-"""The experts of large.py as blends: streamed from their files, and in memory."""
+"""The experts of large.py as blends: by block, streamed from their files or held, and whole ones in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,9 +48,10 @@ def read_world(folder: Path, texts: tuple[int, int] = (4, 16)) -> World:
     return World(spec, model, checkpoints, check_fits_model(model, checkpoints[0], spec), batch)
 
 
-def streamed_blends(world: World, precision: Precision, memory_bytes: int) -> StreamedBlends:
+def streamed_blends(world: World, precision: Precision, memory_bytes: int, *, is_held: bool = False) -> StreamedBlends:
     experts = rename_experts(world.checkpoints, PLAIN, world.naming)
-    engine = Engine(world.model, experts, (), CPU, n_groups=1, channels_last=False, memory_bytes=memory_bytes)
+    options = {"n_groups": 1, "channels_last": False, "memory_bytes": memory_bytes, "is_held": is_held}
+    engine = Engine(world.model, experts, (), CPU, **options)
     return StreamedBlends(world.model, engine, Compute(CPU, precision), seed=0)
 
 

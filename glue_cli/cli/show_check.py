@@ -103,7 +103,9 @@ def _step_text(step: StepCosts) -> str:
     costs = {"F": step.forward_s, "B": step.backward_s, "C_mix": step.blend_s, "C_inner": step.inner_products_s}
     said = ", ".join(f"{name} {1000 * seconds:.2g} ms" for name, seconds in costs.items() if seconds is not None)
     if step.backward_s is None:
-        return f"{said} for {counted(step.batch_size, 'example')}; SPSA, as no gradient passes the quantised base"
+        return (
+            f"{said} for {counted(step.batch_size, 'example')}; SPSA, as no gradient passes blocks or a quantised base"
+        )
     sign = "<" if step.cheaper == "spsa" else ">="
     why = f"F + C_mix {sign} B + C_inner"
     return f"{said} for {counted(step.batch_size, 'example')}; {_METHODS[step.cheaper]} is cheaper, as {why}"

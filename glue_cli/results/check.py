@@ -76,7 +76,7 @@ class StepCosts:
     Attributes:
         forward_s, backward_s: F and B, a forward and a backward; blend_s: C_mix, making one blend.
         inner_products_s: C_inner, the inner products of the gradient with every expert. None, and B too, where no
-            gradient passes what a library has quantised.
+            gradient passes the model: a library has quantised it, or it is made block by block.
         cheaper: which step is: `spsa` with two probes if F + C_mix < B + C_inner, eq. (10), else `fullgrad`.
     """
 

@@ -172,6 +172,18 @@ def test_with_a_spec_losses_and_costs_are_measured(here, glue, experts):
     assert "C_mix" in shown and "halfway" in shown
 
 
+def test_large_experts_are_tried_block_by_block_as_a_search_would(here, glue, experts, monkeypatch):
+    wanted = glue("check", *experts, "--set", "precision=fp32", "--json", code=0).json
+    monkeypatch.setattr("glue_cli.search.points._LARGE_COLUMNS", 0)
+    found = glue("check", *experts, "--set", "precision=fp32", "--json", code=0).json
+    assert found["losses"] == wanted["losses"] and found["verdict"] == wanted["verdict"]
+    assert "blended block by block" in found["mix"]["bank"]
+    step = found["mix"]["step"]
+    assert step["backward_s"] is step["inner_products_s"] is None and step["cheaper"] == "spsa"
+    assert step["forward_s"] + step["blend_s"] > 0
+    assert "SPSA, as no gradient passes blocks" in glue("check", *experts, code=0).out
+
+
 def test_a_single_expert_is_checked_with_a_spec_too(here, glue, experts):
     found = glue("check", experts[0], "--json", code=0).json
     assert found["verdict"] == "mix" and len(found["losses"]["experts"]) == 1

@@ -111,8 +111,8 @@ def choose_bank(
         "device": on_device,
         "blocks": by_block,
         "sharded": by_block,
-        "host": usable_memory(host) + blends,
-    }  # blends are on the device
+        "host": usable_memory(host) + blends if blends <= on_device else 0,  # blends are on the device
+    }
     fitting = [kind for kind in kinds if needed[kind] <= min(free[kind], may_take)]
     otherwise: BankKind = "streamed" if not needs_gradient else kinds[-1] if made else "disk"
     kind = next((known for known in KINDS if known == wanted), fitting[0] if fitting else otherwise)

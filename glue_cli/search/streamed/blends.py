@@ -40,7 +40,7 @@ class StreamedBlends:
         make_tensors: makes the tensors that depend on alpha but are not blended.
     """
 
-    has_gradient = True
+    has_gradient = False
 
     def __init__(
         self,

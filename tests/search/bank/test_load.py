@@ -61,6 +61,8 @@ def test_a_gpu_has_the_host_to_fall_back_on(choose):
     little = (BANK + BLENDS) / 0.75 * 0.99  # of a single tensor, a block's blends are whole ones
     assert choose(device=CUDA, on_gpu=little, on_host=PINNED / 0.6 * 1.01) == "host"
     assert choose.noted.text == "bank: 3 experts, 1.2 MB, in memory; 3.5 MB are free"
+    assert choose(device=CUDA, on_gpu=BLENDS / 0.6 * 1.01) == "host"
+    assert choose(device=CUDA, on_gpu=BLENDS / 0.6 * 0.99) == "streamed"  # the blends are on the GPU
     assert choose(device=CUDA, on_gpu=little, on_host=PINNED / 0.6 * 0.99) == "streamed"
     assert choose.noted.text.startswith("bank: 3 experts, 1.2 MB, streamed from disk")
 
