@@ -27,13 +27,15 @@ class AbsentTensor(Tensor):
 
     @classmethod
     def like(cls, tensor: Tensor, device: torch.device, failed: list[AbsentTensorError]) -> "AbsentTensor":
-        """Return a tensor of the same shape and dtype that is to be on `device`.
+        """Return a tensor of the same shape that is to be on `device`, and float32 as all that is blended.
 
         Args:
             failed: gets every error that is raised; the model may catch it and go on without the tensor.
         """
         with torch._C.DisableTorchFunctionSubclass():
-            absent: AbsentTensor = Tensor._make_subclass(cls, torch.empty_like(tensor, device="meta"))
+            absent: AbsentTensor = Tensor._make_subclass(
+                cls, torch.empty_like(tensor, device="meta", dtype=torch.float32)
+            )
             absent._where, absent._failed = device, failed
         return absent
 

@@ -33,7 +33,11 @@ class BlockModel:
         self._in_blocks = {place for block in (*split.blocks, split.kept) for place in block.places}
         self.before_block: Callable[[Block], None] | None = None
         self._failed: list[AbsentTensorError] = []
-        self._absent = {name: AbsentTensor.like(tensor, device, self._failed) for name, tensor in tensors}
+        self._absent = {
+            name: AbsentTensor.like(tensor, device, self._failed)
+            for name, tensor in tensors
+            if name in self._in_blocks
+        }
         for block in (*split.blocks, split.kept):
             self.unbind(block)
         for module in self.module.modules():

@@ -136,7 +136,18 @@ class ParallelOrNot(Deep):
         return self.head(self.norm(x))
 
 
-MODELS = [conv_net, Recurrent, Attentive, normed, Noisy, Deep, ByHand, Catching, Keeping, Wandering]
+class AsItsWeights(Deep):
+    """Is built in bfloat16, and gives its layers what the weight of one of them looks like."""
+
+    def __init__(self):
+        super().__init__()
+        self.bfloat16()
+
+    def forward(self, images):
+        return super().forward(images.to(self.head.weight.dtype)).float()
+
+
+MODELS = [AsItsWeights, conv_net, Recurrent, Attentive, normed, Noisy, Deep, ByHand, Catching, Keeping, Wandering]
 
 
 @pytest.fixture
