@@ -15,7 +15,7 @@ SHAPE = Shape(hidden=1024, inner=2816, layers=15, heads=16, key_heads=4)
 SMALLER = Shape(hidden=768, inner=2048, layers=7, heads=12, key_heads=4)  # large enough that blends are compiled
 N_EXPERTS = 4
 WANTED = {"fp32": 8, "bf16": 4}  # bytes a parameter at most
-BANKS = ("blocks", "device")  # the default of models of this size, and whole blends
+BANKS = ("blocks", "device")  # a block of the blends at a time, and whole ones
 
 
 def measure(folder: Path, shape: Shape) -> dict[str, Any]:

@@ -112,14 +112,9 @@ def count_rows(passes: Sequence[Pass]) -> int:
     return 1 + max(point.row for each in passes for point in each.points)
 
 
-def is_large(n_columns: int) -> bool:
-    """Tell whether blends of d columns are so large that as few as possible are to be in memory."""
-    return n_columns > _LARGE_COLUMNS
-
-
 def n_at_once(m: int, n_columns: int, precision: Precision) -> int:
     """Return how many of m blends are in memory at once, at most: of large models two in float32, one in bfloat16."""
-    if not is_large(n_columns):
+    if n_columns <= _LARGE_COLUMNS:
         return m
     return min(m, 1 if precision == "bf16" else 2)
 
@@ -130,7 +125,7 @@ def passes_at(alphas: Tensor, n_columns: int, *, pieces: Sequence[Piece] = WHOLE
     Blends of large models are made one by one, to hold one at a time; so are blends of which other processes may make
     some: how a matrix product rounds depends on how many it makes.
     """
-    are_together = pieces is WHOLE and not is_large(n_columns)
+    are_together = pieces is WHOLE and n_columns <= _LARGE_COLUMNS
     return [Load(part) for part in torch.split(alphas, len(alphas) if are_together else 1)]
 
 

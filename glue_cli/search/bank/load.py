@@ -25,7 +25,7 @@ from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite, rename_experts
 from glue_cli.search.bank.shared_memory import shared_matrix
 from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
-from glue_cli.search.points import is_large, n_at_once
+from glue_cli.search.points import n_at_once
 
 # The share of the free memory that the bank and the blends may take; the rest is for activations and other programs.
 _SHARE_OF_FREE = 0.6
@@ -55,9 +55,8 @@ def choose_bank(
     """Choose where to keep the experts: as wanted, or in the first of these that has room for them.
 
     The device's memory, with whole blends or with a block of them; that of all processes together; the host's. Where
-    none has room, they are streamed; on disk, beside whole blends in memory, where a gradient is needed. Of large
-    models on a CPU there are no whole blends unless a gradient needs them: by block they take less memory and no more
-    time. The choice and the sizes behind it are reported to `progress`.
+    none has room, they are streamed; on disk, beside whole blends in memory, where a gradient is needed. The choice
+    and the sizes behind it are reported to `progress`.
 
     Args:
         wanted: auto, or a kind of bank.
@@ -99,11 +98,9 @@ def choose_bank(
         "sharded": -(-in_bank // place.size) * (1 if on_gpu else place.local_size),  # a block's blends are small
         "host": (1 << (in_bank - 1).bit_length()) + blends,  # torch pins powers of two
     }
-    is_by_block = is_large(n_columns) and not on_gpu and place.size == 1 and not needs_gradient
-    first: BankKind = "blocks" if is_by_block else "device"
     kinds = [
         kind
-        for kind in in_turn(first, needs_gradient=needs_gradient, n_processes=place.size)
+        for kind in in_turn("device", needs_gradient=needs_gradient, n_processes=place.size)
         if kind in needed and (kind != "host" or on_gpu)
     ]
     on_device, by_block = usable_memory(device), usable_memory(device, by_block=True)

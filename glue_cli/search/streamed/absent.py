@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # What a tensor that is not there may be asked for: properties and methods of a tensor.
 _PROPERTIES = ("shape", "dtype", "layout", "ndim", "requires_grad", "is_leaf", "is_sparse", "is_nested")
@@ -23,6 +23,7 @@ class AbsentTensor(Tensor):
     """A tensor of which only the shape, the dtype and the device are known."""
 
     _where: torch.device
+    _is_param: bool
     _failed: list[AbsentTensorError]
 
     @classmethod
@@ -37,6 +38,7 @@ class AbsentTensor(Tensor):
                 cls, torch.empty_like(tensor, device="meta", dtype=torch.float32)
             )
             absent._where, absent._failed = device, failed
+            absent._is_param = isinstance(tensor, nn.Parameter)  # for `isinstance`, as torch has it
         return absent
 
     @classmethod

@@ -14,6 +14,8 @@ SPLITS = ("modules", "members", "none")
 
 # Layers that autocast runs in bfloat16; not what is derived from them, which may do anything with its weight.
 _ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# They look at the weights of their layers before these run, and compute in other ways where they are not there.
+_LOOKING_AHEAD = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _places(model: nn.Module) -> Iterator[str]:
 def _running(module: nn.Module, path: str, members: Collection[str], also_others: bool) -> Iterator[str]:
     """Yield the names of the modules that become blocks: members, and of the others those without submodules."""
     children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
-    is_whole = path in members or (also_others and not children)
+    is_whole = path in members or (also_others and not children) or isinstance(module, _LOOKING_AHEAD)
     if path and is_whole and type(module).forward is not nn.Module.forward:  # else a mere list, which never runs
         yield path
         return

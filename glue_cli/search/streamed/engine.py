@@ -161,7 +161,7 @@ class Engine:
         if self._shared_by is None:  # else others may need them
             wanted = {id(point) for point, _ in forwards}
             passes = [each for each in passes if any(id(point) in wanted for point in each.points)]
-        is_narrow = is_narrow and not any(isinstance(each, Move) for each in passes)
+        is_narrow = is_narrow and self._is_apart and not any(isinstance(each, Move) for each in passes)
         row_bytes = max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
         n_rows, n_enough = self._left // row_bytes, self._enough // row_bytes
         if count_rows(passes) > n_rows:
@@ -192,6 +192,7 @@ class Engine:
         """
         self.close()
         self._split: Split = split_model(self.model, self._blended, how)
+        self._is_apart = how == SPLITS[0]  # else some weights are used outside their layers, maybe not in bfloat16
         blocks = [*([self._split.kept] if self._split.kept.places else []), *self._split.blocks]
         narrow = narrow_names(self.model, self._blended)
         self._layouts = {

@@ -3,14 +3,25 @@
 Only one thread computes at a time: torch's own threads are not disturbed, and random numbers stay those of each pass.
 """
 
+import contextvars
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blocks import Block
+
+# What belongs to the process, and a pass may set for as long as some of its blocks run: how to read it, and to set it.
+_SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+)
 
 
 class Lane:
@@ -30,7 +41,10 @@ class Lane:
         self._error: BaseException | None = None
         self._go, self._paused, self._is_closed = threading.Semaphore(0), threading.Semaphore(0), False
         self._random_state = self._state()
-        self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), daemon=True)
+        self._switches = _switches()
+        run = contextvars.copy_context().run
+        own = self._run, torch.get_num_threads()
+        self._thread = threading.Thread(target=run, args=own, name="forward", daemon=True)
         self._thread.start()
 
     @property
@@ -42,8 +56,12 @@ class Lane:
         self.waits_for = None
         with torch.random.fork_rng(self._devices):
             self._restore(self._random_state)
+            before = _switches()
+            _set_switches(self._switches)
             self._go.release()
             self._paused.acquire()
+            self._switches = _switches()
+            _set_switches(before)
             self._random_state = self._state()
         if self._error is not None:
             raise self._error
@@ -61,6 +79,8 @@ class Lane:
         """
         if threading.current_thread() is not self._thread:
             raise AbsentTensorError(f"'{block.module}' runs in a thread of its own")
+        if self._is_closed:  # and the model has caught what ended it
+            raise _Closed
         self.waits_for = block
         self._paused.release()
         self._go.acquire()
@@ -94,6 +114,16 @@ class Lane:
         torch.set_rng_state(states[0])
         for device, state in zip(self._devices, states[1:], strict=True):
             torch.cuda.set_rng_state(state, device)
+
+
+def _switches() -> list[Any]:
+    return [read() for read, _ in _SWITCHES]
+
+
+def _set_switches(values: Sequence[Any]) -> None:
+    for (read, write), value in zip(_SWITCHES, values, strict=True):
+        if read() != value:
+            write(value)
 
 
 class _Closed(BaseException):

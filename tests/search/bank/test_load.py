@@ -7,7 +7,6 @@ from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.ranks import Place
-from glue_cli.search import points
 from glue_cli.search.bank import load as bank_load
 from glue_cli.search.bank.load import choose_bank, load_bank
 
@@ -104,16 +103,6 @@ def test_by_block_a_gpu_may_be_filled_further(choose, layered):
     assert choose(device=CUDA, **limits) == "blocks"
     assert choose(device=CUDA, **limits, needs_gradient=True) == "host"
     assert choose(**limits | {"on_host": (BANK + BLENDS // 10) / 0.74}) == "streamed"
-
-
-def test_of_large_models_a_cpu_has_no_whole_blends(choose, layered, monkeypatch):
-    monkeypatch.setattr(points, "_LARGE_COLUMNS", N - 1)
-    assert choose(experts=layered) == "blocks"
-    assert choose(experts=layered, needs_gradient=True) == "device"
-    assert choose(experts=layered, place=Place(0, 2)) == "device"  # the processes of a machine share one copy
-    assert choose(experts=layered, device=CUDA) == "device"
-    monkeypatch.setattr(points, "_LARGE_COLUMNS", N)
-    assert choose(experts=layered) == "device"
 
 
 def test_blocks_are_refused_where_they_cannot_be(choose):

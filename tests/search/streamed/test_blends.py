@@ -4,6 +4,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 
 import pytest
@@ -40,6 +41,7 @@ from glue_cli.search.streamed.blends import StreamedBlends
 from glue_cli.search.streamed.engine import Engine
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 
 
 class Deep(nn.Module):
@@ -147,7 +149,80 @@ class AsItsWeights(Deep):
         return super().forward(images.to(self.head.weight.dtype)).float()
 
 
-MODELS = [AsItsWeights, conv_net, Recurrent, Attentive, normed, Noisy, Deep, ByHand, Catching, Keeping, Wandering]
+class Padded(nn.Module):
+    """torch's own encoder, which leaves padding at zero only by its fast way, where it sees all weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, images):
+        x = self.embed(images.flatten(1).unflatten(1, (8, 4)))
+        padding = torch.arange(8)[None] > 2 + torch.arange(len(x))[:, None] % 6
+        return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+
+class Counting(Deep):
+    """Looks for its parameters by their type."""
+
+    def forward(self, images):
+        norms = [p.square().sum() for p in self.parameters() if isinstance(p, nn.Parameter)]
+        return super().forward(images) / (1 + sum(norms).sqrt())
+
+
+SCALE = ContextVar("SCALE")
+
+
+class Contextual(Deep):
+    """Computes its layers by another default dtype, and looks into a context."""
+
+    def forward(self, images):
+        x = self.embed(images.flatten(1)) + self.position
+        torch.set_default_dtype(torch.float64)
+        for layer in self.layers:
+            x = x + layer(x) * torch.tensor(1 / 3).to(x.dtype) * SCALE.get()
+        torch.set_default_dtype(torch.float32)
+        return self.head(self.norm(x) + torch.tensor(1 / 3))
+
+
+class Stubborn(Deep):
+    """Goes on with another layer whatever ended one, and then fails."""
+
+    def forward(self, images):
+        x = self.embed(images.flatten(1)) + self.position
+        for layer in self.layers:
+            try:
+                x = x + layer(x)
+            except:  # noqa: E722
+                x = self.norm(x)
+        raise ValueError("too large") if images.sum() > 0 else ArithmeticError("too small")
+
+
+MODELS = [
+    AsItsWeights,
+    Padded,
+    Counting,
+    Contextual,
+    conv_net,
+    Recurrent,
+    Attentive,
+    normed,
+    Noisy,
+    Deep,
+    ByHand,
+    Catching,
+    Keeping,
+    Wandering,
+]
+
+
+@pytest.fixture(autouse=True)
+def scaled():
+    token = SCALE.set(0.5)
+    yield
+    SCALE.reset(token)
 
 
 @pytest.fixture
@@ -377,10 +452,18 @@ def test_outputs_that_nobody_takes_leave_no_thread(ways):
     _, streamed = ways(Deep)
     outputs = streamed.outputs(ALPHAS, BOTH, 1)
     next(outputs)
-    assert [thread for thread in threading.enumerate() if "_run" in thread.name]
+    assert [thread for thread in threading.enumerate() if thread.name == "forward"]
     outputs.close()
-    assert not [thread for thread in threading.enumerate() if "_run" in thread.name]
+    assert not [thread for thread in threading.enumerate() if thread.name == "forward"]
     same(all_outputs(streamed), all_outputs(streamed))
+
+
+@pytest.mark.timeout(60)
+def test_a_model_that_catches_everything_ends_where_it_fails(both):
+    _, streamed = both(Stubborn)
+    with pytest.raises((ValueError, ArithmeticError)):
+        list(all_outputs(streamed))
+    assert not [thread for thread in threading.enumerate() if thread.name == "forward"]
 
 
 def test_rows_are_used_again_by_the_next_block(both):
