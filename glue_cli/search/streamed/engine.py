@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from glue_cli.foundation.errors import ResourceError
+from glue_cli.foundation.errors import ResourceError, SpecError
 from glue_cli.foundation.memory import free_memory, share_arena
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.units import size
@@ -114,6 +114,7 @@ class Engine:
         Raises:
             CheckpointError: an expert's file is gone, has changed, or has NaN or infinity.
             ResourceError: a block does not fit the memory.
+            SpecError: the model cannot be run in this way at all.
         Cost: one pass over the experts.
         """
         if not (forwards or self._shared_by):
@@ -129,6 +130,8 @@ class Engine:
                     del found
                 return
             except AbsentTensorError as error:
+                if not self._splits:
+                    raise SpecError(f"the model cannot be run by block: {error}", hint="--bank device") from error
                 self._use(self._splits.pop(0), because=str(error))
 
     def is_needed(self, jobs: Sequence[object]) -> bool:

@@ -4,7 +4,9 @@ Only one thread computes at a time: torch's own threads are not disturbed, and r
 """
 
 import contextvars
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
     (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
     (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
 )
+
+_STALLED_S = 60.0  # without computing, so that it waits for something
 
 
 class Lane:
@@ -58,10 +62,12 @@ class Lane:
             self._restore(self._random_state)
             before = _switches()
             _set_switches(self._switches)
-            self._go.release()
-            self._paused.acquire()
-            self._switches = _switches()
-            _set_switches(before)
+            try:
+                self._go.release()
+                self._await_pause()
+            finally:
+                self._switches = _switches()
+                _set_switches(before)
             self._random_state = self._state()
         if self._error is not None:
             raise self._error
@@ -87,12 +93,35 @@ class Lane:
         if self._is_closed:
             raise _Closed
 
-    def close(self) -> None:
-        """End the pass, wherever it is."""
+    def end(self) -> None:
+        """Let the pass end, wherever it is."""
         if not self.has_ended:
             self._is_closed = True
             self._go.release()
+
+    def join(self) -> None:
+        """Wait until the pass has ended."""
         self._thread.join()
+
+    def _await_pause(self) -> None:
+        """Wait until the pass needs a block or ends.
+
+        Raises:
+            AbsentTensorError: it has not computed for long, because it waits for a pass that has not ended.
+        """
+        ran, since = self._cpu_s(), time.monotonic()
+        while not self._paused.acquire(timeout=_STALLED_S / 4):
+            now = self._cpu_s()
+            if now > ran + _STALLED_S / 1000 or math.isinf(now):
+                ran, since = now, time.monotonic()
+            elif time.monotonic() - since > _STALLED_S:
+                raise AbsentTensorError("a forward waits for another one, which has not ended")
+
+    def _cpu_s(self) -> float:
+        """Return how many seconds the pass has computed; without end where the system does not tell."""
+        if not hasattr(time, "pthread_getcpuclockid") or self._thread.ident is None or self.has_ended:
+            return math.inf
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def _run(self, n_threads: int) -> None:
         self._go.acquire()

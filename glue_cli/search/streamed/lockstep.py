@@ -33,10 +33,15 @@ class Runner:
     def start(self, device: torch.device) -> None:
         self.lane = Lane(self._run, device)
 
-    def close(self) -> None:
-        """End the pass, wherever it is, if it has started."""
+    def end(self) -> None:
+        """Let the pass end, wherever it is, if it has started."""
         if hasattr(self, "lane"):
-            self.lane.close()
+            self.lane.end()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        if hasattr(self, "lane"):
+            self.lane.join()
 
     def _run(self, lane: Lane) -> Tensor:
         self.model.before_block = lane.wait_for
@@ -79,7 +84,9 @@ class Lockstep:
                     yield from take_ended()
         finally:
             for runner in runners:
-                runner.close()
+                runner.end()
+            for runner in runners:  # after all were told: one may wait for another
+                runner.join()
 
     def _through(self, block: Block, blending: Blending, runners: Sequence[Runner]) -> Iterator[None]:
         """Let every runner that waits for a block go through it; yields after each."""

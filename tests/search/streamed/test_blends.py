@@ -458,6 +458,25 @@ def test_outputs_that_nobody_takes_leave_no_thread(ways):
     same(all_outputs(streamed), all_outputs(streamed))
 
 
+LOCK = threading.Lock()
+
+
+class Locked(Deep):
+    """Lets one forward run at a time, as a model that threads serve."""
+
+    def forward(self, images):
+        with LOCK:
+            return super().forward(images)
+
+
+@pytest.mark.timeout(60)
+def test_forwards_that_wait_for_each_other_are_not_split(both, monkeypatch):
+    monkeypatch.setattr("glue_cli.search.streamed.lanes._STALLED_S", 0.2)
+    resident, streamed = both(Locked)
+    same(all_outputs(streamed), all_outputs(resident))
+    assert streamed._engine.n_blocks == 1
+
+
 @pytest.mark.timeout(60)
 def test_a_model_that_catches_everything_ends_where_it_fails(both):
     _, streamed = both(Stubborn)
