@@ -33,11 +33,8 @@ class BlockModel:
         self._in_blocks = {place for block in (*split.blocks, split.kept) for place in block.places}
         self.before_block: Callable[[Block], None] | None = None
         self._failed: list[AbsentTensorError] = []
-        self._absent = {
-            name: AbsentTensor.like(tensor, device, self._failed)
-            for name, tensor in tensors
-            if name in self._in_blocks
-        }
+        absent = {id(tensor): AbsentTensor.like(tensor, device, self._failed) for _, tensor in tensors}
+        self._absent = {name: absent[id(tensor)] for name, tensor in tensors}  # tied ones are one
         for block in (*split.blocks, split.kept):
             self.unbind(block)
         for module in self.module.modules():
@@ -53,9 +50,10 @@ class BlockModel:
             self._set(place, tensors[place])
 
     def bind(self, block: Block, tensors: Mapping[str, Tensor]) -> None:
-        """Give the block its tensors, by name."""
+        """Give the block its tensors, by name; tied ones are one parameter."""
+        shared = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
         for place, name in block.places.items():
-            self._set(place, self._fixed[place] if place in self._fixed else tensors[name])
+            self._set(place, self._fixed[place] if place in self._fixed else shared[name])
 
     def unbind(self, block: Block) -> None:
         """Take the block's tensors away."""
@@ -78,10 +76,10 @@ class BlockModel:
         path, _, leaf = place.rpartition(".")
         module = self.module.get_submodule(path)
         if leaf in module._parameters:
-            is_absent = isinstance(tensor, AbsentTensor)
-            module._parameters[leaf] = tensor if is_absent else nn.Parameter(tensor, requires_grad=False)  # type: ignore[assignment]
+            is_ready = isinstance(tensor, AbsentTensor | nn.Parameter)
+            module._parameters[leaf] = tensor if is_ready else nn.Parameter(tensor, requires_grad=False)  # type: ignore[assignment]
         else:
-            module._buffers[leaf] = tensor
+            module._buffers[leaf] = tensor.data if isinstance(tensor, nn.Parameter) else tensor
 
     def _announce(self, module: nn.Module, block: Block) -> None:
         """Let a module call `before_block` first; not by a hook, which keeps torch from its faster kernels."""

@@ -30,6 +30,14 @@ _SHARE_OF_HELD = 1 / 16
 Forward = Callable[[nn.Module], Tensor]
 
 
+class SharedBufferError(Exception):
+    """Forwards that take turns have written to buffers that they share."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
 class Engine:
     """Runs forwards of blends block by block, within a limit on the memory of its buffers.
 
@@ -63,7 +71,7 @@ class Engine:
     ) -> None:
         share_arena()  # each forward runs in a thread of its own
         self.model, self.n_groups, self.n_experts = model, n_groups, len(experts.headers)
-        self._experts, self._made, self.device = experts, made, device
+        self._experts, self._made, self.device = experts, set(made), device
         self._channels_last, self._memory_bytes, self._shared_by = channels_last, memory_bytes, shared_by
         self.is_held = is_held
         self._blended = [entry.name for entry in blended_entries(experts.headers[0], experts.recipe)]
@@ -75,6 +83,7 @@ class Engine:
         self._splits = list(SPLITS)
         self._blender: Blender | None = None
         self._models: dict[Hashable, list[BlockModel]] = {}
+        self._scratch = set[str]()  # buffers that forwards write to, so that each model needs its own
         self._use(self._splits.pop(0))
         self.n_columns = sum(layout.n_columns for layout in self._layouts.values())
 
@@ -129,6 +138,9 @@ class Engine:
                         yield found
                     del found
                 return
+            except SharedBufferError as error:
+                self._scratch |= error.names
+                self._models.clear()
             except AbsentTensorError as error:
                 if not self._splits:
                     raise SpecError(f"the model cannot be run by block: {error}", hint="--bank device") from error
@@ -183,7 +195,12 @@ class Engine:
             if self._split.kept.places:
                 model.bind(self._split.kept, kept[id(point)])
             runners.append(Runner(point, model, partial(forward, model.module)))
-        yield from Lockstep(self._layouts, blender).run(blending, runners, self.device)
+        versions = self._versions()
+        for outputs in Lockstep(self._layouts, blender).run(blending, runners, self.device):
+            if changed := {name for name, version in self._versions().items() if version != versions[name]}:
+                raise SharedBufferError(changed)
+            yield outputs
+            del outputs
         for runner in runners:
             runner.model.unbind(self._split.kept)
 
@@ -282,10 +299,15 @@ class Engine:
     def _take_models(self, kind: Hashable, n: int, prepare: Callable[[nn.Module], None]) -> list[BlockModel]:
         models = self._models.setdefault(kind, [])
         while len(models) < n:
-            model = BlockModel(self.model, self._made, self._split, self.device)
+            model = BlockModel(self.model, self._made | self._scratch, self._split, self.device)
             prepare(model.module)
             models.append(model)
         return models
+
+    def _versions(self) -> dict[str, int]:
+        """Return how often each buffer that the models share was changed in place."""
+        buffers = self.model.named_buffers(remove_duplicate=False)
+        return {name: buffer._version for name, buffer in buffers if name not in self._scratch}
 
     def _keep(self, blending: Blending) -> dict[int, dict[str, Tensor]]:
         """Return each point's tensors that belong to no block, by the point's identity."""

@@ -23,27 +23,40 @@ _STEPS = 10  # of a dtype; a model that is built in bfloat16 rounds what it load
 
 @torch.no_grad()
 def check_is_faithful(experts: Experts, spec: "Spec", blends: Blends, examples: Examples) -> None:
-    """Check that the uniform blend has the outputs of a model that is built and loaded as from its file.
+    """Check that two blends, one after the other, have the outputs of models that are built and loaded as from files.
 
-    They differ where a module reaches its weights otherwise than by the names that they are registered under. Models
-    of more than 67 million numbers, those whose experts are not in memory, and random ones are not checked.
+    They differ where a module reaches its weights otherwise than by the names that they are registered under, such as
+    by what it has kept of an earlier blend. Models of more than 67 million numbers, those whose experts are not in
+    memory, and random ones are not checked.
 
     Args:
         blends: in float32, with the blended statistics of BatchNorm.
     Raises:
-        SpecError: it has others.
+        SpecError: one has others.
     """
     if not blends.is_resident or sum(each.numel() for each in blends.model.parameters()) > _MOST_ELEMENTS:
         return
     uniform = torch.full((blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
     batch = next(examples.on(blends.compute).in_order(_N_EXAMPLES))
-    built = experts.model(spec, uniform)
+    for alpha in (uniform, _skewed(uniform)):
+        _check_outputs(experts, spec, blends, alpha, batch)
+
+
+def _skewed(uniform: Tensor) -> Tensor:
+    """Return alpha [G, K] with more of the first expert."""
+    alpha = uniform / 2
+    alpha[:, 0] += 0.5
+    return alpha
+
+
+def _check_outputs(experts: Experts, spec: "Spec", blends: Blends, alpha: Tensor, batch: Batch) -> None:
+    built = experts.model(spec, alpha)
     rounding = max(_ROUNDING, *(_STEPS * torch.finfo(each.dtype).eps for each in _floating(built)))
     model = blends.compute.to_device(built).float().eval()  # as blends are
     device = blends.compute.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         wanted, again = (_outputs_by(seed, model, batch) for seed in (0, 1))
-    ((found, _),) = blends.outputs(uniform[None], [batch], 0)
+    ((found, _),) = blends.outputs(alpha[None], [batch], 0)
     scale = wanted.abs().max()
     if not torch.equal(wanted, again) or not scale.isfinite():
         return

@@ -38,6 +38,8 @@ from glue_cli.search.bank.renamed_experts import rename_experts
 from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.streamed import engine as engine_module
 from glue_cli.search.streamed.blends import StreamedBlends
+from glue_cli.search.streamed.block_model import BlockModel
+from glue_cli.search.streamed.blocks import split_model
 from glue_cli.search.streamed.engine import Engine
 
 CPU = torch.device("cpu")
@@ -172,6 +174,22 @@ class Counting(Deep):
         return super().forward(images) / (1 + sum(norms).sqrt())
 
 
+class Scratch(Deep):
+    """Adds up in a buffer what its layers give, and begins each forward with zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1, 16), persistent=False)
+
+    def forward(self, images):
+        self.total.zero_()
+        x = self.embed(images.flatten(1)) + self.position
+        for layer in self.layers:
+            x = x + layer(x) * self.total.tanh()
+            self.total += x.mean(0, keepdim=True)
+        return self.head(self.norm(x))
+
+
 SCALE = ContextVar("SCALE")
 
 
@@ -201,6 +219,7 @@ class Stubborn(Deep):
 
 
 MODELS = [
+    Scratch,
     AsItsWeights,
     Padded,
     Counting,
@@ -483,6 +502,20 @@ def test_a_model_that_catches_everything_ends_where_it_fails(both):
     with pytest.raises((ValueError, ArithmeticError)):
         list(all_outputs(streamed))
     assert not [thread for thread in threading.enumerate() if thread.name == "forward"]
+
+
+def test_tied_weights_are_one_parameter_whether_they_are_there_or_not():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    split = split_model(model, ["0.weight"], "modules")
+    copied = BlockModel(model, (), split, CPU)
+    assert copied.module[0].weight is copied.module[1].weight is not model[0].weight
+    for block in (*split.blocks, split.kept):
+        copied.bind(block, {"0.weight": torch.ones(5, 4)})
+    whole = split_model(model, ["0.weight"], "none")
+    copied = BlockModel(model, (), whole, CPU)
+    copied.bind(whole.kept, {"0.weight": torch.ones(5, 4)})
+    assert copied.module[0].weight is copied.module[1].weight and copied.module[1].weight.sum() == 20
 
 
 def test_rows_are_used_again_by_the_next_block(both):
