@@ -12,6 +12,7 @@ from small_nets import Recurrent, batch_of, blended, conv_net, in_turn, normed, 
 from torch import nn
 from torch.nn import functional as F
 
+from glue_cli.foundation.errors import PrecisionError
 from glue_cli.methods.spsa import spsa
 from glue_cli.running.device import Compute
 from glue_cli.running.losses import example_losses
@@ -85,7 +86,10 @@ def test_slopes_and_curvatures_are_those_of_float32_at_every_distance(make):
     alpha = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     for distance in DISTANCES:
         blends = blends_of(make(), [noisy(state, distance, seed) for seed in range(3)])
-        reach = measure_reach(blends, unseen)
+        try:
+            reach = measure_reach(blends, unseen)
+        except PrecisionError as error:
+            pytest.skip(f"{error}")  # an LSTM on a CPU without AVX-512
         assert reach.is_fine
         # A step that float32 resolves, and that is so short that the outputs change in proportion.
         exact = objective_of_blends(blends, unseen, "fp32").quadratic(alpha, torch.arange(3), 1e-3 / distance, 0)
