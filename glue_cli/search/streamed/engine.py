@@ -84,6 +84,8 @@ class Engine:
         self._blender: Blender | None = None
         self._models: dict[Hashable, list[BlockModel]] = {}
         self._scratch = set[str]()  # buffers that forwards write to, so that each model needs its own
+        if shared_by is not None:  # processes cannot begin again together when one of them notices
+            self._scratch |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
         self._use(self._splits.pop(0))
         self.n_columns = sum(layout.n_columns for layout in self._layouts.values())
 

@@ -46,6 +46,22 @@ class ByHand(Wandering):
         return self.head(nn.functional.linear(images.flatten(1), self.embed.weight) + self.position)
 
 
+class Scratch(Wandering):
+    """Adds up in a buffer what its layers give, and begins each forward with zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1, 16), persistent=False)
+
+    def forward(self, images):
+        self.total.zero_()
+        x = self.embed(images.flatten(1)) + self.position
+        for layer in self.layers:
+            x = x + layer(x) * self.total.tanh()
+            self.total += x.mean(0, keepdim=True)
+        return self.head(x)
+
+
 @pytest.fixture
 def world(tmp_path):
     """Return what makes the blends of experts in files: in memory, or held by the processes of a job."""
@@ -102,7 +118,7 @@ def check_same(world, n, alphas=ALPHAS, **options):
     assert len({len(own) for own in found}) == n
 
 
-@pytest.mark.parametrize("make", [conv_net, Attentive, Wandering, ByHand])
+@pytest.mark.parametrize("make", [conv_net, Attentive, Wandering, ByHand, Scratch])
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_the_bits_are_those_of_blends_in_memory_whoever_runs_what(world, make, n):
     check_same(world(make), n)
