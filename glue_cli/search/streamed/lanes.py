@@ -46,6 +46,7 @@ class Lane:
         self._go, self._paused, self._is_closed = threading.Semaphore(0), threading.Semaphore(0), False
         self._random_state = self._state()
         self._switches = _switches()
+        self._clock: int | None = None  # of the thread's own time
         run = contextvars.copy_context().run
         own = self._run, torch.get_num_threads()
         self._thread = threading.Thread(target=run, args=own, name="forward", daemon=True)
@@ -119,11 +120,14 @@ class Lane:
 
     def _cpu_s(self) -> float:
         """Return how many seconds the pass has computed; without end where the system does not tell."""
-        if not hasattr(time, "pthread_getcpuclockid") or self._thread.ident is None or self.has_ended:
+        try:
+            return time.clock_gettime(self._clock) if self._clock is not None else math.inf
+        except OSError:  # it has just ended
             return math.inf
-        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def _run(self, n_threads: int) -> None:
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())  # of a thread that is surely there
         self._go.acquire()
         try:
             if not self._is_closed:
