@@ -3,6 +3,7 @@
 import pytest
 import torch
 from in_threads import by_several
+from odd_nets import Scratch
 from small_nets import ALPHA, ALPHAS, ALPHAS_OF_TWO, BOTH, Attentive, batch_of, conv_net, in_turn
 from stored_experts import stored_experts
 from torch import nn
@@ -44,22 +45,6 @@ class ByHand(Wandering):
 
     def forward(self, images):
         return self.head(nn.functional.linear(images.flatten(1), self.embed.weight) + self.position)
-
-
-class Scratch(Wandering):
-    """Adds up in a buffer what its layers give, and begins each forward with zeros."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("total", torch.zeros(1, 16), persistent=False)
-
-    def forward(self, images):
-        self.total.zero_()
-        x = self.embed(images.flatten(1)) + self.position
-        for layer in self.layers:
-            x = x + layer(x) * self.total.tanh()
-            self.total += x.mean(0, keepdim=True)
-        return self.head(x)
 
 
 @pytest.fixture
