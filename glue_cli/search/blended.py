@@ -20,7 +20,7 @@ from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
 from glue_cli.search.pieces import WHOLE, Piece
-from glue_cli.search.points import Pass, chosen, count_rows, make_blends, passes_at, passes_towards
+from glue_cli.search.points import Move, Pass, chosen, count_rows, make_blends, passes_at, passes_towards
 from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.written import WrittenInMemory
 
@@ -118,12 +118,15 @@ class ResidentBlends:
         """
         n_columns, precision = self._bank.n_columns, self.compute.precision
         passes = passes_towards(alpha, coordinates, radius, n_columns, precision, is_tied=is_tied)
-        self._rows.take(count_rows(passes))
-        made = None
+        rows = self._rows.take(count_rows(passes))
+        made, version = None, rows._version
         for piece in pieces:
             small = piece.of(batch)
             for each, points in chosen(passes, piece.blends, n_always=1):
+                if isinstance(each, Move) and rows._version != version:  # the model changes its weights as it runs
+                    made = self._make(passes[0], None)
                 made = self._make(each, made)
+                version = rows._version
                 for point in points:
                     yield self._outputs(self._model(point.row), small, step)
 

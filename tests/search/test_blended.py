@@ -121,3 +121,25 @@ def test_a_model_that_no_gradient_passes_through_is_told(objective_of):
     with pytest.raises(SpecError, match="no gradient passes through the model") as caught:
         blends.gradient(ALPHA, batch_of(1), 0, lambda outputs, targets: F.cross_entropy(outputs, targets))
     assert "--method spsa" in caught.value.hint
+
+
+class LimitedWords(nn.Module):
+    """Its forward passes shorten the embedding's rows in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(8, 6, max_norm=0.1)
+        self.out = nn.Linear(6, N_CLASSES)
+
+    def forward(self, images):
+        return self.out(self.words((4 + images.flatten(1)[:, :5]).round().long().clamp(0, 7)).mean(1))
+
+
+def test_blends_are_moved_from_weights_that_no_forward_has_changed(objective_of, monkeypatch):
+    found = []
+    for pass_bytes in (0, 1 << 26):
+        monkeypatch.setattr(points_module, "_PASS_BYTES", pass_bytes)
+        blends = objective_of(LimitedWords)[0]._blends
+        found.append(list(blends.towards(ALPHA, torch.arange(3), 0.5, batch_of(1), 1)))
+    for moved, loaded in zip(*found, strict=True):
+        torch.testing.assert_close(moved, loaded, rtol=1e-5, atol=1e-6)
