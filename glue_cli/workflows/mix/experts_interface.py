@@ -18,6 +18,7 @@ from glue_cli.foundation.output_files import copy_into, write_all, writing
 from glue_cli.foundation.run import Run
 from glue_cli.results.card import About, make_card
 from glue_cli.running.device import Compute, find_device, likes_channels_last
+from glue_cli.running.forgetting import let_forget
 from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.bound_models import MakeTensors
@@ -90,6 +91,7 @@ class Experts(ABC):
 
         model = self._build(spec, weightless=True)
         check_names(model)
+        let_forget(model)
         compute = Compute(find_device(run.device), channels_last=likes_channels_last(model))
         how = How(seed, batchnorm, self._make_in_memory)
         return self._provide(model, compute, spec, how, n_blends, needs_gradient, run)

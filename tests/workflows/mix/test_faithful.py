@@ -44,6 +44,21 @@ NETS = {
             self.kept = [self.first.weight.detach().t().clone()]
         return hidden @ self.kept[0]
 """,
+    "the first weight again": """
+    def middle(self, hidden):
+        return hidden @ self.first.weight.t()
+""",
+    "the first weight again, kept until train()": """
+    def make(self):
+        self.kept = None
+    def train(self, mode=True):
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+    def middle(self, hidden):
+        if self.kept is None or self.training:
+            self.kept = self.first.weight.t().clone()
+        return hidden @ self.kept
+""",
     "a frozen part that the state dict leaves out": """
     def make(self):
         self.fixed = nn.Linear(64, 64).requires_grad_(False)
@@ -106,10 +121,21 @@ def test_random_models_and_other_dtypes_are_no_faults(blend, world, net):
 @pytest.mark.parametrize("net", [net for net in NETS if net not in ("random", "in bfloat16")])
 def test_a_search_runs_the_model_that_is_written_or_none(blend, world, net, method):
     spec, experts = world(net)
-    if net in ("plain", "a frozen part that the state dict leaves out"):
+    if net.startswith(("plain", "a frozen part", "the first weight again")):
         result, _ = blend(experts, spec, method)
         assert sum(result["alpha"]) == pytest.approx(1)
         return
     with pytest.raises(SpecError, match="computes something else|on device meta") as caught:
         blend(experts, spec, method)
     assert "let forward take them from there alone" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("fullgrad", {}), *(("spsa", {"bank": bank}) for bank in ("device", "blocks", "streamed"))],
+)
+def test_what_a_module_keeps_until_train_is_forgotten_with_each_blend(blend, world, method, settings):
+    again, kept = (world(net) for net in ("the first weight again", "the first weight again, kept until train()"))
+    wanted, _ = blend(again[1], again[0], method, name="again", **settings)
+    found, _ = blend(kept[1], kept[0], method, name="kept", **settings)
+    assert found["alpha"] == wanted["alpha"] and found["loss"] == wanted["loss"]
