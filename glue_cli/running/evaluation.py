@@ -35,6 +35,7 @@ class Evaluation:
         self._total, self._n_terms = torch.zeros((), dtype=torch.float64), 0  # of the losses
         self._by_class: Tensor | None = None  # [2, n_classes]: the numbers of examples and of right ones
         self._metrics: dict[str, Any] = {}
+        self._has_nan = False  # among the outputs, which torchmetrics takes for the first class
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add one batch; outputs and targets as for `example_losses`."""
@@ -59,6 +60,9 @@ class Evaluation:
             outputs = outputs.float()
             right = targets[_are_right(outputs, targets)]
             by_class = torch.stack([labels.bincount(minlength=outputs.shape[1]) for labels in (targets, right)])
+            outputs = outputs.double().softmax(
+                1
+            )  # torchmetrics takes a batch of outputs from 0 to 1 for probabilities
         judged = [outputs, targets] if self._make_metrics else [nothing, nothing]
         return [total, n, by_class, *kept, *judged]
 
@@ -71,7 +75,8 @@ class Evaluation:
         for name, sums in (("loss", ExampleSums(losses, counts)), ("accuracy", ExampleSums(right, n_right))):
             if self._kept is not None and len(sums.sums):
                 self._kept.setdefault(name, []).append(sums)
-        for name, make in self._make_metrics.items():
+        self._has_nan = self._has_nan or bool(outputs.isnan().any())
+        for name, make in self._make_metrics.items() if not self._has_nan else ():
             if name not in self._metrics:
                 about: dict[str, Any] = {"num_classes": outputs.shape[1]} if self._loss == "cross_entropy" else {}
                 about |= {"average": None} if name in BY_CLASS else {}
@@ -80,7 +85,10 @@ class Evaluation:
             self._metrics[name].update(outputs, targets)
 
     def figures(self) -> dict[str, float]:
-        """Return the mean loss; accuracy, perplexity or mse, depending on the task; and the metrics asked for."""
+        """Return the mean loss; accuracy, perplexity or mse, depending on the task; and the metrics asked for.
+
+        These are NaN if an output is.
+        """
         loss = (self._total / self._n_terms).item()
         figures = {"loss": loss}
         if self._loss == "mse":
@@ -90,6 +98,8 @@ class Evaluation:
         else:
             n_examples, n_correct = self._by_class.sum(1).tolist()
             figures["accuracy"] = n_correct / n_examples
+        if self._has_nan:
+            return figures | dict.fromkeys(self._make_metrics, math.nan)
         n_by_class = None if self._by_class is None else self._by_class[0]
         return figures | {name: value_of(metric, n_by_class) for name, metric in self._metrics.items()}
 

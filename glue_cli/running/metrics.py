@@ -22,6 +22,7 @@ METRICS: dict[str, dict[str, str]] = {
     },
     "mse": {"mae": "regression:MeanAbsoluteError", "r2": "regression:R2Score"},
 }
+_DIGITS = 7  # that a float32 has: torchmetrics' 9 of 10 are not 0.9, and would miss a bar there
 BY_CLASS = ("auroc",)  # torchmetrics counts a class without examples as 0 in their mean
 # The figures for which higher is better, and those for which lower is better.
 BARS = {"cross_entropy": ("accuracy", *METRICS["cross_entropy"]), "mse": ("r2",)}
@@ -67,4 +68,5 @@ def value_of(metric: Any, n_by_class: "Tensor | None") -> float:
         return math.nan
     if value.dim() and n_by_class is not None:  # by class, of which some have no value
         value = value[((n_by_class > 0) & (n_by_class < n_by_class.sum())).to(value.device)]
-    return float(value.double().mean())
+    mean = float(value.double().mean())
+    return mean if value.element_size() == 8 else float(f"{mean:.{_DIGITS}g}")

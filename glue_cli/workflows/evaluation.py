@@ -1,6 +1,7 @@
 """Figures of a model on the batches of a data set."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -41,19 +42,38 @@ def add_all(
 
     Several processes share the batches, and each of them adds what all have found, in the order of the batches: the
     figures do not depend on how many there are. A forward that draws random numbers draws the same ones each time,
-    from the seed and the number of the batch.
+    from the seed and the number of the batch. Buffers that the forwards change are then as they were.
     """
     model.eval()
     found: list[Tensor] = []
     own = ranks.share(batches.n_in_order)
-    for number, (inputs, targets) in zip(own, batches.in_order(numbers=own), strict=True):
-        with seeded(derive_seed(seed, "evaluate", number), compute.device), compute.autocast():
-            outputs = outputs_of(model, inputs)
-        found += _measured_or_counted(evaluation, outputs, targets, ranks)
-        del outputs  # before the next forward: a language model's outputs may take most of the memory
-    if is_sharded(model) and len(own) * ranks.size < batches.n_in_order:
-        _help_with_another(model, batches, compute)
+    with _same_buffers(model):
+        for number, (inputs, targets) in zip(own, batches.in_order(numbers=own), strict=True):
+            with seeded(derive_seed(seed, "evaluate", number), compute.device), compute.autocast():
+                outputs = outputs_of(model, inputs)
+            found += _measured_or_counted(evaluation, outputs, targets, ranks)
+            del outputs  # before the next forward: a language model's outputs may take most of the memory
+        if is_sharded(model) and len(own) * ranks.size < batches.n_in_order:
+            _help_with_another(model, batches, compute)
     _count_of_all(evaluation, found, ranks)
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Put a model's buffers back after its forwards: what they learn of validation and test data must not stay."""
+    buffers = [
+        (module._buffers, name, buffer, buffer._version, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for of_module, name, buffer, version, value in buffers:
+            of_module[name] = buffer
+            if buffer._version != version:
+                buffer.copy_(value)
 
 
 def _help_with_another(model: nn.Module, batches: Batches, compute: Compute) -> None:

@@ -57,11 +57,12 @@ def _comparison(checkpoint: str, by_example: ByExample, baseline: str, of_baseli
         by_example, of_baseline: the two models' contributions, with the examples in the same order.
     """
     for name, values in by_example.items():
-        if name == "loss" and not of_baseline[name].isfinite().all() and values.isfinite().all():
-            value, bar = values.mean().item(), of_baseline[name].mean().item()
-            text = f"loss is {value:.4f}, and that of {baseline} is not finite"
+        value, bar = values.mean().item(), of_baseline[name].mean().item()
+        if name == "loss" and not (math.isfinite(value) and math.isfinite(bar)):
+            missed = not math.isfinite(value)
+            text = f"loss is {value:.4f}, and that of {baseline} is {bar:.4f}"
             yield Gate(
-                checkpoint=checkpoint, demand="compare", figure=name, value=value, bar=bar, missed=False, text=text
+                checkpoint=checkpoint, demand="compare", figure=name, value=value, bar=bar, missed=missed, text=text
             )
             continue
         worse = (of_baseline[name] - values) * (-1 if name == "loss" else 1)  # [N]; a higher accuracy is better
@@ -74,8 +75,8 @@ def _comparison(checkpoint: str, by_example: ByExample, baseline: str, of_baseli
             checkpoint=checkpoint,
             demand="compare",
             figure=name,
-            value=values.mean().item(),
-            bar=of_baseline[name].mean().item(),
+            value=value,
+            bar=bar,
             standard_error=error,
             missed=missed,
             text=f"{name} is {how} that of {baseline}",

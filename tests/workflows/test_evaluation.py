@@ -38,3 +38,25 @@ def test_batches_draw_different_numbers():
 
     figures_of(Keeping())
     assert len(set(seen)) == len(seen) > 1
+
+
+class Running(nn.Module):
+    """Follows its inputs in every forward, in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, images):
+        self.mean = 0.5 * self.mean + 0.5 * images.mean()
+        self.count += 1
+        return images.flatten(1)[:, :3] * self.mean
+
+
+def test_what_an_evaluation_has_seen_does_not_stay_in_the_model():
+    model = Running()
+    mean = model.mean
+    first = figures_of(model)
+    assert model.mean is mean and model.count == 0 == model.mean
+    assert figures_of(model) == first
