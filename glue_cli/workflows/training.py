@@ -12,7 +12,7 @@ from glue_cli.data.loader import Batches
 from glue_cli.foundation.errors import NumericalError, SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.ranks import Ranks, meeting
-from glue_cli.foundation.seeds import derive_seed
+from glue_cli.foundation.seeds import derive_seed, seed_others
 from glue_cli.foundation.state import GOOD, Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.foundation.stopping import Lost
 from glue_cli.models.tensors import tensors_of
@@ -111,7 +111,7 @@ class Training:
     def _steps(self) -> Iterator[None]:
         """Make the remaining steps of the epoch, and yield after each."""
         if self._steps_made == 0:
-            torch.manual_seed(derive_seed(self._seed, self._task, self._epoch))  # dropout
+            torch.manual_seed(derive_seed(self._seed, self._task, self._epoch))  # dropout; its state is saved
         self._model.train()
         settings = self._settings
         batches = self._batches.epoch(settings.batch_size, self._seed, self._epoch, settings.augment)
@@ -127,6 +127,7 @@ class Training:
 
     def _make_step(self, batch: Batch) -> Tensor:
         """Make a step, with the other processes if there are any; return the sum of the batch's losses, float64 []."""
+        seed_others(derive_seed(self._seed, self._task, self._epoch, self._steps_made))
         if self._ranks.size == 1:
             losses = training_step(self._net, self._optimizer, *batch, self._loss, self._compute)
             return losses.sum(dtype=torch.float64)
@@ -269,7 +270,8 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False  # Adam takes no sparse gradients, and fused no others
-    return torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+    is_real = all(parameter.is_floating_point() for parameter in model.parameters())  # fused takes no complex ones
+    return torch.optim.Adam(model.parameters(), lr=settings.lr, fused=is_real)
 
 
 def _check_weights(model: nn.Module, task: str) -> None:

@@ -1,6 +1,7 @@
 import copy
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -223,3 +224,35 @@ def test_the_epoch_with_the_least_validation_loss_is_kept(make_spec, run, losses
     assert training.kept == best and training.n_steps == 3
     assert equal(dict(training.best_tensors()), dict(after[best]))
     assert sum(equal(dict(training.best_tensors()), dict(tensors)) for tensors in after) == 1
+
+
+def test_draws_of_python_and_numpy_repeat_themselves(spec, run):
+    numpy = pytest.importorskip("numpy")
+
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(64, 4)
+
+        def forward(self, images):
+            return self.last(images.flatten(1)) * (random.random() + numpy.random.rand())
+
+    start, fitted = Drawing(), []
+    for _ in range(2):
+        random.random()
+        fitted.append(fit(spec, run, copy.deepcopy(start)))
+    assert torch.equal(fitted[0].last.weight, fitted[1].last.weight)
+
+
+def test_complex_weights_are_trained(spec, run):
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Parameter(torch.randn(64, 4, dtype=torch.complex64) / 8)
+
+        def forward(self, images):
+            return (images.flatten(1).to(torch.complex64) @ self.last).abs()
+
+    losses = []
+    fit(spec, run, Waves(), write=losses.append)
+    assert losses[1]["train_loss"] < losses[0]["train_loss"]

@@ -1,6 +1,5 @@
 """A torch `Dataset` that a function of the user returns, read into memory once."""
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,6 +14,7 @@ from glue_cli.data.classes import of_train, renumbered
 from glue_cli.data.dataset import Dataset
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
+from glue_cli.foundation.seeds import generator_states, restore_generators, seed_others
 from glue_cli.foundation.user_code import PREFIX, load_function
 from glue_cli.spec.schema import DataSpec
 
@@ -27,20 +27,16 @@ _WHOLE = (torch.int16, torch.int32, torch.int64)  # numbers that are no images, 
 @contextmanager
 def _same_draws() -> Iterator[None]:
     """Let what the user's code draws at random be the same in every run; after that the generators go on as before."""
-    of_torch, of_python = torch.get_rng_state(), random.getstate()
-    numpy: Any = import_module("numpy").random if find_spec("numpy") else None
-    of_numpy = numpy.get_state() if numpy else None
+    if find_spec("numpy"):
+        import_module("numpy")  # which the user's code may do later
+    cpu = torch.device("cpu")
+    before = generator_states(cpu)
     torch.default_generator.manual_seed(0)
-    random.seed(0)
-    if numpy:
-        numpy.seed(0)
+    seed_others(0)
     try:
         yield
     finally:
-        torch.set_rng_state(of_torch)
-        random.setstate(of_python)
-        if numpy:
-            numpy.set_state(of_numpy)
+        restore_generators(before, cpu)
 
 
 @_same_draws()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from glue_cli.blend.adapters.stacked import StackedFactors
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.ranks import Ranks
-from glue_cli.foundation.seeds import derive_seed
+from glue_cli.foundation.seeds import derive_seed, seeded
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, Inputs
 from glue_cli.running.timing import Precision
@@ -122,12 +122,8 @@ class AdapterBlends:
         return self._forward(batch[0], step)
 
     def _forward(self, inputs: Inputs, step: int) -> Tensor:
-        device = self.compute.device
-        devices: Sequence[torch.device] = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(derive_seed(self._seed, "probe", step))
-            with self.compute.autocast():
-                return self._adapted.outputs(inputs)
+        with seeded(derive_seed(self._seed, "probe", step), self.compute.device), self.compute.autocast():
+            return self._adapted.outputs(inputs)
 
 
 class WrittenAdapters:

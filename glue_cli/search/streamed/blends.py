@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.errors import UsageError
-from glue_cli.foundation.seeds import derive_seed
+from glue_cli.foundation.seeds import derive_seed, seed_generators
 from glue_cli.running.batchnorm import use_batch_statistics
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, outputs_of
@@ -134,7 +134,7 @@ class StreamedBlends:
     def _forward_of(self, batch: Batch, step: int) -> Callable[[nn.Module], Tensor]:
         @torch.no_grad()
         def forward(model: nn.Module) -> Tensor:
-            torch.manual_seed(derive_seed(self._seed, "probe", step))
+            seed_generators(derive_seed(self._seed, "probe", step))
             with self.compute.autocast():
                 return outputs_of(model, batch[0])
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glue_cli.foundation.seeds import generator_states, restore_generators
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blocks import Block
 
@@ -39,12 +40,12 @@ class Lane:
     """
 
     def __init__(self, forward: Callable[["Lane"], Tensor], device: torch.device) -> None:
-        self._forward, self._devices = forward, [device] if device.type == "cuda" else []
+        self._forward, self._device = forward, device
         self.waits_for: Block | None = None
         self._outputs: Tensor | None = None
         self._error: BaseException | None = None
         self._go, self._paused, self._is_closed = threading.Semaphore(0), threading.Semaphore(0), False
-        self._random_state = self._state()
+        self._random_state = generator_states(device)
         self._switches = _switches()
         self._clock: int | None = None  # of the thread's own time
         run = contextvars.copy_context().run
@@ -59,17 +60,16 @@ class Lane:
     def go_on(self) -> None:
         """Let the pass run until it needs another block, or ends; raises what it raises."""
         self.waits_for = None
-        with torch.random.fork_rng(self._devices):
-            self._restore(self._random_state)
-            before = _switches()
-            _set_switches(self._switches)
-            try:
-                self._go.release()
-                self._await_pause()
-            finally:
-                self._switches = _switches()
-                _set_switches(before)
-            self._random_state = self._state()
+        before, states = _switches(), generator_states(self._device)
+        restore_generators(self._random_state, self._device)
+        _set_switches(self._switches)
+        try:
+            self._go.release()
+            self._await_pause()
+        finally:
+            self._switches, self._random_state = _switches(), generator_states(self._device)
+            _set_switches(before)
+            restore_generators(states, self._device)
         if self._error is not None:
             raise self._error
 
@@ -139,14 +139,6 @@ class Lane:
             self._error = error
         finally:
             self._paused.release()
-
-    def _state(self) -> Sequence[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
-
-    def _restore(self, states: Sequence[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self._devices, states[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
 
 
 def _switches() -> list[Any]:

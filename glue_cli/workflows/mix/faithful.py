@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.seeds import seeded
 from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.search.protocol import Blends
 from glue_cli.workflows.fits import KEPT_ELSEWHERE
@@ -54,8 +55,7 @@ def _check_outputs(experts: Experts, spec: "Spec", blends: Blends, alpha: Tensor
     rounding = max(_ROUNDING, *(_STEPS * torch.finfo(each.dtype).eps for each in _floating(built)))
     model = blends.compute.to_device(built).float().eval()  # as blends are
     device = blends.compute.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        wanted, again = (_outputs_by(seed, model, batch) for seed in (0, 1))
+    wanted, again = (_outputs_by(seed, model, batch, device) for seed in (0, 1))
     ((found, _),) = blends.outputs(alpha[None], [batch], 0)
     scale = wanted.abs().max()
     if not torch.equal(wanted, again) or not scale.isfinite():
@@ -72,6 +72,6 @@ def _floating(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in model.parameters() if tensor.is_floating_point()] or [torch.zeros(1)]
 
 
-def _outputs_by(seed: int, model: nn.Module, batch: Batch) -> Tensor:
-    torch.manual_seed(seed)
-    return outputs_of(model, batch[0]).float()
+def _outputs_by(seed: int, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    with seeded(seed, device):
+        return outputs_of(model, batch[0]).float()
