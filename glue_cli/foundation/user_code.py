@@ -75,13 +75,19 @@ def call_function(function: Callable[..., Any], *args: Any, name: str, hint: str
 def _import(name: str, folder: Path, key: str) -> ModuleType:
     top, dot, rest = name.partition(".")
     path = next((path for path in (folder / top / "__init__.py", folder / f"{top}.py") if path.is_file()), None)
-    # Imported under a unique name: two folders may both have a `model.py`, and a file may have a library's name.
-    alias = f"_glue_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{top}" if path else top
+    # Two folders may both have a `model.py`, and a file may have a library's name: one of them gets a unique name.
+    is_itself = path is None or _is_free(top, path)
+    alias = top if is_itself else f"_glue_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{top}"
     with _importable(folder):
         try:
             if path and alias not in sys.modules:
                 _execute(path, alias)
-            return importlib.import_module(f"{alias}{dot}{rest}")
+            module = importlib.import_module(f"{alias}{dot}{rest}")
+            if path and not is_itself:
+                _check_is_imported_once(top, path, key)
+            return module
+        except GlueError:
+            raise
         except (Exception, SystemExit) as error:  # executing a module may raise any error
             if isinstance(error, ModuleNotFoundError) and f"{alias}{dot}{rest}.".startswith(f"{error.name}."):
                 if top != name and rest.split(".")[0] == "py":
@@ -96,6 +102,31 @@ def _import(name: str, folder: Path, key: str) -> ModuleType:
             own = [f"{frame.filename}:{frame.lineno}: " for frame in frames if frame.filename != __file__]
             reason = f"{own[-1] if own else ''}{type(error).__name__}: {error}"
             raise SpecError(f"{key}: importing '{name}' fails: {reason}", hint="correct the module") from error
+
+
+def _is_free(name: str, path: Path) -> bool:
+    """Tell whether a module may have its own name: no other one is imported or installed under it."""
+    if loaded := sys.modules.get(name):
+        return getattr(loaded, "__file__", None) == str(path)
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # something odd has the name
+        return False
+    return found is None or found.origin == str(path)
+
+
+def _check_is_imported_once(name: str, path: Path, key: str) -> None:
+    """Check that a package with a unique name has not imported itself by its own: its classes would exist twice.
+
+    Raises:
+        SpecError: it has.
+    """
+    loaded = sys.modules.get(name)
+    if path.name == "__init__.py" and getattr(loaded, "__file__", None) == str(path):
+        raise SpecError(
+            f"{key}: '{path.parent}' imports itself as '{name}', the name of another module too",
+            hint=f"let it import its own modules by a dot, as in 'from .layers import Block', or rename '{name}'",
+        )
 
 
 def _execute(path: Path, alias: str) -> None:

@@ -156,3 +156,24 @@ def test_want_of_memory_is_not_the_functions_fault(tmp_path):
         call_function(load("my_code:hungry", tmp_path), name="it", hint="")
     with pytest.raises(RuntimeError, match="allocate memory"):
         call_function(torch.empty, 1 << 60, name="it", hint="")
+
+
+LAYERS = "class Block: pass"
+NET = """
+from ..layers import Block
+from {name}.layers import Block as Same
+def build(): return isinstance(Block(), Same)
+"""
+
+
+def test_a_package_that_names_itself_is_imported_once(tmp_path):
+    write(tmp_path / "my_pkg", __init__="", layers=LAYERS)
+    write(tmp_path / "my_pkg" / "models", __init__="", net=NET.format(name="my_pkg"))
+    assert load("my_pkg.models.net:build", tmp_path)()
+
+
+def test_a_package_that_cannot_have_its_name_must_not_use_it(tmp_path):
+    write(tmp_path / "json", __init__="", layers=LAYERS)  # as one of Python's own
+    write(tmp_path / "json" / "models", __init__="", net=NET.format(name="json"))
+    with pytest.raises(SpecError, match="importing 'json.models.net' fails: .*No module named 'json.layers'"):
+        load("json.models.net:build", tmp_path)
