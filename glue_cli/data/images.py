@@ -208,7 +208,8 @@ def _resized(image: "PillowImage", way: int | Resizing) -> "PillowImage":
         return image.resize((way.width, way.height), by)
     short = min(image.size)
     image = image.resize((way.edge * image.width // short, way.edge * image.height // short), by)
-    left, top = (image.width - way.width) // 2, (image.height - way.height) // 2
+    beside, above = image.width - way.width, image.height - way.height
+    left, top = (round(beside / 2), round(above / 2)) if way.rounds else (beside // 2, above // 2)
     return image.crop((left, top, left + way.width, top + way.height))  # black where it is smaller
 
 

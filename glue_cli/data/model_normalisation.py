@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.data.model_resizing import stated_resizing
+from glue_cli.data.model_resizing import is_unknown_way, stated_resizing
 from glue_cli.data.model_settings import is_of_images, settings_of
 from glue_cli.spec.normalisation import ImageNormalisation
 from glue_cli.spec.schema import Spec
@@ -46,9 +46,13 @@ def stated_in(folder: Path) -> ImageNormalisation | None:
     for file, content in settings_of(folder):
         stated = _of_transformers(content) or _of_timm(content)
         if stated and _is_sound(*stated):
-            warnings = [f"'{file}' wants the channels in the order BGR, and glue gives RGB"]
+            warnings = []
+            if content.get(_FLIPS):
+                warnings.append(f"'{file}' wants the channels in the order BGR, and glue gives RGB")
+            if is_unknown_way(content):
+                warnings.append(f"'{file}' resizes images in a way of its own, and glue to the central square")
             mean, std = (numbers[:1] if len(set(numbers)) == 1 else numbers for numbers in stated)
-            return ImageNormalisation(mean, std, str(file), tuple(warnings if content.get(_FLIPS) else ()))
+            return ImageNormalisation(mean, std, str(file), tuple(warnings))
     return None
 
 

@@ -9,6 +9,8 @@ from glue_cli.spec.resizing import Filter, Resizing
 
 _FILTERS: dict[object, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _WHOLE_FROM = 384  # pixels, from which on ConvNeXt's processor resizes all of an image, and cuts nothing off
+# These resize all of an image to a whole number's square, and then cut, unless they say a shortest edge.
+_WHOLE_BEFORE_CUT = ("Deit", "DeiT", "Beit", "BEiT", "Flava", "Perceiver")
 _USUAL = 224 / 256  # the share of the resized edge that ConvNeXt's processor keeps, if nothing is said
 
 
@@ -21,13 +23,19 @@ def stated_resizing(folders: Iterable[Path]) -> Resizing | None:
     return None
 
 
+def is_unknown_way(content: Mapping[str, Any]) -> bool:
+    """Tell whether an image processor of transformers resizes images in a way that glue does not know."""
+    return is_of_images(content) and bool(content.get("do_resize")) and _of_transformers(content, "") is None
+
+
 def _of_transformers(content: Mapping[str, Any], source: str) -> Resizing | None:
     if not is_of_images(content) or not content.get("do_resize", True):
         return None
     by: Filter = _FILTERS.get(content.get("resample"), "bicubic")
     size, crop = content.get("size"), content.get("crop_size") if content.get("do_center_crop") else None
     shortest = size.get("shortest_edge") if isinstance(size, dict) and "longest_edge" not in size else None
-    if "ConvNext" in str(content.get("image_processor_type")):
+    kind = str(content.get("image_processor_type") or content.get("feature_extractor_type"))
+    if "ConvNext" in kind:
         edge = shortest if shortest is not None else size
         share = content.get("crop_pct") or _USUAL
         if not _is_length(edge) or not isinstance(share, float):
@@ -35,8 +43,10 @@ def _of_transformers(content: Mapping[str, Any], source: str) -> Resizing | None
         return Resizing(edge, edge, None if edge >= _WHOLE_FROM else int(edge / share), by, source)
     if crop is not None:
         cut = _lengths(crop)
+        is_known = shortest is not None or not any(name in kind for name in _WHOLE_BEFORE_CUT)
         edge = shortest if shortest is not None else size
-        return Resizing(*cut, edge, by, source) if cut and _is_length(edge) else None
+        is_scaled = "crop_pct" in content or "LevitImage" in kind  # by a rule of its own
+        return Resizing(*cut, edge, by, source) if cut and _is_length(edge) and is_known and not is_scaled else None
     whole = _lengths(size)
     return Resizing(*whole, None, by, source) if whole else None
 
@@ -49,7 +59,8 @@ def _of_timm(content: Mapping[str, Any], source: str) -> Resizing | None:
     if content.get("crop_mode") == "squash" and share == 1:
         return Resizing(size[1], size[2], None, by, source)
     is_square = size[1] == size[2] and content.get("crop_mode", "center") == "center"
-    return Resizing(size[1], size[2], int(size[1] / share), by, source) if is_square and share else None
+    edge = int(size[1] / share) if is_square and share else None
+    return Resizing(size[1], size[2], edge, by, source, rounds=True) if edge else None
 
 
 def _lengths(size: object) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from glue_cli.checkpoints.json_files import read_object
-from glue_cli.data import normalisation, read_dataset
+from glue_cli.data import check_format, normalisation, read_dataset
 from glue_cli.data.dataset import Ragged
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError
@@ -62,7 +62,8 @@ def find_split(spec: Spec, data: DataSpec, split: str, run: Run) -> Examples | N
         raise DataError(f"{where} has {kind}, which loss: {spec.loss} does not fit", hint=hint)
     if dataset.has_images and spec.resizing:
         _tell_resizing(data, dataset.shape[1:], spec.resizing, run)
-    _tell_normalisation(data, spec.of_images if dataset.has_images else None, run)
+    if dataset.has_images and (data.mean is None or data.std is None):
+        _tell_normalisation(data, spec.of_images, run)
     return Examples(dataset, *normalisation(data, dataset, spec.of_images))
 
 
@@ -75,11 +76,16 @@ def _padding_of_model(spec: Spec) -> int | None:
 
 
 def _tell_normalisation(data: DataSpec, stated: ImageNormalisation | None, run: Run) -> None:
-    """Report how images are normalised, if the model's files decide it."""
-    if stated and (data.mean is None or data.std is None):
-        run.progress(Noted(f"images are normalised as '{stated.source}' says: {stated}"))
-        for warning in stated.warnings:
-            run.progress(Noted(warning, warning=True))
+    """Report how images are normalised where the spec does not say it."""
+    if stated is None:
+        usual = check_format(data.format)
+        numbers = ImageNormalisation(usual.mean, usual.std, data.format)
+        text = f"images are normalised as usual for {data.format}: {numbers}; data.mean and data.std set others"
+        run.progress(Noted(text))
+        return
+    run.progress(Noted(f"images are normalised as '{stated.source}' says: {stated}"))
+    for warning in stated.warnings:
+        run.progress(Noted(warning, warning=True))
 
 
 def _tell_resizing(data: DataSpec, shape: Sequence[int], stated: Resizing, run: Run) -> None:

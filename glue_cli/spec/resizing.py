@@ -16,6 +16,7 @@ class Resizing:
             resized to height and width, however long its edges are.
         filter: by which pixels are interpolated, with antialiasing.
         source: the file that asks for it.
+        rounds: whether half a pixel that the centre is off is rounded, as timm does; transformers cuts it off.
     """
 
     height: int
@@ -23,6 +24,7 @@ class Resizing:
     edge: int | None
     filter: Filter
     source: str
+    rounds: bool = False
 
     def __str__(self) -> str:
         how = "all of it" if self.edge is None else f"its shorter edge to {self.edge}, the centre cut out"

@@ -46,9 +46,10 @@ class Answer:
         return json.loads(self.out, parse_constant=refuse)
 
     def refused(self, code, *parts, hint=True):
-        """Check that this is an error block with that exit code, which says `parts`; warnings may stand before it."""
+        """Check that this is an error block with that exit code, which says `parts`; notes may stand before it."""
         assert (self.code, self.out) == (code, ""), (self.code, self.out, self.err)
-        lines = list(dropwhile(lambda line: line.startswith("warning: "), self.err.splitlines()))
+        notes = ("warning: ", "images are normalised ")
+        lines = list(dropwhile(lambda line: line.startswith(notes), self.err.splitlines()))
         assert lines[0].startswith("error: "), self.err
         assert lines[-1].startswith("hint: ") or not hint, self.err
         assert all(line.startswith("  ") for line in lines[1:-1]), self.err

@@ -142,5 +142,6 @@ def _cache_key(folder: Path, files: Sequence[_Image], class_names: tuple[str, ..
     # The folder is part of the key: with fixed times in an archive, two splits can have equal names, sizes and times,
     # and must still not share a cache.
     rows = [[str(file.path.relative_to(folder)), file.label, file.n_bytes, *file.times_ns] for file in files]
-    content = [_CACHE_VERSION, str(folder.resolve()), class_names, str(way), rows]
+    rounds = isinstance(way, Resizing) and way.rounds
+    content = [_CACHE_VERSION, str(folder.resolve()), class_names, str(way), rounds, rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
