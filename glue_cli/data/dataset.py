@@ -176,10 +176,12 @@ class Replies:
     Attributes:
         examples: prompts and their completions; or conversations, each of messages with `role` and `content`, as the
             chat templates of models take them.
+        tools: those that each conversation may use; empty if none has any.
     """
 
     examples: Sequence[Any]
     are_conversations: bool
+    tools: Sequence[Sequence[Any]] = ()
 
 
 def split_name(data: DataSpec, split: str) -> str | None:

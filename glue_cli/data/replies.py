@@ -2,8 +2,9 @@
 
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.running.losses import IGNORED
+
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def tokenise_replies(
     """Turn prompts and completions, or conversations, into token ids; the tokens of all but the replies are ignored.
 
     A completion ends with the tokenizer's end of a text, which the model is to predict as well. A conversation is
-    written by the model's chat template; the assistant's replies count, each with the special token that ends it.
+    written by the model's chat template; the assistant's replies count, each with the special token that ends it, and
+    with its reasoning and its calls of tools where the template writes them.
     Arguments, errors and the rest are those of `data.tokens.tokenise`.
 
     Raises:
@@ -62,7 +66,12 @@ def tokenise_replies(
                 f"{where} are conversations, but the tokenizer in '{folder}' has no chat template",
                 hint="add the chat_template.jinja of the model that was trained, or write the texts out as 'text'",
             )
-        written = [_write_conversation(tokenizer, *each, where) for each in enumerate(replies.examples)]
+        tools = replies.tools or [[]] * len(replies.examples)
+        written = [
+            _write_conversation(partial(_apply_template, tokenizer, tools=own or None), tokenizer, messages, at)
+            for number, (messages, own) in enumerate(zip(replies.examples, tools, strict=True), 1)
+            for at in [f"{where}, conversation {number} (from 1)"]
+        ]
     else:
         written = [
             _Written(prompt + reply, [(len(prompt), len(prompt + reply))]) for prompt, reply in replies.examples
@@ -85,28 +94,58 @@ def tokenise_replies(
     return Dataset(tokens[kept], wanted[kept].following())
 
 
-def _write_conversation(tokenizer: Any, number: int, messages: Sequence[Mapping[str, Any]], where: str) -> _Written:
-    at = f"{where}, conversation {number + 1} (from 1)"
-    text = _apply_template(tokenizer, messages, at)
+def _write_conversation(
+    write: Callable[..., str], tokenizer: Any, messages: Sequence[Mapping[str, Any]], at: str
+) -> _Written:
+    """Write a conversation out, and find the replies in it.
+
+    Args:
+        write: takes messages and their place, and returns what the chat template makes of them.
+    """
+    text = write(messages, at)
     place, spans, n_lost = 0, list[tuple[int, int]](), 0
-    contents = [content.strip() if isinstance(content := each.get("content"), str) else "" for each in messages]
-    for n_before, (message, words) in enumerate(zip(messages, contents, strict=True)):
-        if not words:
+    for n_before, message in enumerate(messages):
+        is_reply, words = message.get("role") == "assistant", _words_of(message)
+        has_more = is_reply and any(value for key, value in message.items() if key not in ("role", "content"))
+        if not words and not has_more:
             continue
-        is_reply = message.get("role") == "assistant"
         if is_reply and n_before:  # a short reply may stand in its own heading, too
-            heading = _apply_template(tokenizer, messages[:n_before], at, add_generation_prompt=True)
+            heading = write(messages[:n_before], at, add_generation_prompt=True)
             place = max(place, len(os.path.commonprefix([heading, text])))
-        start = text.find(words, place)
-        following = next(filter(None, contents[n_before + 1 :]), "")
-        if following and start > text.find(following, place) >= 0:
-            start = -1  # these are words of what follows, in place of a message that the template has left out
+        whole = write(messages[: n_before + 1], at).rstrip() if has_more else ""
+        if len(whole) > place and text.startswith(whole):
+            start, place = len(text) - len(text[place:].lstrip()), len(whole)
+            spans.append((start, place))
+            continue
+        following = next(filter(None, map(_words_of, messages[n_before + 1 :])), "")
+        start = _find_words(text, place, message, following)
         if start >= 0:
             place = start + len(words)
-        if is_reply and start >= 0:
-            spans.append((start, _end(tokenizer, text, place)))
+            if is_reply:
+                spans.append((start, _end(tokenizer, text, place)))
         n_lost += is_reply and start < 0
     return _Written(text, spans, n_lost)
+
+
+def _words_of(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    return content.strip() if isinstance(content, str) else ""
+
+
+def _find_words(text: str, place: int, message: Mapping[str, Any], following: str) -> int:
+    """Return where a message's words stand in a text, from a place on, after its thoughts; -1 if they do not.
+
+    Args:
+        following: the words of the next message. If they come first, the template has left this message out.
+    """
+    for thought in (message.get(key) for key in _THOUGHTS):
+        if isinstance(thought, str) and thought.strip():
+            found, limit = text.find(thought.strip(), place), text.find(following, place) if following else -1
+            if 0 <= found and (limit < 0 or found <= limit):
+                place = found + len(thought.strip())
+    words = _words_of(message)
+    start = text.find(words, place) if words else -1
+    return -1 if following and start > text.find(following, place) >= 0 else start
 
 
 def _end(tokenizer: Any, text: str, stop: int) -> int:
@@ -118,6 +157,7 @@ def _end(tokenizer: Any, text: str, stop: int) -> int:
 
 
 def _apply_template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], at: str, **options: Any) -> str:
+    options = {name: value for name, value in options.items() if value is not None}
     try:
         written = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
     except Exception as error:  # a template can raise what it likes

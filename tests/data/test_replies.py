@@ -1,4 +1,5 @@
 import json
+from itertools import groupby
 
 import pytest
 
@@ -227,3 +228,68 @@ def test_json_lines_of_another_kind_name_the_format_that_reads_them(tmp_path):
     with pytest.raises(DataError, match="there is no 'text'") as caught:
         read_dataset(DataSpec(format="jsonl", root=str(tmp_path)), "train", root=tmp_path)
     assert caught.value.hint == "set data.format: huggingface, which reads messages"
+
+
+# Writes what a model thinks and the tools it calls, and names the tools that there are.
+WITH_MORE = (
+    "{% if tools %}<|start|>system\n{{ tools | tojson }}<|end|>\n{% endif %}"
+    "{% for m in messages %}<|start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>\n{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+CALL = [{"type": "function", "function": {"name": "find", "arguments": {"x": "way"}}}]
+
+
+def counted(tokenizer, ids, counts):
+    """Return the stretches of text that count as replies."""
+    runs = groupby(zip(ids, counts, strict=True), key=lambda pair: pair[1])
+    return [tokenizer.decode([token for token, _ in run]) for is_reply, run in runs if is_reply]
+
+
+@pytest.mark.parametrize(
+    ("reply", "wanted"),
+    [
+        ({"content": "5", "reasoning_content": "2 + 3 = 5, so 5"}, "<think>2 + 3 = 5, so 5</think>\n5<end>"),
+        ({"content": "now", "reasoning_content": "now"}, "<think>now</think>\nnow<end>"),
+        ({"content": "", "tool_calls": CALL}, '<call>{"name": "find", "arguments": {"x": "way"}}</call><end>'),
+        ({"content": "hm", "tool_calls": CALL}, 'hm<call>{"name": "find", "arguments": {"x": "way"}}</call><end>'),
+    ],
+)
+def test_what_a_model_thinks_and_calls_is_of_its_reply(make_model, reply, wanted):
+    folder, tokenizer = make_model(WITH_MORE)
+    messages = [{"role": "user", "content": "2+3?"}, {"role": "assistant", **reply}]
+    messages += conversation("and", "it is way down")
+    [(ids, counts)] = rows(run([messages], folder))
+    assert counted(tokenizer, ids, counts) == [wanted.replace("<end>", "<|end|>"), "it is way down<|end|>"]
+
+
+def test_words_of_a_thought_that_is_left_out_later_are_no_reply(make_model):
+    """As of Qwen3, which writes what was thought of the last reply alone."""
+    last = WITH_MORE.replace("if m.reasoning_content", "if m.reasoning_content and loop.last")
+    folder, tokenizer = make_model(last)
+    messages = conversation("2+3?", "5", "sure?", "yes")
+    messages[1]["reasoning_content"] = messages[3]["reasoning_content"] = "5, yes"
+    [(ids, counts)] = rows(run([messages], folder))
+    assert counted(tokenizer, ids, counts) == ["5<|end|>", "<think>5, yes</think>\nyes<|end|>"]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_beside_conversations_are_told_to_the_template(make_model, tmp_path, as_text):
+    pytest.importorskip("datasets")
+    folder, tokenizer = make_model(WITH_MORE)
+    tool = {"type": "function", "function": {"name": "find", "parameters": {"x": {"type": "string"}}}}
+    other = {"type": "function", "function": {"name": "call", "parameters": {"y": {"type": "string"}}}}
+    root = tmp_path / "data"
+    root.mkdir()
+    examples = [{"messages": conversation("is it?", "it is"), "tools": [each]} for each in (tool, other)]
+    lines = [
+        json.dumps({**each, "tools": json.dumps(each["tools"]) if as_text else each["tools"]}) for each in examples
+    ]
+    (root / "train.jsonl").write_text("\n".join(lines))
+    spec = DataSpec(format="huggingface", root=str(root))
+    found = read_dataset(spec, "train", root=root, tokenizer=folder, cache=tmp_path / "cache")
+    for each, (ids, _) in zip(examples, rows(found), strict=True):
+        assert tokenizer.decode(ids) == tokenizer.apply_chat_template(
+            each["messages"], tools=each["tools"], tokenize=False
+        )

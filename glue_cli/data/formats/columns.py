@@ -1,6 +1,7 @@
 """Make inputs and targets of the columns of a table of the library `datasets`."""
 
 import difflib
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from torch import Tensor
 from glue_cli.checkpoints.classes import TRUTHS
 from glue_cli.data.classes import of_train, renumber
 from glue_cli.data.dataset import Dataset, Replies, Texts
-from glue_cli.data.formats.conversations import read_conversation
+from glue_cli.data.formats.conversations import read_conversation, read_tools
 from glue_cli.data.images import EncodedImage, Mode, chosen_resizing, decode_all, is_grey
 from glue_cli.data.labels import are_numbers, encode_labels, names_in
 from glue_cli.foundation.errors import DataError, SpecError
@@ -31,6 +32,7 @@ _INPUTS: dict[str, Sequence[str]] = {
     "prompt": ("prompt",),
     "inputs": (),
 }
+_TOOLS = "tools"  # beside conversations
 _PAIR: dict[str, Sequence[str]] = {"text_pair": ("text_pair",)}
 _COMPLETION: dict[str, Sequence[str]] = {"completion": ("completion",)}
 _TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
@@ -51,7 +53,7 @@ def read_columns(
     `image` becomes uint8 [N, 3, H, W], or [N, 1, H, W] where all images are grey; `inputs` float32, [N, n] from n
     columns of numbers, or [N, ...] from one of lists; `label` int64 [N]; `target` float32 like `inputs`, but [N] from
     a single column of numbers. Texts need neither label nor target, unless they are pairs, with `text_pair`. Language
-    models read `text`, or `prompt` and `completion`, or `messages`, and no label.
+    models read `text`, or `prompt` and `completion`, or `messages`, with `tools` if there are some, and no label.
 
     Args:
         table: the split.
@@ -175,6 +177,7 @@ def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:
                 f"{_at(where, name, values.index(None))}: there is no number", hint="give it one, or leave the row out"
             )
         if odd := [row for row, value in enumerate(values) if isinstance(value, str)]:
+            odd = [row for row in odd if not _is_number(values[row])] or odd  # one such lets pandas read all as text
             found = f"found {values[odd[0]][:40]!r}, wanted a number"
             raise DataError(f"{_at(where, name, odd[0])}: {found}", hint="give it one, or leave the row out")
         try:
@@ -190,6 +193,12 @@ def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:
             raise DataError(f"{_at(where, name, int(wrong.nonzero()[0]))}: NaN or infinite")
         columns.append(column)
     return columns[0] if len(columns) == 1 else torch.stack(columns, 1)
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        return math.isfinite(float(text))
+    return False
 
 
 def _read_texts(table: Any, name: str, where: str) -> list[str]:
@@ -218,7 +227,9 @@ def _read_replies(data: DataSpec, table: Any, role: str, name: str, where: str) 
         )
     if role == "messages":
         examples = [read_conversation(cell, _at(where, name, row)) for row, cell in enumerate(table[name])]
-        return Replies(examples, are_conversations=True)
+        cells = enumerate(table[_TOOLS]) if _TOOLS in table.column_names else ()
+        tools = [read_tools(cell, _at(where, _TOOLS, row)) for row, cell in cells]
+        return Replies(examples, are_conversations=True, tools=tools)
     _, [reply] = _choose(data, table, _COMPLETION, where)
     prompts, completions = (_read_texts(table, each, where) for each in (name, reply))
     return Replies(list(zip(prompts, completions, strict=True)), are_conversations=False)

@@ -1,6 +1,8 @@
 """Conversations as data sets hold them: messages with `role` and `content`, or, as ShareGPT's, `from` and `value`."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from glue_cli.foundation.errors import DataError
@@ -25,8 +27,34 @@ def read_conversation(cell: object, at: str) -> Sequence[Mapping[str, Any]]:
     return [_read_message(each, f"{at}, message {number} (from 0)") for number, each in enumerate(cell)]
 
 
+def read_tools(cell: object, at: str) -> Sequence[Any]:
+    """Return the tools that a conversation may use, as chat templates take them.
+
+    Args:
+        cell: of a table: their JSON schemas, as a list or as its text; None for no tools.
+    Raises:
+        DataError: it is no list of them.
+    """
+    found = cell
+    if isinstance(cell, str):
+        with suppress(ValueError):
+            found = json.loads(cell)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise DataError(f"{at}: found {str(cell)[:40]!r}, wanted a list of tools, or its JSON")
+    return [_filled(json.loads(each) if isinstance(each, str) and each.startswith("{") else each) for each in found]
+
+
+def _filled(value: Any) -> Any:
+    """Return a value without the keys that have none: a table gives each dictionary the keys of all others."""
+    if isinstance(value, dict):
+        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
+    return [_filled(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _read_message(entry: object, at: str) -> Mapping[str, Any]:
-    known = {key: value for key, value in entry.items() if value is not None} if isinstance(entry, dict) else {}
+    known = _filled(entry) if isinstance(entry, dict) else {}
     for who, what in KEYS:
         if isinstance(role := known.get(who), str):
             others = {key: value for key, value in known.items() if key not in (who, what)}

@@ -449,3 +449,6 @@ def test_a_missing_number_is_told_with_its_row(tmp_path, read):
     with pytest.raises(DataError, match="column 'a', row 1 .from 0.: there is no number") as caught:
         read(columns={"inputs": "a", "target": "y"})
     assert "leave the row out" in caught.value.hint
+    (tmp_path / "train.csv").write_text("a,y\n0.1,1\n0.2,2\nn.a.,3\n0.4,4\n")  # pandas makes text of all of them
+    with pytest.raises(DataError, match="column 'a', row 2 .from 0.: found 'n.a.', wanted a number"):
+        read(columns={"inputs": "a", "target": "y"})
