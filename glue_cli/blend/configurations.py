@@ -24,16 +24,22 @@ _IGNORED = (
     *("id2label", "label2id", "num_labels", "num_classes", "label_names", "label_descriptions"),  # the class names
     *("problem_type", "finetuning_task", "task_specific_params", "*loss*", "gradient_checkpointing"),  # of training
     *("*drop*", "initializer_*", "init_std", "mask_time_*", "mask_feature_*", "apply_spec_augment", "router_jitter_*"),
-    *("use_cache", "output_*", "return_dict*", "use_return_dict", "torchscript", "pretraining_tp"),  # of running
+    *("use_cache", "return_dict*", "use_return_dict", "torchscript", "pretraining_tp"),  # of running
+    *("output_attentions", "output_hidden_states", "output_scores", "output_past", "output_loading_info"),
+    *("output_router_logits", "output_auxiliary_logits", "output_segmentation", "output_a3_attentions"),
     *("*attn_implementation", "use_flash_attn*", "use_flash_attention*", "use_memory_efficient_attention"),
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beam*", "temperature", "top_k", "top_p"),
     *("typical_p", "*_penalty", "*no_repeat_ngram_size", "bad_words_ids", "*suppress_tokens", "forced_*"),
     *("num_return_sequences", "remove_invalid_values"),  # the keys up to here are about generating text
     *("pretrained_cfg", "num_features"),  # of timm: where the weights come from, and what follows from them
 )
+# These do, though they are called as some that do not: ESM's scales embeddings, masks or none.
+_NOT_IGNORED = ("token_dropout", "normalize_router_prob_before_dropping", "drop_vision_last_layer")
 # Keys whose differences are reported but harmless: longer texts than an expert was trained for, other padding.
 _NOTED = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "pad_token_id")
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # other names, same function
+_LONGEST_TEXT = "max_position_embeddings"
+_SCALED = ("dynamic", "longrope", "su", "yarn")  # rotary positions that follow from the longest text
 _TIED = "tie_word_embeddings"  # no effect if every head in a file is a copy of the embedding
 _LISTED = 3
 _LONGEST = 60  # characters of a value that a message shows
@@ -45,17 +51,19 @@ class Difference:
 
     Attributes:
         is_said_by_both: whether both have the key; null counts as a value, since it may mean no window or no cap.
+        scales_positions: whether it is a longest text that the rotary positions are scaled by.
     """
 
     key: str
     value: object
     other: object
     is_said_by_both: bool
+    scales_positions: bool = False
 
     @property
     def is_grave(self) -> bool:
         """Whether it changes what the weights compute: both give a value, and the key matters."""
-        return self.is_said_by_both and not _is_like(self.key, _NOTED)
+        return self.is_said_by_both and (self.scales_positions or not _is_like(self.key, _NOTED))
 
 
 def configuration_misfits(experts: Sequence[Checkpoint]) -> tuple[list[Misfit], list[str]]:
@@ -109,13 +117,19 @@ def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) 
 def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[Difference]:
     config, other = _normalised(config), _normalised(other)
     for key in dict.fromkeys((*config, *other)):
-        if _is_like(key, _IGNORED) and not _is_like(key, _NOTED):
+        if _is_like(key, _IGNORED) and not _is_like(key, (*_NOTED, *_NOT_IGNORED)):
             continue
         value, wanted = config.get(key), other.get(key)
         if isinstance(value, dict) and isinstance(wanted, dict):
             yield from _differences(value, wanted, f"{above}{key}.")
         elif value != wanted and not (_is_like(key, _NOTED) and None in (value, wanted)):
-            yield Difference(f"{above}{key}", value, wanted, key in config and key in other)
+            are_scaled = key == _LONGEST_TEXT and (_scales_positions(config) or _scales_positions(other))
+            yield Difference(f"{above}{key}", value, wanted, key in config and key in other, are_scaled)
+
+
+def _scales_positions(config: Mapping[str, Any]) -> bool:
+    rope = config.get("rope_parameters")
+    return isinstance(rope, dict) and rope.get("rope_type") in _SCALED
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import base64
 import filecmp
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,8 @@ Numbers = Mapping[str, int]  # of tokens
 # Kinds of piece in a sentencepiece file that do not stand for text: unknown, control.
 _NO_TEXT = (2, 3)
 _DIGITS = 10  # a token's number has fewer digits than this
-_PREPARING = ("normalizer", "pre_tokenizer")  # parts of a tokenizer.json
+_PREPARING = ("normalizer", "pre_tokenizer", "post_processor")  # parts of a tokenizer.json
+_SETTINGS = ("add_bos_token", "add_eos_token", "do_lower_case")  # of a tokenizer_config.json
 _LARGEST = 64 << 20  # bytes of a file of pieces that is still read; the largest known have 15 MB
 
 
@@ -80,16 +82,44 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 def preparation_notes(folders: Sequence[Path]) -> list[str]:
     """Return sentences on tokenizers that prepare texts otherwise than the first one, such as in lower case."""
-    files = [file for folder in folders if (file := folder / "tokenizer.json").is_file()]
+    read = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
     notes = []
-    for file in files[1:]:
-        if filecmp.cmp(files[0], file, shallow=False):
-            continue
-        first, other = read_object(files[0]), read_object(file)
-        if differing := [key for key in _PREPARING if first.get(key) != other.get(key)]:
+    for folder in read[1:]:
+        if differing := _preparing_differently(read[0], folder):
             named = " and ".join(differing)
-            notes.append(f"{file} has another {named} than {files[0]}, so that it may read texts as other tokens")
+            notes.append(f"{folder} has another {named} than {read[0]}, so that it may read texts as other tokens")
     return notes
+
+
+def _preparing_differently(one: Path, other: Path) -> list[str]:
+    """Return what two tokenizers have differently of all that makes tokens of a text, but for the vocabulary."""
+    differing = []
+    if not filecmp.cmp(one / "tokenizer.json", other / "tokenizer.json", shallow=False):
+        said, said_by_other = (read_object(folder / "tokenizer.json") for folder in (one, other))
+        differing += [key for key in _PREPARING if said.get(key) != said_by_other.get(key)]
+        if _merges(said) != _merges(said_by_other):
+            differing.append("list of merges")
+    settings, of_other = (read_object(folder / "tokenizer_config.json") for folder in (one, other))
+    given = [key for key in _SETTINGS if key in settings and key in of_other]
+    differing += [key for key in given if settings[key] != of_other[key]]
+    templates = [_chat_template(one, settings), _chat_template(other, of_other)]
+    if None not in templates and templates[0] != templates[1]:
+        differing.append("chat template")
+    return differing
+
+
+def _merges(tokenizer: Mapping[str, Any]) -> list[Any]:
+    """Return the merges of a `tokenizer.json` in one spelling: pairs, which older files join by a space."""
+    model = tokenizer.get("model")
+    merges = model.get("merges") if isinstance(model, dict) else None
+    return [pair.split(" ") if isinstance(pair, str) else pair for pair in merges] if isinstance(merges, list) else []
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> object:
+    with suppress(OSError, UnicodeDecodeError):
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8").strip()
+    said = settings.get("chat_template")
+    return said.strip() if isinstance(said, str) else said
 
 
 def _added(folder: Path, listed: object) -> Numbers:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from glue_cli.blend.configurations import differences_of_use
 from glue_cli.blend.misfit import Misfit, refuse
-from glue_cli.blend.vocabulary import in_one_kind, read_vocabulary
+from glue_cli.blend.vocabulary import in_one_kind, preparation_notes, read_vocabulary
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.models.own_folder import build_from, own_folder
@@ -28,6 +28,14 @@ def check_folders(spec: "Spec", checkpoints: Sequence[Checkpoint]) -> None:
         CheckpointError: a checkpoint's configuration or vocabulary is another one.
     """
     refuse(misfit for checkpoint in checkpoints for misfit in _misfits(spec, checkpoint))
+
+
+def reading_notes(spec: "Spec", checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return sentences on checkpoints whose tokenizers prepare texts otherwise than the one that reads them here."""
+    folders = [own for checkpoint in checkpoints if (own := own_folder(spec, checkpoint))]
+    if spec.model_folder is None:
+        return []
+    return [note for folder in dict.fromkeys(folders) for note in preparation_notes([spec.model_folder, folder])]
 
 
 def _misfits(spec: "Spec", checkpoint: Checkpoint) -> Iterator[Misfit]:

@@ -17,6 +17,7 @@ from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import load_model
 from glue_cli.plans.evaluate import EvaluatePlan
+from glue_cli.plans.spec_folder import reading_notes
 from glue_cli.results.evaluate import EvaluatedCheckpoint, EvaluateResult
 from glue_cli.results.junit import junit_text
 from glue_cli.results.provenance import origin_of
@@ -47,6 +48,8 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     """
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     spec = plan.spec
+    for note in reading_notes(spec, [each for each in plan.checkpoints if each.path not in plan.adapters]):
+        run.progress(Noted(note, warning=True))
     metrics = _load_metrics(plan, run)
     examples = Target(spec, run)[plan.split]
     _check_figures(plan, examples)

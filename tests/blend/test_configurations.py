@@ -20,6 +20,7 @@ from glue_cli.foundation.errors import CheckpointError
 LLAMA = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
 MISTRAL, GEMMA = {"model_type": "mistral"}, {"model_type": "gemma2"}
 OF_FOUR = {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}}
 OF_FIVE = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
 
 
@@ -65,6 +66,14 @@ def library(request, monkeypatch):
         (OF_FOUR, {"rope_parameters": {**OF_FIVE["rope_parameters"], "factor": 4.0}}, "rope_parameters.factor is 2.0"),
         ({"model_type": "mistral"}, {}, 'model_type is "mistral"'),
         (
+            LLAMA | YARN | {"max_position_embeddings": 64},
+            LLAMA | YARN | {"max_position_embeddings": 32},
+            "max_position_embeddings is 64",
+        ),
+        ({"token_dropout": True}, {"token_dropout": False}, "token_dropout is true"),
+        ({"output_stride": 8}, {"output_stride": 32}, "output_stride is 8"),
+        ({"output_logit_soft_cap": 0.3}, {"output_logit_soft_cap": 30.0}, "output_logit_soft_cap is 0.3"),
+        (
             MISTRAL | {"sliding_window": None},
             MISTRAL | {"sliding_window": 16},
             "sliding_window is null, in .* it is 16",
@@ -100,6 +109,7 @@ def test_what_changes_the_computation_is_refused_by_name(library, expert, one, o
         ({"hidden_act": "swish"}, {"hidden_act": "silu"}),
         (MISTRAL | {"head_dim": None}, MISTRAL | {"head_dim": 4}),
         ({"attn_implementation": None}, {}),
+        ({"output_attentions": True, "output_hidden_states": True}, {"output_attentions": False}),
         ({"quantization_config": None, "unsloth_version": "1"}, {"_attn_implementation": "sdpa"}),
         ({"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 9, "max_window_layers": 3},
          {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 4}),

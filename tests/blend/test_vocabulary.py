@@ -191,5 +191,28 @@ def test_tokenizers_that_prepare_texts_otherwise_are_told(tmp_path):
         content = {"version": name, "normalizer": {"type": "BertNormalizer", "lowercase": lowers}}
         (tmp_path / name / "tokenizer.json").write_text(json.dumps(content))
     [note] = preparation_notes([tmp_path / name for name in "abc"])
-    assert "c/tokenizer.json has another normalizer than" in note and "a/tokenizer.json" in note
+    assert f"{tmp_path / 'c'} has another normalizer than {tmp_path / 'a'}" in note
     assert preparation_notes([tmp_path / "a", tmp_path / "none"]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"post_processor": {"type": "TemplateProcessing"}}, "post_processor"),
+        ({"model": {"merges": [["b", "c"], ["a", "b"]]}}, "list of merges"),
+        ({"model": {"merges": ["a b", "b c"]}}, None),  # as older files write them
+        ({"chat_template": "[{{ messages }}]"}, "chat template"),
+        ({"add_bos_token": True}, "add_bos_token"),
+    ],
+)
+def test_all_that_makes_tokens_of_a_text_is_compared(tmp_path, change, named):
+    plain = {"model": {"merges": [["a", "b"], ["b", "c"]]}}
+    settings = {"chat_template": "{{ messages }}", "add_bos_token": False}
+    for name, own in (("a", {}), ("b", change)):
+        (tmp_path / name).mkdir()
+        said = {key: own.get(key, value) for key, value in settings.items()}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(said))
+        others = {key: value for key, value in own.items() if key not in settings}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(plain | others))
+    notes = preparation_notes([tmp_path / "a", tmp_path / "b"])
+    assert [f"has another {named} than" in note for note in notes] == ([True] if named else [])
