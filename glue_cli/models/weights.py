@@ -19,6 +19,7 @@ from glue_cli.models.backbone import backbone_of
 from glue_cli.models.head_rows import plan_head_start
 from glue_cli.models.matching import list_differences, list_missing, match_names, tensor_fits
 from glue_cli.models.own_folder import build_from, own_folder
+from glue_cli.models.tied import check_tied
 from glue_cli.spec.schema import Spec
 
 _LISTED = 6  # names in a note
@@ -52,10 +53,12 @@ def load_model(spec: Spec, checkpoint: Checkpoint) -> nn.Module:
     """Return the spec's model with a checkpoint's weights.
 
     Raises:
-        CheckpointError: the checkpoint does not fit the model; every difference is listed.
+        CheckpointError: the checkpoint does not fit the model; every difference is listed. Or what it ties differs.
     """
     model = _build(spec, seed=0)
-    _load(model, checkpoint, check_fits_model(model, checkpoint, spec))
+    naming = check_fits_model(model, checkpoint, spec)
+    check_tied(model, naming, checkpoint)
+    _load(model, checkpoint, naming)
     return model
 
 

@@ -20,6 +20,7 @@ from glue_cli.foundation.errors import CheckpointError
 FindClass = Callable[[Checkpoint, Mapping[str, Any]], str | None]  # given a base and an adapter's configuration
 
 _OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight")
+_OF_LANGUAGE = ("CausalLM", "LMHead", "ForConditionalGeneration")  # in the names of classes with an output layer
 _WITH_LABELS = ("Classification", "ForQuestionAnswering")  # in the names of model classes whose outputs are labels
 
 
@@ -38,8 +39,10 @@ def plan_merged(adapted: AdaptedBase, output: Path, *, card: bool, find_class: F
     Args:
         find_class: finds the class of the adapted model, if the base lacks its head.
     Raises:
-        CheckpointError: the adapters replace the embeddings, but have different tokenizers.
+        CheckpointError: the adapters replace the embeddings, but have different tokenizers; or they change them, and
+            not the output layer that shares their tensor.
     """
+    _check_tied(adapted)
     folder, resized = adapted.base.folder, _resized(adapted)
     changes = Changes(
         class_names=_labels(adapted, architecture := _new_architecture(adapted, find_class)),
@@ -57,6 +60,20 @@ def plan_merged(adapted: AdaptedBase, output: Path, *, card: bool, find_class: F
         theirs = [path for path in look_into(own).companions if is_of_tokenizer(path.relative_to(own))]
         destination = destination.with_companions((path, output / path.relative_to(own)) for path in theirs)
     return Merged(destination, changes, notes)
+
+
+def _check_tied(adapted: AdaptedBase) -> None:
+    """Check that adapters which change the embeddings change the output layer that shares their tensor as well."""
+    changed = [name for name in adapted.changed if is_table(name)]
+    config = read_object(adapted.base.folder / "config.json") if adapted.base.folder else {}
+    classes = " ".join(map(str, config.get("architectures") or ()))
+    has_output = any(kind in classes for kind in _OF_LANGUAGE) and config.get("tie_word_embeddings") is not False
+    own = [name for name, _, _ in adapted.merged if name.endswith(_OUTPUT_LAYERS)]
+    if changed and has_output and not own and not adapted.keeps_tied:
+        raise CheckpointError(
+            f"the adapters change '{changed[0]}', whose tensor the base's output layer shares",
+            hint="PEFT then leaves the output layer as it was: merge each into its base by PEFT, and mix those",
+        )
 
 
 def _replaced(adapted: AdaptedBase) -> dict[str, tuple[int, ...]]:

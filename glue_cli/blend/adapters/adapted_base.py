@@ -39,6 +39,11 @@ class AdaptedBase:
         return sorted(names.union(self.adapters[0].plain.entries))
 
     @property
+    def keeps_tied(self) -> bool:
+        """Whether PEFT was told to adapt what the base ties alike."""
+        return all(adapter.config.get("ensure_weight_tying") is True for adapter in self.adapters)
+
+    @property
     def merged(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """The name, dtype and shape of every tensor of the base with adapters merged into it; the base's dtypes."""
         entries = {**self.base.entries, **self.adapters[0].plain.entries}

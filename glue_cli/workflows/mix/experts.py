@@ -16,6 +16,7 @@ from glue_cli.checkpoints.header import TensorEntry
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
+from glue_cli.models.tied import check_adapted_alike
 from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import Adapters
 from glue_cli.results.card import About
@@ -144,6 +145,10 @@ class AdapterExperts(Experts):
 
     def _rewritten(self, source: Path, copy: Path) -> bytes | None:
         return configured_beside(copy, source, self._destination, self._adapters.changes)
+
+    def _check_tied(self, model: nn.Module) -> None:
+        if not self._adapted.keeps_tied:
+            check_adapted_alike(model, self._naming, self._adapted.changed)
 
     def _tensors(self, alphas: Sequence[Sequence[float]], names: Sequence[str] | None = None) -> dict[str, Tensor]:
         adapted = self._adapted

@@ -91,6 +91,7 @@ class Experts(ABC):
 
         model = self._build(spec, weightless=True)
         check_names(model)
+        self._check_tied(model)
         let_forget(model)
         compute = Compute(find_device(run.device), channels_last=likes_channels_last(model))
         how = How(seed, batchnorm, self._make_in_memory)
@@ -125,6 +126,14 @@ class Experts(ABC):
         model = build_model(spec.model.arch, spec.model_args, seed=0, folder=spec.path("."), weightless=weightless)
         self._naming = check_fits_model(model, self.header, spec)
         return model
+
+    @abstractmethod
+    def _check_tied(self, model: nn.Module) -> None:
+        """Check that the experts have as one what the model has as one tensor under several names.
+
+        Raises:
+            CheckpointError: they have not.
+        """
 
     def _fill_but(self, model: nn.Module, blended: Collection[str], spec: "Spec") -> None:
         """Give a weightless model the tensors that are not blended; those that are made get any values."""

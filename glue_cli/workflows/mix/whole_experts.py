@@ -22,6 +22,7 @@ from glue_cli.checkpoints.tokenizer_files import with_tokens
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.run import Run
+from glue_cli.models.tied import check_tied
 from glue_cli.plans.mix_records import Search, Tensors, Writing
 from glue_cli.results.card import About
 from glue_cli.running.device import Compute
@@ -188,6 +189,10 @@ class WholeExperts(Experts):
             return with_tokens(source, tokens.new) if tokens and tokens.new else None
         resized = tokens.resized(self._experts) if tokens else None
         return configured_beside(copy, source, self._destination, Changes(self._rules.head_classes, resized))
+
+    def _check_tied(self, model: nn.Module) -> None:
+        for expert in self._searched:
+            check_tied(model, self._naming, expert)
 
     def _make(self, alphas: Tensor) -> dict[str, Tensor]:
         head = self._rules.head
