@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 # Inserted by torch.compile, FSDP and activation checkpointing, at the place of the wrapped module.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -24,7 +24,15 @@ def align_names(names: Collection[str], wanted: Collection[str]) -> dict[str, st
         the name in `wanted` for each of `names` that has a match. Empty if the match is ambiguous: several names or
         several prefixes fit equally well.
     """
-    theirs, ours = {_plain(name): name for name in names}, {_plain(name): name for name in wanted}
+    found = _aligned(names, wanted, without_wrappers)
+    if len(found) == len(wanted) or not any(name.startswith(_PARALLEL) for name in wanted):
+        return found
+    # The model has a submodule that is called as DataParallel's addition.
+    return max(found, _aligned(names, wanted, _without_inserted), key=len)
+
+
+def _aligned(names: Collection[str], wanted: Collection[str], unwrapped: Callable[[str], str]) -> dict[str, str]:
+    theirs, ours = ({_plain(unwrapped(name)): name for name in side} for side in (names, wanted))
     if len(theirs) < len(names) or len(ours) < len(wanted):
         return {}
     excess, lack = _common_prefix(theirs, ours), _common_prefix(ours, theirs)
@@ -40,14 +48,17 @@ def align_names(names: Collection[str], wanted: Collection[str]) -> dict[str, st
 
 def without_wrappers(name: str) -> str:
     """Return a name without the additions by torch's own wrappers."""
-    name = _WRAPPERS.sub("", name)
+    name = _without_inserted(name)
     while name.startswith(_PARALLEL):
         name = name.removeprefix(_PARALLEL)
     return name
 
 
+def _without_inserted(name: str) -> str:
+    return _WRAPPERS.sub("", name)
+
+
 def _plain(name: str) -> str:
-    name = without_wrappers(name)
     for pattern, spelling in _PARAMETRISATIONS:
         name = pattern.sub(spelling, name)
     return name

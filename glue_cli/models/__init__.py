@@ -80,6 +80,7 @@ def build_model(
     import torch
     from torch import nn
 
+    from glue_cli.models.local_batchnorm import localise_batchnorm
     from glue_cli.running.weightless import build_weightless
 
     # Not torch.manual_seed: it would also seed CUDA's generators, which fork_rng(devices=[]) does not restore.
@@ -100,6 +101,7 @@ def build_model(
             f"model.arch '{arch}' gives a {type(model).__name__}, wanted a torch.nn.Module",
             hint="return the model itself",
         )
+    localise_batchnorm(model)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise SpecError(
             f"model.arch '{arch}' gives a ScriptModule, which glue cannot copy",

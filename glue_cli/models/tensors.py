@@ -12,6 +12,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
+def left_out(model: nn.Module) -> list[str]:
+    """Return the names of what a model's state dict holds besides tensors, which a file of tensors cannot."""
+    others = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
+    return [name for name, value in others.items() if value is not None and value not in ({}, b"")]
+
+
 def check_names(model: nn.Module) -> None:
     """Check that the model's state dict calls its tensors as its modules do, which hold those of a blend.
 

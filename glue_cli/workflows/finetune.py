@@ -23,7 +23,7 @@ from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.learning_rates import plan_trial
 from glue_cli.workflows.resuming import Keeper, keeping
-from glue_cli.workflows.save import save_model
+from glue_cli.workflows.save import save_model, warn_of_left_out
 from glue_cli.workflows.spreading import must_shard, spread_training
 from glue_cli.workflows.training import with_lr
 
@@ -86,6 +86,7 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     inputs = inputs_of(plan.spec, model, train=target["train"], val=target["val"])
     for split in ("train", *watched):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
+    warn_of_left_out(model, run.progress)
     trial = plan_trial(spec.finetune, target["train"], target["val"], spec.seed)
     is_sharded, settings = must_shard(model, run), with_lr(spec.finetune, trial.lrs[0])
     compute = training_compute(spec, model, trial.examples, settings, run, is_sharded=is_sharded)

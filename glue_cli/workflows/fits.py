@@ -1,6 +1,7 @@
 """Whether a model and the data fit each other, by a forward pass over a few examples."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -202,16 +203,23 @@ def _hint_for(model: nn.Module, inputs: Inputs, error: Exception) -> str:
 
 def _check_tokens(model: nn.Module, dataset: Dataset, where: str) -> None:
     """Check that a model of transformers knows every token of a data set of texts."""
-    get_embeddings: Any = getattr(model, "get_input_embeddings", None)
-    if not isinstance(dataset.inputs, Ragged) or get_embeddings is None:
+    if not isinstance(dataset.inputs, Ragged) or (embeddings := _embeddings(model)) is None:
         return
     tokens = [dataset.inputs, *([dataset.targets] if isinstance(dataset.targets, Ragged) else [])]
-    highest, n_tokens = max(int(rows.values.max()) for rows in tokens), len(get_embeddings().weight)
+    highest, n_tokens = max(int(rows.values.max()) for rows in tokens), len(embeddings.weight)
     if highest >= n_tokens:
         raise DataError(
             f"the tokenizer gives token {highest:,} for '{where}', the model's vocabulary has {n_tokens:,} tokens",
             hint="use the tokenizer that the model was made with",
         )
+
+
+def _embeddings(model: nn.Module) -> Any:
+    """Return the table that a model looks its tokens up in; None if it has none, such as one of characters."""
+    with suppress(AttributeError, NotImplementedError):
+        found: Any = model.get_input_embeddings()  # type: ignore[operator]
+        return found if hasattr(found, "weight") else None
+    return None
 
 
 def _shape_of(inputs: Inputs) -> str:

@@ -13,6 +13,8 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.output_files import copy_into, write_all, writing
+from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.models.tensors import left_out
 
 
 def save_model(
@@ -47,6 +49,13 @@ def save_model(
         write_checkpoint(destination.files[0], tensors_on_disk(model, tensors, start), glue, replace=destination.force)
     for stale in destination.stale_files():
         stale.unlink()
+
+
+def warn_of_left_out(model: nn.Module, progress: Progress) -> None:
+    """Warn of what a model's state dict has and its file will lack."""
+    if names := left_out(model):
+        text = f"'{names[0]}' of the model's state dict is no tensor, and is left out of the file: keep it in a buffer"
+        progress(Noted(text, warning=True))
 
 
 def configured_beside(copy: Path, source: Path, destination: Destination, changes: Changes) -> bytes | None:

@@ -16,7 +16,7 @@ from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.resuming import Keeper, keeping
-from glue_cli.workflows.save import save_model
+from glue_cli.workflows.save import save_model, warn_of_left_out
 from glue_cli.workflows.spreading import must_shard, spread_training
 from glue_cli.workflows.training import Training
 
@@ -68,6 +68,7 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
     model = initial_model(spec, plan.expert, class_names=examples.class_names, progress=run.progress)
     inputs = inputs_of(plan.spec, model, train=examples)
     check_fits_data(model, examples, spec.loss, spec.data.where)
+    warn_of_left_out(model, run.progress)
     is_sharded = must_shard(model, run)
     compute = training_compute(spec, model, examples, spec.train, run, is_sharded=is_sharded)
     known = described(plan)

@@ -22,6 +22,14 @@ def test_a_prefix_of_either_side(prefix):
     assert align_names(NAMES, wrapped) == dict(zip(NAMES, wrapped, strict=True))
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net.model.", "_orig_mod."])
+def test_a_model_whose_submodule_is_called_module(prefix):
+    names = ["module.weight", "module.bias", "head.weight"]
+    wrapped = [prefix + name for name in names]
+    assert align_names(wrapped, names) == dict(zip(wrapped, names, strict=True))
+    assert align_names(wrapped[:2], names[:2]) == dict(zip(wrapped[:2], names[:2], strict=True))
+
+
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
 def test_wrappers_of_parts(wrapper):
     wrapped = [name.replace("fc.", f"{wrapper}.fc.") for name in NAMES]
