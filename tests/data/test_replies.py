@@ -199,6 +199,7 @@ def test_conversations_in_json_lines(make_model, tmp_path, way):
         ([{"messages": []}], {}, "row 0 .*wanted a list of messages"),
         ([{"messages": [{"who": "me"}]}], {}, r"message 0 \(from 0\).*'role'.* or .*'from'"),
         ([{"prompt": "a", "completion": 3}], {}, "row 0 .*wanted text"),
+        ([{"prompt": conversation("a"), "completion": conversation("b")}], {}, "row 0 .*wanted text"),
         ([{"prompt": "a", "reply": "b"}], {}, "wanted one of completion"),
         (
             [{"prompt": "a", "completion": "b", "label": 1}],

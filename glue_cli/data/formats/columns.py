@@ -205,7 +205,10 @@ def _read_texts(table: Any, name: str, where: str) -> list[str]:
     texts = list(table[name])
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"{_at(where, name, row)}: found {str(text)[:40]!r}, wanted text")
+            hint = "for a conversation, put all of its messages into one column, 'messages'"
+            are_messages = isinstance(text, list) and text and isinstance(text[0], dict)
+            found = f"{_at(where, name, row)}: found {str(text)[:40]!r}, wanted text"
+            raise DataError(found, hint=hint if are_messages else None)
     return texts
 
 
