@@ -99,9 +99,11 @@ def read_adapters(paths: Sequence[Path]) -> tuple[Adapter, ...]:
     Raises:
         CheckpointError: some are whole checkpoints, or one is damaged.
     """
-    whole = [str(path) for path in paths if not is_adapter(path)]
+    whole = [path for path in paths if not is_adapter(path)]
+    within = [str(inner) for path in whole if path.is_dir() for inner in sorted(path.iterdir()) if is_adapter(inner)]
     if whole:
-        raise CheckpointError("adapters and whole checkpoints cannot be mixed", items=whole, hint="name either kind")
+        hint = f"name the adapters: {' '.join(within)}" if within else "name either kind"
+        raise CheckpointError("adapters and whole checkpoints cannot be mixed", items=[*map(str, whole)], hint=hint)
     return tuple(read_adapter(path) for path in paths)
 
 

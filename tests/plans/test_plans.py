@@ -175,3 +175,16 @@ def test_finetune_and_evaluate(tmp_path, experts, make_spec):
         plan_evaluate(spec, experts, "test", {"r2": 0.5}, Outputs(None))
     regression = make_spec(loss="mse")
     assert plan_evaluate(regression, experts, "val", {"r2": 0.5}, Outputs(None)).bars == {"r2": 0.5}
+
+
+def test_a_folder_of_several_adapters_is_refused_with_their_names(tmp_path, experts):
+    for place in ("all/law", "all/med"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot be mixed") as caught:
+        plan([tmp_path / "all", tmp_path / "all/med"], Outputs(tmp_path / "out", None, None))
+    assert caught.value.items == (str(tmp_path / "all"),)
+    assert caught.value.hint == f"name the adapters: {tmp_path / 'all/law'} {tmp_path / 'all/med'}"
+    with pytest.raises(CheckpointError) as caught:
+        plan([experts[0], tmp_path / "all/med"], Outputs(tmp_path / "out", None, None))
+    assert caught.value.hint == "name either kind"
