@@ -79,7 +79,7 @@ def _tell_normalisation(data: DataSpec, stated: ImageNormalisation | None, run: 
     """Report how images are normalised where the spec does not say it."""
     if stated is None:
         usual = check_format(data.format)
-        numbers = ImageNormalisation(usual.mean, usual.std, data.format)
+        numbers = ImageNormalisation(tuple(data.mean or usual.mean), tuple(data.std or usual.std), data.format)
         text = f"images are normalised as usual for {data.format}: {numbers}; data.mean and data.std set others"
         run.progress(Noted(text))
         return

@@ -152,6 +152,14 @@ def test_the_spec_counts_then_the_model_then_the_format(make_spec, tmp_path, eve
     assert own.mean == (0.1,) and own.std == (0.2,) and not [event for event in events if isinstance(event, Noted)]
     plain = Target(as_models_say(make_spec({}), []), run)["test"]
     assert plain.mean == (0.485, 0.456, 0.406)
+    assert any(
+        "as usual for image-folder: mean 0.485, 0.456, 0.406, std 0.229" in e.text
+        for e in events
+        if isinstance(e, Noted)
+    )
+    events.clear()
+    Target(as_models_say(make_spec({}, std=[0.2]), []), run)["test"]
+    assert any("mean 0.485, 0.456, 0.406, std 0.2;" in event.text for event in events if isinstance(event, Noted))
 
 
 def test_it_is_recorded(make_spec, tmp_path):
