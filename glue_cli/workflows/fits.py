@@ -11,6 +11,7 @@ from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError, GlueError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
+from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.models.libraries.faults import reason_of
 from glue_cli.models.libraries.transformers_names import is_of_transformers
 from glue_cli.models.tasks import has_loss, no_loss_for
@@ -43,6 +44,27 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
         _check(model, on_cpu, lambda batch: outputs_of(model, batch[0]), examples, loss, where)
     finally:
         model.train(was_training)
+
+
+@torch.no_grad()
+def warn_of_padding(model: nn.Module, examples: Examples, progress: Progress) -> None:
+    """Warn where a short text has other outputs beside a long one, since the model does not mask its padding."""
+    tokens = examples.dataset.inputs
+    if not isinstance(tokens, Ragged) or isinstance(examples.dataset.targets, Ragged):
+        return  # targets by token end where their text does
+    short, long = tokens.lengths.argmin(), tokens.lengths.argmax()
+    if tokens.lengths[short] == tokens.lengths[long]:
+        return
+    was_training = model.training
+    model.eval()
+    batches = examples.on(Compute(torch.device("cpu")))
+    batch_of = (batches.pick(torch.stack(chosen)) for chosen in ([short], [short, long]))
+    alone, beside = (outputs_of(model, inputs)[0].float() for inputs, _ in batch_of)
+    model.train(was_training)
+    off, largest = (alone - beside).abs().max().item(), alone.abs().max().item()
+    if off > _SEEN * largest:
+        text = f"the model does not mask padding: outputs of {largest:.2g} change by {off:.2g} beside a longer text"
+        progress(Noted(f"{text}, so that figures depend on which texts share a batch", warning=True))
 
 
 def check_blends_fit_data(blends: Blends, examples: Examples, loss: Loss, where: str) -> None:

@@ -7,7 +7,8 @@ from torch import nn
 from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError, SpecError
-from glue_cli.workflows.fits import check_fits_data
+from glue_cli.foundation.progress import Noted
+from glue_cli.workflows.fits import check_fits_data, warn_of_padding
 
 
 def check(model, inputs, targets, loss="mse"):
@@ -128,3 +129,32 @@ def test_a_model_of_several_labels_is_refused_and_too_long_texts_are_told():
     with pytest.raises(SpecError) as caught:
         check(model, long, torch.tensor([0, 1]), "cross_entropy")
     assert caught.value.hint == "the model takes texts of at most 4 tokens: set data.max_length"
+
+
+class Mean(nn.Module):
+    """The mean of a text's embeddings, with or without its padding's."""
+
+    def __init__(self, *, masks):
+        super().__init__()
+        self.table, self.last, self.masks = nn.Embedding(9, 4), nn.Linear(4, 3), masks
+
+    def forward(self, input_ids, attention_mask):
+        weights = (attention_mask if self.masks else torch.ones_like(attention_mask))[..., None]
+        return self.last((self.table(input_ids) * weights).sum(1) / weights.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("texts", "masks", "is_told"),
+    [
+        ([[1, 2, 3, 4, 5], [6]], False, True),
+        ([[1, 2, 3, 4, 5], [6]], True, False),
+        ([[1, 2], [6, 7]], False, False),
+    ],
+)
+def test_padding_that_counts_is_told(texts, masks, is_told):
+    torch.manual_seed(0)
+    events, model = [], Mean(masks=masks)
+    examples = Examples(Dataset(Ragged.of(texts), torch.tensor([0, 1])), None, None)
+    warn_of_padding(model, examples, events.append)
+    assert model.training and ["does not mask padding" in event.text for event in events] == [True] * is_told
+    assert all(isinstance(event, Noted) and event.warning for event in events)

@@ -16,7 +16,6 @@ from glue_cli.checkpoints.header import TensorEntry
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
-from glue_cli.models.tied import check_adapted_alike
 from glue_cli.plans.mix import MixPlan
 from glue_cli.plans.mix_records import Adapters
 from glue_cli.results.card import About
@@ -147,6 +146,8 @@ class AdapterExperts(Experts):
         return configured_beside(copy, source, self._destination, self._adapters.changes)
 
     def _check_tied(self, model: nn.Module) -> None:
+        from glue_cli.models.tied import check_adapted_alike  # a plain blend does not need it
+
         if not self._adapted.keeps_tied:
             check_adapted_alike(model, self._naming, self._adapted.changed)
 

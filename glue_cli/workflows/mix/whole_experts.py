@@ -22,7 +22,6 @@ from glue_cli.checkpoints.tokenizer_files import with_tokens
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.run import Run
-from glue_cli.models.tied import check_tied
 from glue_cli.plans.mix_records import Search, Tensors, Writing
 from glue_cli.results.card import About
 from glue_cli.running.device import Compute
@@ -191,6 +190,8 @@ class WholeExperts(Experts):
         return configured_beside(copy, source, self._destination, Changes(self._rules.head_classes, resized))
 
     def _check_tied(self, model: nn.Module) -> None:
+        from glue_cli.models.tied import check_tied  # a plain blend does not need it
+
         for expert in self._searched:
             check_tied(model, self._naming, expert)
 
