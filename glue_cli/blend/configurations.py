@@ -129,7 +129,10 @@ def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str
 
 def _scales_positions(config: Mapping[str, Any]) -> bool:
     rope = config.get("rope_parameters")
-    return isinstance(rope, dict) and rope.get("rope_type") in _SCALED
+    if not isinstance(rope, dict) or rope.get("rope_type") not in _SCALED:
+        return False
+    says_all = None not in (rope.get("factor"), rope.get("original_max_position_embeddings"))
+    return rope["rope_type"] == "dynamic" or not says_all
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:

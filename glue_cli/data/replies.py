@@ -17,7 +17,8 @@ from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.running.losses import IGNORED
 
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message
+# Keys of a message, for what a model thinks and what it calls.
+_THOUGHTS, _CALLS = ("reasoning_content", "reasoning", "thinking"), ("tool_calls", "function_call")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _write_conversation(
     place, spans, n_lost = 0, list[tuple[int, int]](), 0
     for n_before, message in enumerate(messages):
         is_reply, words = message.get("role") == "assistant", _words_of(message)
-        has_more = is_reply and any(value for key, value in message.items() if key not in ("role", "content"))
+        has_more = is_reply and n_before > 0 and any(message.get(key) for key in (*_THOUGHTS, *_CALLS))
         if not words and not has_more:
             continue
         if is_reply and n_before:  # a short reply may stand in its own heading, too

@@ -83,11 +83,9 @@ def _import(name: str, folder: Path, key: str) -> ModuleType:
             if path and alias not in sys.modules:
                 _execute(path, alias)
             module = importlib.import_module(f"{alias}{dot}{rest}")
-            if path and not is_itself:
-                _check_is_imported_once(top, path, key)
+            if path and getattr(sys.modules.get(top), "__file__", None) == str(path):
+                return importlib.import_module(name)  # a package that imports itself by its own name is this one
             return module
-        except GlueError:
-            raise
         except (Exception, SystemExit) as error:  # executing a module may raise any error
             if isinstance(error, ModuleNotFoundError) and f"{alias}{dot}{rest}.".startswith(f"{error.name}."):
                 if top != name and rest.split(".")[0] == "py":
@@ -113,20 +111,6 @@ def _is_free(name: str, path: Path) -> bool:
     except (ImportError, ValueError):  # something odd has the name
         return False
     return found is None or found.origin == str(path)
-
-
-def _check_is_imported_once(name: str, path: Path, key: str) -> None:
-    """Check that a package with a unique name has not imported itself by its own: its classes would exist twice.
-
-    Raises:
-        SpecError: it has.
-    """
-    loaded = sys.modules.get(name)
-    if path.name == "__init__.py" and getattr(loaded, "__file__", None) == str(path):
-        raise SpecError(
-            f"{key}: '{path.parent}' imports itself as '{name}', the name of another module too",
-            hint=f"let it import its own modules by a dot, as in 'from .layers import Block', or rename '{name}'",
-        )
 
 
 def _execute(path: Path, alias: str) -> None:

@@ -12,11 +12,11 @@ class LocalBatchNorm(_BatchNorm):
 
 
 def localise_batchnorm(model: nn.Module) -> None:
-    """Let every SyncBatchNorm be an ordinary BatchNorm, with the same tensors.
+    """Let every SyncBatchNorm be an ordinary BatchNorm, with the same tensors; subclasses, which add to it, stay.
 
     It is for GPUs alone, and makes all processes wait for each other in every forward, also where each has another
     blend; where they train together, `running.parallel.share_batchnorm` takes its place.
     """
     for module in model.modules():
-        if isinstance(module, nn.SyncBatchNorm):
+        if type(module) is nn.SyncBatchNorm:
             module.__class__ = LocalBatchNorm  # type: ignore[assignment]

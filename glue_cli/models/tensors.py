@@ -15,7 +15,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def left_out(model: nn.Module) -> list[str]:
     """Return the names of what a model's state dict holds besides tensors, which a file of tensors cannot."""
     others = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
-    return [name for name, value in others.items() if value is not None and value not in ({}, b"")]
+    return [name for name, value in others.items() if value is not None and not _is_empty(value)]
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, dict | bytes) and not value
 
 
 def check_names(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ def check_tied(model: nn.Module, naming: Naming, checkpoint: Checkpoint) -> None
             if not is_copy(first, other, checkpoint):
                 raise CheckpointError(
                     f"{checkpoint.path}: '{first}' and '{other}' differ, and the spec's model has one tensor for both",
-                    hint="let the model have two: --set model.args.tie_word_embeddings=false",
+                    hint="let the model have two; of transformers: --set model.args.tie_word_embeddings=false",
                 )
 
 

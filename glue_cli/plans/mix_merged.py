@@ -21,6 +21,7 @@ FindClass = Callable[[Checkpoint, Mapping[str, Any]], str | None]  # given a bas
 
 _OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight")
 _OF_LANGUAGE = ("CausalLM", "LMHead", "ForConditionalGeneration")  # in the names of classes with an output layer
+_TASKS_OF_LANGUAGE = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # of PEFT
 _WITH_LABELS = ("Classification", "ForQuestionAnswering")  # in the names of model classes whose outputs are labels
 
 
@@ -67,7 +68,9 @@ def _check_tied(adapted: AdaptedBase) -> None:
     changed = [name for name in adapted.changed if is_table(name)]
     config = read_object(adapted.base.folder / "config.json") if adapted.base.folder else {}
     classes = " ".join(map(str, config.get("architectures") or ()))
+    tasks = {adapter.config.get("task_type") for adapter in adapted.adapters}
     has_output = any(kind in classes for kind in _OF_LANGUAGE) and config.get("tie_word_embeddings") is not False
+    has_output = has_output and tasks <= {*_TASKS_OF_LANGUAGE, None}
     own = [name for name, _, _ in adapted.merged if name.endswith(_OUTPUT_LAYERS)]
     if changed and has_output and not own and not adapted.keeps_tied:
         raise CheckpointError(

@@ -60,9 +60,8 @@ class Evaluation:
             outputs = outputs.float()
             right = targets[_are_right(outputs, targets)]
             by_class = torch.stack([labels.bincount(minlength=outputs.shape[1]) for labels in (targets, right)])
-            outputs = outputs.double().softmax(
-                1
-            )  # torchmetrics takes a batch of outputs from 0 to 1 for probabilities
+        if has_labels and self._make_metrics:
+            outputs = outputs.double().softmax(1)  # else torchmetrics takes those that are all in [0, 1] for these
         judged = [outputs, targets] if self._make_metrics else [nothing, nothing]
         return [total, n, by_class, *kept, *judged]
 

@@ -4,6 +4,9 @@ from typing import Any
 
 from torch import nn
 
+# Whose train() forgets nothing: torch's own, and the one that every model of transformers has, at the top.
+_PLAIN = ("torch.nn.modules.module", "transformers.modeling_utils")
+
 
 def let_forget(model: nn.Module) -> None:
     """Let modules forget what they keep of their weights, before each of their forward passes; copies do so too.
@@ -12,7 +15,7 @@ def let_forget(model: nn.Module) -> None:
     keep the biases of their attention. The flags of all modules and parameters stay as they are.
     """
     for module in model.modules():
-        if type(module).train is not nn.Module.train:
+        if type(module).train.__module__ not in _PLAIN:
             module.register_forward_pre_hook(_forget)
 
 

@@ -59,6 +59,7 @@ class ResidentBlends:
         self.model, self._bank, self.compute = model.eval().requires_grad_(False), bank, compute
         self._seed, self._make_tensors = seed, make_tensors
         self._outputs_of = self._forwards()
+        self._changes_weights: bool | None = None  # whether forwards do, such as of an embedding with max_norm
         uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
         made = make_tensors(uniform).keys()
         self.is_linear = not made
@@ -119,16 +120,21 @@ class ResidentBlends:
         n_columns, precision = self._bank.n_columns, self.compute.precision
         passes = passes_towards(alpha, coordinates, radius, n_columns, precision, is_tied=is_tied)
         rows = self._rows.take(count_rows(passes))
-        made, version = None, rows._version
+        made, before = None, None
         for piece in pieces:
             small = piece.of(batch)
             for each, points in chosen(passes, piece.blends, n_always=1):
-                if isinstance(each, Move) and rows._version != version:  # the model changes its weights as it runs
+                if isinstance(each, Move) and self._changes_weights:
                     made = self._make(passes[0], None)
                 made = self._make(each, made)
-                version = rows._version
+                if before is None and self._changes_weights is None:
+                    before = _digest(rows[0])
                 for point in points:
-                    yield self._outputs(self._model(point.row), small, step)
+                    outputs = self._outputs(self._model(point.row), small, step)
+                    if before is not None and self._changes_weights is None:
+                        self._changes_weights = _digest(rows[0]) != before
+                    yield outputs
+                    del outputs  # before the next are made
 
     def gradient(self, alpha: Tensor, batch: Batch, step: int, mean_loss: MeanLoss) -> tuple[float, Tensor]:
         """As `Blends.gradient`. Cost: one pass over the experts for the blend and one for the products.
@@ -206,6 +212,11 @@ class ResidentBlends:
                     leaves[name].grad = span.view(gradient[0])
 
         return self._rows.model(("gradient", self.batchnorm), 0, prepare), theta, gradient
+
+
+def _digest(row: Tensor) -> int:
+    """Return a number that changes with the bits of a row [d]."""
+    return int(row.view(torch.int32).sum())
 
 
 def _slope_of(leaf: Tensor) -> Tensor:

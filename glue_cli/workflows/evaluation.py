@@ -60,20 +60,22 @@ def add_all(
 
 @contextmanager
 def _same_buffers(model: nn.Module) -> Iterator[None]:
-    """Put a model's buffers back after its forwards: what they learn of validation and test data must not stay."""
+    """Put a model's buffers back after its forwards: what they learn of validation and test data must not stay.
+
+    Those that no file holds are left alone: they are caches, such as of rotary positions, beside attributes of Python.
+    """
     buffers = [
-        (module._buffers, name, buffer, buffer._version, buffer.clone())
+        (module._buffers, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and name not in module._non_persistent_buffers_set
     ]
     try:
         yield
     finally:
-        for of_module, name, buffer, version, value in buffers:
+        for of_module, name, buffer, value in buffers:
             of_module[name] = buffer
-            if buffer._version != version:
-                buffer.copy_(value)
+            buffer.copy_(value)
 
 
 def _help_with_another(model: nn.Module, batches: Batches, compute: Compute) -> None:

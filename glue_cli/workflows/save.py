@@ -14,7 +14,6 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import write_checkpoint
 from glue_cli.foundation.output_files import copy_into, write_all, writing
 from glue_cli.foundation.progress import Noted, Progress
-from glue_cli.models.tensors import left_out
 
 
 def save_model(
@@ -53,6 +52,8 @@ def save_model(
 
 def warn_of_left_out(model: nn.Module, progress: Progress) -> None:
     """Warn of what a model's state dict has and its file will lack."""
+    from glue_cli.models.tensors import left_out  # a plain blend does not need it
+
     if names := left_out(model):
         text = f"'{names[0]}' of the model's state dict is no tensor, and is left out of the file: keep it in a buffer"
         progress(Noted(text, warning=True))

@@ -21,6 +21,7 @@ LLAMA = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num
 MISTRAL, GEMMA = {"model_type": "mistral"}, {"model_type": "gemma2"}
 OF_FOUR = {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
 YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}}
+OF_YARN = {"original_max_position_embeddings": 16}  # from which its positions follow alone
 OF_FIVE = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
 
 
@@ -171,8 +172,9 @@ def test_configurations_within_are_compared(library, expert):
 
 
 @pytest.mark.parametrize("key", ["max_position_embeddings", "pad_token_id"])
-def test_what_does_no_harm_to_every_text_is_noted(library, expert, key):
-    (note,) = notes_on([expert("a", {**LLAMA, key: 1}), expert("b", {**LLAMA, key: 3})])
+@pytest.mark.parametrize("config", [LLAMA, LLAMA | {"rope_parameters": {**YARN["rope_parameters"], **OF_YARN}}])
+def test_what_does_no_harm_to_every_text_is_noted(library, expert, key, config):
+    (note,) = notes_on([expert("a", {**config, key: 1}), expert("b", {**config, key: 3})])
     assert f"{key} (3, not 1)" in note
 
 

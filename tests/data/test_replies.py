@@ -5,6 +5,7 @@ import pytest
 
 from glue_cli.data import read_dataset
 from glue_cli.data.dataset import Replies
+from glue_cli.data.formats.conversations import read_tools
 from glue_cli.data.replies import tokenise_replies
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Noted
@@ -294,3 +295,21 @@ def test_tools_beside_conversations_are_told_to_the_template(make_model, tmp_pat
         assert tokenizer.decode(ids) == tokenizer.apply_chat_template(
             each["messages"], tools=each["tools"], tokenize=False
         )
+
+
+def test_a_conversation_that_the_assistant_begins_has_no_heading_in_its_reply(make_model):
+    folder, tokenizer = make_model(WITH_MORE)
+    messages = [{"role": "assistant", "content": "it is", "weight": 1}, *conversation("is it?", "yes")]
+    [(ids, counts)] = rows(run([messages], folder))
+    assert counted(tokenizer, ids, counts) == ["it is<|end|>", "yes<|end|>"]
+
+
+@pytest.mark.parametrize("cell", [None, "", "  ", "[]", "{}", []])
+def test_no_tools_in_any_spelling(cell):
+    assert read_tools(cell, "row 0") == []
+
+
+@pytest.mark.parametrize("cell", ["none", 3, ["{name}: does"], [3]])
+def test_what_is_no_list_of_tools(cell):
+    with pytest.raises(DataError, match="row 0: found .*wanted a list of tools"):
+        read_tools(cell, "row 0")

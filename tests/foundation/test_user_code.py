@@ -172,6 +172,19 @@ def test_a_package_that_names_itself_is_imported_once(tmp_path):
     assert load("my_pkg.models.net:build", tmp_path)()
 
 
+def test_a_package_that_is_installed_too_is_the_one_beside_the_spec(tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    write(tmp_path / "site" / "my_pkg", __init__="", layers="")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    folder = tmp_path / "spec"
+    folder.mkdir()
+    write(folder / "my_pkg", __init__="", layers=LAYERS)
+    write(folder / "my_pkg" / "models", __init__="", net=NET.format(name="my_pkg"))
+    for _ in range(2):
+        assert load("my_pkg.models.net:build", folder)()
+    monkeypatch.undo()
+
+
 def test_a_package_that_cannot_have_its_name_must_not_use_it(tmp_path):
     write(tmp_path / "json", __init__="", layers=LAYERS)  # as one of Python's own
     write(tmp_path / "json" / "models", __init__="", net=NET.format(name="json"))

@@ -15,3 +15,16 @@ def test_sync_batchnorm_becomes_a_batchnorm_with_the_same_tensors():
     for net in (plain, synced):
         net.train(), net(inputs)
     assert torch.equal(plain.eval()(inputs), synced.eval()(inputs))
+
+
+class Activated(nn.SyncBatchNorm):
+    """As timm's, with an activation behind it."""
+
+    def forward(self, inputs):
+        return nn.functional.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias).relu()
+
+
+def test_what_adds_to_sync_batchnorm_stays():
+    model = nn.Sequential(Activated(3)).eval()
+    localise_batchnorm(model)
+    assert type(model[0]) is Activated and model(torch.randn(4, 3)).min() >= 0

@@ -135,11 +135,24 @@ class LimitedWords(nn.Module):
         return self.out(self.words((4 + images.flatten(1)[:, :5]).round().long().clamp(0, 7)).mean(1))
 
 
-def test_blends_are_moved_from_weights_that_no_forward_has_changed(objective_of, monkeypatch):
+class Clamped(nn.Module):
+    """Its forward passes clamp weights by their data."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(32, N_CLASSES)
+
+    def forward(self, images):
+        self.out.weight.data.clamp_(-0.1, 0.1)
+        return self.out(images.flatten(1))
+
+
+@pytest.mark.parametrize("net", [LimitedWords, Clamped])
+def test_blends_are_moved_from_weights_that_no_forward_has_changed(objective_of, monkeypatch, net):
     found = []
     for pass_bytes in (0, 1 << 26):
         monkeypatch.setattr(points_module, "_PASS_BYTES", pass_bytes)
-        blends = objective_of(LimitedWords)[0]._blends
+        blends = objective_of(net)[0]._blends
         found.append(list(blends.towards(ALPHA, torch.arange(3), 0.5, batch_of(1), 1)))
     for moved, loaded in zip(*found, strict=True):
         torch.testing.assert_close(moved, loaded, rtol=1e-5, atol=1e-6)

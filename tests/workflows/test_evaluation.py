@@ -60,3 +60,28 @@ def test_what_an_evaluation_has_seen_does_not_stay_in_the_model():
     first = figures_of(model)
     assert model.mean is mean and model.count == 0 == model.mean
     assert figures_of(model) == first
+
+
+class Caching(nn.Module):
+    """Keeps what it has computed for the longest inputs so far, and follows its inputs by their data."""
+
+    def __init__(self):
+        super().__init__()
+        self.longest = 0
+        self.register_buffer("kept", None, persistent=False)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, images):
+        if len(images) > self.longest:
+            self.longest = len(images)
+            self.register_buffer("kept", torch.ones(self.longest, 1), persistent=False)
+        self.mean.data.add_(1)
+        return images.flatten(1)[:, :3] * self.kept[: len(images)]
+
+
+def test_caches_stay_as_their_module_knows_them():
+    model = Caching()
+    model(torch.zeros(5, 2, 4, 4))
+    model.mean.zero_()
+    figures_of(model)
+    assert len(model.kept) == model.longest > 5 and model.mean == 0

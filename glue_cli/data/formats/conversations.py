@@ -35,15 +35,21 @@ def read_tools(cell: object, at: str) -> Sequence[Any]:
     Raises:
         DataError: it is no list of them.
     """
-    found = cell
-    if isinstance(cell, str):
-        with suppress(ValueError):
-            found = json.loads(cell)
-    if found is None:
+    found = _parsed(cell)
+    if found is None or found == {}:
         return []
-    if not isinstance(found, list):
+    tools = [_parsed(each) for each in (found if isinstance(found, list) else [found])]
+    if not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{at}: found {str(cell)[:40]!r}, wanted a list of tools, or its JSON")
-    return [_filled(json.loads(each) if isinstance(each, str) and each.startswith("{") else each) for each in found]
+    return [_filled(tool) for tool in tools]
+
+
+def _parsed(value: object) -> object:
+    """Return what a JSON text says; None for an empty one, and any other text or value as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return json.loads(value) if value.strip() else None
+    return value
 
 
 def _filled(value: Any) -> Any:
