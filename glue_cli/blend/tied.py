@@ -62,7 +62,7 @@ def _original_of(name: str, experts: Sequence[Checkpoint]) -> str | None:
     for other in having[0].entries.values():
         if other.name != name and (other.dtype, other.shape) == (copy.dtype, copy.shape):
             everywhere = all(other.name in expert.entries for expert in experts)
-            if everywhere and all(is_copy(name, other.name, expert) for expert in having):
+            if everywhere and all(_is_copy(name, other.name, expert) for expert in having):
                 return other.name
     return None
 
@@ -92,7 +92,7 @@ def find_copies(experts: Sequence[Checkpoint], names: Iterable[str]) -> Iterator
         while len(members) > 1:
             name, *rest = members
             entry = first.entries[name]
-            copies = [other for other in rest if all(is_copy(name, other, expert) for expert in experts)]
+            copies = [other for other in rest if all(_is_copy(name, other, expert) for expert in experts)]
             if copies and not all(same_bytes(first, entry, other, other.entries[name]) for other in others):
                 yield [name, *copies]
             members = [other for other in rest if other not in copies]
@@ -109,13 +109,12 @@ def heads_are_copies(experts: Sequence[Checkpoint]) -> bool:
     """Tell whether the experts have language models' heads and each is a copy of an embedding of the same expert."""
     heads = [(expert, name) for expert in experts for name in expert.entries if matches(name, _HEADS)]
     return bool(heads) and all(
-        any(is_copy(head, name, expert) for name in expert.entries if matches(name, _EMBEDDINGS))
+        any(_is_copy(head, name, expert) for name in expert.entries if matches(name, _EMBEDDINGS))
         for expert, head in heads
     )
 
 
-def is_copy(name: str, other: str, expert: Checkpoint) -> bool:
-    """Tell whether an expert has both tensors, byte for byte the same."""
+def _is_copy(name: str, other: str, expert: Checkpoint) -> bool:
     one, two = expert.entries.get(name), expert.entries.get(other)
     return one is not None and two is not None and same_bytes(expert, one, expert, two)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
-from glue_cli.blend.tied import is_copy
+from glue_cli.checkpoints.files import same_bytes
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.naming import Naming, Source
 from glue_cli.foundation.errors import CheckpointError
@@ -23,7 +23,7 @@ def check_tied(model: nn.Module, naming: Naming, checkpoint: Checkpoint) -> None
         whole = [source.names[0] for source in sources if source.make is None]
         first, *others = [name for name in whole if name in checkpoint.entries] or [""]
         for other in others:
-            if not is_copy(first, other, checkpoint):
+            if not same_bytes(checkpoint, checkpoint.entries[first], checkpoint, checkpoint.entries[other]):
                 raise CheckpointError(
                     f"{checkpoint.path}: '{first}' and '{other}' differ, and the spec's model has one tensor for both",
                     hint="let the model have two; of transformers: --set model.args.tie_word_embeddings=false",
