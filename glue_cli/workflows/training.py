@@ -127,11 +127,11 @@ class Training:
 
     def _make_step(self, batch: Batch) -> Tensor:
         """Make a step, with the other processes if there are any; return the sum of the batch's losses, float64 []."""
-        seed_others(derive_seed(self._seed, self._task, self._epoch, self._steps_made))
+        place = self._ranks.place
+        seed_others(derive_seed(self._seed, self._task, self._epoch, self._steps_made, place.rank))
         if self._ranks.size == 1:
             losses = training_step(self._net, self._optimizer, *batch, self._loss, self._compute)
             return losses.sum(dtype=torch.float64)
-        place = self._ranks.place
         torch.manual_seed(derive_seed(self._seed, self._task, self._epoch, self._steps_made, place.rank))  # dropout
         part, statistics = process_part(batch, self._ranks), statistics_of(self._model)
         before = {name: tensor.clone() for name, tensor in statistics.items()}
