@@ -88,11 +88,14 @@ def preparation_notes(folders: Sequence[Path]) -> list[str]:
         if differing := _preparing_differently(read[0], folder):
             named = " and ".join(differing)
             notes.append(f"{folder} has another {named} than {read[0]}, so that it may read texts as other tokens")
+        templates = [_chat_template(each) for each in (read[0], folder)]
+        if None not in templates and templates[0] != templates[1]:
+            notes.append(f"{folder} writes conversations by another chat template than {read[0]}")
     return notes
 
 
 def _preparing_differently(one: Path, other: Path) -> list[str]:
-    """Return what two tokenizers have differently of all that makes tokens of a text, but for the vocabulary."""
+    """Return what two tokenizers have differently of what makes tokens of a text, but for the vocabulary."""
     differing = []
     if not filecmp.cmp(one / "tokenizer.json", other / "tokenizer.json", shallow=False):
         said, said_by_other = (read_object(folder / "tokenizer.json") for folder in (one, other))
@@ -102,9 +105,6 @@ def _preparing_differently(one: Path, other: Path) -> list[str]:
     settings, of_other = (read_object(folder / "tokenizer_config.json") for folder in (one, other))
     given = [key for key in _SETTINGS if key in settings and key in of_other]
     differing += [key for key in given if settings[key] != of_other[key]]
-    templates = [_chat_template(one, settings), _chat_template(other, of_other)]
-    if None not in templates and templates[0] != templates[1]:
-        differing.append("chat template")
     return differing
 
 
@@ -115,10 +115,10 @@ def _merges(tokenizer: Mapping[str, Any]) -> list[Any]:
     return [pair.split(" ") if isinstance(pair, str) else pair for pair in merges] if isinstance(merges, list) else []
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> object:
+def _chat_template(folder: Path) -> object:
     with suppress(OSError, UnicodeDecodeError):
         return (folder / "chat_template.jinja").read_text(encoding="utf-8").strip()
-    said = settings.get("chat_template")
+    said = read_object(folder / "tokenizer_config.json").get("chat_template")
     return said.strip() if isinstance(said, str) else said
 
 
