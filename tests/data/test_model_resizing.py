@@ -88,6 +88,11 @@ def test_images_become_what_timm_makes_of_them(tmp_path, pictures, more):
         {"image_processor_type": "X", "size": {"height": 32, "width": -1}},
         {"image_processor_type": "ConvNextImageProcessor", "size": {"height": 32, "width": 32}},
         {"image_processor_type": "X", "size": "32"},
+        {"image_processor_type": "DeiTImageProcessor", "size": 40, "do_center_crop": True, "crop_size": 32},
+        {"image_processor_type": "PoolFormerImageProcessor", "size": 32, "crop_pct": 0.9, "crop_size": 32}
+        | {"do_center_crop": True},
+        {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32}
+        | {"do_center_crop": True},
         {"feature_size": 80, "size": 32},  # of sounds
     ],
 )
