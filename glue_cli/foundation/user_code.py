@@ -24,7 +24,8 @@ def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any
     Args:
         location: `MODULE:FUNCTION`, the text after `python:`. A module in `folder` has precedence over an installed
             one; its file is executed only once.
-        folder: the folder of the spec; while a module is imported, it can import other modules from there.
+        folder: the folder of the spec; while a module is imported, it can import other modules from there. The caller
+            lets the function do so as well, by `importable` or `call_function`.
         key: the key of the spec that names the function, for the messages.
     Raises:
         SpecError: there is no such module or function, or the module cannot be imported.
@@ -50,16 +51,18 @@ def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any
     )
 
 
-def call_function(function: Callable[..., Any], *args: Any, name: str, hint: str) -> Any:
+def call_function(function: Callable[..., Any], *args: Any, folder: Path, name: str, hint: str) -> Any:
     """Call a function that the user has written, and return its result.
 
     Args:
+        folder: as of `load_function`.
         name: what the function is, for the message.
     Raises:
         SpecError: it fails; the message names the line in the user's file, even if the error comes from a library.
     """
     try:
-        return function(*args)
+        with importable(folder):
+            return function(*args)
     except GlueError:
         raise
     except (Exception, SystemExit) as error:  # it may raise anything
@@ -78,7 +81,7 @@ def _import(name: str, folder: Path, key: str) -> ModuleType:
     # Two folders may both have a `model.py`, and a file may have a library's name: one of them gets a unique name.
     is_itself = path is None or _is_free(top, path)
     alias = top if is_itself else f"_glue_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{top}"
-    with _importable(folder):
+    with importable(folder):
         try:
             if path and alias not in sys.modules:
                 _execute(path, alias)
@@ -127,11 +130,13 @@ def _execute(path: Path, alias: str) -> None:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
+    """Let the user's code, while the block runs, import modules that lie beside the spec."""
     importlib.invalidate_caches()
-    sys.path.insert(0, str(folder))
+    beside = str(folder.resolve())
+    sys.path.insert(0, beside)
     try:
         yield
     finally:
-        with suppress(ValueError):  # the module may have changed sys.path itself
-            sys.path.remove(str(folder))
+        with suppress(ValueError):  # the user's code may have changed sys.path itself
+            sys.path.remove(beside)

@@ -57,7 +57,7 @@ def criterion_of(objective: str, loss: "Loss", folder: Path) -> Criterion:
     if objective.startswith(PREFIX):
         function = load_function(objective.removeprefix(PREFIX), folder, key="objective")
         _check_signature(objective, function)
-        return Criterion(goal, loss, partial(_minus_value, objective, function))
+        return Criterion(goal, loss, partial(_minus_value, objective, function, folder))
     if goal.is_smooth:
         return Criterion(goal, loss, partial(_losses, loss))
     if loss == "mse":
@@ -99,10 +99,13 @@ def _predictions(outputs: "Tensor", targets: "Tensor") -> "tuple[Tensor, Tensor,
     return predicted[counts], targets[counts], 0 * largest[counts].float()
 
 
-def _minus_value(objective: str, function: Callable[..., Any], outputs: "Tensor", targets: "Tensor") -> "Tensor":
+def _minus_value(
+    objective: str, function: Callable[..., Any], folder: Path, outputs: "Tensor", targets: "Tensor"
+) -> "Tensor":
     import torch
 
-    returned = call_function(function, outputs, targets, name=f"objective '{objective}'", hint="mend the function")
+    name = f"objective '{objective}'"
+    returned = call_function(function, outputs, targets, folder=folder, name=name, hint="mend the function")
     value = returned.item() if getattr(returned, "ndim", None) == 0 else returned  # torch's and numpy's numbers
     if not isinstance(value, int | float):
         shape = f" {list(returned.shape)}" if getattr(returned, "ndim", 0) else ""

@@ -63,6 +63,11 @@ def test_modules_beside_the_users_are_found(tmp_path):
     assert load("my_code:build", tmp_path)() == 7
 
 
+def test_modules_beside_the_users_are_found_by_a_function_that_is_called(tmp_path):
+    write(tmp_path, late="def part(): return 7", my_code="def build():\n    from late import part\n    return part()")
+    assert call_function(load("my_code:build", tmp_path), folder=tmp_path, name="it", hint="") == 7
+
+
 def test_packages_with_relative_imports_and_folders_without_init(tmp_path):
     write(tmp_path / "pkg", __init__="", parts="def part(): return 8")
     write(tmp_path / "pkg", nets="from .parts import part\ndef build(): return part()")
@@ -141,21 +146,21 @@ def bug(): raise RuntimeError("the buffer is not allocated yet, though it is out
 def test_a_function_that_fails_says_where_in_the_users_file(tmp_path, function, reason):
     write(tmp_path, my_code=FAULTS)
     with pytest.raises(SpecError, match=f"^it fails at .*{reason}$") as caught:
-        call_function(load(f"my_code:{function}", tmp_path), name="it", hint="mend it")
+        call_function(load(f"my_code:{function}", tmp_path), folder=tmp_path, name="it", hint="mend it")
     assert caught.value.hint == "mend it"
 
 
-def test_a_library_s_function_that_fails_has_no_place_in_a_file():
+def test_a_library_s_function_that_fails_has_no_place_in_a_file(tmp_path):
     with pytest.raises(SpecError, match="^it fails: TypeError: "):
-        call_function(len, 5, name="it", hint="mend it")
+        call_function(len, 5, folder=tmp_path, name="it", hint="mend it")
 
 
 def test_want_of_memory_is_not_the_functions_fault(tmp_path):
     write(tmp_path, my_code=FAULTS)
     with pytest.raises(RuntimeError, match="out of memory"):
-        call_function(load("my_code:hungry", tmp_path), name="it", hint="")
+        call_function(load("my_code:hungry", tmp_path), folder=tmp_path, name="it", hint="")
     with pytest.raises(RuntimeError, match="allocate memory"):
-        call_function(torch.empty, 1 << 60, name="it", hint="")
+        call_function(torch.empty, 1 << 60, folder=tmp_path, name="it", hint="")
 
 
 LAYERS = "class Block: pass"

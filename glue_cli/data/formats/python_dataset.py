@@ -15,12 +15,10 @@ from glue_cli.data.dataset import Dataset
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.seeds import generator_states, restore_generators, seed_others
-from glue_cli.foundation.user_code import PREFIX, load_function
+from glue_cli.foundation.user_code import PREFIX, importable, load_function
 from glue_cli.spec.schema import DataSpec
 
 _ITEMS_A_REPORT = 100
-
-
 _WHOLE = (torch.int16, torch.int32, torch.int64)  # numbers that are no images, such as tokens
 
 
@@ -39,7 +37,6 @@ def _same_draws() -> Iterator[None]:
         restore_generators(before, cpu)
 
 
-@_same_draws()
 def read_python(
     data: DataSpec, split: str, *, root: Path, folder: Path, cache: Path | None, progress: Progress
 ) -> Dataset | None:
@@ -60,9 +57,16 @@ def read_python(
         DataError: the function or an item raises an error, or returns something else than described.
     """
     location = data.format.removeprefix(PREFIX)
-    function = load_function(location, folder, key="data.format")
+    with _same_draws(), importable(folder):
+        function = load_function(location, folder, key="data.format")
+        return _read(location, function, split, [root] if data.root else [], progress)
+
+
+def _read(
+    location: str, function: Callable[..., Any], split: str, roots: list[Path], progress: Progress
+) -> Dataset | None:
     where = f"{location}({split!r})"
-    user_dataset = _attempt(where, function, *([split, root] if data.root else [split]))
+    user_dataset = _attempt(where, function, split, *roots)
     if user_dataset is None and split == "val":
         return None
     if not hasattr(user_dataset, "__len__") or not hasattr(user_dataset, "__getitem__"):
@@ -84,7 +88,7 @@ def read_python(
     dataset = Dataset(inputs, targets, _read_class_names(user_dataset, targets, where))
     if split == "train" or dataset.class_names is None:
         return dataset
-    train = _attempt(f"{location}('train')", function, *(["train", root] if data.root else ["train"]))
+    train = _attempt(f"{location}('train')", function, "train", *roots)
     return renumbered(dataset, of_train(_names_of(train)), where)
 
 

@@ -24,6 +24,7 @@ def find_python(location: str, args: Mapping[str, Any], folder: Path) -> Callabl
     return partial(
         call_function,
         partial(function, **args),
+        folder=folder,
         name=f"model.arch 'python:{location}'",
         hint="correct the function or model.args",
     )

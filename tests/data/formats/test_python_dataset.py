@@ -62,6 +62,13 @@ def test_a_random_transform_draws_the_same_in_every_run(read):
     assert torch.equal(read(body).inputs, first.inputs) and first.inputs.std() > 0
 
 
+def test_an_item_may_import_what_lies_beside_the_spec(read, tmp_path):
+    (tmp_path / "beside_items.py").write_text("LABEL = 4\n")
+    lazy = "class Lazy(Boom):\n        def __getitem__(self, i):\n            import beside_items\n"
+    found = read(f"{lazy}            return 1.0, beside_items.LABEL\n    return Lazy()")
+    assert found.targets.tolist() == [4, 4, 4]
+
+
 def test_numbers_become_float32(read):
     found = read(
         "return Pairs((torch.ones(2, dtype=torch.float64), [0.5, 1.0]), (torch.zeros(2).double(), [2.0, 3.0]))"
