@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import torch
 
@@ -16,8 +17,8 @@ class Meeting:
 
 
 class InThreads(Ranks):
-    def __init__(self, rank, n, meeting):
-        super().__init__(Place(rank, n, rank, n, is_launched=True))
+    def __init__(self, rank, n, meeting, a_machine):
+        super().__init__(Place(rank, n, rank % a_machine, a_machine, is_launched=True))
         self._meeting = meeting
 
     def _exchange(self, own, *, gives_up):
@@ -44,14 +45,30 @@ class InThreads(Ranks):
         return told
 
 
-def by_several(n, work):
-    """Return what `work(ranks)` returns in each of n threads."""
+class Part:
+    """Stands for torch's DTensor: the rows of a tensor that a process holds."""
+
+    def __init__(self, whole, ranks):
+        n_rows = -(-len(whole) // ranks.size)
+        self.shape, self.dtype = whole.shape, whole.dtype
+        self.device_mesh = SimpleNamespace(size=lambda: ranks.size, get_rank=lambda: ranks.place.rank)
+        self._own = whole[ranks.place.rank * n_rows :][:n_rows]
+
+    def to_local(self):
+        return self._own
+
+    def full_tensor(self):
+        raise AssertionError("this needs the other processes")
+
+
+def by_several(n, work, a_machine=None):
+    """Return what `work(ranks)` returns in each of n threads, so many on each machine, or all on one."""
     meeting = Meeting(n)
 
     def one(rank):
         torch.set_num_threads(1)
         try:
-            return work(InThreads(rank, n, meeting))
+            return work(InThreads(rank, n, meeting, a_machine or n))
         except BaseException:
             meeting.barrier.abort()
             raise

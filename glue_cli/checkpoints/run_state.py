@@ -3,7 +3,9 @@
 The file also holds the run's identity, which is all that it depends on: settings, and fingerprints of what it reads.
 """
 
+import glob
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +28,7 @@ _ABOUT = ("identity", "precision", "threads", "history_bytes", "n_made")  # in t
 _BEGIN_AGAIN = "remove it, and begin again"
 _KIND = "state"
 _LOOK_S = 0.02  # between two looks at a lock
+_ROWS_FILE = re.compile(r".+\.of-(\d+)-to-(\d+)-of-(\d+)")
 _PART = 32 << 20  # bytes that a fingerprint covers at each end of tensors and files larger than two parts
 
 
@@ -50,6 +53,43 @@ class SavedState:
 def state_file(output: Path) -> Path:
     """Return the file for a run's state: hidden, so that `*` in a shell does not match it as a checkpoint."""
     return output.with_name(f".{output.name}.state")
+
+
+def rows_file(file: Path, processes: range, n_processes: int) -> Path:
+    """Return the file beside a state for what the processes of one machine hold of it; see `run_state_rows`."""
+    return file.with_name(f"{file.name}.of-{processes.start}-to-{processes.stop - 1}-of-{n_processes}")
+
+
+def rows_files(file: Path) -> list[Path]:
+    """Return all such files beside a state."""
+    return sorted(path for path in file.parent.glob(f"{glob.escape(file.name)}.*") if _ROWS_FILE.fullmatch(path.name))
+
+
+def processes_of(path: Path) -> tuple[range, int]:
+    """Return which processes have written such a file, and of how many; the inverse of `rows_file`."""
+    found = _ROWS_FILE.fullmatch(path.name)
+    assert found
+    first, last, size = map(int, found.groups())
+    return range(first, last + 1), size
+
+
+def is_saved(file: Path) -> bool:
+    """Tell whether there is a state, whole or by rows."""
+    return file.exists() or bool(rows_files(file))
+
+
+def remove_state(file: Path) -> None:
+    """Remove a state, whole and by rows; in a folder that cannot be written it stays."""
+    with suppress(OSError):
+        file.unlink()
+    remove_rows(file)
+
+
+def remove_rows(file: Path) -> None:
+    """Remove what there is of a state by rows, as `remove_state` does."""
+    for path in rows_files(file):
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager
@@ -91,7 +131,7 @@ def forget_run(output: Path) -> None:
     file = state_file(output)
     with suppress(OSError), held_file(_lock_of(file)) as is_ours:
         if is_ours:
-            file.unlink(missing_ok=True)
+            remove_state(file)
             remove_abandoned(output.parent)
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +19,16 @@ from glue_cli.checkpoints.run_state import (
     flat,
     forget_run,
     holding_state,
+    is_saved,
     read_state,
+    remove_rows,
+    remove_state,
+    rows_file,
     state_file,
     taking_over,
     write_state,
 )
+from glue_cli.checkpoints.run_state_rows import read_furthest
 from glue_cli.foundation.errors import GlueError, UsageError
 from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.progress import Noted
@@ -186,11 +191,13 @@ class Keeper:
         ranks, self._n_steps = self._run.ranks, self._n_steps + 1
         takes, length = ranks.from_first(lambda: [self._copies.is_due, self._history_length()])
         put_together = self._copies.take(state) if takes else None
-        is_due = self._is_due(has_copies=self._copies.has_room)
+        is_due = self._is_due(has_copies=self._copies.has_room and self._copies.are_of_all)
         said = ranks.gather([torch.tensor([is_due, is_good(state)])])  # by then the copies of all are whole
         are_good = all(good for _, good in said)
         if takes:
-            self._last = Moment(put_together, length, self._n_made) if put_together and are_good else None
+            self._last = None
+            if put_together and are_good:
+                self._last = Moment(put_together, length, self._n_made, self._rows_file())
         if ranks.stopped_by is not None or said[0][0]:
             together = whole(state)
             if ranks.is_first and are_good:
@@ -214,24 +221,31 @@ class Keeper:
         """Save the state before the step in which another process was lost, if no other process has it saved.
 
         The first process does so; if it is the one that was lost, another one that gets hold of the file. Where each
-        has a part, and no copies of the others', nobody can.
+        has a part, and copies of the others' on its machine, one of each machine saves what that has. Without copies
+        nobody can.
         """
         if self._last is None:
             return
-        if self._run.ranks.is_first:
+        if self._run.ranks.is_first and self._last.rows_file is None:
             self._save_if_good(self._last)
             return
-        with taking_over(self._file, _TAKING_OVER_S) as is_ours:
-            if is_ours and not self._is_saved(self._last):
+        file = self._last.rows_file or self._file
+        with taking_over(file, _TAKING_OVER_S) as is_ours:
+            if is_ours and not self._is_saved(file, self._last):
                 self._save_if_good(self._last)
 
-    def _is_saved(self, moment: "Moment") -> bool:
+    def _is_saved(self, file: Path, moment: "Moment") -> bool:
         """Tell whether the file has this state, or one that is further on."""
         try:
-            saved = read_state(self._file)
+            saved = read_state(file)
         except GlueError:  # there is none, or what is there is of no use
             return False
         return saved.identity == self._identity and saved.n_made >= moment.n_made
+
+    def _rows_file(self) -> Path | None:
+        """Return the file for what this machine has of the state; None if that is all of it."""
+        copies = self._copies
+        return None if copies.are_of_all else rows_file(self._file, copies.processes, self._run.ranks.size)
 
     def _is_due(self, *, has_copies: bool = True) -> bool:
         every = self._run.saving.every
@@ -251,17 +265,24 @@ class Keeper:
         if not is_good(state):
             return
         history_bytes, n_made = moment.history_bytes, moment.n_made
-        write_state(self._file, SavedState(state, self._identity, self.precision, threads, history_bytes, n_made))
+        saved = SavedState(state, self._identity, self.precision, threads, history_bytes, n_made)
+        write_state(moment.rows_file or self._file, saved)
+        if moment.rows_file is None:
+            remove_rows(self._file)  # of a moment before
         self._last_s, self._n_steps = time.monotonic(), 0
         self._saving_s = self._last_s - began
 
 
 class Moment(NamedTuple):
-    """What is to be saved of the moment between two steps; see `SavedState`."""
+    """What is to be saved of the moment between two steps; see `SavedState`.
+
+    `rows_file` is for the state of one machine among several, which holds only rows of it.
+    """
 
     make_state: Callable[[], State]
     history_bytes: int | None
     n_made: int
+    rows_file: Path | None = None
 
 
 @contextmanager
@@ -278,9 +299,9 @@ def keeping(output: Path, run: Run) -> Iterator[Keeper]:
     is_first = run.ranks.is_first
     with holding_state(output) if is_first else nullcontext(state_file(output)) as file:
         saved = None
-        if file.exists():
+        if is_saved(file):
             if run.saving.resumes:
-                saved = read_state(file)
+                saved = read_furthest(file)
             else:
                 text = f"an earlier run has left the state '{file}'; with --resume this one would have gone on from it"
                 run.progress(Noted(text, warning=True))
@@ -289,13 +310,12 @@ def keeping(output: Path, run: Run) -> Iterator[Keeper]:
         try:
             yield Keeper(file, run, saved)
         except Stopped as stopped:
-            stopped.state = file if file.exists() else None
+            stopped.state = file if is_saved(file) else None
             raise
         finally:
             run.stop.can_resume = False
         if is_first:
-            with suppress(OSError):
-                file.unlink()
+            remove_state(file)
         elif run.ranks.place.local_rank == 0:
             forget_run(output)  # on a machine with a disk of its own; else the first process holds it
 

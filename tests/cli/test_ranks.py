@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glue_cli.checkpoints.run_state import read_state, state_file
+from glue_cli.checkpoints.run_state import read_state, rows_files, state_file
+from glue_cli.checkpoints.run_state_rows import read_furthest
 
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
 TIMEOUT_S = 300  # generous: the machine may be busy
 EXPERT = "experts/expert-000.safetensors"
 MIX = ["mix", "--method", "spsa", EXPERT, "experts/expert-001.safetensors"]
@@ -23,9 +25,9 @@ MIX = ["mix", "--method", "spsa", EXPERT, "experts/expert-001.safetensors"]
 class Job:
     """A glue in several processes."""
 
-    def __init__(self, n, *arguments, program=("-m", "glue_cli")):
+    def __init__(self, n, *arguments, program=("-m", "glue_cli"), place=("--standalone",)):
         self.popen = subprocess.Popen(
-            [*LAUNCHER, str(n), *program, *map(str, arguments)],
+            [*LAUNCHER, *place, "--nproc-per-node", str(n), *program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -313,11 +315,42 @@ def test_a_training_whose_process_is_killed_goes_on_from_the_last_whole_step(her
         time.sleep(0.01)
     os.kill(job.processes[rank], signal.SIGKILL)
     _, _, said = job.end()
-    assert said[0].startswith("error: stopped by the end of another process"), said
+    assert said and said[0].startswith("error: stopped by the end of another process"), job.err
     state = read_state(saved(here)).state
     assert 20 <= state["n_steps"] < 20 * 15
     result_of(start(2, *line, **how))
     assert lines_of(history) == 15 and apart(here / "p.safetensors", here / "w.safetensors") < 1e-6
+
+
+def test_of_two_machines_each_saves_the_part_that_it_holds(here, start):
+    """Two processes on each; where one is killed, the job goes on from the last whole step nevertheless."""
+    (here / "little.py").write_text(IN_LITTLE_MEMORY)
+    history = here / "h.jsonl"
+    line = ["train-expert", "--expert", "0", "--set", "train.epochs=15", "--set", "train.batch_size=4", "--json", "-q"]
+    line += ["-o", "p.safetensors", "--history", str(history), "--save-every", "1h", "--resume"]
+
+    def on_two(port):
+        at = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--node-rank")
+        return [start(2, *line, program=("little.py",), place=(*at, str(node))) for node in range(2)]
+
+    jobs = on_two(free_port())
+    while lines_of(history) < 2:
+        assert all(job.popen.poll() is None for job in jobs), [job.end() for job in jobs]
+        time.sleep(0.01)
+    os.kill(jobs[1].processes[0], signal.SIGKILL)
+    assert all(job.end()[0] for job in jobs)
+    assert len(rows_files(saved(here))) == 2 and not saved(here).exists()
+    assert 20 <= read_furthest(saved(here)).state["n_steps"] < 20 * 15
+    first, other = on_two(free_port())
+    assert (result_of(first)["output"], other.end()[0]) == ("p.safetensors", 0)
+    assert lines_of(history) == 15
+    assert not [path for path in here.iterdir() if path.name.startswith(".") and not path.name.endswith(".lock")]
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def test_a_stopped_job_goes_on_with_another_number_of_processes(here, glue, start):

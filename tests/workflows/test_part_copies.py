@@ -1,31 +1,15 @@
 """Copies of parts of tensors, as processes hold them that train a model together; the processes are threads here."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from in_threads import by_several
+from in_threads import Part, by_several
 
+from glue_cli.checkpoints.run_state import SavedState, rows_file, rows_files, write_state
+from glue_cli.checkpoints.run_state_rows import read_furthest
 from glue_cli.workflows import part_copies
 from glue_cli.workflows.part_copies import PartCopies
 
 WHOLE = {"a": torch.arange(35.0).view(5, 7), "b": torch.arange(4).to(torch.bfloat16), "c": torch.ones(1, 3)}
-
-
-class Part:
-    """Stands for torch's DTensor."""
-
-    def __init__(self, whole, ranks):
-        n_rows = -(-len(whole) // ranks.size)
-        self.shape, self.dtype = whole.shape, whole.dtype
-        self.device_mesh = SimpleNamespace(size=lambda: ranks.size, get_rank=lambda: ranks.place.rank)
-        self._own = whole[ranks.place.rank * n_rows :][:n_rows]
-
-    def to_local(self):
-        return self._own
-
-    def full_tensor(self):
-        raise AssertionError("this needs the other processes")
 
 
 class Killed(Exception):
@@ -60,6 +44,32 @@ def test_any_process_has_the_last_two_steps_of_all(n):
         return all(is_whole(state, step) for state, step in zip(found, (2, 3), strict=True))
 
     assert all(by_several(n, work))
+
+
+def test_of_several_machines_each_has_its_rows(tmp_path):
+    file = tmp_path / ".p.state"
+
+    def work(ranks):
+        copies = PartCopies(ranks)
+        taken = copies.take(state_of(ranks, 3))
+        ranks.gather([])
+        assert copies.has_room and not copies.are_of_all
+        if ranks.place.local_rank == 1:
+            saved = SavedState(taken(), {"seed": 1}, "fp32", 1, None, 7)
+            write_state(rows_file(file, copies.processes, ranks.size), saved)
+
+    by_several(6, work, a_machine=2)
+    assert [path.name for path in rows_files(file)] == [f".p.state.of-{k}-to-{k + 1}-of-6" for k in (0, 2, 4)]
+    found = read_furthest(file)
+    assert is_whole(found.state, 3) and (found.n_made, found.state.keys()) == (7, {"step", "mean", *WHOLE})
+
+
+def test_where_each_machine_has_one_process_copies_are_of_no_use():
+    def work(ranks):
+        copies = PartCopies(ranks)
+        return copies.take(state_of(ranks, 0)) is None and not copies.has_room
+
+    assert all(by_several(2, work, a_machine=1))
 
 
 def test_a_process_killed_in_the_middle_of_a_copy_leaves_the_one_before():

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_threads import by_several
+from in_threads import Part, by_several
 
-from glue_cli.checkpoints.run_state import SavedState, read_state, state_file, write_state
+from glue_cli.checkpoints.run_state import SavedState, read_state, rows_files, state_file, write_state
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.saving import SaveEvery, Saving
 from glue_cli.foundation.stopping import Lost, Stop, Stopped
@@ -20,7 +20,7 @@ from glue_cli.plans.mix_records import Coefficients
 from glue_cli.plans.outputs import Outputs
 from glue_cli.plans.train_expert import plan_train_expert
 from glue_cli.results.record import as_object
-from glue_cli.workflows import resuming
+from glue_cli.workflows import part_copies, resuming
 from glue_cli.workflows.finetune import finetune
 from glue_cli.workflows.mix.mix import mix
 from glue_cli.workflows.resuming import Keeper, keeping
@@ -265,6 +265,38 @@ def test_a_training_is_saved_by_any_process_with_the_length_of_the_history(run, 
     saved = read_state(state_file(output))
     assert saved.state == {"n_steps": 1}
     assert saved.history_bytes == len(history.read_bytes().splitlines(keepends=True)[0]) < len(history.read_bytes())
+
+
+@pytest.mark.parametrize("killed", range(4))
+def test_of_several_machines_each_saves_its_rows_and_all_go_on_from_them(run, tmp_path, killed, monkeypatch):
+    monkeypatch.setattr(part_copies, "_SHARE", float("inf"))  # however short these steps are
+    output, whole = tmp_path / "o.safetensors", torch.arange(12.0).view(6, 2)
+
+    def state(ranks, step):
+        return {"n_steps": step, "weight": Part(whole + step, ranks)}
+
+    def work(ranks):
+        own = replace(run, ranks=ranks, stop=Stop())
+        end = Killed if ranks.place.rank == killed else Lost
+        with pytest.raises(end), keeping(output, own) as keeper:
+            keeper.needs_all = True
+            keeper.begin(seed=1)
+            with keeper.steps():
+                keeper.checkpoint(lambda: state(ranks, 1))
+                keeper.checkpoint(lambda: state(ranks, 2))
+                raise end
+
+    by_several(4, work, a_machine=2)
+    assert len(rows_files(state_file(output))) == 2 and not state_file(output).exists()
+
+    def go_on(ranks):
+        own = replace(run, ranks=ranks, stop=Stop(), saving=Saving(resumes=True))
+        with keeping(output, own) as keeper:
+            keeper.begin(seed=1)
+            return keeper.state["n_steps"] == 2 and torch.equal(keeper.state["weight"], whole + 2)
+
+    assert all(by_several(3, go_on))
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("of_first", [None, 3, 8])
