@@ -204,10 +204,13 @@ def _resized(image: "PillowImage", way: int | Resizing) -> "PillowImage":
         left, top = (image.width - side) / 2, (image.height - side) / 2
         return image.resize((way, way), Resampling.BICUBIC, box=(left, top, left + side, top + side))
     by = Resampling[way.filter.upper()]
-    if way.edge is None:
+    if way.before is None:
         return image.resize((way.width, way.height), by)
-    short = min(image.size)
-    image = image.resize((way.edge * image.width // short, way.edge * image.height // short), by)
+    if isinstance(way.before, int):
+        short = min(image.size)
+        image = image.resize((way.before * image.width // short, way.before * image.height // short), by)
+    else:
+        image = image.resize(way.before[::-1], by)
     beside, above = image.width - way.width, image.height - way.height
     left, top = (round(beside / 2), round(above / 2)) if way.rounds else (beside // 2, above // 2)
     return image.crop((left, top, left + way.width, top + way.height))  # black where it is smaller

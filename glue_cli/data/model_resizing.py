@@ -9,8 +9,10 @@ from glue_cli.spec.resizing import Filter, Resizing
 
 _FILTERS: dict[object, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _WHOLE_FROM = 384  # pixels, from which on ConvNeXt's processor resizes all of an image, and cuts nothing off
-# These resize all of an image to a whole number's square, and then cut, unless they say a shortest edge.
-_WHOLE_BEFORE_CUT = ("Deit", "DeiT", "Beit", "BEiT", "Flava", "Perceiver")
+# To these a whole number is a square, to which all of an image is resized before the cut; to others a shortest edge.
+_SQUARE_BEFORE_CUT = ("Deit", "DeiT", "Beit", "BEiT", "Flava")
+_CUTS_FIRST = "Perceiver"  # and resizes what is left
+_BEYOND = 256 / 224  # the edge to which LeViT's processor resizes, of what it is told
 _USUAL = 224 / 256  # the share of the resized edge that ConvNeXt's processor keeps, if nothing is said
 
 
@@ -33,22 +35,42 @@ def _of_transformers(content: Mapping[str, Any], source: str) -> Resizing | None
         return None
     by: Filter = _FILTERS.get(content.get("resample"), "bicubic")
     size, crop = content.get("size"), content.get("crop_size") if content.get("do_center_crop") else None
-    shortest = size.get("shortest_edge") if isinstance(size, dict) and "longest_edge" not in size else None
     kind = str(content.get("image_processor_type") or content.get("feature_extractor_type"))
     if "ConvNext" in kind:
-        edge = shortest if shortest is not None else size
+        shortest = _shortest(size)
+        edge = size if shortest is None else shortest
         share = content.get("crop_pct") or _USUAL
         if not _is_length(edge) or not isinstance(share, float):
             return None
         return Resizing(edge, edge, None if edge >= _WHOLE_FROM else int(edge / share), by, source)
     if crop is not None:
-        cut = _lengths(crop)
-        is_known = shortest is not None or not any(name in kind for name in _WHOLE_BEFORE_CUT)
-        edge = shortest if shortest is not None else size
-        is_scaled = "crop_pct" in content or "LevitImage" in kind  # by a rule of its own
-        return Resizing(*cut, edge, by, source) if cut and _is_length(edge) and is_known and not is_scaled else None
+        cut, before = _lengths(crop), _before_cut(kind, size, content.get("crop_pct"))
+        return Resizing(*cut, before, by, source) if cut and before else None
     whole = _lengths(size)
     return Resizing(*whole, None, by, source) if whole else None
+
+
+def _before_cut(kind: str, size: object, share: object) -> int | tuple[int, int] | None:
+    """Return to what an image is resized before its centre is cut out: its shorter edge, or its height and width.
+
+    Args:
+        share: of the resized edge that is kept, if the processor's class knows such a setting.
+    """
+    is_square = isinstance(size, dict) or any(name in kind for name in _SQUARE_BEFORE_CUT)
+    shortest, whole = _shortest(size) if is_square else size, _lengths(size)
+    if kind.startswith(_CUTS_FIRST):
+        return None
+    if isinstance(share, float):
+        edge = shortest or (whole[0] if whole and whole[0] == whole[1] else None)
+        return int(edge / share) if _is_length(edge) else None
+    if _is_length(shortest):
+        return int(_BEYOND * shortest) if "Levit" in kind else shortest
+    return whole
+
+
+def _shortest(size: object) -> int | None:
+    edge = size.get("shortest_edge") if isinstance(size, dict) and "longest_edge" not in size else None
+    return edge if _is_length(edge) else None
 
 
 def _of_timm(content: Mapping[str, Any], source: str) -> Resizing | None:

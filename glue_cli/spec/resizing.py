@@ -12,8 +12,8 @@ class Resizing:
 
     Attributes:
         height, width: of the result, pixels.
-        edge: the length that an image's shorter edge gets, before the centre is cut out; None where the whole image is
-            resized to height and width, however long its edges are.
+        before: what an image is resized to before the centre is cut out: the length of its shorter edge, or height and
+            width, however long its edges are; None where nothing is cut out, and all of it gets height and width.
         filter: by which pixels are interpolated, with antialiasing.
         source: the file that asks for it.
         rounds: whether half a pixel that the centre is off is rounded, as timm does; transformers cuts it off.
@@ -21,11 +21,15 @@ class Resizing:
 
     height: int
     width: int
-    edge: int | None
+    before: int | tuple[int, int] | None
     filter: Filter
     source: str
     rounds: bool = False
 
     def __str__(self) -> str:
-        how = "all of it" if self.edge is None else f"its shorter edge to {self.edge}, the centre cut out"
+        how = "all of it"
+        if isinstance(self.before, int):
+            how = f"its shorter edge to {self.before}, the centre cut out"
+        elif self.before:
+            how = f"all of it to {self.before[0]}x{self.before[1]}, the centre cut out"
         return f"{self.height}x{self.width}, {how}, {self.filter}"

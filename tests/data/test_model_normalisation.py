@@ -206,7 +206,7 @@ def test_images_with_other_channels_than_the_model_says(make_spec, tmp_path):
 
 def test_a_way_of_resizing_that_glue_does_not_know_is_told(tmp_path):
     cut = {"do_resize": True, "do_center_crop": True, "crop_size": 32}
-    for kind, n_told in (("DeiTImageProcessor", 1), ("ViTImageProcessor", 0)):
+    for kind, n_told in (("PerceiverImageProcessor", 1), ("DeiTImageProcessor", 0)):
         say(tmp_path / kind, **{**HALF, **cut, "image_processor_type": kind, "size": 40})
         warnings = stated_in(tmp_path / kind).warnings
         assert ["resizes images in a way of its own" in text for text in warnings] == [True] * n_told

@@ -39,6 +39,14 @@ def pictures(tmp_path):
         ("ViTImageProcessor", {"size": {"height": 32, "width": 32}, "resample": 3}),
         ("CLIPImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}),
         ("CLIPImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}),
+        ("DeiTImageProcessor", {"size": {"height": 40, "width": 44}, "crop_size": {"height": 32, "width": 32}}),
+        ("DeiTImageProcessor", {"size": 40, "crop_size": 32}),
+        ("BeitImageProcessor", {"size": 37, "crop_size": 32, "do_center_crop": True}),
+        ("LevitImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": 32}),
+        ("LevitImageProcessor", {"size": 30, "crop_size": {"height": 30, "width": 30}}),
+        ("LevitImageProcessor", {"size": {"height": 36, "width": 40}, "crop_size": 32}),
+        ("PoolFormerImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": 32}),
+        ("PoolFormerImageProcessor", {"size": {"height": 33, "width": 33}, "crop_size": 32, "crop_pct": 0.8}),
         ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.875}),
         ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
     ],
@@ -88,11 +96,8 @@ def test_images_become_what_timm_makes_of_them(tmp_path, pictures, more):
         {"image_processor_type": "X", "size": {"height": 32, "width": -1}},
         {"image_processor_type": "ConvNextImageProcessor", "size": {"height": 32, "width": 32}},
         {"image_processor_type": "X", "size": "32"},
-        {"image_processor_type": "DeiTImageProcessor", "size": 40, "do_center_crop": True, "crop_size": 32},
-        {"image_processor_type": "PoolFormerImageProcessor", "size": 32, "crop_pct": 0.9, "crop_size": 32}
-        | {"do_center_crop": True},
-        {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32}
-        | {"do_center_crop": True},
+        {"image_processor_type": "PerceiverImageProcessor", "size": 32, "do_center_crop": True, "crop_size": 40},
+        {"image_processor_type": "X", "size": {"longest_edge": 40}, "do_center_crop": True, "crop_size": 32},
         {"feature_size": 80, "size": 32},  # of sounds
     ],
 )
