@@ -7,7 +7,7 @@ import glob
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import bytes_of, read_tensors, write_checkpoint
-from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.foundation.errors import CheckpointError, ResourceError
 from glue_cli.foundation.output_files import made_folder
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.state import State
@@ -29,7 +30,8 @@ _BEGIN_AGAIN = "remove it, and begin again"
 _KIND = "state"
 _LOOK_S = 0.02  # between two looks at a lock
 _ROWS_FILE = re.compile(r".+\.of-(\d+)-to-(\d+)-of-(\d+)")
-_PART = 32 << 20  # bytes that a fingerprint covers at each end of tensors and files larger than two parts
+# Bytes of a checkpoint's file that a fingerprint covers at each end, if it is larger than both, and in between.
+_END, _PAGE = 32 << 20, 4096
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,13 @@ def holding_state(output: Path) -> Iterator[Path]:
     """Lock the state of an output against other processes while the block runs; yield its file.
 
     Raises:
-        UsageError: a living process holds it.
+        ResourceError: a living process holds it; that passes, as a mistake on the command line does not.
     """
     file = state_file(output)
     with made_folder(output.absolute().parent), held_file(_lock_of(file)) as is_ours:
         if not is_ours:
             message = f"another process is at work on '{output}', and holds its state"
-            raise UsageError(message, hint="wait for it, or name another output with --output")
+            raise ResourceError(message, hint="wait for it, or name another output with --output")
         yield file
 
 
@@ -196,32 +198,54 @@ def flat(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint_of_tensors(tensors: Iterable[Tensor]) -> str:
-    """Return a hash that identifies tensors; it covers only both ends of large ones."""
+    """Return a hash that identifies tensors by all that they hold."""
     sha256 = hashlib.sha256()
     for tensor in tensors:
         sha256.update(f"{tensor.dtype} {list(tensor.shape)};".encode())
         plain = tensor.detach().contiguous().flatten().view(torch.uint8)
-        parts = [plain] if len(plain) <= 2 * _PART else [plain[:_PART], plain[-_PART:]]
-        for part in parts:
-            sha256.update(bytes_of(part.to("cpu")))
+        sha256.update(bytes_of(plain.to("cpu")))
+    return sha256.hexdigest()[:16]
+
+
+def fingerprint_of_checkpoint(checkpoint: Checkpoint) -> str:
+    """Return a hash that identifies a checkpoint: of a large file by both ends and three pages of every tensor.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    pages: dict[int, set[int]] = {}
+    for entry in checkpoint.entries.values():
+        last = entry.offset + max(0, entry.n_bytes - _PAGE)
+        pages.setdefault(entry.file, set()).update({entry.offset, (entry.offset + last) // 2, last})
+    sha256 = hashlib.sha256()
+    for number, path in enumerate(checkpoint.files):
+        _update(sha256, path, sorted(pages.get(number, ())))
     return sha256.hexdigest()[:16]
 
 
 def fingerprint_of_files(files: Iterable[Path]) -> str:
-    """Return a hash that identifies files by size and content; it covers only both ends of large ones.
+    """Return a hash that identifies small files by all that they hold.
 
     Raises:
         CheckpointError: one cannot be read.
     """
     sha256 = hashlib.sha256()
     for path in files:
-        try:
-            with open(path, "rb", opener=regular) as file:
-                size = file.seek(0, 2)
-                sha256.update(f"{size};".encode())
-                for start in [0] if size <= 2 * _PART else [0, size - _PART]:
-                    file.seek(start)
-                    sha256.update(file.read(size if size <= 2 * _PART else _PART))
-        except OSError as error:
-            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+        _update(sha256, path, None)
     return sha256.hexdigest()[:16]
+
+
+def _update(sha256: "hashlib._Hash", path: Path, pages: Sequence[int] | None) -> None:
+    """Take a file into a hash: all of it, or if it is large and pages are named, both ends and these."""
+    try:
+        with open(path, "rb", opener=regular) as file:
+            size = file.seek(0, 2)
+            sha256.update(f"{size};".encode())
+            spans = [(0, size)]
+            if pages is not None and size > 2 * _END:
+                spans = [(0, _END), *((start, _PAGE) for start in pages), (size - _END, _END)]
+            for start, n_bytes in spans:
+                file.seek(start)
+                sha256.update(file.read(n_bytes))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None

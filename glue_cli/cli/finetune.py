@@ -78,8 +78,10 @@ def _show(result: "FinetuneResult") -> None:
     names = list(result.history[-1].figures)
     rows = []
     for epoch in result.history:
+        values = [epoch.figures[name] for name in names]  # those of before a stop are in another order
         cells = [
-            percent(value) if name.endswith("accuracy") else number(value) for name, value in epoch.figures.items()
+            percent(value) if name.endswith("accuracy") else number(value)
+            for name, value in zip(names, values, strict=True)
         ]
         rows.append([str(epoch.epoch), number(epoch.train_loss), *cells])
     print_table(["epoch", "training loss", *(name.replace("_", " ") for name in names)], rows)

@@ -111,10 +111,13 @@ def stopping(*, speaks: bool = True) -> Iterator[Stop]:
         else:
             _hand_on(before[number], number, frame)
 
+    # Known before any of them is replaced: a signal may come in between.
     before: dict[int, signal.Handlers | int | Callable[[int, FrameType | None], object] | None]
-    before = {number: signal.signal(number, ask) for number in caught}
-    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda number, frame: stop.give_up())
+    before = {number: signal.getsignal(number) for number in (*caught, signal.SIGALRM)}
     try:
+        for one in caught:
+            signal.signal(one, ask)
+        signal.signal(signal.SIGALRM, lambda number, frame: stop.give_up())
         with _watching(stop, caught, speaks=speaks):
             yield stop
     finally:

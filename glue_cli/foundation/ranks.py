@@ -156,8 +156,9 @@ class Ranks:
         """
         import torch.distributed as dist
 
+        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name from torch 2.13 on
         with meeting():
-            dist.all_gather_into_tensor(out.view(-1), own.view(-1))
+            gather(out.view(-1), own.view(-1))
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """Return what the first process makes, a JSON value; the others wait for it, and make nothing."""

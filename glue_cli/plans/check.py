@@ -81,6 +81,5 @@ def _plan_mix(
     """Plan a mix by the default search."""
     if spec is None or misfits:
         return None
-    return plan_mix(
-        paths, Outputs(output, force=True), Coefficients("spsa"), weights=weights, spec=spec, seed=spec.seed
-    )
+    outputs = Outputs(output, are_written=False)
+    return plan_mix(paths, outputs, Coefficients("spsa"), weights=weights, spec=spec, seed=spec.seed)

@@ -19,7 +19,7 @@ from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.read import read_experts
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.foundation.errors import SpecError, UsageError
-from glue_cli.foundation.output_files import check_room, refuse_input
+from glue_cli.foundation.output_files import refuse_input
 from glue_cli.plans.mix_adapters import plan_adapters
 from glue_cli.plans.mix_card import about_blend
 from glue_cli.plans.mix_folders import check_groups, plan_blend_destination, with_parts
@@ -205,7 +205,7 @@ def _plan_checkpoints(
     keeper = experts[tokens.keeper if tokens else 0]
     destination = plan_blend_destination(experts, parts, recipe, keeper, outputs.result, writing)
     outputs.check(experts, spec, destination)
-    check_room(destination.result, destination.n_bytes)
+    outputs.check_room(destination.n_bytes)
     if tokens:
         check_tokenizer_is_written(tokens, experts, destination)
     own = head_classes_of(experts, rules, head)

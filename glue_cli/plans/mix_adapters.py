@@ -16,7 +16,6 @@ from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, SpecError, UsageError
-from glue_cli.foundation.output_files import check_room
 from glue_cli.plans.mix_merged import Merged, plan_merged
 from glue_cli.plans.mix_records import ADAPTER_BANKS, Adapters, Coefficients, Search, Writing
 from glue_cli.plans.outputs import Outputs
@@ -66,12 +65,12 @@ def plan_adapters(
         merged = _plan_merged(adapted, outputs, writing)
         destination = merged.destination
         outputs.check([*experts, known_base], spec, destination)
-        check_room(destination.result, destination.n_bytes)
+        outputs.check_room(destination.n_bytes)
     else:
         refuse(adapter_misfits(adapters))
         destination = _plan_adapter(outputs, writing)
         outputs.check(experts, spec, destination)
-        check_room(destination.result, mixed_bytes(_taking_part(adapters, coefficients.alpha)))
+        outputs.check_room(mixed_bytes(_taking_part(adapters, coefficients.alpha)))
     changes, notes = (merged.changes, merged.notes) if merged else (NO_CHANGES, ())
     return experts, Adapters(adapters, adapted, base is not None, changes, notes), destination
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import UsageError
-from glue_cli.foundation.output_files import check_output, check_output_folder
+from glue_cli.foundation.output_files import check_output, check_output_folder, check_room
 
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec
@@ -25,6 +25,7 @@ class Outputs:
         spec_file: the path of the spec, whether or not it exists.
         force: whether existing files may be replaced; inputs never are.
         resumes: whether the command continues an earlier run, whose files may exist.
+        are_written: whether anything is; not where the plan alone is wanted.
     """
 
     result: Path | None
@@ -32,6 +33,7 @@ class Outputs:
     spec_file: Path = Path("glue.yaml")
     force: bool = False
     resumes: bool = False
+    are_written: bool = True
 
     def check(
         self,
@@ -51,6 +53,8 @@ class Outputs:
             UsageError: an output is an input or another output, is a folder, or exists without `force`.
             ResourceError: it cannot be written.
         """
+        if not self.are_written:
+            return
         inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
         inputs += [c.folder / name for c in checkpoints if c.folder for name in _OF_MODELS]
         if spec:
@@ -68,6 +72,15 @@ class Outputs:
             check_output(path, inputs, force=may_exist, option=named)
         for stale in destination.stale_files() if destination else []:  # these are removed
             check_output(stale, inputs, force=may_exist)
+
+    def check_room(self, n_bytes: int) -> None:
+        """Refuse a result of `n_bytes` if the disk has too little free space.
+
+        Raises:
+            ResourceError: there is too little.
+        """
+        if self.result and self.are_written:
+            check_room(self.result, n_bytes)
 
 
 # What a model folder has beside weights, and a run reads or copies.

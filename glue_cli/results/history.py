@@ -1,5 +1,6 @@
 """A run's history: one JSON line per step or epoch, written to disk at once."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,10 @@ from typing import Any, Literal
 from glue_cli.foundation.errors import ResourceError, UsageError
 from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.output_files import write_all
+from glue_cli.foundation.regular_files import regular
+
+_SCHEMA = "glue.history/1"
+_LONGEST = 1 << 24  # bytes that are read of a line; one with an alpha for each of many experts is far shorter
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -46,12 +51,13 @@ class Step:
 
 @contextmanager
 def writing_history(
-    path: Path | None, *, replace: bool, kept_bytes: int | None = None, **always: Any
+    path: Path | None, *, replace: bool, resumes: bool = False, kept_bytes: int | None = None, **always: Any
 ) -> Iterator[Write]:
     """Yield a function that writes one line; `always` is part of every line. Without a path, nothing is written.
 
     Args:
-        replace: whether to replace a file that exists.
+        replace: whether to replace a file that exists, whatever it is.
+        resumes: whether to replace a history that the same command has written.
         kept_bytes: how many bytes of the existing file are kept, to append to them; None begins a new file.
     Raises:
         UsageError: the file exists and may not be replaced, or the one to append to has fewer bytes.
@@ -60,13 +66,16 @@ def writing_history(
     if path is None:
         yield lambda line: None
         return
+    if resumes and not replace:
+        _check_is_own(path, always.get("command"))
+        replace = True
     file = _open(path, "ab" if kept_bytes is not None else "wb" if replace else "xb")
 
     if kept_bytes is not None:
         _cut(path, file, kept_bytes)
 
     def write(line: dict[str, Any]) -> None:
-        text = as_json({"schema": "glue.history/1", **always, **line})
+        text = as_json({"schema": _SCHEMA, **always, **line})
         try:
             _append(file.fileno(), f"{text}\n".encode())
         except OSError as error:
@@ -102,6 +111,27 @@ def _open(path: Path, mode: Literal["ab", "wb", "xb"]) -> RawIOBase:
         raise UsageError(message, hint="name another --history, or give --force") from None
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def _check_is_own(path: Path, command: object) -> None:
+    """Refuse a file that is neither empty nor the history of such a command."""
+    try:
+        with open(path, "rb", opener=regular) as file:
+            first = file.readline(_LONGEST)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        line = json.loads(first or b"null")
+    except ValueError:
+        line = {}
+    said = {"schema": _SCHEMA, "command": command}
+    if line is not None and not (isinstance(line, dict) and said.items() <= line.items()):
+        raise UsageError(
+            f"'{path}' exists, and is no history of glue {command}",
+            hint="name another --history, or give --force to replace it",
+        )
 
 
 def _cut(path: Path, file: RawIOBase, n_bytes: int) -> None:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from glue_cli.foundation.own_modules import files_of_modules
 from glue_cli.foundation.user_code import PREFIX
 from glue_cli.spec.budget import Budget, parse_budget
 from glue_cli.spec.goal import GOALS
@@ -322,12 +323,11 @@ class Spec(_Section):
 
     @property
     def code_files(self) -> list[Path]:
-        """Where the user's modules that the spec names would be beside it; packages by their first file."""
+        """The files beside the spec of the user's modules that it names, and of all that these import."""
         named = [self.model.arch, self.objective, *(data.format for data in self.data_sets)]
         modules = [name.removeprefix(PREFIX).partition(":")[0] for name in named if name.startswith(PREFIX)]
         sound = [module for module in dict.fromkeys(modules) if all(map(str.isidentifier, module.split(".")))]
-        places = [self.path(module.replace(".", "/")) for module in sound]
-        return [file for place in places for file in (place.with_name(f"{place.name}.py"), place / "__init__.py")]
+        return files_of_modules(sound, self.path("."))
 
     def located_in(self, folder: Path) -> "Spec":
         """Return this spec with its paths relative to `folder`."""

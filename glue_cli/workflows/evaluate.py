@@ -5,7 +5,7 @@ from pathlib import Path
 
 from glue_cli.checkpoints.classes import class_names_of
 from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.checkpoints.run_state import fingerprint_of_files
+from glue_cli.checkpoints.run_state import fingerprint_of_checkpoint
 from glue_cli.data.classes import Classes, doubt_about
 from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
@@ -55,7 +55,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     _check_figures(plan, examples)
     checkpoints = [*([plan.baseline] if plan.baseline else []), *plan.checkpoints]
     if run.ranks.size > 1:
-        files = {f"checkpoint {k}": fingerprint_of_files(one.files) for k, one in enumerate(checkpoints)}
+        files = {f"checkpoint {k}": fingerprint_of_checkpoint(one) for k, one in enumerate(checkpoints)}
         said = {"arch": spec.model.arch, "loss": spec.loss, "metrics": [*metrics]}
         run.ranks.check_alike({**said, **files, **inputs_of(spec, None, **{plan.split: examples})})
     views = [_view(plan, one, examples, run) for one in checkpoints]

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from glue_cli.checkpoints.run_state import fingerprint_of_files, fingerprint_of_tensors
+from glue_cli.data.identity import identity_of
 from glue_cli.data.loader import Examples
 from glue_cli.models.tensors import tensors_of
 from glue_cli.spec.schema import Spec
@@ -18,11 +19,10 @@ def inputs_of(spec: Spec, start: nn.Module | None = None, **data: Examples) -> d
         data: the examples by split.
     """
     begun = {"start": fingerprint_of_tensors(tensors_of(start).values())} if start else {}
-    examples = {split: fingerprint_of_tensors(each.dataset.tensors()) for split, each in data.items()}
+    examples = {split: identity_of(each) for split, each in data.items()}
     return {"precision": spec.precision, **code_of(spec), **begun, **examples}
 
 
 def code_of(spec: Spec) -> dict[str, str]:
-    """Return a fingerprint of the user's modules that the spec names; empty if there are none."""
-    files = [file for file in spec.code_files if file.is_file()]
-    return {"code": fingerprint_of_files(files)} if files else {}
+    """Return a fingerprint of the user's modules that the spec needs; empty if there are none."""
+    return {"code": fingerprint_of_files(spec.code_files)} if spec.code_files else {}

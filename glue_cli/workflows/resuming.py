@@ -81,8 +81,10 @@ class Keeper:
 
         Of several processes the first one writes it, and all of them have to write the same lines.
         """
-        replace = force or self._run.saving.resumes
-        with writing_history(self._run.history, replace=replace, kept_bytes=self.history_bytes, **always) as write:
+        resumes, kept_bytes = self._run.saving.resumes, self.history_bytes
+        with writing_history(
+            self._run.history, replace=force, resumes=resumes, kept_bytes=kept_bytes, **always
+        ) as write:
             self._has_grown = True
 
             def write_and_note(line: dict[str, Any]) -> None:
@@ -292,7 +294,7 @@ def keeping(output: Path, run: Run) -> Iterator[Keeper]:
     Of several processes, the first one holds and removes it; the others read it, or their own if they share no disk.
 
     Raises:
-        UsageError: another running process holds the state.
+        ResourceError: another running process holds the state.
         CheckpointError: the state is damaged.
         Stopped: by a signal; the exception says where the state is, if there is one.
     """

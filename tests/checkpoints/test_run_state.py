@@ -5,9 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.run_state import (
     SavedState,
     differences,
+    fingerprint_of_checkpoint,
     fingerprint_of_files,
     fingerprint_of_tensors,
     flat,
@@ -94,26 +96,34 @@ def test_differences_are_named():
     assert differences(saved, dict(saved)) == []
 
 
-def test_fingerprints_see_every_change_at_the_ends(monkeypatch, tmp_path):
-    monkeypatch.setattr("glue_cli.checkpoints.run_state._PART", 8)
+def test_fingerprints_see_every_change(tmp_path):
     numbers = torch.arange(10, dtype=torch.int32)
     first = fingerprint_of_tensors([numbers])
-    changed = [numbers.clone() for _ in range(2)]
-    changed[0][0], changed[1][9] = 5, 5
+    changed = [numbers.clone() for _ in range(10)]
+    for k, one in enumerate(changed):
+        one[k] = 99
     others = [[numbers.view(2, 5)], [numbers.float()], [numbers[:9]], [numbers, numbers[:0]], *([c] for c in changed)]
     assert len({first, *map(fingerprint_of_tensors, others)}) == 1 + len(others)
     assert fingerprint_of_tensors([numbers.clone()]) == first
-    path = tmp_path / "e"
     found = set()
-    for content in (
-        b"0123456789abcdefghij",
-        b"x123456789abcdefghij",
-        b"0123456789abcdefghix",
-        b"0123456789abcdefghijk",
-    ):
-        path.write_bytes(content)
-        found.add(fingerprint_of_files([path]))
-    assert len(found) == 4
+    for content in (b"0123", b"x123", b"0x23", b"012x", b"01234"):
+        (tmp_path / "code").write_bytes(content)
+        found.add(fingerprint_of_files([tmp_path / "code"]))
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("name", ["first", "middle", "tiny", "last"])
+def test_a_large_checkpoint_is_told_from_one_with_another_tensor(tmp_path, monkeypatch, name):
+    """As where only layers in the middle were trained, and the header and both ends are the same."""
+    monkeypatch.setattr("glue_cli.checkpoints.run_state._END", 1000)
+    tensors = {"first": torch.rand(9000), "middle": torch.rand(9000), "tiny": torch.rand(3), "last": torch.rand(9000)}
+    found = []
+    for k in range(2):
+        save_file(tensors, tmp_path / f"{k}.safetensors")
+        tensors[name] = tensors[name] + 1
+        found.append(fingerprint_of_checkpoint(read_checkpoint(tmp_path / f"{k}.safetensors")))
+    assert found[0] != found[1]
+    assert found[1] == fingerprint_of_checkpoint(read_checkpoint(tmp_path / "1.safetensors"))
 
 
 LEFT = (".p.safetensors.state", ".p.safetensors.state.lock", ".glue-0123456789abcdef.tmp")

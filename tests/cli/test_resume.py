@@ -159,7 +159,7 @@ def test_a_state_that_is_held_is_refused(here, glue, start, monkeypatch):
     process = start(*TRAIN, *slow_spec(here, monkeypatch))
     process.wait_for((here / "in-a-step").exists)
     answer = glue(*TRAIN, "-q")
-    answer.refused(2, "another process is at work on 'e.safetensors'")
+    answer.refused(5, "another process is at work on 'e.safetensors'")
     assert process.popen.poll() is None
 
 
@@ -201,6 +201,14 @@ def test_a_run_that_is_finished_says_so(here, glue, snapshot, command):
         (["mix", "--method", "spsa", EXPERT_0, EXPERT_0], ["--precision", "bf16"], "inputs.precision"),
         (["finetune", EXPERT_0], ["--set", "data.target.val=16"], "inputs.val"),
         (["train-expert", "--expert", "0"], ["--set", "experts.init=experts/expert-001.safetensors"], "start"),
+        *(
+            (command, ["--set", "data.mean=[0.9]", "--set", "data.std=[0.05]"], "inputs.train")
+            for command in (
+                ["train-expert", "--expert", "0"],
+                ["finetune", EXPERT_0],
+                ["mix", "--method", "spsa", EXPERT_0, EXPERT_0],
+            )
+        ),
     ],
     ids=lambda value: value[0],
 )
@@ -228,8 +236,22 @@ def test_a_start_of_the_same_name_is_another_run(here, glue, altered):
     glue(*again).refused(2, "that of another run", "inputs.start")
 
 
-def test_other_experts_are_another_run(here, glue, altered):
-    again = ["mix", "--method", "uniform", EXPERT_0, "x.safetensors", "-o", "o.safetensors", "--resume", "-q"]
+def test_another_module_that_the_users_imports_is_another_run(here, glue):
+    (here / "net.py").write_text("def build():\n    from parts import make\n    return make()\n")
+    args = "{'num_classes': 10, 'in_channels': 1}"
+    parts = f"from glue_cli.models import build_model\ndef make(): return build_model('cnn', {args}, seed=%d)\n"
+    (here / "parts.py").write_text(parts % 0)
+    again = ["train-expert", "--expert", "0", "--set", "model={arch: 'python:net:build'}", "-o", "o.safetensors"]
+    again += ["--resume", "-q"]
+    glue(*again, code=0)
+    glue(*again, code=0)
+    (here / "parts.py").write_text(parts % 1)
+    glue(*again).refused(2, "that of another run", "inputs.code")
+
+
+@pytest.mark.parametrize("how", [[], ["--no-hash"]])
+def test_other_experts_are_another_run(here, glue, altered, how):
+    again = ["mix", "--method", "uniform", EXPERT_0, "x.safetensors", "-o", "o.safetensors", "--resume", "-q", *how]
     altered("x.safetensors")
     glue(*again, code=0)
     altered("x.safetensors", lambda tensors: next(iter(tensors.values())).add_(1))

@@ -100,3 +100,23 @@ with signals.stopping() as stop, stop.deferred():
 """
     done = run_program(program)
     assert (done.returncode, done.stdout) == (75, "rescued\n") and "in the middle of a step" in done.stderr
+
+
+def test_a_signal_while_the_handlers_are_installed_ends_the_process_as_before():
+    """torchrun may send one while its processes start."""
+    program = """
+import os, signal
+from glue_cli.cli import signals
+install = signal.signal
+def install_and_be_told(number, handler):
+    old = install(number, handler)
+    if number == signal.SIGTERM and getattr(handler, "__name__", "") == "ask":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return old
+signals.unwind_on_signals()
+signals.signal.signal = install_and_be_told
+with signals.stopping():
+    print("not reached")
+"""
+    done = run_program(program)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")

@@ -35,6 +35,7 @@ COMMANDS = {
     "srun": 'while [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"',
     "scontrol": 'echo "scontrol $*" >>calls.log\n[ "$1" != show ] || printf "n1\\nn2\\n"',
     "torchrun": """echo "torchrun $*" >>calls.log
+[ ! -e tell-the-shell ] || kill -TERM "$PPID"
 [ ! -e leave-state ] || { sleep 0.02 && : >.prior.safetensors.state; }
 exit "${CODE:-0}\"""",
     "sbatch": """echo "sbatch $*" >>calls.log
@@ -190,20 +191,22 @@ def test_a_signal_to_the_job_leaves_the_decision_to_glue(cluster, script):
     assert cluster.calls() == ["scontrol requeue 4711"]
 
 
-@pytest.mark.parametrize(("code", "state"), [(0, None), (1, "new"), (1, None), (1, "old")])
+@pytest.mark.parametrize(("code", "state"), [(0, None), (1, "new"), (1, None), (1, "old"), (143, None), (1, "told")])
 def test_two_nodes_go_back_into_the_queue_by_the_state_that_they_save(cluster, code, state):
     (cluster.work / "experts" / "e.safetensors").touch()
     if state == "new":
         (cluster.work / "leave-state").touch()
     if state == "old":  # of an earlier run, after which this one has got nowhere
         (cluster.work / state_file(Path("prior.safetensors"))).touch()
+    if state == "told":  # while the processes start
+        (cluster.work / "tell-the-shell").touch()
     done = cluster("bash", str(SLURM / "two-nodes.sbatch"), CODE=str(code), PROCESSES="gpu")
     assert done.returncode == code, done.stderr
     show, launch, *rest = cluster.calls()
     assert show == "scontrol show hostnames n[1-2]"
     assert "--nnodes 2 --nproc-per-node gpu" in launch and "--rdzv-endpoint n1:29500 --rdzv-id 4711" in launch
     assert launch.endswith("-m glue_cli mix --method spsa experts/e.safetensors --resume")
-    assert rest == (["scontrol requeue 4711"] if state == "new" else [])
+    assert rest == (["scontrol requeue 4711"] if state in ("new", "told") or code == 143 else [])
 
 
 def test_kubernetes_waits_for_the_experts(cluster):

@@ -62,3 +62,29 @@ def test_of_two_runs_with_one_history_the_second_finds_it_taken(tmp_path):
     with writing_history(path, replace=True) as write:
         write({"step": 2})
     assert json.loads(path.read_text())["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "is_replaced"),
+    [
+        ("", True),
+        ('{"schema": "glue.history/1", "command": "mix", "step": 0}\n{"sche', True),
+        ('{"schema": "glue.history/1", "command": "finetune", "epoch": 0}\n', False),
+        ("my notes\n", False),
+        ("[1]\n", False),
+        ("\n\n", False),
+    ],
+)
+@pytest.mark.parametrize("kept_bytes", [None, 0])
+def test_a_resumed_run_replaces_histories_of_its_own_kind_alone(tmp_path, content, is_replaced, kept_bytes):
+    path = tmp_path / "h.jsonl"
+    path.write_text(content)
+    how = {"resumes": True, "kept_bytes": kept_bytes, "command": "mix"}
+    if not is_replaced:
+        with pytest.raises(UsageError, match="h.jsonl' exists, and is no history of glue mix") as caught:
+            with writing_history(path, replace=False, **how):
+                raise AssertionError("not reached")
+        assert "--force" in caught.value.hint and path.read_text() == content
+    with writing_history(path, replace=not is_replaced, **how) as write:
+        write({"step": 5})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5]

@@ -154,6 +154,21 @@ def stopped(make_spec, run, experts, tmp_path, stop_at):
     return tmp_path / ".o.safetensors.state"
 
 
+def test_a_search_of_data_that_are_normalised_otherwise_is_another_run(make_spec, run, experts, tmp_path, stop_at):
+    plan = {}
+    for std in (0.5, 0.1):
+        data = {"format": "safetensors", "root": "data", "mean": [0.5], "std": [std]}
+        spec = make_spec(mix=MIXES["budget"], data=data)
+        plan[std] = plan_mix(experts, outputs_in(tmp_path, run), Coefficients("spsa"), spec=spec)
+    stop_at(2)
+    with pytest.raises(Stopped):
+        mix(plan[0.5], replace(run, stop=Stop()))
+    stop_at(None)
+    with pytest.raises(UsageError, match="that of another run") as refused:
+        mix(plan[0.1], replace(run, saving=Saving(resumes=True), stop=Stop()))
+    assert [text.split(":")[0] for text in refused.value.items] == ["train", "val"]
+
+
 def resume(spec, run, tmp_path, expert=0, history=None):
     run = replace(run, saving=Saving(resumes=True), stop=Stop(), history=history)
     return train_expert(plan_train_expert(spec, expert, Outputs(tmp_path / "o.safetensors")), run)

@@ -105,7 +105,7 @@ def described_in_full(plan: MixPlan, hashes: Sequence[StreamedHash], run: Run) -
     """Return what distinguishes the plan's blend from others; reads the data, and takes the experts' sha256."""
     if plan.like:
         return described(plan)
-    digests: list[str | None] = [streamed.finish() for streamed in hashes] or [None] * len(plan.experts)
+    digests: list[str | None] = [streamed.finish() for streamed in hashes] or _without_hashes(plan)
     sections = plan.spec.model_dump(include={"mix", "loss", "objective"}) if plan.spec else {}
     settings = sections if plan.coefficients.is_search else {}
     return {
@@ -115,6 +115,15 @@ def described_in_full(plan: MixPlan, hashes: Sequence[StreamedHash], run: Run) -
         "recipe": plan.record,
         **_inputs(plan, target_of(plan, run)),
     }
+
+
+def _without_hashes(plan: MixPlan) -> list[str | None]:
+    """Return, in place of each expert's sha256, whether its files have changed since the output was written."""
+    written_ns = max((path.stat().st_mtime_ns for path in plan.destination.paths if path.exists()), default=0)
+    return [
+        "changed since" if any(max(s.changed_ns, s.inode_ns) > written_ns for s in expert.stamps) else None
+        for expert in plan.experts
+    ]
 
 
 def _inputs(plan: MixPlan, target: "Target | None") -> dict[str, Any]:
@@ -154,7 +163,8 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
         run.ranks.check_alike(_identity(plan, target))
     with writing_history(
         run.history,
-        replace=plan.destination.force or run.saving.resumes,
+        replace=plan.destination.force,
+        resumes=run.saving.resumes,
         kept_bytes=keeper.history_bytes if keeper else None,
         command="mix",
         method=plan.method,
@@ -236,7 +246,8 @@ def _begin(keeper: "Keeper", plan: MixPlan, target: "Target") -> None:
 
 def _identity(plan: MixPlan, target: "Target") -> dict[str, Any]:
     """Return what a blend depends on, by names."""
-    from glue_cli.checkpoints.run_state import fingerprint_of_files, fingerprint_of_tensors
+    from glue_cli.checkpoints.run_state import fingerprint_of_checkpoint
+    from glue_cli.data.identity import identity_of
     from glue_cli.workflows.inputs import code_of
 
     assert plan.spec is not None
@@ -248,8 +259,8 @@ def _identity(plan: MixPlan, target: "Target") -> dict[str, Any]:
         **sections,
         "recipe": plan.record,
         "statistics": plan.tensors.statistics,
-        "experts": {str(k): fingerprint_of_files(expert.files) for k, expert in enumerate(plan.experts)},
-        **{split: fingerprint_of_tensors(target[split].dataset.tensors()) for split in ("train", "val")},
+        "experts": {str(k): fingerprint_of_checkpoint(expert) for k, expert in enumerate(plan.experts)},
+        **{split: identity_of(target[split]) for split in ("train", "val")},
     }
 
 
