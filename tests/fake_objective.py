@@ -63,6 +63,9 @@ class Bowl:
         loss = (self.loss(alpha) + self.noise_at(step)).item()
         return Quadratic(loss, 2 * (ways @ (alpha - self.target).flatten())[None], 2 * (ways @ ways.T)[None])
 
+    def nat_at(self, loss):
+        return 1.0
+
     def ways(self, alpha, coordinates, is_tied=False):
         """Return the directions towards experts, [n, G K]."""
         if is_tied:

@@ -51,6 +51,9 @@ class LedObjective:
         self._tell("quadratic", alpha, coordinates, radius, step, is_tied=is_tied)
         return self._own.quadratic(alpha, coordinates, radius, step, is_tied=is_tied)
 
+    def nat_at(self, loss: float) -> float:
+        return self._own.nat_at(loss)
+
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
         self._tell("gradient", alpha, step)
         return self._own.gradient(alpha, step)

@@ -1,6 +1,7 @@
 """What a search minimises, as a function of alpha, eq. (2); every pass is charged to one account."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
@@ -163,7 +164,17 @@ class BlendObjective:
         (at_alpha,) = self._sharing.by_blend(rows[2], 1)
         value = self._value(at_alpha, batch[1]).item()
         folds = self._minibatches.folds
-        return quadratic_of(slopes, roots, batch[1], value, folds(step) if folds else None, self.n_folds)
+        own = folds(step) if folds else None
+        return quadratic_of(slopes, roots, batch[1], value, own, self.n_folds, self.nat_at(value))
+
+    def nat_at(self, loss: float) -> float:
+        """Return how much of the loss is a nat of the likelihood that it stands for, where it has this value.
+
+        Cross-entropy is in nats. Squared errors e^2 of mean m have the likelihood of a normal distribution with the
+        variance m, e^2 / 2 m, so that no unit of the targets' counts.
+        """
+        is_squared = self._criterion.loss == "mse" and self.is_smooth
+        return max(2 * loss, sys.float_info.min) if is_squared else 1.0
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
         """Return the loss on the minibatch of `step`, and dL/dalpha, [G, K], float64, up to a constant for each group.

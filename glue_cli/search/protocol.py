@@ -194,6 +194,9 @@ class Objective(Protocol):
         self, alpha: Tensor, coordinates: Tensor, radius: float, step: int, *, is_tied: bool = False
     ) -> Quadratic: ...
 
+    def nat_at(self, loss: float) -> float:
+        """Return how much of the loss is a nat of the likelihood that it stands for, where it has this value."""
+
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]: ...
 
     @property

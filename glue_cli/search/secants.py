@@ -26,12 +26,14 @@ class Quadratic:
         gradient: [F, n]; curvature: [F, n, n], symmetric, with no negative eigenvalue; both float64 on the CPU. They
             are the contributions of F folds of the examples; their sums are those of the mean loss.
         n_examples: the number of examples that the loss is a mean over.
+        nat: how much of the loss is a nat of the likelihood that it stands for; see `Objective.nat_at`.
     """
 
     loss: float
     gradient: Tensor
     curvature: Tensor
     n_examples: int = 1
+    nat: float = 1.0
 
 
 class Secants:
@@ -125,6 +127,7 @@ def quadratic_of(
     loss: float,
     folds: Tensor | None = None,
     n_folds: int = 1,
+    nat: float = 1.0,
 ) -> Quadratic:
     """Return the loss of a minibatch to second order, fold by fold, given its value at the point.
 
@@ -132,6 +135,7 @@ def quadratic_of(
         slopes, roots: of each direction, for all rows of the minibatch; see `Secants`.
         targets: those of the minibatch.
         folds: the fold of each example, int64 [N], below `n_folds`; None if there is only one.
+        nat: as in `Quadratic`.
     """
     by_slope, by_root = torch.stack([*slopes]), torch.stack([*roots])  # [n, rows, ...]
     parts: list[Tensor | slice] = [slice(None)]
@@ -141,7 +145,7 @@ def quadratic_of(
     gradient = torch.stack([by_slope[:, rows].flatten(1).sum(1) for rows in parts])
     by_part = (by_root[:, rows].flatten(1) for rows in parts)
     curvature = torch.stack([part @ part.T for part in by_part])
-    return Quadratic(loss, gradient.cpu(), curvature.double().cpu(), len(targets))
+    return Quadratic(loss, gradient.cpu(), curvature.double().cpu(), len(targets), nat)
 
 
 def _fold_by_row(folds: Tensor, tokens: Tensor) -> Tensor:

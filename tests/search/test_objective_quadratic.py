@@ -66,6 +66,15 @@ def test_second_order_is_that_of_the_outputs_at_the_ends(objective_of, make, los
     assert (found.curvature - curvature).norm() < 1e-3 * curvature.norm()
 
 
+def test_squared_errors_are_in_nats_by_their_variance(objective_of):
+    """-log of a normal distribution's density is error^2 / (2 variance); cross-entropy is in nats as it is."""
+    assert objective_of(conv_net, "cross_entropy")[0].nat_at(3.7) == 1
+    objective = objective_of(conv_net, "mse")[0]
+    assert objective.nat_at(3.7) == 7.4 and objective.nat_at(0.0) > 0
+    found = quadratic(objective, ALPHA, torch.arange(3), 0.1, 2)
+    assert found.nat == 2 * found.loss
+
+
 @pytest.mark.parametrize("make", [conv_net, Attentive])
 @pytest.mark.parametrize("n_groups", [1, 2])
 def test_slopes_near_the_blend_are_the_gradient(objective_of, make, n_groups):

@@ -17,7 +17,7 @@ MOST = 4
 MakeStrategy = Callable[[Tensor], Strategy]
 
 
-@dataclass
+@dataclass(eq=False)
 class Contender:
     """Attributes: losses: of its steps; infinite for one that was skipped, as a loss was not finite."""
 

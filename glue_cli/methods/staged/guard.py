@@ -120,6 +120,11 @@ def guard(objective: Objective, purse: Purse, end: Candidate, rivals: Sequence[C
     return Verdict(name, returned, mean, error, len(own), end_loss, judged, is_whole)
 
 
+def loss_of(objective: Objective, candidate: Candidate) -> float:
+    """Return a blend's mean loss on all held-out data, as it would be written."""
+    return _terms(objective, candidate, objective.n_held_out_batches).mean().item()
+
+
 def _affordable(
     objective: Objective, n_forwards: float, candidates: Sequence[Candidate]
 ) -> tuple[list[Candidate], int]:

@@ -110,7 +110,8 @@ def _screen(objective: Objective, kind: Statistics, purse: Purse, seed: int, sha
     lost = [start for start in starts[1:] if not start.is_finite]
     if len(starts) == domain.n_experts + 1 and not lost:
         losses = torch.tensor([start.loss for start in starts[1:]], dtype=torch.float64)
-        by_loss = domain.from_logits(-losses).expand(domain.shape).clone()
+        nats = losses / objective.nat_at(losses.min().item())
+        by_loss = domain.from_logits(-nats).expand(domain.shape).clone()
         starts.append(Start(BY_LOSS, by_loss, kind))
         _look(objective, starts[-1:], 0)
     experts = [start.expert for start in lost if start.expert is not None]

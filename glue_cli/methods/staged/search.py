@@ -1,4 +1,4 @@
-"""The default preset's search: screen starts, race the best, descend from the winner, guard the result.
+"""The default preset's search: screen starts, race the best, descend from the winners, guard the result.
 
 The descent is done by a strategy: Gauss-Newton, SPSA, CMA-ES, or the true gradient. If there are groups of tensors and
 a strategy for them, one alpha for all is learned first, and from there an alpha for each group.
@@ -89,7 +89,7 @@ class _StagedSearch:
         self._starts: list[Start] = []  # the best first
         self._lost: list[str] = []  # the names of the starts whose loss is not finite
         self._skips = Skips()
-        self._contenders: list[Contender] = []  # the first leads; after the race it is the winner
+        self._contenders: list[Contender] = []  # the first leads; after the descent it is the winner
         self._runner_up: Candidate | None = None  # what came second in the race
         self._groups: ByGroup | None = None
         self._plateau = Plateau(settings.patience)
@@ -122,24 +122,42 @@ class _StagedSearch:
         self._stage = "race"
 
     def _race(self) -> None:
-        """Let all contenders make a step; after every `n_rounds` steps, drop the worse half."""
-        contenders = self._contenders
-        if len(contenders) == 1 or not self._can_step():
+        """Let all contenders make a step; after every `n_rounds` steps, drop the worse half.
+
+        Without a budget the best of each kind of statistics stays: a few steps from a start do not tell which kind is
+        better at the end.
+        """
+        contenders, n_winners = self._contenders, len(self._winners())
+        if len(contenders) == n_winners or not self._can_step():
             self._end_race()
             return
         self._make_step()
         if len(contenders[0].losses) % contenders[0].strategy.n_rounds == 0:
             contenders.sort(key=lambda contender: contender.score)
             self._runner_up = self._estimate("runner-up", contenders[1])
-            del contenders[(len(contenders) + 1) // 2 :]
+            half, winners = contenders[: (len(contenders) + 1) // 2], self._winners()
+            kept = [one for one in contenders if one in half or one in winners]
+            self._contenders = kept if len(kept) < len(contenders) else winners
 
     def _end_race(self) -> None:
-        if len(self._contenders) > 1 and self._contenders[0].losses:  # the race was cut short
+        if self._contenders[0].losses:
             self._contenders.sort(key=lambda contender: contender.score)
-            self._runner_up = self._estimate("runner-up", self._contenders[1])
-        del self._contenders[1:]
+        winners = self._winners()
+        others = [contender for contender in self._contenders if contender not in winners]
+        if others and others[0].losses:  # the race was cut short
+            self._runner_up = self._estimate("runner-up", others[0])
+        self._contenders = winners
         self._note()
         self._stage = "descend"
+
+    def _winners(self) -> list[Contender]:
+        """Return the contenders that would descend now: the first, or without a budget the first of each kind."""
+        if self._purse.is_limited:
+            return self._contenders[:1]
+        first: dict[Statistics, Contender] = {}
+        for contender in self._contenders:
+            first.setdefault(contender.start.statistics, contender)
+        return [*first.values()]
 
     def _descend(self) -> None:
         """Make a step, until the budget's part is spent or, without a budget, the validation loss is level."""
@@ -149,12 +167,27 @@ class _StagedSearch:
             if not is_due or not self._plateau.reached(val_loss):
                 return
             self._stopped = "plateau"
+        n_winners = len(self._contenders)
+        self._choose_winner()
         self._note()
-        self._begin_groups()
+        self._begin_groups(n_winners)
         self._stage = "groups" if self._groups else "guard"
 
-    def _begin_groups(self) -> None:
-        """Begin to learn an alpha for each group, if there are several and the budget has room for them."""
+    def _choose_winner(self) -> None:
+        """Of the winners with each kind of statistics, keep the one that is better as it would be written."""
+        if len(self._contenders) == 1:
+            return
+        found = [self._estimate("runner-up", contender) for contender in self._contenders]
+        losses = [guard.loss_of(self._objective, candidate) for candidate in found]
+        best, second = sorted(range(len(found)), key=lambda k: (math.isnan(losses[k]), losses[k]))[:2]
+        self._contenders, self._runner_up = [self._contenders[best]], found[second]
+
+    def _begin_groups(self, n_winners: int) -> None:
+        """Begin to learn an alpha for each group, if there are several and the budget has room for them.
+
+        Args:
+            n_winners: how many have descended; groups cost a share of one's descent.
+        """
         if self._make_groups is None:
             return
         (winner,) = self._contenders
@@ -163,7 +196,7 @@ class _StagedSearch:
             n_forwards = min(n_forwards, self._left() + self._kept_for_groups())
         else:
             spent = {stage.stage: stage.forwards for stage in self._spending}
-            n_forwards = by_group.share_of_descent(spent["race"] + spent["descend"])
+            n_forwards = by_group.share_of_descent(spent["race"] + spent["descend"] / n_winners)
         one = self._estimate("one alpha", winner)
         groups = ByGroup(self._make_groups, one, winner.start.alpha, n_forwards)
         if not self._purse.is_limited or by_group.fits(groups.strategy, n_forwards):

@@ -67,7 +67,7 @@ class GaussNewton:
         self.least_forwards = self.n_forwards // 2 + 1
         self._seed, self._anchor = seed, start if anchor is None else anchor[: self._domain.n_groups]
         self._ahead, self._estimate = _Least(self._domain, start), _Least(self._domain, start)
-        self._n_steps = 0
+        self._n_steps, self._unit = 0, 1.0  # of the sums, a nat at the first step
         self._sound, self._share = start, 1.0  # the last point ahead with a finite loss, and the share of the radius
         self._coordinates = torch.empty(0, dtype=torch.int64)
 
@@ -103,9 +103,12 @@ class GaussNewton:
         spread = self._domain.spread(alpha, self._coordinates[known])
         curvature = spread @ curvature @ spread.T
         linear = curvature @ alpha.flatten() - gradient @ spread.T
+        if not self._n_steps:
+            self._unit = answer.nat
         self._n_steps += 1
-        self._ahead.add(curvature, linear, kept=_KEPT_AHEAD)
-        self._estimate.add(curvature, linear, kept=1 - 1 / (1 + _MEMORY * self._n_steps))
+        seen = curvature / self._unit, linear / self._unit, answer.nat / self._unit
+        self._ahead.add(*seen, kept=_KEPT_AHEAD)
+        self._estimate.add(*seen, kept=1 - 1 / (1 + _MEMORY * self._n_steps))
         if self._domain.n_groups > 1:  # many unknowns: hold the point ahead back too
             n_ahead = answer.n_examples / (1 - _KEPT_AHEAD)
             self._ahead.alpha = self._ahead.shrunk(self._anchor, n_ahead).alpha
@@ -113,10 +116,11 @@ class GaussNewton:
 
     def state(self) -> State:
         accounts = prefixed("ahead", self._ahead.state()) | prefixed("estimate", self._estimate.state())
-        return {"n_steps": self._n_steps, "sound": self._sound, "share": self._share, **accounts}
+        return {"n_steps": self._n_steps, "unit": self._unit, "sound": self._sound, "share": self._share, **accounts}
 
     def restore(self, state: State) -> None:
-        self._n_steps, self._sound, self._share = state["n_steps"], state["sound"], state["share"]
+        self._n_steps, self._unit = state["n_steps"], state["unit"]
+        self._sound, self._share = state["sound"], state["share"]
         self._ahead.restore(part_of(state, "ahead"))
         self._estimate.restore(part_of(state, "estimate"))
 
@@ -150,17 +154,19 @@ class _Least:
 
     def __init__(self, domain: Simplex, start: Tensor) -> None:
         self.alpha = start
-        self._domain, self._weight = domain, 0.0  # the total of the quadratics
+        self._domain = domain
+        self._weight, self._nat = 0.0, 0.0  # totals of the quadratics
         self._curvature = torch.zeros(1, start.numel(), start.numel(), dtype=torch.float64)  # per fold
         self._linear = torch.zeros(1, start.numel(), dtype=torch.float64)
 
-    def add(self, curvature: Tensor, linear: Tensor, *, kept: float) -> None:
+    def add(self, curvature: Tensor, linear: Tensor, nat: float, *, kept: float) -> None:
         """Add a quadratic, x . curvature . x / 2 - linear . x; those before it keep the share `kept` of their weight.
 
         Args:
             curvature: [F, G K, G K], linear: [F, G K]; the quadratic is their sum over the folds.
+            nat: as in `Quadratic`, in the same unit.
         """
-        self._weight = kept * self._weight + 1
+        self._weight, self._nat = kept * self._weight + 1, kept * self._nat + nat
         self._curvature = kept * self._curvature + curvature
         self._linear = kept * self._linear + linear
         whole = self._curvature.sum(0)
@@ -174,11 +180,13 @@ class _Least:
         if not self._weight:
             return Shrunk(self.alpha, self.alpha[None])
         curvature, linear = self._curvature / self._weight, self._linear / self._weight
-        return shrink(self._domain, curvature, linear, anchor, self.alpha, n_examples)
+        nat = self._nat / self._weight
+        return shrink(self._domain, curvature / nat, linear / nat, anchor, self.alpha, n_examples)
 
     def state(self) -> State:
-        return {"alpha": self.alpha, "curvature": self._curvature, "linear": self._linear, "weight": self._weight}
+        sums = {"curvature": self._curvature, "linear": self._linear, "weight": self._weight, "nat": self._nat}
+        return {"alpha": self.alpha, **sums}
 
     def restore(self, state: State) -> None:
-        self.alpha, self._weight = state["alpha"], state["weight"]
+        self.alpha, self._weight, self._nat = state["alpha"], state["weight"], state["nat"]
         self._curvature, self._linear = state["curvature"], state["linear"]

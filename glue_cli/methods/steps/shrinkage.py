@@ -39,7 +39,8 @@ def shrink(
     is not pulled.
 
     Args:
-        curvature: [F, G K, G K], linear: [F, G K]; their sums are the mean loss, x . curvature . x / 2 - linear . x.
+        curvature: [F, G K, G K], linear: [F, G K]; their sums are the mean loss, x . curvature . x / 2 - linear . x,
+            in nats.
         anchor: where the estimates are pulled to, [G, K]; near: where the minimisation starts, [G, K].
         n_examples: how many examples the quadratics come from.
     """

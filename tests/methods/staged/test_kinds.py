@@ -1,5 +1,7 @@
 """A search among both kinds of BatchNorm's statistics, and one for an alpha a group."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_objective import Bowl
@@ -72,9 +74,23 @@ def test_the_guard_mends_a_choice_that_minibatches_got_wrong():
         return written(objective, alphas, statistics, n_batches) + (2.0 if statistics == "refreshed" else 0.0)
 
     objective.written_terms = worse
-    learned = spsa(objective, settings_of(), seed=0)
+    learned = spsa(objective, settings_of(budget="200"), seed=0)
     assert learned.search.start.endswith(", refreshed") and learned.search.returned == "uniform"
     assert learned.statistics == "averaged" and learned.val_loss == pytest.approx(1, abs=0.05)
+    assert spsa(objective, settings_of(), seed=0).statistics == "averaged"
+
+
+def test_a_kind_that_gets_ahead_late_is_not_dropped_in_the_race():
+    class Late(TwoKinds):
+        def quadratic(self, alpha, coordinates, radius, step, **named):
+            found = super().quadratic(alpha, coordinates, radius, step, **named)
+            return replace(found, loss=found.loss + (1.0 if step < 12 else 0.0))
+
+    objective = Late(TARGET, [[0.7, 0.1, 0.2]], floors=(0.5, 1.0))
+    learned = spsa(objective, settings_of(), seed=0)
+    assert learned.statistics == "averaged" and learned.search.returned == "end"
+    torch.testing.assert_close(learned.alpha, objective.target, rtol=0, atol=0.02)
+    assert "runner-up, refreshed" in {rival.name for rival in learned.search.guard.rivals}
 
 
 def test_a_kind_whose_uniform_blend_is_not_finite_is_left_out():

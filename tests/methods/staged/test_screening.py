@@ -18,7 +18,7 @@ class Levels:
         levels: of the experts, [K], on every minibatch; or a list of them by step.
     """
 
-    kinds = ("averaged",)
+    kinds, nat = ("averaged",), 1.0
 
     def __init__(self, *levels, n_groups=1):
         self.levels = [torch.tensor(row, dtype=torch.float64) for row in levels]
@@ -27,6 +27,9 @@ class Levels:
 
     def with_statistics(self, statistics):
         return self
+
+    def nat_at(self, loss):
+        return self.nat
 
     def loss(self, alphas, step):
         return (alphas * self.levels[min(step, len(self.levels) - 1)]).sum((1, 2)) / self.n_groups
@@ -193,3 +196,12 @@ def test_a_second_minibatch_without_a_finite_loss():
         run(Levels([1.0] * 2, [math.nan] * 2))
     starts = run(Levels([1.0] * 8, [math.nan] * 8))
     assert starts and all(len(start.losses) == 1 for start in starts)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e6])
+def test_the_unit_of_a_loss_does_not_tell_the_start_by_loss(unit):
+    objective = Levels([unit * level for level in (1.0, 3.0, 2.0)])
+    objective.nat = unit
+    by_loss = next(start for start in run(objective) if start.name == "by loss")
+    halfway = (torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64) + 2.0) / 2  # from the uniform blend
+    torch.testing.assert_close(by_loss.alpha[0], torch.softmax(-halfway, 0), rtol=0, atol=1e-9)

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fake_objective import Bowl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from glue_cli.methods.steps.strategy import make_step
 from glue_cli.running.losses import example_losses
 from glue_cli.search.account import Cost
 from glue_cli.search.points import towards_experts
-from glue_cli.search.secants import Secants
+from glue_cli.search.secants import Quadratic, Secants
 
 
 class Linear:
@@ -128,6 +129,30 @@ def test_small_minibatches_add_up():
         descent.step(step, math.inf)
         excess.append(objective.loss_at(descent.alpha) - least)
     assert max(excess[-5:]) < 0.2 * excess[0] and max(excess[-5:]) < 0.02
+
+
+@pytest.mark.parametrize("unit", [2.0**-60, 2.0**-13, 2.0**20])
+def test_the_unit_of_a_loss_does_not_tell_how_far_few_examples_are_trusted(unit):
+    """As that of a regression's targets: five folds that half agree, in another unit."""
+    targets = torch.randn(5, 4, generator=generator(4)).add(torch.arange(4)).softmax(-1)
+    bowls = [Bowl(target) for target in targets.tolist()]
+
+    def found(unit):
+        descent = GaussNewton(Simplex(1, 4), uniform(4), seed=0)
+        for step in range(3):
+            asked = descent.ask(step, math.inf)
+            parts = [bowl.quadratic(asked.alpha, asked.coordinates, asked.radius, step) for bowl in bowls]
+            loss = unit * sum(part.loss for part in parts) / 5
+            gradient = unit * torch.cat([part.gradient for part in parts]) / 5
+            curvature = unit * torch.cat([part.curvature for part in parts]) / 5
+            descent.tell(Quadratic(loss, gradient, curvature, 20, 2 * loss))
+        return descent.shrunk(20)
+
+    wanted = found(1.0)
+    other = found(unit)
+    torch.testing.assert_close(other.alpha, wanted.alpha, rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.without, wanted.without, rtol=0, atol=1e-5)
+    assert (wanted.alpha - uniform(4)).abs().max() > 0.02
 
 
 def test_old_quadratics_are_forgotten(quadratic):
