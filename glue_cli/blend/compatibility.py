@@ -59,6 +59,11 @@ def tensor_misfits(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: C
     if empty := [expert for expert in experts if not expert.entries]:
         hint = "save the model's tensors: torch.save(model.state_dict(), PATH)"
         return [Misfit("tensors", f"'{empty[0].path}' has no tensor", hint=hint)]
+    for expert in experts:
+        if placeholders := _placeholders(expert):
+            message = f"'{expert.path}' has weights without numbers, as DeepSpeed's ZeRO-3 leaves them in each process"
+            hint = "gather them first: run zero_to_fp32.py, which lies in the checkpoint's folder"
+            return [Misfit("tensors", message, tuple(f"'{name}'" for name in placeholders), hint)]
     differences = [d for d in find_differences(experts) if d.name not in apart and not _is_missing_counter(d, experts)]
     if dtype_given:
         differences = [d for d in differences if not (d.kind == "dtype" and _float_everywhere(d.name, experts))]
@@ -76,6 +81,16 @@ def tensor_misfits(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: C
     else:
         message, hint = "the experts are not of one architecture", "blend checkpoints of one architecture only"
     return [Misfit("tensors", message, tuple(difference.text for difference in differences), hint)]
+
+
+def _placeholders(expert: Checkpoint) -> list[str]:
+    """Return the weights that are empty: all of a checkpoint, or those of modules, which are never [0]."""
+    empty = [name for name, entry in expert.entries.items() if entry.n_elements == 0]
+    return [n for n in empty if len(empty) == len(expert.entries) or _is_unset(n, expert.entries[n].shape)]
+
+
+def _is_unset(name: str, shape: tuple[int, ...]) -> bool:
+    return shape == (0,) and name.rpartition(".")[2] in ("weight", "bias")
 
 
 def _is_missing_counter(difference: Difference, experts: Sequence[Checkpoint]) -> bool:

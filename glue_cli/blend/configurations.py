@@ -35,6 +35,8 @@ _IGNORED = (
 )
 # These do, though they are called as some that do not: ESM's scales embeddings, masks or none.
 _NOT_IGNORED = ("token_dropout", "normalize_router_prob_before_dropping", "drop_vision_last_layer")
+# Those of single models: dory divides by it in forward.
+_NOT_IGNORED_BY = {"dory": ("initializer_range",)}
 # Keys whose differences are reported but harmless: longer texts than an expert was trained for, other padding.
 _NOTED = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "pad_token_id")
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # other names, same function
@@ -117,7 +119,8 @@ def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) 
 def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[Difference]:
     config, other = _normalised(config), _normalised(other)
     for key in dict.fromkeys((*config, *other)):
-        if _is_like(key, _IGNORED) and not _is_like(key, (*_NOTED, *_NOT_IGNORED)):
+        counting = (*_NOTED, *_NOT_IGNORED, *_NOT_IGNORED_BY.get(str(config.get("model_type")), ()))
+        if _is_like(key, _IGNORED) and not _is_like(key, counting):
             continue
         value, wanted = config.get(key), other.get(key)
         if isinstance(value, dict) and isinstance(wanted, dict):

@@ -22,6 +22,10 @@ _SETTINGS = ("add_bos_token", "add_eos_token", "do_lower_case")  # of a tokenize
 _LARGEST = 64 << 20  # bytes of a file of pieces that is still read; the largest known have 15 MB
 
 
+# How sentence-transformers prepares texts: their case and length, and what is put before them.
+_OF_SENTENCES = ("sentence_bert_config.json", "config_sentence_transformers.json")
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The tokens of a folder.
@@ -91,6 +95,11 @@ def preparation_notes(folders: Sequence[Path]) -> list[str]:
         templates = [_chat_template(each) for each in (read[0], folder)]
         if None not in templates and templates[0] != templates[1]:
             notes.append(f"{folder} writes conversations by another chat template than {read[0]}")
+        for name in _OF_SENTENCES:
+            said, said_by_other = (read_object(each / name) for each in (read[0], folder))
+            keys = [key for key in dict.fromkeys((*said, *said_by_other)) if not key.startswith("__")]
+            if differing := [key for key in keys if said.get(key) != said_by_other.get(key)]:
+                notes.append(f"{folder}/{name} differs from that of {read[0]} in {' and '.join(differing)}")
     return notes
 
 

@@ -140,7 +140,8 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
 
 
 def _configuration(folder: Path) -> dict[str, Any]:
-    config = read_object(folder / "config.json")
+    """Return a module's settings, which some modules have in files such as `lstm_config.json`."""
+    config = {key: value for file in sorted(folder.glob("*config.json")) for key, value in read_object(file).items()}
     return {key: value for key, value in config.items() if key not in _OF_NO_EFFECT}
 
 

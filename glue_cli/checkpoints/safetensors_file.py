@@ -53,9 +53,11 @@ def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEn
             file_bytes = stamp.n_bytes
             length = int.from_bytes(file.read(8), "little")
             if file_bytes < 8 or length > file_bytes - 8:
-                what = "is cut short" if length <= MAX_HEADER_BYTES else "is not a safetensors file"
+                if length > MAX_HEADER_BYTES and file.read(1) != b"{":
+                    message = f"'{path}' is not a safetensors file, nor of another kind that glue knows"
+                    raise CheckpointError(message, hint="save it as safetensors with the library that wrote it")
                 raise CheckpointError(
-                    f"'{path}' {what}: its header claims {length:,} bytes, the file has {file_bytes:,}",
+                    f"'{path}' is cut short: its header claims {length:,} bytes, the file has {file_bytes:,}",
                     hint=WRONG_FILE,
                 )
             if length > MAX_HEADER_BYTES:

@@ -21,7 +21,7 @@ from torch import Tensor
 from glue_cli.checkpoints.header import Stamp, TensorEntry, stamp_of
 from glue_cli.checkpoints.nested_pickles import largest_tuple
 from glue_cli.checkpoints.tensors import FILE_DTYPES
-from glue_cli.checkpoints.weight_sets import AVERAGES, CONVENTIONAL, choose_set
+from glue_cli.checkpoints.weight_sets import CONVENTIONAL, choose_set, is_average, is_of_training
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
@@ -104,6 +104,10 @@ def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
         raise CheckpointError(f"'{path}' holds arrays of NumPy", hint=hint)
     if "constants.pkl" in names:
         raise CheckpointError(f"'{path}' is a TorchScript archive", hint=_SAVE_AGAIN)
+    if "data.pkl" not in names:
+        items = sorted(f"'{name}'" for name in names if name)
+        message = f"'{path}' is a zip archive that torch.save did not write"
+        raise CheckpointError(message, items=items, hint=_SAVE_AGAIN)
     if order not in ([], [b"little"]):
         raise CheckpointError(f"'{path}' was saved on a big-endian machine", hint=_SAVE_AGAIN)
     return records
@@ -157,9 +161,18 @@ def _foreign_classes(file: IO[bytes]) -> list[str]:
 def _state_dict_in(path: Path, content: Any, wanted: str | None) -> tuple[str | None, Mapping[str, Tensor]]:
     """Return the chosen state dict, and its name if there are several."""
     weights = None
+    if isinstance(content, Mapping) and "param_groups" in content and "state" in content:
+        raise CheckpointError(f"'{path}' holds the state of an optimiser, and no model", hint="name the model's file")
     if isinstance(content, Mapping) and (sets := _state_dicts_in(content)):
         name = choose_set(path, {name: len(state) for name, state in sets.items()}, wanted)
-        weights, content = name if len(sets) > 1 else None, sets[name]
+        beside = _beside(content)
+        if beside and wanted is None:
+            raise CheckpointError(
+                f"'{path}' holds weights beside the set '{name}'",
+                items=beside,
+                hint=f"take that set alone by --weights {name}, or save all of them as one state dict",
+            )
+        weights, content = name if len(sets) > 1 or beside else None, sets[name]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' has a {_kind(content)}, not a state dict", hint=_SAVE_AGAIN)
     others = [
@@ -195,8 +208,21 @@ def _state_dicts_in(content: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
         if isinstance(name, str) and (state := _state_dict_of(value)):
             sets[name] = state
     if any(_is_weight(value) for value in content.values()):
-        sets = {name: state for name, state in sets.items() if name in AVERAGES | CONVENTIONAL}
+        sets = {name: state for name, state in sets.items() if name in CONVENTIONAL or is_average(name)}
     return sets
+
+
+def _beside(content: Mapping[Any, Any]) -> list[str]:
+    """Return what of a training checkpoint, which is no set, may belong to a model: tensors, and averages' lists."""
+    loose = [f"{name!r}: {list(value.shape)}" for name, value in content.items() if _is_weight(value)]
+    lists = [
+        f"{name!r}: {len(inner)} tensors without names"
+        for name, value in content.items()
+        if isinstance(name, str) and is_average(name) and isinstance(value, Mapping)
+        for inner in value.values()
+        if isinstance(inner, list | tuple) and inner and all(map(_is_weight, inner))
+    ]
+    return [*(text for text in loose if not is_of_training(text)), *lists]
 
 
 def _state_dict_of(value: Any) -> Mapping[Any, Any] | None:
@@ -205,7 +231,8 @@ def _state_dict_of(value: Any) -> Mapping[Any, Any] | None:
         return None
     if any(_is_weight(inner) for inner in value.values()):
         return value
-    inside = [inner for inner in value.values() if isinstance(inner, Mapping) and _state_dict_of(inner) is inner]
+    named = [inner for name, inner in value.items() if isinstance(name, str) and isinstance(inner, Mapping)]
+    inside = [inner for inner in named if _state_dict_of(inner) is inner]
     return inside[0] if len(inside) == 1 else None
 
 
@@ -232,7 +259,9 @@ def _entry(path: Path, number: int, name: str, tensor: Tensor, records: Mapping[
     storage = tensor.untyped_storage()
     start: int | None = getattr(storage, "_checkpoint_offset", None)  # since PyTorch 2.7
     if start is None:
-        raise CheckpointError(f"'{path}': '{name}' has no place in the file", hint="update PyTorch to 2.7 or later")
+        what = "is a share of a tensor" if hasattr(tensor, "full_tensor") else "has no numbers in the file"
+        hint = "save the whole model's state dict, gathered from all processes and off the meta device"
+        raise CheckpointError(f"'{path}': '{name}' {what}", hint=hint)
     skipped = int(tensor.storage_offset()) * tensor.element_size()
     entry = TensorEntry(name, FILE_DTYPES[tensor.dtype], tuple(tensor.shape), number, start + skipped)
     # torch.load assumes torch.save's layout to compute offsets; archives that other programs rewrote differ

@@ -3,6 +3,7 @@
 Needs no torch.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,15 +22,31 @@ AVERAGES = frozenset(
 CONVENTIONAL = frozenset(
     ("state_dict", "model_state_dict", "model", "net", "network", "network_weights", "params", "module", "weights")
 )
+_AVERAGE = re.compile(r"(?:^|_)(?:ema|swa|shadow|averag\w*)(?:_|$)", re.IGNORECASE)
+# Names of what a training checkpoint holds beside a model, such as the classes' weights in the loss.
+_OF_TRAINING = re.compile(
+    r"optim|sched|scaler|rng|random|criterion|loss|class_?weight|metric|callback|hist", re.IGNORECASE
+)
 # As the first part of a tensor's name, "teacher" is just as often a module of one model.
 _PREFIXES = AVERAGES - {"teacher"}
 WHOLE = "all"  # given instead of a prefix, it means the whole file
 _ALIKE = 0.9  # the least share of an average's tensors that its model has too, by name and shape
-_OR_WHOLE = f"or, if they are parts of one model, --weights {WHOLE}"
+_OR_WHOLE = "or, if they are parts of one model, --weights %s"
+
+
+def is_average(name: str) -> bool:
+    """Tell whether a set of weights is called as an average of others."""
+    last = name.rpartition(".")[2]
+    return last in AVERAGES or _AVERAGE.search(last) is not None
+
+
+def is_of_training(name: str) -> bool:
+    """Tell whether something in a training checkpoint is called as no part of the model."""
+    return _OF_TRAINING.search(name) is not None
 
 
 def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, otherwise: str | None = None) -> str:
-    """Choose a set of weights: the one asked for, the only one, or the one with a conventional name.
+    """Choose a set of weights: the one asked for, the only one, or one with a usual name if no other is of a model.
 
     Args:
         path: the file, for messages.
@@ -40,8 +57,8 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, other
         UsageError: the set asked for does not exist.
         CheckpointError: there are several, and convention does not decide.
     """
-    if wanted is not None and wanted in sizes:
-        return wanted
+    if wanted is not None and (within := next((name for name in sizes if _is_in(wanted, name)), None)):
+        return within
     listed = [f"{name}: {counted(size, 'tensor')}" for name, size in sizes.items()]
     if len(sizes) == 1:
         return next(iter(sizes))
@@ -50,9 +67,9 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, other
             f"--weights {wanted}: '{path}' has no such set of weights", items=listed, hint="name one of these"
         )
     known = [name for name in sizes if name in CONVENTIONAL]
-    if len(known) == 1 and not sizes.keys() & AVERAGES:
+    if len(known) == 1 and all(name == known[0] or is_of_training(name) for name in sizes):
         return known[0]
-    example = next((name for name in sizes if name in AVERAGES), next(iter(sizes)))
+    example = next((name for name in sizes if is_average(name)), next(iter(sizes)))
     alone = f"or save it alone: glue mix --alpha 1 --weights {example} '{path}' -o alone.safetensors"
     raise CheckpointError(
         f"'{path}' holds several sets of weights",
@@ -61,11 +78,17 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, other
     )
 
 
+def _is_in(wanted: str, name: str) -> bool:
+    """Tell whether what is asked for is a set, or a part of it, as `ema.ema_model` of `ema`."""
+    return wanted == name or wanted.startswith(f"{name}.")
+
+
 def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
     """Choose one set of weights if a checkpoint also holds an average of them: `ema.w` besides `model.w`.
 
     Args:
-        wanted: the set to choose; `WHOLE` if both are parts of one model; None is an error if there are several.
+        wanted: the set to choose; `WHOLE` if both are parts of one model; None is an error if there are several. In a
+            set of a file with several ones, the names of both, with a dot between.
     Raises:
         UsageError, CheckpointError: as `choose_set`.
     """
@@ -82,10 +105,15 @@ def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
     if not alike:
         return checkpoint
     names = dict.fromkeys(name for pair in alike for name in reversed(pair))
-    if wanted == WHOLE:
-        return replace(checkpoint, weights=WHOLE)
-    chosen = choose_set(checkpoint.path, {name: len(sets[name]) for name in names}, wanted, _OR_WHOLE)
-    entries = {name: entry._replace(name=name) for name, entry in sets[chosen].items()}
+    outer = f"{checkpoint.weights}." if checkpoint.weights else ""
+    if wanted == f"{outer}{WHOLE}":
+        return replace(checkpoint, weights=wanted)
+    named = {f"{outer}{name}": sets[name] for name in names}
+    inner = None if wanted == checkpoint.weights else wanted
+    chosen = choose_set(
+        checkpoint.path, {name: len(own) for name, own in named.items()}, inner, _OR_WHOLE % f"{outer}{WHOLE}"
+    )
+    entries = {name: entry._replace(name=name) for name, entry in named[chosen].items()}
     return replace(checkpoint, entries=entries, weights=chosen)
 
 

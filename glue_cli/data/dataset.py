@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glue_cli.foundation.errors import SpecError
 from glue_cli.running.losses import IGNORED
-from glue_cli.spec.schema import DataSpec
 
 
 @dataclass(frozen=True)
@@ -182,25 +180,3 @@ class Replies:
     examples: Sequence[Any]
     are_conversations: bool
     tools: Sequence[Sequence[Any]] = ()
-
-
-def split_name(data: DataSpec, split: str) -> str | None:
-    """Return the name of a split on disk: the one in `data.splits`, or else its own.
-
-    None for val when another split has taken that name: with `splits: {test: val}` the folder `val` is the test split,
-    and there is no val split.
-
-    Raises:
-        SpecError: another split has taken the name of train or test.
-    """
-    for other, name in data.splits.items():
-        if other == split:
-            return name
-    if split not in data.splits.values():
-        return split
-    if split == "val":
-        return None
-    raise SpecError(
-        f"data.splits gives the name '{split}' to another split, so there is no {split} split",
-        hint=f"name the {split} split in data.splits",
-    )

@@ -98,7 +98,7 @@ def _data_files(spec: "Spec") -> list[Path]:
         spec.path(data.root) / f"{name}.{ending}"
         for data in spec.data_sets
         for ending in _ENDINGS.get(data.format, ())
-        for name in ("train", "val", "validation", "test", *data.splits.values())
+        for name in ("train", "val", "validation", "valid", "dev", "test", *data.splits.values())
     ]
 
 

@@ -28,7 +28,7 @@ from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
 from glue_cli.search.protocol import Blends
 from glue_cli.workflows.compute import blending_compute, evaluation_compute
 from glue_cli.workflows.evaluation import add_all, add_only_blend
-from glue_cli.workflows.fits import check_blends_fit_data, check_fits_data, warn_of_padding
+from glue_cli.workflows.fits import check_blends_fit_data, check_fits_data, warn_of_neighbours
 from glue_cli.workflows.gates import ByExample, gates_of
 from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.mix.experts import adapter_alone
@@ -75,7 +75,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
             if are_new:
                 check_fits_data(model, view, spec.loss, spec.data.where)
             if not k:  # timed on data that fit
-                warn_of_padding(model, view, run.progress)
+                warn_of_neighbours(model, view, run.progress)
                 compute = evaluation_compute(spec, model, view, run)
             on_device = compute.to_device(model)
             add_all(evaluation, on_device, view.on(compute), compute, run.ranks, seed=spec.seed)

@@ -19,7 +19,7 @@ from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.finetuning import Finetuning
-from glue_cli.workflows.fits import check_fits_data, warn_of_padding
+from glue_cli.workflows.fits import check_fits_data, warn_of_neighbours
 from glue_cli.workflows.inputs import inputs_of
 from glue_cli.workflows.learning_rates import plan_trial
 from glue_cli.workflows.resuming import Keeper, keeping
@@ -87,7 +87,7 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     for split in ("train", *watched):
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     warn_of_left_out(model, run.progress)
-    warn_of_padding(model, target["train"], run.progress)
+    warn_of_neighbours(model, target["train"], run.progress)
     trial = plan_trial(spec.finetune, target["train"], target["val"], spec.seed)
     is_sharded, settings = must_shard(model, run), with_lr(spec.finetune, trial.lrs[0])
     compute = training_compute(spec, model, trial.examples, settings, run, is_sharded=is_sharded)

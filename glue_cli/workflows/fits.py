@@ -47,24 +47,30 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
 
 
 @torch.no_grad()
-def warn_of_padding(model: nn.Module, examples: Examples, progress: Progress) -> None:
-    """Warn where a short text has other outputs beside a long one, since the model does not mask its padding."""
-    tokens = examples.dataset.inputs
-    if not isinstance(tokens, Ragged) or isinstance(examples.dataset.targets, Ragged):
+def warn_of_neighbours(model: nn.Module, examples: Examples, progress: Progress) -> None:
+    """Warn where an example has other outputs beside others: padding that is not masked, statistics of the batch."""
+    inputs = examples.dataset.inputs
+    if isinstance(examples.dataset.targets, Ragged):
         return  # targets by token end where their text does
-    short, long = tokens.lengths.argmin(), tokens.lengths.argmax()
-    if tokens.lengths[short] == tokens.lengths[long]:
+    if isinstance(inputs, Ragged):
+        short, long = inputs.lengths.argmin(), inputs.lengths.argmax()
+        if inputs.lengths[short] == inputs.lengths[long]:
+            return
+        batches_of, why = ([short], [short, long]), "does not mask padding"
+    elif len(examples) > 2:
+        first, second, third = torch.arange(3)
+        batches_of, why = ([first, second], [first, third]), "lets examples see each other"
+    else:
         return
     was_training = model.training
     model.eval()
     batches = examples.on(Compute(torch.device("cpu")))
-    batch_of = (batches.pick(torch.stack(chosen)) for chosen in ([short], [short, long]))
-    alone, beside = (outputs_of(model, inputs)[0].float() for inputs, _ in batch_of)
+    one, other = (outputs_of(model, batches.pick(torch.stack(rows))[0])[0].float() for rows in batches_of)
     model.train(was_training)
-    off, largest = (alone - beside).abs().max().item(), alone.abs().max().item()
+    off, largest = (one - other).abs().max().item(), one.abs().max().item()
     if off > _SEEN * largest:
-        text = f"the model does not mask padding: outputs of {largest:.2g} change by {off:.2g} beside a longer text"
-        progress(Noted(f"{text}, so that figures depend on which texts share a batch", warning=True))
+        text = f"the model {why}: outputs of {largest:.2g} change by {off:.2g} beside another"
+        progress(Noted(f"{text}, so that figures depend on which examples share a batch", warning=True))
 
 
 def check_blends_fit_data(blends: Blends, examples: Examples, loss: Loss, where: str) -> None:

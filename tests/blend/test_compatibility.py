@@ -123,6 +123,27 @@ def test_differing_codes_of_an_unknown_format_are_not_to_be_copied(save):
     assert "dequantise the experts instead" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"a.weight": (0,), "a.bias": (4,)},  # small ones are whole in every process
+        {"a.weight": (0,), "a.bias": (0,), "scale": (0,)},
+        {"head.prompt": (0, 4)},
+    ],
+)
+def test_what_zero_3_leaves_in_each_process_is_no_model(save, shapes):
+    """transformers#20082, DeepSpeed#2413: save_pretrained without gathering."""
+    experts = [save(str(k), {name: torch.ones(shape) for name, shape in shapes.items()}) for k in range(2)]
+    with pytest.raises(CheckpointError, match="weights without numbers, as DeepSpeed's ZeRO-3") as caught:
+        refuse(tensor_misfits(experts, dtype_given=False))
+    assert f"'{next(iter(shapes))}'" in caught.value.items and "zero_to_fp32.py" in caught.value.hint
+
+
+def test_empty_tensors_of_other_kinds_are_left_alone(save):
+    marked = LAYERS | {"v_pred": torch.ones(0), "extra.weight": torch.ones(0, 4)}  # a marker, and no inputs
+    assert tensor_misfits([save("a", marked), save("b", marked)], dtype_given=False) == []
+
+
 def test_checkpoints_without_tensors_are_told(save):
     with pytest.raises(CheckpointError, match=r"b\.safetensors' has no tensor"):
         refuse(tensor_misfits([save("a", LAYERS), save("b", {})], dtype_given=False))

@@ -72,6 +72,11 @@ def library(request, monkeypatch):
             "max_position_embeddings is 64",
         ),
         ({"token_dropout": True}, {"token_dropout": False}, "token_dropout is true"),
+        (
+            {"model_type": "dory", "initializer_range": 0.02},
+            {"model_type": "dory", "initializer_range": 0.05},
+            "initializer_range is 0.02",
+        ),
         ({"output_stride": 8}, {"output_stride": 32}, "output_stride is 8"),
         ({"output_logit_soft_cap": 0.3}, {"output_logit_soft_cap": 30.0}, "output_logit_soft_cap is 0.3"),
         (

@@ -36,6 +36,16 @@ FACTORS = {
     "OFT": ("lycoris_x.oft_blocks", "q_proj.oft_R.weight"),
     "BOFT": ("q_proj.boft_R", "q_proj.boft_s"),
     "VeRA": ("q_proj.vera_lambda_b", "q_proj.vera_lambda_d"),
+    **{
+        f"PEFT's {names[0].partition('_')[0]}": tuple(f"model.layers.0.self_attn.q_proj.{name}" for name in names)
+        for names in (
+            *(("gralora_A", "gralora_B"), ("delora_A", "delora_B"), ("hira_A", "hira_B"), ("hra_u",)),
+            *(("deft_P", "deft_R"), ("lily_A.weight", "lily_B.weight"), ("peanut_A.weight", "peanut_B.weight")),
+            *(("adamss_A.0", "adamss_B.0"), ("glora_A.Xd", "glora_B.Xu"), ("tinylora_A", "tinylora_B")),
+            *(("pvera_lambda_b", "pvera_lambda_d"), ("psoft_R.weight",), ("osf_svd_params.U_low",)),
+            *(("frod_lambda_l",), ("miss_block",), ("road_theta",), ("vblora_logits_A",), ("unilora_theta_d",)),
+        )
+    },
     "RandLoRA": ("q_proj.randlora_lambda", "q_proj.randlora_gamma"),
 }
 

@@ -216,3 +216,17 @@ def test_all_that_makes_tokens_of_a_text_is_compared(tmp_path, change, named):
         (tmp_path / name / "tokenizer.json").write_text(json.dumps(plain | others))
     notes = preparation_notes([tmp_path / "a", tmp_path / "b"])
     assert [named in note for note in notes] == ([True] if named else [])
+
+
+def test_what_is_done_to_sentences_before_is_compared(tmp_path):
+    """As sentence-transformers does it; the versions that wrote the files do not matter."""
+    for name, length, prompts in (("a", 32, {"query": "q: "}), ("b", 4, {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+        said = {"max_seq_length": length, "do_lower_case": False}
+        (tmp_path / name / "sentence_bert_config.json").write_text(json.dumps(said))
+        said = {"__version__": {"torch": name}, "prompts": prompts, "default_prompt_name": None}
+        (tmp_path / name / "config_sentence_transformers.json").write_text(json.dumps(said))
+    first, second = preparation_notes([tmp_path / "a", tmp_path / "b"])
+    assert first.endswith("in max_seq_length") and "b/sentence_bert_config.json differs from that of" in first
+    assert second.endswith("in prompts") and "b/config_sentence_transformers.json differs" in second

@@ -1,5 +1,7 @@
+import io
 import json
 import math
+import zipfile
 
 import pytest
 import torch
@@ -69,6 +71,10 @@ def test_files_that_are_no_safetensors(refused):
     assert "is cut short" in refused(b"")
     assert "was not saved by torch.save" in refused(b"PK\3\4" + b"a zip archive of something else" * 9)
     assert "is not a safetensors file" in refused(b"weights of a kind of their own" * 9)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as keras:
+        keras.writestr("model.weights.h5", "x")
+    assert "a zip archive that torch.save did not write" in refused(archive.getvalue())
 
 
 def test_a_header_that_claims_too_much(refused):

@@ -19,7 +19,7 @@ from glue_cli.checkpoints.run_state import (
     state_file,
     write_state,
 )
-from glue_cli.foundation.errors import CheckpointError, UsageError
+from glue_cli.foundation.errors import CheckpointError, ResourceError
 
 STATE = {
     "step": 3,
@@ -78,7 +78,7 @@ def test_a_state_of_another_glue_is_not_believed(tmp_path):
 
 def test_one_process_holds_a_state(tmp_path):
     output = tmp_path / "new" / "p.safetensors"
-    with holding_state(output), pytest.raises(UsageError, match="another process"), holding_state(output):
+    with holding_state(output), pytest.raises(ResourceError, match="another process"), holding_state(output):
         raise AssertionError
     assert not (tmp_path / "new").exists()
     with holding_state(output) as file:

@@ -78,6 +78,56 @@ def test_convention_does_not_decide_between_equals(saved, names):
     assert value_of(read_checkpoint(path, names[1])) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"state_dict": weights(1), "ema_shadow": weights(2)}, "ema_shadow: 2 tensors"),
+        ({"model": weights(1), "head": {"fc": torch.ones(2)}}, "head: 1 tensor"),  # of ArcFace
+        ({"net": weights(1), "disc": weights(2), "optimizer": OPTIMIZER}, "disc: 2 tensors"),
+        ({"model": weights(1), "norm_mean": torch.ones(3), "epoch": 3}, "'norm_mean': [3]"),
+        (
+            {"model": weights(1), "ema": {"decay": 0.9, "shadow_params": [torch.ones(2, 3)]}},
+            "'ema': 1 tensors without",
+        ),
+    ],
+)
+def test_a_set_with_a_usual_name_is_not_taken_without_a_word_about_others(saved, content, said):
+    path, (usual, *_) = saved(content), content
+    with pytest.raises(CheckpointError, match="several sets of weights|weights beside the set") as caught:
+        read_checkpoint(path)
+    assert any(said in item for item in caught.value.items) and "--weights" in caught.value.hint
+    found = read_checkpoint(path, usual)
+    assert value_of(found) == 1 and found.weights == usual
+
+
+def test_an_average_in_a_set_of_several_is_named_by_both(saved):
+    """Of lucidrains/ema-pytorch: the trainer saves the model, and what keeps its average with a copy of the model."""
+    inside = {
+        f"{name}.{key}": tensor
+        for name, value in (("online_model", 1), ("ema_model", 2))
+        for key, tensor in weights(value).items()
+    }
+    path = saved({"model": weights(5), "ema": {**inside, "initted": torch.tensor(True)}})
+    with pytest.raises(CheckpointError, match="several sets") as caught:
+        read_checkpoint(path, "ema")
+    assert caught.value.items == ("ema.online_model: 2 tensors", "ema.ema_model: 2 tensors")
+    assert "--weights ema.ema_model" in caught.value.hint and "--weights ema.all" in caught.value.hint
+    for name, value in (("model", 5), ("ema.online_model", 1), ("ema.ema_model", 2)):
+        found = read_checkpoint(path, name)
+        assert found.weights == name and value_of(found) == value
+    assert read_checkpoint(path, "ema.all").entries.keys() == {*inside, "initted"}
+
+
+def test_the_state_of_an_optimiser_is_no_model(saved):
+    """With one parameter it looks like a state dict with a set inside."""
+    parameter = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.Adam([parameter])
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(CheckpointError, match="the state of an optimiser"):
+        read_checkpoint(saved(optimizer.state_dict()))
+
+
 def test_sets_of_a_safetensors_file_are_told_by_their_prefix(tmp_path):
     path = tmp_path / "x.safetensors"
     sets = {"model": weights(1), "ema": weights(2)}

@@ -1,11 +1,8 @@
 from dataclasses import replace
 
-import pytest
 import torch
 
-from glue_cli.data.dataset import Dataset, Ragged, split_name
-from glue_cli.foundation.errors import SpecError
-from glue_cli.spec.schema import DataSpec
+from glue_cli.data.dataset import Dataset, Ragged
 
 ROWS = [[5, 6, 7], [8], [9, 10]]
 
@@ -71,12 +68,3 @@ def test_data_sets_are_joined_one_behind_the_other():
     assert joined.inputs.padded(4).tolist() == [*rows.padded(4).tolist(), [7, 0, 0, 0], [4, 3, 2, 1]]
     assert joined.targets.padded(4).tolist()[3:] == [[-100] * 4, [3, 2, 1, -100]]
     assert joined.targets.padded(4).tolist()[:3] == rows.following().padded(4).tolist()
-
-
-def test_split_names():
-    plain = DataSpec(format="image-folder", root=".")
-    assert [split_name(plain, split) for split in ("train", "val", "test")] == ["train", "val", "test"]
-    mapped = DataSpec(format="image-folder", root=".", splits={"test": "val"})
-    assert [split_name(mapped, split) for split in ("train", "val", "test")] == ["train", None, "val"]
-    with pytest.raises(SpecError, match="gives the name 'test' to another split, so there is no test split"):
-        split_name(DataSpec(format="image-folder", root=".", splits={"val": "test"}), "test")

@@ -8,7 +8,7 @@ from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.progress import Noted
-from glue_cli.workflows.fits import check_fits_data, warn_of_padding
+from glue_cli.workflows.fits import check_fits_data, warn_of_neighbours
 
 
 def check(model, inputs, targets, loss="mse"):
@@ -155,6 +155,14 @@ def test_padding_that_counts_is_told(texts, masks, is_told):
     torch.manual_seed(0)
     events, model = [], Mean(masks=masks)
     examples = Examples(Dataset(Ragged.of(texts), torch.tensor([0, 1])), None, None)
-    warn_of_padding(model, examples, events.append)
+    warn_of_neighbours(model, examples, events.append)
     assert model.training and ["does not mask padding" in event.text for event in events] == [True] * is_told
     assert all(isinstance(event, Noted) and event.warning for event in events)
+
+
+@pytest.mark.parametrize("tracks", [True, False])
+def test_statistics_of_the_batch_are_told(tracks):
+    events, model = [], nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=tracks))
+    inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    warn_of_neighbours(model, Examples(Dataset(inputs, torch.tensor([0, 1, 2])), None, None), events.append)
+    assert ["lets examples see each other" in event.text for event in events] == ([] if tracks else [True])

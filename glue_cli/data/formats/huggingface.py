@@ -14,13 +14,14 @@ from shutil import rmtree
 from typing import Any
 
 from glue_cli.data.cache import file_checksum
-from glue_cli.data.dataset import Dataset, Replies, Texts, split_name
+from glue_cli.data.dataset import Dataset, Replies, Texts
 from glue_cli.data.formats.arrow_claims import check_saved
 from glue_cli.data.formats.columns import read_columns
 from glue_cli.data.formats.csv_files import read_csv
 from glue_cli.data.formats.parquet_claims import check_growth
 from glue_cli.data.formats.table_files import check_image_folder, find_table_files, identity_of_files
 from glue_cli.data.image_files import find_image_files, tell_kinds, warn_of_others
+from glue_cli.data.split_names import find_split, split_name
 from glue_cli.foundation.errors import DataError, SpecError
 from glue_cli.foundation.pointers import pointer_to
 from glue_cli.foundation.progress import Progress, silent
@@ -114,12 +115,11 @@ def _working_folder(cache: Path | None) -> Iterator[Path]:
 
 def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Path, progress: Progress) -> Any | None:
     """Return a split as a `datasets.Dataset`, or None for a val split that is not there."""
-    name = split_name(data, split)
-    names = [] if name is None else ["val", "validation"] if split == "val" and "val" not in data.splits else [name]
-    match = next((match for name in names if (match := find_table_files(root, name, progress))), None)
+    name = find_split(data, split, lambda name: find_table_files(root, name, silent) is not None)
+    if name is None:
+        return None
+    match = find_table_files(root, name, progress)
     if match is None:
-        if split == "val" and "val" not in data.splits:
-            return None
         raise DataError(
             f"'{root}' has no split '{name}' that the library datasets reads",
             hint=f"check data.root in the spec; wanted for example {name}.parquet, {name}.csv or a folder {name}; "

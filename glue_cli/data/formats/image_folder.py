@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from glue_cli.data.cache import read_cache, write_cache
-from glue_cli.data.dataset import Dataset, split_name
+from glue_cli.data.dataset import Dataset
 from glue_cli.data.image_files import ENDINGS, check_fetched, find_image_files, tell_kinds, warn_of_others
 from glue_cli.data.images import EncodedImage, chosen_resizing, decode_all
+from glue_cli.data.split_names import find_split
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
 from glue_cli.spec.resizing import Resizing
@@ -71,14 +72,12 @@ def read_image_folder(
 
 
 def _split_folder(data: DataSpec, split: str, root: Path) -> Path | None:
-    name = split_name(data, split)
+    name = find_split(data, split, lambda name: (root / name).is_dir())
     if name is None:
         return None
     folder = root / name
     if folder.is_dir():
         return folder
-    if split == "val" and "val" not in data.splits:
-        return None
     near = f"; set data.splits.{split} if the folder has another name" if split not in data.splits else ""
     raise DataError(f"'{folder}' is missing", hint=f"check data.root in the spec{near}")
 

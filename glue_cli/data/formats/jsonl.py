@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from glue_cli.data.dataset import Texts, split_name
+from glue_cli.data.dataset import Texts
 from glue_cli.data.labels import encode_labels
+from glue_cli.data.split_names import find_split, split_name
 from glue_cli.data.tokens import LONGER_TEXTS, MOST_CHARACTERS
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
@@ -34,12 +35,10 @@ def read_jsonl(data: DataSpec, split: str, *, root: Path, cache: Path | None, pr
         DataError: a file is missing or has no line, a line is not JSON or has no text, a label is invalid, or pairs
             have no labels.
     """
-    name = split_name(data, split)
+    name = find_split(data, split, lambda name: (root / f"{name}.jsonl").is_file())
     if name is None:
         return None
     path = root / f"{name}.jsonl"
-    if split == "val" and "val" not in data.splits and not path.is_file():
-        return None
     most_bytes = _BYTES_A_CHARACTER * (data.max_characters or MOST_CHARACTERS)
     lines = _read_lines(path, most_bytes)
     texts, labels = [line.text for line in lines], [line.label for line in lines]

@@ -9,7 +9,8 @@ from torch import Tensor
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
 from glue_cli.data.classes import of_train, renumbered
-from glue_cli.data.dataset import Dataset, split_name
+from glue_cli.data.dataset import Dataset
+from glue_cli.data.split_names import find_split, split_name
 from glue_cli.foundation.errors import CheckpointError, DataError
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
@@ -35,13 +36,11 @@ def read_safetensors_folder(
         DataError: the file is missing or damaged, a tensor is missing, of another dtype or length, or not finite, or a
             class is unknown to the train split.
     """
-    name = split_name(data, split)
+    name = find_split(data, split, lambda name: (root / f"{name}.safetensors").is_file())
     if name is None:
         return None
     path = root / f"{name}.safetensors"
     if not path.is_file():
-        if split == "val" and "val" not in data.splits:
-            return None
         raise DataError(f"'{path}' is missing", hint="check data.root in the spec")
     dataset, train = read_safetensors(path), root / f"{split_name(data, 'train')}.safetensors"
     if dataset.labels is None or train == path or not train.is_file():  # the test split may be the only one

@@ -4,12 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from glue_cli.data.split_names import OF_VALIDATION
+
 Kind = Literal["labels", "numbers", "tokens"]
 
 # Names that people give to the splits, the most common first.
 _NAMES = {
     "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "dev"),
+    "val": OF_VALIDATION,
     "test": ("test", "testing", "eval"),
 }
 
