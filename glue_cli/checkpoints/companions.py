@@ -25,9 +25,9 @@ _OTHER_FORMATS = (
 )
 # Files left over from training, and metrics that were measured on one expert and not on the blend.
 _LEFTOVERS = (
-    *("optimizer*", "scheduler.*", "scheduler_[0-9]*.bin", "rng_state*", "scaler.pt", "trainer_state.json", "training_args.*"),
+    *("optimizer*", "scheduler.*", "rng_state*", "scaler.pt", "trainer_state.json", "training_args.*"),
     *("random_states_*.pkl", "custom_checkpoint_*.pkl", "sampler*.bin", "dl_state_dict*.bin"),  # of accelerate
-    *("events.out.*", "*_results.json", "*_results.csv"),
+    *("scheduler_[0-9]*.bin", "events.out.*", "*_results.json", "*_results.csv"),
 )
 _FOLDERS = (
     *(".*", "__pycache__", "onnx", "openvino", "coreml", "gguf", "original", "runs", "logs", "wandb", "eval"),

@@ -55,7 +55,7 @@ def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEn
             if file_bytes < 8 or length > file_bytes - 8:
                 if length > MAX_HEADER_BYTES and file.read(1) != b"{":
                     message = f"'{path}' is not a safetensors file, nor of another kind that glue knows"
-                    raise CheckpointError(message, hint="save it as safetensors with the library that wrote it")
+                    raise CheckpointError(message, hint=f"{WRONG_FILE}, or convert it with the library that wrote it")
                 raise CheckpointError(
                     f"'{path}' is cut short: its header claims {length:,} bytes, the file has {file_bytes:,}",
                     hint=WRONG_FILE,
