@@ -29,6 +29,7 @@ _OF_TRAINING = re.compile(
 )
 # As the first part of a tensor's name, "teacher" is just as often a module of one model.
 _PREFIXES = AVERAGES - {"teacher"}
+_COUNTER = "n_averaged"
 WHOLE = "all"  # given instead of a prefix, it means the whole file
 _ALIKE = 0.9  # the least share of an average's tensors that its model has too, by name and shape
 _OR_WHOLE = "or, if they are parts of one model, --weights %s"
@@ -118,12 +119,18 @@ def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
 
 
 def _sets_by_prefix(entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
-    """Group the tensors by the first part of their names; in each group, they are named by the rest."""
+    """Group the tensors by the first part of their names; in each group, they are named by the rest.
+
+    An average by torch's `AveragedModel` has the part `module` and a counter besides, which are left out.
+    """
     sets: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in entries.items():
         prefix, dot, rest = name.partition(".")
         if dot:
             sets.setdefault(prefix, {})[rest] = entry
+    for prefix, own in sets.items():
+        if prefix in _PREFIXES and _COUNTER in own:
+            sets[prefix] = {rest.removeprefix("module."): entry for rest, entry in own.items() if rest != _COUNTER}
     return sets
 
 

@@ -142,6 +142,17 @@ def test_sets_of_a_safetensors_file_are_told_by_their_prefix(tmp_path):
     assert read_checkpoint(path, "all").entries.keys() == {*tensors, "step"}
 
 
+def test_an_average_by_torch_within_a_module_is_a_set(saved):
+    """Of a LightningModule with self.model and self.ema = AveragedModel(self.model)."""
+    average = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 3)).state_dict()
+    model = {f"model.{name}": t for name, t in nn.Linear(2, 3).state_dict().items()}
+    path = saved({"state_dict": {**model, **{f"ema.{name}": t for name, t in average.items()}}, "epoch": 1})
+    with pytest.raises(CheckpointError, match="several sets"):
+        read_checkpoint(path)
+    found = read_tensors(read_checkpoint(path, "ema"))
+    assert found.keys() == {"weight", "bias"} and torch.equal(found["weight"], average["module.weight"])
+
+
 @pytest.mark.parametrize(
     "tensors",
     [
