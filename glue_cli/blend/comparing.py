@@ -90,6 +90,7 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
     experts, recipe = settled.experts, with_copies(recipe, settled.copied)
     of_configurations, notes = configuration_misfits(experts)
     notes = [*settled.notes, *notes, *short_vectors(experts, recipe.apart)]
+    notes += [f"{expert.path}: left out are {', '.join(expert.beside)}" for expert in experts if expert.beside]
     notes += preparation_notes([expert.model_folder for expert in experts if expert.model_folder])
     (tokens, of_tokens), given = align_tokens(experts, recipe, dtype_given=dtype_given), recipe
     if tokens:

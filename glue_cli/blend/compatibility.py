@@ -84,13 +84,13 @@ def tensor_misfits(experts: Sequence[Checkpoint], *, dtype_given: bool, apart: C
 
 
 def _placeholders(expert: Checkpoint) -> list[str]:
-    """Return the weights that are empty: all of a checkpoint, or those of modules, which are never [0]."""
+    """Return the weights that are empty: all of a checkpoint, or those of modules, which none has as [0]."""
     empty = [name for name, entry in expert.entries.items() if entry.n_elements == 0]
     return [n for n in empty if len(empty) == len(expert.entries) or _is_unset(n, expert.entries[n].shape)]
 
 
 def _is_unset(name: str, shape: tuple[int, ...]) -> bool:
-    return shape == (0,) and name.rpartition(".")[2] in ("weight", "bias")
+    return shape == (0,) and name.rpartition(".")[2] == "weight"
 
 
 def _is_missing_counter(difference: Difference, experts: Sequence[Checkpoint]) -> bool:

@@ -23,7 +23,7 @@ _FACTORS = (
     r"oft_(?:blocks|diag|r)|boft_[rs]",  # OFT, whose rotations are not linear in these
     r"p?vera_lambda_[bd]|randlora_(?:lambda|gamma)",
     r"(?:gra|de|tiny)lora_[abv]|(?:adamss|hira|lily|peanut)_[ab]|glora_[abc]",  # of PEFT, under names of their own
-    r"deft_[pr]|frod_lambda_\w+|hra_u|psoft_r|osf_svd_params|miss_block|road_theta|vblora_logits_[ab]|unilora_theta_d",
+    r"deft_[pr]|frod_lambda_\w+|hra_u|psoft_r|osf_svd_params|miss_block$|road_theta$|vblora_logits_[ab]|unilora_theta_d",
 )
 _FACTOR = re.compile(rf"(?:^|[._])(?:{'|'.join(_FACTORS)})(?=[._]|$)", re.IGNORECASE)
 _PEFT = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.|$)")

@@ -26,6 +26,9 @@ _LARGEST = 64 << 20  # bytes of a file of pieces that is still read; the largest
 _OF_SENTENCES = ("sentence_bert_config.json", "config_sentence_transformers.json")
 
 
+_BY_DEFAULT = {"similarity_fn_name": "cosine"}
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The tokens of a folder.
@@ -98,9 +101,15 @@ def preparation_notes(folders: Sequence[Path]) -> list[str]:
         for name in _OF_SENTENCES:
             said, said_by_other = (read_object(each / name) for each in (read[0], folder))
             keys = [key for key in dict.fromkeys((*said, *said_by_other)) if not key.startswith("__")]
-            if differing := [key for key in keys if said.get(key) != said_by_other.get(key)]:
+            if differing := [key for key in keys if _meant(key, said) != _meant(key, said_by_other)]:
                 notes.append(f"{folder}/{name} differs from that of {read[0]} in {' and '.join(differing)}")
     return notes
+
+
+def _meant(key: str, said: Mapping[str, Any]) -> object:
+    """Return a setting of sentence-transformers in one spelling, as its versions write it differently."""
+    value = said.get(key) or _BY_DEFAULT.get(key)
+    return {name: text for name, text in value.items() if text} or None if isinstance(value, dict) else value
 
 
 def _preparing_differently(one: Path, other: Path) -> list[str]:

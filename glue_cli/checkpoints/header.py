@@ -83,6 +83,7 @@ class Checkpoint:
         metadata: the `__metadata__` of all files, merged.
         stamps: each file's when its header was read.
         weights: the name of the set of weights that was chosen in the file; None if it has only one.
+        beside: what the file holds besides its one set of weights, and may belong to a model too.
     """
 
     path: Path
@@ -91,6 +92,7 @@ class Checkpoint:
     metadata: Mapping[str, str]
     stamps: tuple[Stamp, ...]
     weights: str | None = None
+    beside: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path | None:

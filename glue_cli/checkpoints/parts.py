@@ -19,6 +19,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
 
 _MODULES = "modules.json"  # written by sentence-transformers
+_CONFIGURATIONS = ("config.json", "router_config.json", "lstm_config.json", "wordembedding_config.json")
 # Keys of a module's configuration that do not change what it computes.
 _OF_NO_EFFECT = ("_name_or_path", "torch_dtype", "dtype", "transformers_version")
 
@@ -140,9 +141,13 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
 
 
 def _configuration(folder: Path) -> dict[str, Any]:
-    """Return a module's settings, which some modules have in files such as `lstm_config.json`."""
-    config = {key: value for file in sorted(folder.glob("*config.json")) for key, value in read_object(file).items()}
-    return {key: value for key, value in config.items() if key not in _OF_NO_EFFECT}
+    """Return a module's settings, which some modules of sentence-transformers have in files of other names."""
+    return {
+        f"{name}: {key}": value
+        for name in _CONFIGURATIONS
+        for key, value in read_object(folder / name).items()
+        if key not in _OF_NO_EFFECT
+    }
 
 
 def _check_others(folders: Sequence[Path], content: Sequence[FolderContent]) -> None:

@@ -78,7 +78,7 @@ def _read_single(path: Path, file: Path, weights: str | None) -> Checkpoint:
         from glue_cli.checkpoints.torch_file import read_torch_header
 
         header = read_torch_header(file, 0, weights)
-        return Checkpoint(path, (file,), header.entries, {}, (header.stamp,), header.weights)
+        return Checkpoint(path, (file,), header.entries, {}, (header.stamp,), header.weights, header.beside)
     entries, metadata, stamp = read_safetensors_header(file, 0)
     return Checkpoint(path, (file,), entries, metadata, (stamp,))
 

@@ -90,8 +90,9 @@ def remove_state(file: Path) -> None:
 def remove_rows(file: Path) -> None:
     """Remove what there is of a state by rows, as `remove_state` does."""
     for path in rows_files(file):
-        with suppress(OSError):
-            path.unlink()
+        for each in (path, _lock_of(path)):
+            with suppress(OSError):
+                each.unlink()
 
 
 @contextmanager
@@ -162,15 +163,30 @@ def read_state(file: Path) -> SavedState:
     Raises:
         CheckpointError: it is no state, or damaged.
     """
+    checkpoint = _read_header(file)
+    about = checkpoint.glue
+    state = {**about["values"], **read_tensors(checkpoint)}
+    return SavedState(state, *(about[name] for name in _ABOUT))
+
+
+def moment_of(file: Path) -> tuple[int, Mapping[str, Any]]:
+    """Return how far on a saved state is, and in which run, without reading its tensors.
+
+    Raises:
+        CheckpointError: as for `read_state`.
+    """
+    about = _read_header(file).glue
+    return about["n_made"], about["identity"]
+
+
+def _read_header(file: Path) -> Checkpoint:
     try:
         checkpoint = read_checkpoint(file)
     except CheckpointError as error:
         raise CheckpointError(error.message, items=error.items, hint=_BEGIN_AGAIN) from error
-    about = checkpoint.glue
-    if about.get("kind") != _KIND or not {"values", *_ABOUT} <= about.keys():
+    if checkpoint.glue.get("kind") != _KIND or not {"values", *_ABOUT} <= checkpoint.glue.keys():
         raise CheckpointError(f"'{file}' is no state of a run of this glue", hint=_BEGIN_AGAIN)
-    state = {**about["values"], **read_tensors(checkpoint)}
-    return SavedState(state, *(about[name] for name in _ABOUT))
+    return checkpoint
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -238,7 +254,7 @@ def fingerprint_of_files(files: Iterable[Path]) -> str:
 def _update(sha256: "hashlib._Hash", path: Path, pages: Sequence[int] | None) -> None:
     """Take a file into a hash: all of it, or if it is large and pages are named, both ends and these."""
     try:
-        with open(path, "rb", opener=regular) as file:
+        with open(path, "rb", buffering=0, opener=regular) as file:  # a buffer of a network's disk is a MiB and more
             size = file.seek(0, 2)
             sha256.update(f"{size};".encode())
             spans = [(0, size)]

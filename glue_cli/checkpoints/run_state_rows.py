@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from glue_cli.checkpoints.run_state import SavedState, processes_of, read_state, rows_files
+from glue_cli.checkpoints.run_state import SavedState, moment_of, processes_of, read_state, rows_files
 from glue_cli.foundation.errors import GlueError
 from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.state import State, part_of, prefixed
 
 _ROWS = "rows"  # what precedes the names of tensors of which a file has only rows
 
-Moment = tuple[int, int, str]  # how many processes there were, how far on they were, and in which run
+Parts = Mapping[range, Path]  # the files of one moment, by the processes that wrote them
 
 
 def with_rows(others: State, rows: State) -> State:
@@ -31,31 +31,34 @@ def read_furthest(file: Path) -> SavedState | None:
     Raises:
         CheckpointError: the file is damaged.
     """
-    states = [read_state(file) if file.exists() else None, _put_together(file)]
-    return max((saved for saved in states if saved), key=lambda saved: saved.n_made, default=None)
+    n_whole = moment_of(file)[0] if file.exists() else -1
+    n_made, parts = max(_moments(file), key=lambda found: found[0], default=(-1, {}))
+    if n_made > n_whole:
+        return _put_together(parts)
+    return read_state(file) if n_whole >= 0 else None
 
 
-def _put_together(file: Path) -> SavedState | None:
-    """Return the state that is furthest on, of those all of whose rows lie beside `file`; None if there is none."""
-    moments: dict[Moment, dict[range, SavedState]] = {}
+def _moments(file: Path) -> list[tuple[int, Parts]]:
+    """Return the moments all of whose rows lie beside `file`, and how far on each is."""
+    found: dict[tuple[int, int, str], dict[range, Path]] = {}
     for path in rows_files(file):
         try:
-            saved = read_state(path)
+            n_made, identity = moment_of(path)
         except GlueError:  # it is damaged: that moment is lost
             continue
         processes, size = processes_of(path)
-        moments.setdefault((size, saved.n_made, as_json(saved.identity)), {})[processes] = saved
-    whole = [_whole(found) for (size, *_), found in moments.items() if _has_all(found, size)]
-    return max(whole, key=lambda saved: saved.n_made, default=None)
+        found.setdefault((n_made, size, as_json(identity)), {})[processes] = path
+    return [(n_made, parts) for (n_made, size, _), parts in found.items() if _has_all(parts, size)]
 
 
-def _has_all(found: Mapping[range, SavedState], size: int) -> bool:
-    return sorted(number for processes in found for number in processes) == [*range(size)]
+def _has_all(parts: Parts, size: int) -> bool:
+    return sorted(number for processes in parts for number in processes) == [*range(size)]
 
 
-def _whole(found: Mapping[range, SavedState]) -> SavedState:
-    in_order = [found[processes] for processes in sorted(found, key=lambda processes: processes.start)]
-    pieces = [part_of(saved.state, _ROWS) for saved in in_order]
-    rows = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-    others = {name: value for name, value in in_order[0].state.items() if not name.startswith(f"{_ROWS}.")}
-    return replace(in_order[0], state=others | rows)
+def _put_together(parts: Parts) -> SavedState:
+    saved = [read_state(parts[processes]) for processes in sorted(parts, key=lambda processes: processes.start)]
+    pieces = [part_of(each.state, _ROWS) for each in saved]
+    others = {name: value for name, value in saved[0].state.items() if not name.startswith(f"{_ROWS}.")}
+    first, names = replace(saved[0], state={}), [*pieces[0]]
+    del saved  # so that each tensor is there twice only while it is put together
+    return replace(first, state=others | {name: torch.cat([piece.pop(name) for piece in pieces]) for name in names})

@@ -27,6 +27,7 @@ from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
 
 _LOCAL_HEADER_BYTES = 30
+_ALIKE = 0.9  # the share of a set's names that a copy of another set has
 _LARGEST_TUPLE = 100_000  # of any small file; those of a large one may be as large as the file
 # Errors on reading a damaged archive, which can be compressed in four ways.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError, RuntimeError)
@@ -42,11 +43,13 @@ class TorchHeader:
         entries: in the state dict's order.
         stamp: the file's when this was read.
         weights: the name of the state dict that was chosen; None if the file has only one.
+        beside: what the file holds besides, is left out, and may belong to a model.
     """
 
     entries: dict[str, TensorEntry]
     stamp: Stamp
     weights: str | None
+    beside: tuple[str, ...]
 
 
 def read_torch_header(path: Path, number: int, wanted: str | None = None) -> TorchHeader:
@@ -64,7 +67,7 @@ def read_torch_header(path: Path, number: int, wanted: str | None = None) -> Tor
         with open(path, "rb", opener=regular) as file:
             stamp = stamp_of(file.fileno())
             records = _find_records(path, file)
-            weights, state = _state_dict_in(path, _load(path, file), wanted)
+            weights, state, beside = _state_dict_in(path, _load(path, file), wanted)
     except OSError as error:
         reason = error.strerror or error  # bzip2's errors have no strerror
         raise CheckpointError(f"'{path}' cannot be read: {reason}") from None
@@ -78,7 +81,7 @@ def read_torch_header(path: Path, number: int, wanted: str | None = None) -> Tor
         hint = f"save the tensors contiguous: {{name: tensor.{way} for name, tensor in state_dict.items()}}"
         raise CheckpointError(f"'{path}' has tensors that do not lie row-major", items=strided, hint=hint)
     entries = {name: _entry(path, number, name, tensor, records) for name, tensor in state.items()}
-    return TorchHeader(entries, stamp, weights)
+    return TorchHeader(entries, stamp, weights, beside)
 
 
 def _find_records(path: Path, file: IO[bytes]) -> dict[int, int]:
@@ -158,21 +161,20 @@ def _foreign_classes(file: IO[bytes]) -> list[str]:
     return []
 
 
-def _state_dict_in(path: Path, content: Any, wanted: str | None) -> tuple[str | None, Mapping[str, Tensor]]:
-    """Return the chosen state dict, and its name if there are several."""
-    weights = None
-    if isinstance(content, Mapping) and "param_groups" in content and "state" in content:
+def _state_dict_in(
+    path: Path, content: Any, wanted: str | None
+) -> tuple[str | None, Mapping[str, Tensor], tuple[str, ...]]:
+    """Return the chosen state dict, its name if there are several, and what is left out by convention."""
+    weights: str | None = None
+    beside: tuple[str, ...] = ()
+    if isinstance(content, Mapping) and content.keys() == {"state", "param_groups"}:
         raise CheckpointError(f"'{path}' holds the state of an optimiser, and no model", hint="name the model's file")
     if isinstance(content, Mapping) and (sets := _state_dicts_in(content)):
-        name = choose_set(path, {name: len(state) for name, state in sets.items()}, wanted)
-        beside = _beside(content)
-        if beside and wanted is None:
-            raise CheckpointError(
-                f"'{path}' holds weights beside the set '{name}'",
-                items=beside,
-                hint=f"take that set alone by --weights {name}, or save all of them as one state dict",
-            )
-        weights, content = name if len(sets) > 1 or beside else None, sets[name]
+        usual = _usual(sets) if wanted is None else None
+        name = usual or choose_set(path, {name: len(state) for name, state in sets.items()}, wanted)
+        if wanted is None:
+            beside = tuple(_beside(content, name))
+        weights, content = name if len(sets) > 1 else None, sets[name]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' has a {_kind(content)}, not a state dict", hint=_SAVE_AGAIN)
     others = [
@@ -182,7 +184,22 @@ def _state_dict_in(path: Path, content: Any, wanted: str | None) -> tuple[str | 
         raise CheckpointError(
             f"'{path}' has more than tensors in its state dict", items=others, hint=_hint_for_others(content)
         )
-    return weights, content
+    return weights, content, beside
+
+
+def _usual(sets: Mapping[str, Mapping[Any, Any]]) -> str | None:
+    """Return the set with a usual name, if there is one and no other set may be that of a model too."""
+    known = [name for name in sets if name in CONVENTIONAL]
+    if len(known) != 1:
+        return None
+    others = {name: state for name, state in sets.items() if name != known[0] and not is_of_training(name)}
+    return None if any(_may_be_meant(name, own, sets[known[0]]) for name, own in others.items()) else known[0]
+
+
+def _may_be_meant(name: str, state: Mapping[Any, Any], known: Mapping[Any, Any]) -> bool:
+    """Tell whether a set is an average, a module's state dict, or called as the known one's tensors are."""
+    has_modules = any(str(key).rpartition(".")[2] in ("weight", "bias") for key in state)
+    return is_average(name) or has_modules or len(state.keys() & known.keys()) >= _ALIKE * len(state)
 
 
 def _hint_for_others(content: Mapping[Any, Any]) -> str:
@@ -212,17 +229,16 @@ def _state_dicts_in(content: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
     return sets
 
 
-def _beside(content: Mapping[Any, Any]) -> list[str]:
-    """Return what of a training checkpoint, which is no set, may belong to a model: tensors, and averages' lists."""
-    loose = [f"{name!r}: {list(value.shape)}" for name, value in content.items() if _is_weight(value)]
-    lists = [
-        f"{name!r}: {len(inner)} tensors without names"
-        for name, value in content.items()
-        if isinstance(name, str) and is_average(name) and isinstance(value, Mapping)
-        for inner in value.values()
-        if isinstance(inner, list | tuple) and inner and all(map(_is_weight, inner))
-    ]
-    return [*(text for text in loose if not is_of_training(text)), *lists]
+def _beside(content: Mapping[Any, Any], chosen: str) -> list[str]:
+    """Return what of a training checkpoint is left out beside the chosen set, and may belong to a model."""
+    entries = {name: value for name, value in content.items() if isinstance(name, str) and name != chosen}
+    told = []
+    for name, value in entries.items():
+        inner = [*value.values()] if isinstance(value, Mapping) and "param_groups" not in value else []
+        lists = [item for item in inner if isinstance(item, list | tuple)] if is_average(name) else []
+        if not is_of_training(name) and any(map(_is_weight, (value, *inner, *(t for part in lists for t in part)))):
+            told.append(name)
+    return told
 
 
 def _state_dict_of(value: Any) -> Mapping[Any, Any] | None:

@@ -25,7 +25,9 @@ CONVENTIONAL = frozenset(
 _AVERAGE = re.compile(r"(?:^|_)(?:ema|swa|shadow|averag\w*)(?:_|$)", re.IGNORECASE)
 # Names of what a training checkpoint holds beside a model, such as the classes' weights in the loss.
 _OF_TRAINING = re.compile(
-    r"optim|sched|scaler|rng|random|criterion|loss|class_?weight|metric|callback|hist", re.IGNORECASE
+    r"optim|sched|scaler|rng|random|criterion|loss|class_?weight|metric|callback|hist|frozen_param|hyper_?param|args|"
+    r"config|acc|prec\d*$|(?:^|_)lr|curve|matrix|thresh|early|plateau|sampler",
+    re.IGNORECASE,
 )
 # As the first part of a tensor's name, "teacher" is just as often a module of one model.
 _PREFIXES = AVERAGES - {"teacher"}
@@ -47,7 +49,7 @@ def is_of_training(name: str) -> bool:
 
 
 def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, otherwise: str | None = None) -> str:
-    """Choose a set of weights: the one asked for, the only one, or one with a usual name if no other is of a model.
+    """Choose a set of weights: the one asked for, or the only one.
 
     Args:
         path: the file, for messages.
@@ -56,7 +58,7 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, other
             serves where a checkpoint is named without --weights, as in --base and experts.init.
     Raises:
         UsageError: the set asked for does not exist.
-        CheckpointError: there are several, and convention does not decide.
+        CheckpointError: there are several, and none was asked for.
     """
     if wanted is not None and (within := next((name for name in sizes if _is_in(wanted, name)), None)):
         return within
@@ -67,9 +69,6 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, other
         raise UsageError(
             f"--weights {wanted}: '{path}' has no such set of weights", items=listed, hint="name one of these"
         )
-    known = [name for name in sizes if name in CONVENTIONAL]
-    if len(known) == 1 and all(name == known[0] or is_of_training(name) for name in sizes):
-        return known[0]
     example = next((name for name in sizes if is_average(name)), next(iter(sizes)))
     alone = f"or save it alone: glue mix --alpha 1 --weights {example} '{path}' -o alone.safetensors"
     raise CheckpointError(

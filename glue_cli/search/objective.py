@@ -1,7 +1,6 @@
 """What a search minimises, as a function of alpha, eq. (2); every pass is charged to one account."""
 
 import copy
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
@@ -22,6 +21,8 @@ from glue_cli.search.protocol import Blends
 from glue_cli.search.reach import Reach
 from glue_cli.search.secants import Quadratic, Secants, quadratic_of
 from glue_cli.search.sharing import Sharing, gathered_sums
+
+_SMALLEST = 1e-60  # a squared error below which there is none
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class BlendObjective:
         variance m, e^2 / 2 m, so that no unit of the targets' counts.
         """
         is_squared = self._criterion.loss == "mse" and self.is_smooth
-        return max(2 * loss, sys.float_info.min) if is_squared else 1.0
+        return 2 * loss if is_squared and loss > _SMALLEST else 1.0
 
     def gradient(self, alpha: Tensor, step: int) -> tuple[float, Tensor]:
         """Return the loss on the minibatch of `step`, and dL/dalpha, [G, K], float64, up to a constant for each group.

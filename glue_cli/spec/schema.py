@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -322,12 +322,12 @@ class Spec(_Section):
         return [self.data, *(member.data for member in (self.experts.members if self.experts else []))]
 
     @property
-    def code_files(self) -> list[Path]:
+    def code_files(self) -> Sequence[Path]:
         """The files beside the spec of the user's modules that it names, and of all that these import."""
         named = [self.model.arch, self.objective, *(data.format for data in self.data_sets)]
         modules = [name.removeprefix(PREFIX).partition(":")[0] for name in named if name.startswith(PREFIX)]
         sound = [module for module in dict.fromkeys(modules) if all(map(str.isidentifier, module.split(".")))]
-        return files_of_modules(sound, self.path("."))
+        return files_of_modules(tuple(sound), self.path(".").resolve())
 
     def located_in(self, folder: Path) -> "Spec":
         """Return this spec with its paths relative to `folder`."""

@@ -65,12 +65,19 @@ def warn_of_neighbours(model: nn.Module, examples: Examples, progress: Progress)
     was_training = model.training
     model.eval()
     batches = examples.on(Compute(torch.device("cpu")))
-    one, other = (outputs_of(model, batches.pick(torch.stack(rows))[0])[0].float() for rows in batches_of)
+    one, other = (_first_output(model, batches.pick(torch.stack(rows))) for rows in batches_of)
     model.train(was_training)
     off, largest = (one - other).abs().max().item(), one.abs().max().item()
     if off > _SEEN * largest:
         text = f"the model {why}: outputs of {largest:.2g} change by {off:.2g} beside another"
         progress(Noted(f"{text}, so that figures depend on which examples share a batch", warning=True))
+
+
+def _first_output(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the first example's outputs, float32, by the same random numbers whatever the batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return outputs_of(model, batch[0])[0].float()
 
 
 def check_blends_fit_data(blends: Blends, examples: Examples, loss: Loss, where: str) -> None:

@@ -25,4 +25,5 @@ def inputs_of(spec: Spec, start: nn.Module | None = None, **data: Examples) -> d
 
 def code_of(spec: Spec) -> dict[str, str]:
     """Return a fingerprint of the user's modules that the spec needs; empty if there are none."""
-    return {"code": fingerprint_of_files(spec.code_files)} if spec.code_files else {}
+    files = spec.code_files
+    return {"code": fingerprint_of_files(files)} if files else {}

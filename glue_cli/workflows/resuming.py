@@ -24,6 +24,7 @@ from glue_cli.checkpoints.run_state import (
     remove_rows,
     remove_state,
     rows_file,
+    rows_files,
     state_file,
     taking_over,
     write_state,
@@ -304,15 +305,22 @@ def keeping(output: Path, run: Run) -> Iterator[Keeper]:
         if is_saved(file):
             if run.saving.resumes:
                 saved = read_furthest(file)
+                if saved is None:
+                    names = ", ".join(f"'{path.name}'" for path in rows_files(file))
+                    text = f"the state is not whole, and this run begins again: of it there are only {names}"
+                    run.progress(Noted(text, warning=True))
             else:
                 text = f"an earlier run has left the state '{file}'; with --resume this one would have gone on from it"
                 run.progress(Noted(text, warning=True))
         saved = _furthest(saved, run.ranks)
+        if is_first and saved and rows_files(file):  # what the next loss overwrites is safe before
+            write_state(file, saved)
+            remove_rows(file)
         run.stop.can_resume = True
         try:
             yield Keeper(file, run, saved)
         except Stopped as stopped:
-            stopped.state = file if is_saved(file) else None
+            stopped.state = next((path for path in (file, *rows_files(file)) if path.exists()), None)
             raise
         finally:
             run.stop.can_resume = False

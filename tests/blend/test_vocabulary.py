@@ -226,6 +226,7 @@ def test_what_is_done_to_sentences_before_is_compared(tmp_path):
         said = {"max_seq_length": length, "do_lower_case": False}
         (tmp_path / name / "sentence_bert_config.json").write_text(json.dumps(said))
         said = {"__version__": {"torch": name}, "prompts": prompts, "default_prompt_name": None}
+        said |= {"similarity_fn_name": "cosine"} if name == "a" else {"later": {"key": ""}}
         (tmp_path / name / "config_sentence_transformers.json").write_text(json.dumps(said))
     first, second = preparation_notes([tmp_path / "a", tmp_path / "b"])
     assert first.endswith("in max_seq_length") and "b/sentence_bert_config.json differs from that of" in first

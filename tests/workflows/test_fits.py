@@ -166,3 +166,17 @@ def test_statistics_of_the_batch_are_told(tracks):
     inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     warn_of_neighbours(model, Examples(Dataset(inputs, torch.tensor([0, 1, 2])), None, None), events.append)
     assert ["lets examples see each other" in event.text for event in events] == ([] if tracks else [True])
+
+
+class Noisy(nn.Linear):
+    """Draws in eval mode too."""
+
+    def forward(self, inputs):
+        outputs = super().forward(inputs)
+        return outputs + torch.randn_like(outputs)
+
+
+def test_noise_is_not_taken_for_a_neighbour():
+    events, inputs = [], torch.randn(3, 4)
+    warn_of_neighbours(Noisy(4, 2), Examples(Dataset(inputs, torch.tensor([0, 1, 1])), None, None), events.append)
+    assert events == []

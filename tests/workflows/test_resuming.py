@@ -9,8 +9,10 @@ import pytest
 import torch
 from in_threads import Part, by_several
 
-from glue_cli.checkpoints.run_state import SavedState, read_state, rows_files, state_file, write_state
+from glue_cli.checkpoints.run_state import SavedState, read_state, rows_file, rows_files, state_file, write_state
+from glue_cli.checkpoints.run_state_rows import with_rows
 from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.saving import SaveEvery, Saving
 from glue_cli.foundation.stopping import Lost, Stop, Stopped
 from glue_cli.methods import SEARCHES
@@ -347,3 +349,14 @@ def test_the_state_of_another_run_on_another_machine_is_left_alone(run, tmp_path
             return keeper.state["rank"]
 
     assert by_several(2, work) == [0, 0]
+
+
+def test_rows_that_are_not_whole_are_told_before_a_run_begins_again(run, tmp_path, events):
+    output = tmp_path / "o.safetensors"
+    state = with_rows({"n_steps": 3}, {"weight": torch.ones(2, 2)})
+    file = rows_file(state_file(output), range(2), 4)
+    write_state(file, SavedState(state, {"seed": 1}, "fp32", 1, None, 3))
+    with keeping(output, replace(run, saving=Saving(resumes=True), stop=Stop())) as keeper:
+        assert keeper.state is None
+    [note] = [event for event in events if isinstance(event, Noted)]
+    assert note.warning and "is not whole" in note.text and file.name in note.text

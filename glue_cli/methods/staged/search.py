@@ -160,7 +160,7 @@ class _StagedSearch:
         return [*first.values()]
 
     def _descend(self) -> None:
-        """Make a step, until the budget's part is spent or, without a budget, the validation loss is level."""
+        """Make a step, until the budget's part is spent or, without one, the leader's validation loss is level."""
         if self._can_step():
             is_due = self._validation_is_due()
             val_loss = self._make_step(validate=is_due)
@@ -304,7 +304,7 @@ class _StagedSearch:
             self._stopped = "steps"
         elif self._left() < len(strategies) * strategies[0].least_forwards:
             self._stopped = "budget"
-        elif any(strategy.has_converged for strategy in strategies):
+        elif all(strategy.has_converged for strategy in strategies):
             self._stopped = "converged"
         else:
             return True
@@ -318,6 +318,9 @@ class _StagedSearch:
         """
         n_forwards = self._left() / len(self._contenders)
         for contender in self._contenders:
+            if contender.strategy.has_converged:
+                contender.losses.append(contender.losses[-1])
+                continue
             objective = self._objective.with_statistics(contender.start.statistics)
             loss = make_step(contender.strategy, objective, N_MINIBATCHES + self._n_steps, n_forwards)
             contender.losses.append(loss if math.isfinite(loss) else math.inf)

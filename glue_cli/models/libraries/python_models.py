@@ -14,8 +14,6 @@ from glue_cli.foundation.user_code import call_function, load_function
 def find_python(location: str, args: Mapping[str, Any], folder: Path) -> Callable[[], Any]:
     """Return a function that calls `python:MODULE:FUNCTION` with `args` as keyword arguments.
 
-    A module in half precision becomes one in float32: `precision` says in what the passes are.
-
     Args:
         folder: the folder in which the module is looked up first.
     Raises:
@@ -23,22 +21,13 @@ def find_python(location: str, args: Mapping[str, Any], folder: Path) -> Callabl
     """
     function = load_function(location, folder, key="model.arch")
     _check_arguments(location, function, args)
-    call = partial(
+    return partial(
         call_function,
         partial(function, **args),
         folder=folder,
         name=f"model.arch 'python:{location}'",
         hint="correct the function or model.args",
     )
-    return lambda: _widened(call())
-
-
-def _widened(model: Any) -> Any:
-    import torch
-
-    halves = (torch.float16, torch.bfloat16)
-    is_half = isinstance(model, torch.nn.Module) and any(p.dtype in halves for p in model.parameters())
-    return model.float() if is_half else model
 
 
 def _check_arguments(location: str, function: Callable[..., Any], args: Mapping[str, Any]) -> None:

@@ -118,10 +118,10 @@ def described_in_full(plan: MixPlan, hashes: Sequence[StreamedHash], run: Run) -
 
 
 def _without_hashes(plan: MixPlan) -> list[str | None]:
-    """Return, in place of each expert's sha256, whether its files have changed since the output was written."""
+    """Return, in place of each expert's sha256, whether its files are younger than the output, as make would."""
     written_ns = max((path.stat().st_mtime_ns for path in plan.destination.paths if path.exists()), default=0)
     return [
-        "changed since" if any(max(s.changed_ns, s.inode_ns) > written_ns for s in expert.stamps) else None
+        "changed since" if any(stamp.changed_ns > written_ns for stamp in expert.stamps) else None
         for expert in plan.experts
     ]
 

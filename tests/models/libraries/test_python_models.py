@@ -157,10 +157,3 @@ def test_a_name_in_a_checkpoint_is_never_imported(tmp_path):
     evil = spec.model_copy(update={"model": spec.model.model_copy(update={"arch": "python:evil:f", "args": {}})})
     with pytest.raises(GlueError, match="imported"):  # the very file is imported when the spec does name it
         load_model(evil.located_in(tmp_path), checkpoint)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_module_in_half_precision_computes_in_float32(tmp_path, dtype):
-    (tmp_path / "narrow.py").write_text(f"import torch\ndef build(): return torch.nn.Linear(2, 2).to({dtype})\n")
-    model = build_model("python:narrow:build", {}, seed=0, folder=tmp_path)
-    assert model.weight.dtype == (dtype if dtype == torch.float64 else torch.float32)
