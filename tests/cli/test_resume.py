@@ -237,15 +237,15 @@ def test_a_start_of_the_same_name_is_another_run(here, glue, altered):
 
 
 def test_another_module_that_the_users_imports_is_another_run(here, glue):
-    (here / "net.py").write_text("def build():\n    from parts import make\n    return make()\n")
+    (here / "net.py").write_text("def build():\n    from parts_of_net import make\n    return make()\n")
     args = "{'num_classes': 10, 'in_channels': 1}"
     parts = f"from glue_cli.models import build_model\ndef make(): return build_model('cnn', {args}, seed=%d)\n"
-    (here / "parts.py").write_text(parts % 0)
+    (here / "parts_of_net.py").write_text(parts % 0)
     again = ["train-expert", "--expert", "0", "--set", "model={arch: 'python:net:build'}", "-o", "o.safetensors"]
     again += ["--resume", "-q"]
     glue(*again, code=0)
     glue(*again, code=0)
-    (here / "parts.py").write_text(parts % 1)
+    (here / "parts_of_net.py").write_text(parts % 1)
     glue(*again).refused(2, "that of another run", "inputs.code")
 
 
