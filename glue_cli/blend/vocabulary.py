@@ -24,8 +24,6 @@ _LARGEST = 64 << 20  # bytes of a file of pieces that is still read; the largest
 
 # How sentence-transformers prepares texts: their case and length, and what is put before them.
 _OF_SENTENCES = ("sentence_bert_config.json", "config_sentence_transformers.json")
-
-
 _BY_DEFAULT = {"similarity_fn_name": "cosine"}
 
 

@@ -26,7 +26,7 @@ _AVERAGE = re.compile(r"(?:^|_)(?:ema|swa|shadow|averag\w*)(?:_|$)", re.IGNORECA
 # Names of what a training checkpoint holds beside a model, such as the classes' weights in the loss.
 _OF_TRAINING = re.compile(
     r"optim|sched|scaler|rng|random|criterion|loss|class_?weight|metric|callback|hist|frozen_param|hyper_?param|args|"
-    r"config|acc|prec\d*$|(?:^|_)lr|curve|matrix|thresh|early|plateau|sampler",
+    r"config|(?:^|_)(?:acc|prec\d*$|lr)|curve|confusion|thresh|early_|plateau|sampler",
     re.IGNORECASE,
 )
 # As the first part of a tensor's name, "teacher" is just as often a module of one model.
@@ -60,8 +60,8 @@ def choose_set(path: object, sizes: Mapping[str, int], wanted: str | None, other
         UsageError: the set asked for does not exist.
         CheckpointError: there are several, and none was asked for.
     """
-    if wanted is not None and (within := next((name for name in sizes if _is_in(wanted, name)), None)):
-        return within
+    if wanted is not None and (within := [name for name in sizes if _is_in(wanted, name)]):
+        return max(within, key=len)
     listed = [f"{name}: {counted(size, 'tensor')}" for name, size in sizes.items()]
     if len(sizes) == 1:
         return next(iter(sizes))
@@ -93,16 +93,18 @@ def choose_by_prefix(checkpoint: Checkpoint, wanted: str | None) -> Checkpoint:
         UsageError, CheckpointError: as `choose_set`.
     """
     sets = _sets_by_prefix(checkpoint.entries)
-    prefixes = sets.keys() & _PREFIXES
-    if not prefixes:
-        return checkpoint
     alike = [
         (name, other)
-        for name in sorted(prefixes)
+        for name in sorted(sets.keys() & _PREFIXES)
         for other, entries in sets.items()
         if other not in _PREFIXES and _share_alike(sets[name], entries) >= _ALIKE
     ]
     if not alike:
+        if checkpoint.weights and wanted not in (None, checkpoint.weights):
+            raise UsageError(
+                f"--weights {wanted}: the set '{checkpoint.weights}' of '{checkpoint.path}' has no sets in it",
+                hint=f"take it whole: --weights {checkpoint.weights}",
+            )
         return checkpoint
     names = dict.fromkeys(name for pair in alike for name in reversed(pair))
     outer = f"{checkpoint.weights}." if checkpoint.weights else ""

@@ -172,7 +172,7 @@ class BlendObjective:
         """Return how much of the loss is a nat of the likelihood that it stands for, where it has this value.
 
         Cross-entropy is in nats. Squared errors e^2 of mean m have the likelihood of a normal distribution with the
-        variance m, e^2 / 2 m, so that no unit of the targets' counts.
+        variance m, e^2 / 2 m, so that no unit of the targets' counts. Where there is no error it is 1.
         """
         is_squared = self._criterion.loss == "mse" and self.is_smooth
         return 2 * loss if is_squared and loss > _SMALLEST else 1.0

@@ -127,6 +127,11 @@ def test_an_average_in_a_set_of_several_is_named_by_both(saved):
         found = read_checkpoint(path, name)
         assert found.weights == name and value_of(found) == value
     assert read_checkpoint(path, "ema.all").entries.keys() == {*inside, "initted"}
+    with pytest.raises(UsageError, match="--weights model.ema_model: the set 'model' .* has no sets in it") as caught:
+        read_checkpoint(path, "model.ema_model")
+    assert "--weights model" in caught.value.hint
+    with pytest.raises(UsageError, match="has no such set"):
+        read_checkpoint(path, "ema.other")
 
 
 def test_the_state_of_an_optimiser_is_no_model(saved):
