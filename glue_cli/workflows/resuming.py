@@ -72,27 +72,29 @@ class Keeper:
         self._n_steps = 0  # since the last state was saved
         self._last: Moment | None = None  # after the last whole step, in case that another process is lost
         self._is_told = False  # whether the other processes have it from this one
-        self._history_bytes: int | None = None
-        self._has_grown = False  # whether the history is longer than the other processes know
+        self._history_bytes: int | None = None  # as the first process has told
         self._last_s, self._saving_s = time.monotonic(), 0.0
 
     @contextmanager
     def history(self, *, force: bool, **always: Any) -> Iterator[Write]:
         """Open the run's history with `writing_history`, to add to the lines written before the state was saved.
 
-        Of several processes the first one writes it, and all of them have to write the same lines.
+        Of several processes the first one writes it, and all of them have to write the same lines: none goes on before
+        a line is there. So their state has to be what it was after the last step until then, for if the first process
+        is lost before the others know of the line, one of them saves that.
         """
-        resumes, kept_bytes = self._run.saving.resumes, self.history_bytes
-        with writing_history(
-            self._run.history, replace=force, resumes=resumes, kept_bytes=kept_bytes, **always
-        ) as write:
-            self._has_grown = True
+        run, resumes, kept_bytes = self._run, self._run.saving.resumes, self.history_bytes
+        with writing_history(run.history, replace=force, resumes=resumes, kept_bytes=kept_bytes, **always) as write:
+            self._history_bytes = run.ranks.from_first(self._history_length)
 
-            def write_and_note(line: dict[str, Any]) -> None:
-                write(line)
-                self._has_grown = True
+            def write_and_tell(line: dict[str, Any]) -> None:
+                def write_first() -> int | None:
+                    write(line)
+                    return self._history_length()
 
-            yield write_and_note
+                self._history_bytes = run.ranks.from_first(write_first)
+
+            yield write_and_tell
 
     @property
     def history_bytes(self) -> int | None:
@@ -165,15 +167,8 @@ class Keeper:
         if self.needs_all:
             self._checkpoint_parts(make_state())
             return
-        if ranks.is_first:
-            self._history_bytes = self._history_length()
-            self._last = Moment(make_state, self._history_bytes, self._n_made)
-        else:
-            self._last = None  # until it knows how long the history is
-        if self._has_grown:
-            self._history_bytes = ranks.from_first(lambda: self._history_bytes)
-            self._has_grown = False
-        self._last = Moment(make_state, self._history_bytes, self._n_made)
+        length = self._history_length() if ranks.is_first else self._history_bytes
+        self._last = Moment(make_state, length, self._n_made)
         self._save_or_stop(self._last)
 
     def checkpoint_and_tell(self, make_state: Callable[[], State]) -> None:

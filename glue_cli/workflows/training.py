@@ -161,8 +161,8 @@ class Training:
         line: dict[str, Any] = {"epoch": self._epoch, "train_loss": train_loss}
         line |= self._measure(self._epoch) if self._measure else {}
         self._model.train()  # in eval mode some layers hold other weights, such as LoRA's with its update merged
+        write(line)  # the state is still that after the epoch's last step: a process may be lost here
         self.history.append(line)
-        write(line)
         if self._keeps_best:
             self._keep_if_best(line)
         else:

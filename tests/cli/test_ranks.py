@@ -322,6 +322,38 @@ def test_a_training_whose_process_is_killed_goes_on_from_the_last_whole_step(her
     assert lines_of(history) == 15 and apart(here / "p.safetensors", here / "w.safetensors") < 1e-6
 
 
+KILLED_AFTER_A_LINE = """
+import os, signal
+from glue_cli.results import history
+
+append = history._append
+
+def append_and_die(descriptor, line):
+    append(descriptor, line)
+    if os.fstat(descriptor).st_size > 3 * len(line):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+history._append = append_and_die
+from glue_cli.cli.app import run
+
+run()
+"""
+
+
+def test_the_first_process_is_killed_before_the_others_know_of_a_line_that_it_wrote(here, start):
+    (here / "dying.py").write_text(KILLED_AFTER_A_LINE)
+    history = here / "h.jsonl"
+    line = ["train-expert", "--expert", "0", "--set", "train.epochs=6", "--set", "train.batch_size=4", "--json", "-q"]
+    result_of(start(2, *line, "-o", "w.safetensors"))
+    line += ["-o", "p.safetensors", "--history", str(history), "--save-every", "1h", "--resume"]
+    start(2, *line, program=("dying.py",)).end()
+    n_kept = history.read_bytes()[: read_state(saved(here)).history_bytes].count(b"\n")
+    assert n_kept == lines_of(history) - 1 > 1
+    result_of(start(2, *line))
+    assert [json.loads(one)["epoch"] for one in history.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert apart(here / "p.safetensors", here / "w.safetensors") < 1e-6
+
+
 def test_of_two_machines_each_saves_the_part_that_it_holds(here, start):
     """Two processes on each; where one is killed, the job goes on from the last whole step nevertheless."""
     (here / "little.py").write_text(IN_LITTLE_MEMORY)
