@@ -21,8 +21,9 @@ from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.finetuning import Finetuning
 from glue_cli.workflows.fits import check_fits_data, warn_of_neighbours
 from glue_cli.workflows.inputs import inputs_of
+from glue_cli.workflows.keeper import Keeper
 from glue_cli.workflows.learning_rates import plan_trial
-from glue_cli.workflows.resuming import Keeper, keeping
+from glue_cli.workflows.resuming import keeping
 from glue_cli.workflows.save import save_model, warn_of_left_out
 from glue_cli.workflows.spreading import must_shard, spread_training
 from glue_cli.workflows.training import with_lr

@@ -15,7 +15,8 @@ from glue_cli.running.device import find_device, make_repeatable
 from glue_cli.workflows.compute import training_compute
 from glue_cli.workflows.fits import check_fits_data
 from glue_cli.workflows.inputs import inputs_of
-from glue_cli.workflows.resuming import Keeper, keeping
+from glue_cli.workflows.keeper import Keeper
+from glue_cli.workflows.resuming import keeping
 from glue_cli.workflows.save import save_model, warn_of_left_out
 from glue_cli.workflows.spreading import must_shard, spread_training
 from glue_cli.workflows.training import Training

@@ -13,7 +13,7 @@ from glue_cli.workflows.mix.experts_interface import Experts
 
 if TYPE_CHECKING:  # not needed at run time if alpha is given
     from glue_cli.data.target import Target
-    from glue_cli.workflows.resuming import Keeper
+    from glue_cli.workflows.keeper import Keeper
 
 
 def choose_alpha(

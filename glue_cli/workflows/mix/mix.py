@@ -30,7 +30,7 @@ from glue_cli.workflows.mix.hashes import hashes_of_plan
 
 if TYPE_CHECKING:
     from glue_cli.data.target import Target
-    from glue_cli.workflows.resuming import Keeper
+    from glue_cli.workflows.keeper import Keeper
 
 
 @restored_threads()

@@ -23,6 +23,7 @@ from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import PRESETS, MixSpec, Spec
 from glue_cli.workflows.compute import blending_compute
 from glue_cli.workflows.fits import check_blends_fit_data
+from glue_cli.workflows.keeper import Keeper
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since, skipped_in
 from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.faithful import check_is_faithful
@@ -30,7 +31,6 @@ from glue_cli.workflows.mix.labels import sampled
 from glue_cli.workflows.mix.pace import Pace
 from glue_cli.workflows.mix.refreshed_on import identity
 from glue_cli.workflows.mix.setting import Setting
-from glue_cli.workflows.resuming import Keeper
 
 # Settings that an optimizer's steps depend on, and Gauss-Newton steps do not.
 _OF_OPTIMIZERS = ("lr", "betas", "momentum", "n_directions", "directions", "zero_sum", "mu")
