@@ -1,15 +1,18 @@
 """The contenders in the race: each is a start, the strategy that descends from it, and its losses so far."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.state import State, part_of, prefixed
+from glue_cli.methods.staged.by_group import candidate_of
+from glue_cli.methods.staged.guard import Candidate
 from glue_cli.methods.staged.screening import Start
-from glue_cli.methods.steps.strategy import Strategy
+from glue_cli.methods.steps.strategy import Shrinks, Strategy
 
 MOST = 4
 
@@ -34,6 +37,12 @@ class Contender:
         later = self.losses[len(self.losses) // 2 :]
         finite = [loss for loss in later if math.isfinite(loss)]
         return len(later) - len(finite), sum(finite) / len(finite) if finite else math.inf
+
+    def candidate(self, name: str, n_seen: int) -> Candidate:
+        """Return its estimate, pulled back as far as the `n_seen` examples that it saw do not support it."""
+        if isinstance(self.strategy, Shrinks):
+            return candidate_of(name, self.strategy.shrunk(n_seen), self.start.statistics)
+        return Candidate(name, self.strategy.alpha, self.start.statistics)
 
     def state(self) -> State:
         losses = torch.tensor(self.losses, dtype=torch.float64)
@@ -66,6 +75,21 @@ def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -
     wanted = dict.fromkeys([starts[0], *others, *uniforms, *starts])  # without repetitions
     entered = [*wanted][1:n_contenders]
     return [first, *(Contender(start, make_strategy(start.alpha)) for start in starts if start in entered)]
+
+
+def first_of_each_kind(contenders: Sequence[Contender]) -> list[Contender]:
+    """Return the first contender with each kind of BatchNorm statistics."""
+    first: dict[Statistics, Contender] = {}
+    for contender in contenders:
+        first.setdefault(contender.start.statistics, contender)
+    return [*first.values()]
+
+
+def better_half(contenders: Sequence[Contender], winners: Sequence[Contender]) -> list[Contender]:
+    """Return the first half of the contenders and the winners, or if those are all there are, the winners alone."""
+    half = contenders[: (len(contenders) + 1) // 2]
+    kept = [one for one in contenders if one in half or one in winners]
+    return kept if len(kept) < len(contenders) else [*winners]
 
 
 def _race_length(n_contenders: int) -> int:

@@ -8,21 +8,18 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-import torch
-
-from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord, if_finite
 from glue_cli.methods.skips import Skips, not_finite
 from glue_cli.methods.staged import by_group, guard
 from glue_cli.methods.staged.by_group import ByGroup, MakeGroups
-from glue_cli.methods.staged.contenders import Contender, MakeStrategy, enter
+from glue_cli.methods.staged.contenders import Contender, MakeStrategy, better_half, enter, first_of_each_kind
 from glue_cli.methods.staged.guard import Candidate
+from glue_cli.methods.staged.rivals import rivals_of
 from glue_cli.methods.staged.screening import N_MINIBATCHES, Start, screen
 from glue_cli.methods.steps.plateau import Plateau
-from glue_cli.methods.steps.questions import Probes, probe
-from glue_cli.methods.steps.strategy import Shrinks, Strategy, make_step
+from glue_cli.methods.steps.strategy import Strategy, make_step
 from glue_cli.methods.stepwise import Observe, run, unobserved
 from glue_cli.results.mix import UNIFORM, Stage, StagedSearch, StageLosses
 from glue_cli.results.record import as_object, read_record
@@ -127,17 +124,15 @@ class _StagedSearch:
         Without a budget the best of each kind of statistics stays: a few steps from a start do not tell which kind is
         better at the end.
         """
-        contenders, n_winners = self._contenders, len(self._winners())
-        if len(contenders) == n_winners or not self._can_step():
+        contenders = self._contenders
+        if len(contenders) == len(self._winners()) or not self._can_step():
             self._end_race()
             return
         self._make_step()
         if len(contenders[0].losses) % contenders[0].strategy.n_rounds == 0:
             contenders.sort(key=lambda contender: contender.score)
             self._runner_up = self._estimate("runner-up", contenders[1])
-            half, winners = contenders[: (len(contenders) + 1) // 2], self._winners()
-            kept = [one for one in contenders if one in half or one in winners]
-            self._contenders = kept if len(kept) < len(contenders) else winners
+            self._contenders = better_half(contenders, self._winners())
 
     def _end_race(self) -> None:
         if self._contenders[0].losses:
@@ -152,12 +147,7 @@ class _StagedSearch:
 
     def _winners(self) -> list[Contender]:
         """Return the contenders that would descend now: the first, or without a budget the first of each kind."""
-        if self._purse.is_limited:
-            return self._contenders[:1]
-        first: dict[Statistics, Contender] = {}
-        for contender in self._contenders:
-            first.setdefault(contender.start.statistics, contender)
-        return [*first.values()]
+        return self._contenders[:1] if self._purse.is_limited else first_of_each_kind(self._contenders)
 
     def _descend(self) -> None:
         """Make a step, until the budget's part is spent or, without one, the leader's validation loss is level."""
@@ -220,7 +210,14 @@ class _StagedSearch:
     def _guard(self) -> Learned:
         """Compare the end with plain blends, and return the blend that wins."""
         (winner,) = self._contenders
-        end, rivals = self._end(), self._rivals()
+        end = self._end()
+        rivals = rivals_of(
+            self._objective,
+            winner.start,
+            self._starts if self._purse.is_limited else None,
+            one_alpha=self._groups.one if self._groups else None,
+            runner_up=self._runner_up,
+        )
         verdict = guard.guard(self._objective, self._purse, end, rivals)
         if verdict.loss is not None and not math.isfinite(verdict.loss):
             raise not_finite("the validation loss of the end and of every rival", self._n_steps, end.alpha)
@@ -250,47 +247,16 @@ class _StagedSearch:
             lost=tuple(self._lost),
         )
 
-    # ---- what the guard compares
+    # ---- estimates
 
     def _end(self) -> Candidate:
         if self._groups:
             return self._groups.candidate(self._n_seen(self._groups.n_made))
         return self._estimate("end", self._contenders[0])
 
-    def _rivals(self) -> list[Candidate]:
-        """Return the uniform blend and the best expert with each kind of statistics, and earlier stages' blends.
-
-        Those with the statistics of the end come first.
-        """
-        start = self._contenders[0].start
-        mine = start.statistics
-        rivals = []
-        for kind in sorted(self._objective.kinds, key=lambda kind: kind != mine):
-            rivals.append(Candidate("uniform", self._domain.uniform(), kind))
-            if (expert := self._promising_expert(kind)) is not None:
-                rivals.append(Candidate(f"expert {expert}", self._domain.corner(expert), kind))
-        if self._groups:
-            rivals.insert(1, self._groups.one)
-        if self._runner_up:
-            rivals.append(self._runner_up)
-        return [*rivals, Candidate(start.name, start.alpha, mine)]
-
-    def _promising_expert(self, kind: Statistics) -> int | None:
-        """Return the expert with the least loss on a minibatch; with a budget, that of the start towards it counts."""
-        if self._purse.is_limited:
-            looked_at = (s.expert for s in self._starts if s.expert is not None and s.statistics == kind)
-            return next(looked_at, None)
-        corners = torch.stack([self._domain.corner(k) for k in range(self._domain.n_experts)])
-        losses = probe(self._objective.with_statistics(kind), Probes(corners, n_at_once=2), 0)
-        return int(losses.nan_to_num(math.inf).argmin())
-
     def _estimate(self, name: str, contender: Contender) -> Candidate:
         """Return a contender's estimate, pulled back as far as the examples that it saw do not support it."""
-        strategy, statistics = contender.strategy, contender.start.statistics
-        if isinstance(strategy, Shrinks):
-            shrunk = strategy.shrunk(self._n_seen(len(contender.losses)))
-            return by_group.candidate_of(name, shrunk, statistics)
-        return Candidate(name, strategy.alpha, statistics)
+        return contender.candidate(name, self._n_seen(len(contender.losses)))
 
     def _n_seen(self, n_steps: int) -> int:
         """Return how many examples `n_steps` steps have seen."""
