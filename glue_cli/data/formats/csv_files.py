@@ -1,5 +1,6 @@
 """CSV files as one table, by pandas: each column has one type, whatever its length."""
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,12 +17,17 @@ def read_csv(paths: Sequence[Path]) -> Any:
     """Return the rows of files with the same columns as a table of pandas.
 
     Raises:
-        DataError: the files differ in their columns, or rows have more fields than their file's first line has names.
+        DataError: the files differ in their columns, two of them have one name, or rows have more fields than their
+            file's first line has names.
         Exception: whatever pandas raises for a damaged file.
     """
     pandas: Any = import_module("pandas")
     tables = [pandas.read_csv(path, **_OPTIONS) for path in paths]
     for path, table in zip(paths, tables, strict=True):
+        if twice := _named_twice(pandas, path):
+            raise DataError(
+                f"'{path}' has two columns '{twice}'", hint="rename one of them: it is not clear which is meant"
+            )
         if not isinstance(table.index, pandas.RangeIndex):
             raise DataError(
                 f"'{path}': its rows have more fields than its first line has names",
@@ -32,6 +38,13 @@ def read_csv(paths: Sequence[Path]) -> Any:
     if odd := [name for name in tables[0].columns if _differs(pandas, [table[name].dtype for table in tables])]:
         tables = [pandas.read_csv(path, **_OPTIONS, dtype=dict.fromkeys(odd, str)) for path in paths]
     return pandas.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
+
+
+def _named_twice(pandas: Any, path: Path) -> str | None:
+    """Return a name that two columns have, which pandas would give a number; None if there is none."""
+    first = pandas.read_csv(path, **_OPTIONS, header=None, nrows=1, dtype=str)
+    names = Counter(name for name in first.iloc[0] if isinstance(name, str)) if len(first) else Counter[str]()
+    return next((name for name, n in names.items() if n > 1), None)
 
 
 def _differs(pandas: Any, dtypes: Sequence[Any]) -> bool:

@@ -310,6 +310,16 @@ def test_rows_with_more_fields_than_names_are_told(tmp_path, read):
         read()
 
 
+def test_two_columns_of_one_name_are_told(tmp_path, read):
+    file = tmp_path / "train.csv"
+    file.write_text('text,"label",label,,\ngood,1,0,,\n')
+    with pytest.raises(DataError, match=r"two columns 'label'") as caught:
+        read()
+    assert "rename one" in caught.value.hint
+    file.write_text("text,label,label.1,,\ngood,1,0,,\n")
+    assert read(columns={"inputs": "label.1"}).targets.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("train", "test", "wanted"),
     [
