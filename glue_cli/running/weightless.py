@@ -16,16 +16,59 @@ _PLAIN = (Tensor, nn.Parameter)  # others, such as quantised ones, are loaded in
 def build_weightless(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a model whose parameters are on the meta device; its buffers have their values.
 
-    A model that looks at its parameters while it is built, or makes a buffer from them, is built with all its values.
+    A model that looks at its parameters while it is built, or makes a buffer from them, is built with all its values;
+    so is one that draws what no file holds, since parameters without values draw no numbers before it.
     """
+    state = torch.get_rng_state()
     try:
         with _parameters_on_meta():
             model = build()
-        if not any(buffer.is_meta for buffer in model.buffers()):
+            is_drawn = _has_drawn(state) and _draws_what_no_file_holds(model, build)
+        if not is_drawn and not any(buffer.is_meta for buffer in model.buffers()):
             return model
     except Exception:  # the user's code, which may do anything with its parameters; building again says what is wrong
         pass
+    torch.set_rng_state(state)
     return build()
+
+
+def _has_drawn(before: Tensor) -> bool:
+    return not torch.equal(before, torch.get_rng_state())
+
+
+def _draws_what_no_file_holds(model: nn.Module, build: Callable[[], nn.Module]) -> bool:
+    """Tell whether another model that is built after other draws has other tensors that are in no state dict."""
+    found = _in_no_file(model)
+    if not found:
+        return False
+    with _other_seeds():
+        again = _in_no_file(build())
+    return found.keys() != again.keys() or not all(_are_same(found[name], again[name]) for name in found)
+
+
+@contextmanager
+def _other_seeds() -> Iterator[None]:
+    """Let what is built in this block draw other numbers even if it seeds the generator itself."""
+    seed_with = torch.manual_seed
+    torch.manual_seed = lambda seed: seed_with(int(seed) + 1)
+    try:
+        yield
+    finally:
+        torch.manual_seed = seed_with
+
+
+def _in_no_file(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a model's modules that no checkpoint holds: buffers of that kind, and plain attributes."""
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        unsaved = {name: module._buffers.get(name) for name in module._non_persistent_buffers_set}
+        tensors = {name: value for name, value in (vars(module) | unsaved).items() if type(value) is Tensor}
+        found |= {f"{path}.{name}": tensor for name, tensor in tensors.items() if not tensor.is_meta}
+    return found
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

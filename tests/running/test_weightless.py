@@ -1,5 +1,7 @@
 """Models built without values."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +62,39 @@ def test_tied_parameters_stay_tied():
     assert model.one is model.other and model.head.weight is model.body.weight
     assert (model.other == 2).all() and (model.head.weight == 0).all() and torch.equal(model.mask, torch.eye(3))
     assert without_values(model) == {"body.bias", "head.bias"}
+
+
+class Projecting(nn.Module):
+    """Draws its layer, a buffer that no file holds, and a class token, in this order."""
+
+    def __init__(self, *, persistent=False, as_attribute=False):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        drawn = torch.randn(3, 3)
+        if as_attribute:
+            self.projection = drawn
+        else:
+            self.register_buffer("projection", drawn, persistent=persistent)
+        self.token = nn.Parameter(torch.randn(3))
+
+
+class Seeding(Projecting):
+    def __init__(self):
+        torch.manual_seed(3)
+        super().__init__()
+
+
+@pytest.mark.parametrize("make", [Projecting, partial(Projecting, as_attribute=True), Seeding])
+def test_what_is_drawn_and_in_no_file_is_as_in_a_whole_model(make):
+    torch.manual_seed(1)
+    whole = make()
+    torch.manual_seed(1)
+    bare = build_weightless(make)
+    assert torch.equal(bare.projection, whole.projection)
+
+
+def test_what_is_drawn_and_in_a_file_needs_no_values():
+    assert without_values(build_weightless(partial(Projecting, persistent=True)))
 
 
 @pytest.mark.parametrize("make", [Scaled, Looking])

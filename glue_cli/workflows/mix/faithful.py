@@ -1,6 +1,6 @@
 """Whether a search runs the model that the blend's file will be loaded into."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +19,35 @@ if TYPE_CHECKING:
 _N_EXAMPLES = 4
 _MOST_ELEMENTS = 1 << 26  # a model beside the search's own takes up to 256 MiB
 _ROUNDING = 1e-3  # of the largest output; what a module keeps of other weights makes outputs of their own
+_BY_BLOCK = "give --bank device, where no forwards take turns; or "
 _STEPS = 10  # of a dtype; a model that is built in bfloat16 rounds what it loads, and blends are made before that
 
 
 @torch.no_grad()
 def check_is_faithful(experts: Experts, spec: "Spec", blends: Blends, examples: Examples) -> None:
-    """Check that two blends, one after the other, have the outputs of models that are built and loaded as from files.
+    """Check that two blends have the outputs of models that are built and loaded as from files.
 
     They differ where a module reaches its weights otherwise than by the names that they are registered under, such as
-    by what it has kept of an earlier blend. Models of more than 67 million numbers, those whose experts are not in
-    memory, and random ones are not checked.
+    by what it has kept of an earlier blend; or where forwards that take turns share more than what they are given.
+    Models of more than 67 million numbers and random ones are not checked.
 
     Args:
         blends: in float32, with the blended statistics of BatchNorm.
     Raises:
         SpecError: one has others.
     """
-    if not blends.is_resident or sum(each.numel() for each in blends.model.parameters()) > _MOST_ELEMENTS:
+    if sum(each.numel() for each in blends.model.parameters()) > _MOST_ELEMENTS:
         return
     uniform = torch.full((blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
     batch = next(examples.on(blends.compute).in_order(_N_EXAMPLES))
-    for alpha in (uniform, _skewed(uniform)):
-        _check_outputs(experts, spec, blends, alpha, batch)
+    wanted = [_wanted(experts, spec, blends, alpha, batch) for alpha in (uniform, _skewed(uniform))]
+    if any(each is None for each in wanted):
+        return
+    for order in ([0, 1], [1, 0]):  # of forwards that take turns, the second time each is another blend's
+        alphas = torch.stack([(uniform, _skewed(uniform))[k] for k in order])
+        for k, (found, _) in zip(order, blends.outputs(alphas, [batch], 0), strict=True):
+            if one := wanted[k]:
+                one.check(found.float(), by_block=not blends.has_gradient)
 
 
 def _skewed(uniform: Tensor) -> Tensor:
@@ -50,22 +57,30 @@ def _skewed(uniform: Tensor) -> Tensor:
     return alpha
 
 
-def _check_outputs(experts: Experts, spec: "Spec", blends: Blends, alpha: Tensor, batch: Batch) -> None:
+class _Wanted(NamedTuple):
+    """The outputs of a model that was loaded, and what the same ones may be off by, relative to the largest."""
+
+    outputs: Tensor
+    rounding: float
+
+    def check(self, found: Tensor, *, by_block: bool) -> None:
+        scale = self.outputs.abs().max()
+        if not (off := (found - self.outputs).abs().max()) <= self.rounding * scale:
+            raise SpecError(
+                "the model computes something else with a blend in its tensors than with the blend's file loaded: its"
+                f" outputs are off by {off:.2g}, the largest is {scale:.2g}",
+                hint=f"{_BY_BLOCK if by_block else ''}{KEPT_ELSEWHERE}",
+            )
+
+
+def _wanted(experts: Experts, spec: "Spec", blends: Blends, alpha: Tensor, batch: Batch) -> _Wanted | None:
+    """Return what a blend's outputs have to be; None if they are random or not finite."""
     built = experts.model(spec, alpha)
     rounding = max(_ROUNDING, *(_STEPS * torch.finfo(each.dtype).eps for each in _floating(built)))
     model = blends.compute.to_device(built).float().eval()  # as blends are
-    device = blends.compute.device
-    wanted, again = (_outputs_by(seed, model, batch, device) for seed in (0, 1))
-    ((found, _),) = blends.outputs(alpha[None], [batch], 0)
-    scale = wanted.abs().max()
-    if not torch.equal(wanted, again) or not scale.isfinite():
-        return
-    if not (off := (found.float() - wanted).abs().max()) <= rounding * scale:
-        raise SpecError(
-            "the model computes something else with a blend in its tensors than with the blend's file loaded: its"
-            f" outputs are off by {off:.2g}, the largest is {scale:.2g}",
-            hint=KEPT_ELSEWHERE,
-        )
+    outputs, again = (_outputs_by(seed, model, batch, blends.compute.device) for seed in (0, 1))
+    is_sure = torch.equal(outputs, again) and bool(outputs.isfinite().all())
+    return _Wanted(outputs, rounding) if is_sure else None
 
 
 def _floating(model: nn.Module) -> list[Tensor]:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+LEFT = {}
+
 class Base(nn.Module):
     def __init__(self):
         super().__init__()
@@ -28,6 +30,16 @@ class Base(nn.Module):
 """
 NETS = {
     "plain": "pass",
+    "what another layer has left in a global variable": """
+    def middle(self, hidden):
+        LEFT["here"] = hidden
+        return self.again(hidden)
+    def make(self):
+        self.again = nn.Linear(64, 64)
+    def forward(self, images):
+        hidden = self.middle(torch.tanh(self.first(images.flatten(1))))
+        return self.last(hidden + LEFT["here"])
+""",
     "random": """
     def middle(self, hidden):
         return hidden + 0.3 * torch.randn_like(hidden)
@@ -102,12 +114,30 @@ def world(tmp_path, make_spec, request):
         experts = [tmp_path / f"e{k}.safetensors" for k in range(2)]
         names = {"first.weight": (64, 64), "first.bias": (64,), "last.weight": (4, 64), "last.bias": (4,)}
         names |= {"update": (64, 64)} if "merged" in net else {}
+        names |= {"again.weight": (64, 64), "again.bias": (64,)} if "global" in net else {}
         for k, path in enumerate(experts):
             draws = torch.Generator().manual_seed(k)
             save_file({key: torch.randn(shape, generator=draws) / 8 for key, shape in names.items()}, path)
         return make_spec(model={"arch": f"python:{name}:Net"}), experts
 
     return make
+
+
+@pytest.mark.parametrize("bank", ["device", "blocks", "streamed"])
+def test_forwards_that_share_more_than_they_are_given_are_refused_where_they_take_turns(blend, world, bank):
+    spec, experts = world("what another layer has left in a global variable")
+    if bank == "device":
+        assert sum(blend(experts, spec, "spsa", bank=bank)[0]["alpha"]) == pytest.approx(1)
+        return
+    with pytest.raises(SpecError, match="computes something else") as caught:
+        blend(experts, spec, "spsa", bank=bank)
+    assert "--bank device" in caught.value.hint
+
+
+def test_streamed_experts_are_checked_too(blend, world):
+    spec, experts = world("a function of the module")
+    with pytest.raises(SpecError, match="computes something else|on device meta"):
+        blend(experts, spec, "spsa", bank="streamed")
 
 
 @pytest.mark.parametrize("net", ["plain", "random", "in bfloat16"])
@@ -121,7 +151,7 @@ def test_random_models_and_other_dtypes_are_no_faults(blend, world, net):
 @pytest.mark.parametrize("net", [net for net in NETS if net not in ("random", "in bfloat16")])
 def test_a_search_runs_the_model_that_is_written_or_none(blend, world, net, method):
     spec, experts = world(net)
-    if net.startswith(("plain", "a frozen part", "the first weight again")):
+    if net.startswith(("plain", "a frozen part", "the first weight again", "what another layer")):
         result, _ = blend(experts, spec, method)
         assert sum(result["alpha"]) == pytest.approx(1)
         return
