@@ -108,14 +108,16 @@ class PlannedMix:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedLosses:
-    """Losses on the target's validation data; those between experts are in the pairs.
+    """Losses on some of the target's examples; those between experts are in the pairs.
 
     Attributes:
         experts: of each expert as it is; experts_refreshed: with BatchNorm's statistics taken anew; None without any.
         guessing: of predicting how often each class occurs, or the mean of the targets; None for tokens.
+        examples: how many there are, those for validation first, then some for training.
     """
 
     experts: Sequence[float]
+    examples: int
     experts_refreshed: Sequence[float] | None = where_known()
     guessing: float | None = where_known()
 

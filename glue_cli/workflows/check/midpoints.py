@@ -11,28 +11,33 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.progress import Advanced, Finished, Started
 from glue_cli.foundation.run import Run
+from glue_cli.foundation.units import counted
+from glue_cli.methods.staged.guard import paired_difference
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.check import CheckedLosses
 from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.losses import Loss
 from glue_cli.search.criterion import criterion_of
-from glue_cli.search.held_out import HeldOut, Judge
+from glue_cli.search.held_out import HeldOut, Judge, Part
 from glue_cli.search.protocol import Blends
 from glue_cli.spec.schema import Spec
 from glue_cli.workflows.mix.experts_interface import Experts
-from glue_cli.workflows.mix.labels import share_out
+from glue_cli.workflows.mix.labels import batches_of, share_out
 from glue_cli.workflows.mix.setting import as_written
 
 # A midpoint's loss may exceed the mean of its ends' by 5 %: experts that hardly differ are not told apart by noise.
-_BARRIER = 1.05
+# Beyond that, by two standard errors: without them, a draw of twelve examples in two condemned a good blend.
+_BARRIER, _SURE = 1.05, 2
 # Refreshed statistics are worth a pass over the data if they lower the midpoints' loss to this share.
 _CLEARLY = 0.95
 # With up to this many pairs, the loss is measured between all of them; otherwise, between each expert and the next.
@@ -40,23 +45,27 @@ _MOST_PAIRS = 10
 # An end with so many times the loss of guessing has diverged, and a midpoint with so many times that, and that of the
 # better end, is of no use.
 _DIVERGED, _LOST = 10, 2
-# Examples that losses are measured on: a loss is then known to a few hundredths.
+# Examples that losses are measured on, at most: a loss is then known to a few hundredths.
 _JUDGED = 512
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses on the target's validation data, with the blended statistics of BatchNorm, and with refreshed ones.
+    """Losses on some of the target's examples, with the blended statistics of BatchNorm, and with refreshed ones.
 
     Attributes:
         ends: of each expert, by kind of statistics, [K]; refreshed ones only if the model has BatchNorm.
         midpoints: halfway between two experts, by their numbers.
         guessing: of predicting how often each class occurs, or the mean of the targets; None for tokens.
+        n_examples: how many examples there are.
+        errors: of what a midpoint's loss is above the most that it may be, its standard error, by example.
     """
 
     ends: Mapping[Statistics, Sequence[float]]
     midpoints: Mapping[Statistics, Mapping[tuple[int, int], float]]
     guessing: float | None
+    n_examples: int
+    errors: Mapping[Statistics, Mapping[tuple[int, int], float]]
 
     @property
     def best(self) -> Statistics | None:
@@ -70,13 +79,13 @@ class Losses:
         return "refreshed" if self._mean("refreshed") < _CLEARLY * self._mean("averaged") else "averaged"
 
     def _is_sound(self, kind: Statistics) -> bool:
-        """Tell whether no midpoint's loss is far above the mean of its ends', which a convex loss would not exceed.
+        """Tell whether no midpoint's loss is surely far above the mean of its ends', as a convex loss never is.
 
         An end that has diverged would raise that mean above any midpoint.
         """
         ends = self.ends[kind]
         return all(
-            loss <= _BARRIER * (ends[i] + ends[j]) / 2
+            loss - _barrier(ends[i], ends[j]) <= _SURE * self.errors[kind][i, j]
             and math.isfinite(loss)
             and not self._is_lost(loss, ends[i], ends[j])
             for (i, j), loss in self.midpoints[kind].items()
@@ -95,7 +104,10 @@ class Losses:
     def as_result(self) -> CheckedLosses:
         """Return the experts' losses as the command reports them."""
         return CheckedLosses(
-            experts=self.ends["averaged"], experts_refreshed=self.ends.get("refreshed"), guessing=self.guessing
+            experts=self.ends["averaged"],
+            experts_refreshed=self.ends.get("refreshed"),
+            guessing=self.guessing,
+            examples=self.n_examples,
         )
 
     def describe(self) -> tuple[str, ...]:
@@ -107,7 +119,8 @@ class Losses:
                 continue
             (i, j), loss = max(midpoints.items(), key=lambda item: item[1])
             ends = f"{self.ends[kind][i]:.3f} and {self.ends[kind][j]:.3f}"
-            said.append(f"halfway between experts {i} and {j} the loss is {loss:.3f}{words[kind]}, at the ends {ends}")
+            where = f"on {counted(self.n_examples, 'example')}, halfway between experts {i} and {j}"
+            said.append(f"{where}, the loss is {loss:.3f}{words[kind]}, at the ends {ends}")
         if self.guessing is not None:
             said.append(f"the loss of guessing, by how often each class occurs, is {self.guessing:.3f}")
         return tuple(said)
@@ -120,27 +133,73 @@ def measure_losses(plan: MixPlan, spec: Spec, target: Target, experts: Experts, 
     """
     criterion = criterion_of("loss", spec.loss, spec.path("."))
     labels = share_out(target, criterion.goal, spec.mix, blends.compute, seed=plan.seed, may_fold=False)
-    held_out = HeldOut(Judge(as_written(plan, experts, blends), criterion), labels.parts)
-    n_batches = min(held_out.n_batches, max(1, _JUDGED // spec.mix.batch_size))
+    examples = _judged(target)
+    judged = batches_of(examples, spec.mix.batch_size, blends.compute, plan.seed)
+    held_out = HeldOut(Judge(as_written(plan, experts, blends), criterion), [Part(judged, labels.refreshing)])
     kinds: list[Statistics] = ["averaged", "refreshed"] if has_batchnorm(blends.model) else ["averaged"]
     n_experts, pairs = blends.n_experts, _pairs(blends.n_experts)
     run.progress(Started("measure losses", len(kinds) * (n_experts + len(pairs)), "blends"))
     n_done = 0
 
-    def loss_of(alpha: Tensor, kind: Statistics) -> float:
+    def terms_of(alpha: Tensor, kind: Statistics) -> Tensor:
         nonlocal n_done
-        by_group = alpha.expand(blends.n_groups, n_experts)
-        loss = held_out.terms(by_group, kind, n_batches, lambda targets: None).mean().item()
+        terms = held_out.terms(alpha.expand(blends.n_groups, n_experts), kind, None, lambda targets: None)
         n_done += 1
         run.progress(Advanced(n_done))
-        return loss
+        return terms
 
     points = torch.eye(n_experts, dtype=torch.float64)
-    ends = {kind: [loss_of(point, kind) for point in points] for kind in kinds}
-    midpoints = {kind: {(i, j): loss_of((points[i] + points[j]) / 2, kind) for i, j in pairs} for kind in kinds}
+    found: dict[Statistics, _Found] = {}
+    for kind in kinds:
+        ends = [terms_of(point, kind) for point in points]
+        found[kind] = _Found(ends, {(i, j): terms_of((points[i] + points[j]) / 2, kind) for i, j in pairs})
     run.progress(Finished())
-    judged = [targets for _, targets in labels.validation.again()][:n_batches]
-    return Losses(ends, midpoints, _guessing(judged, spec.loss))
+    return Losses(
+        {kind: one.of_ends() for kind, one in found.items()},
+        {kind: one.of_midpoints() for kind, one in found.items()},
+        _guessing([targets for _, targets in judged.again()], spec.loss),
+        len(examples),
+        {kind: one.errors() for kind, one in found.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Terms by example, float64 [N]: of the experts, and halfway between two."""
+
+    ends: Sequence[Tensor]
+    midpoints: Mapping[tuple[int, int], Tensor]
+
+    def of_ends(self) -> list[float]:
+        return [terms.mean().item() for terms in self.ends]
+
+    def of_midpoints(self) -> dict[tuple[int, int], float]:
+        return {pair: terms.mean().item() for pair, terms in self.midpoints.items()}
+
+    def errors(self) -> dict[tuple[int, int], float]:
+        """Return the standard error of what each midpoint is above its barrier; infinite for a single example."""
+        found = {}
+        for (i, j), terms in self.midpoints.items():
+            _, error = paired_difference(terms, _barrier(self.ends[i], self.ends[j]))
+            found[i, j] = math.inf if error is None else error
+        return found
+
+
+Figure = TypeVar("Figure", float, Tensor)
+
+
+def _barrier(one: Figure, other: Figure) -> Figure:
+    """Return the most that the loss halfway between two ends may be; of figures, or example by example."""
+    return _BARRIER * (one + other) / 2
+
+
+def _judged(target: Target) -> Examples:
+    """Return the validation examples, and as many for training as are needed: no expert has learned from either."""
+    val, train = target["val"], target["train"]
+    n_more = min(_JUDGED - len(val), len(train))
+    if n_more <= 0 or not val.joins(train):
+        return val.subset(torch.arange(min(_JUDGED, len(val))))
+    return val.joined(train.subset(torch.arange(n_more)))
 
 
 def _pairs(n_experts: int) -> list[tuple[int, int]]:

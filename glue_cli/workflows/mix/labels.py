@@ -54,10 +54,10 @@ def share_out(target: Target, goal: Goal, settings: MixSpec, compute: Compute, *
         may_fold: whether the search can leave out folds; if not, it uses training data, and validation data judge.
     """
     train, val = target["train"], target["val"]
-    validation = _batches(val, validation_size(goal, settings, len(val)), compute, seed)
+    validation = batches_of(val, validation_size(goal, settings, len(val)), compute, seed)
     if may_fold and 1 < len(train) + len(val) <= _FEW:
         pool = train.joined(val)
-        whole = _batches(pool, settings.batch_size, compute, seed)
+        whole = batches_of(pool, settings.batch_size, compute, seed)
         parts = _folds(pool, settings.batch_size, compute, seed)
         minibatches = _minibatches(pool, whole, settings, compute, seed, len(parts))
         return Labels(minibatches, parts, _some_of(pool, settings.batch_size, compute, seed), validation, OF_ALL)
@@ -94,7 +94,7 @@ def _folds(pool: Examples, batch_size: int, compute: Compute, seed: int) -> list
     places, n_folds = torch.arange(len(pool)), min(_N_FOLDS, len(pool))
     return [
         Part(
-            _batches(pool.subset(places[places % n_folds == fold]), batch_size, compute, seed),
+            batches_of(pool.subset(places[places % n_folds == fold]), batch_size, compute, seed),
             _some_of(pool.subset(places[places % n_folds != fold]), batch_size, compute, seed),
         )
         for fold in range(n_folds)
@@ -114,10 +114,10 @@ def refreshing_batches(target: Target, sample: Sample, batch_size: int, compute:
 def _some_of(examples: Examples, batch_size: int, compute: Compute, seed: int) -> Batches:
     """Draw examples at random, and return them in the batches that statistics are taken from."""
     chosen = torch.randperm(len(examples), generator=generator(seed, "refresh"))[:_REFRESHING]
-    return _batches(examples.subset(chosen), batch_size, compute, seed)
+    return batches_of(examples.subset(chosen), batch_size, compute, seed)
 
 
-def _batches(examples: Examples, batch_size: int, compute: Compute, seed: int) -> Batches:
+def batches_of(examples: Examples, batch_size: int, compute: Compute, seed: int) -> Batches:
     """Return the examples in batches of about equal size, the same batches each time."""
     on_device = examples.on(compute)
     return Batches(lambda: on_device.in_random_order(batch_size, seed), on_device.n_in_random_order(batch_size))

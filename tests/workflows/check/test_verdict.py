@@ -18,10 +18,11 @@ def basin(cosine, unlike=(), is_permuted=False):
     return Basin(cosines, cosines, cosines, torch.zeros(2), unlike, is_permuted)
 
 
-def losses(averaged, refreshed=None):
+def losses(averaged, refreshed=None, error=0.0):
     """Ends at 1 and 2."""
     kinds = {"averaged": averaged} | ({"refreshed": refreshed} if refreshed else {})
-    return Losses({kind: [1.0, 2.0] for kind in kinds}, {kind: {(0, 1): loss} for kind, loss in kinds.items()}, None)
+    midpoints, errors = ({kind: {(0, 1): what(kind)} for kind in kinds} for what in (kinds.get, lambda kind: error))
+    return Losses({kind: [1.0, 2.0] for kind in kinds}, midpoints, None, 100, errors)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,8 @@ def losses(averaged, refreshed=None):
         (None, None, "mix"),
         (basin(0.8), losses(1.4), "mix"),
         (basin(0.8), losses(1.9), "no"),
+        (basin(0.8), losses(1.9, error=0.1), "no"),
+        (basin(0.8), losses(1.9, error=0.2), "mix"),  # so few examples do not tell
         (basin(0.8), losses(1.9, 1.4), "refresh"),
         (basin(0.8), losses(1.4, 1.39), "mix"),  # what refreshing gains is no gain
         (basin(0.8), losses(1.4, 1.0), "refresh"),
@@ -78,5 +81,5 @@ def test_what_to_do_depends_on_why_they_are_unrelated():
     ],
 )
 def test_an_expert_that_has_diverged_does_not_excuse_a_midpoint(ends, halfway, guessing, is_sound):
-    losses = Losses({"averaged": ends}, {"averaged": {(0, 1): halfway}}, guessing)
+    losses = Losses({"averaged": ends}, {"averaged": {(0, 1): halfway}}, guessing, 100, {"averaged": {(0, 1): 0.0}})
     assert losses.best == ("averaged" if is_sound else None)
