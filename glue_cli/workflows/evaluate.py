@@ -22,10 +22,11 @@ from glue_cli.results.evaluate import EvaluatedCheckpoint, EvaluateResult
 from glue_cli.results.junit import junit_text
 from glue_cli.results.provenance import origin_of
 from glue_cli.results.record import as_object
-from glue_cli.running.device import find_device, make_repeatable
+from glue_cli.running.device import Compute, find_device, make_repeatable
 from glue_cli.running.evaluation import Evaluation
 from glue_cli.running.metrics import METRICS, MakeMetric, load_metrics
 from glue_cli.search.protocol import Blends
+from glue_cli.search.streamed.blends import StreamedBlends
 from glue_cli.workflows.compute import blending_compute, evaluation_compute
 from glue_cli.workflows.evaluation import add_all, add_only_blend
 from glue_cli.workflows.fits import check_blends_fit_data, check_fits_data, warn_of_neighbours
@@ -60,25 +61,12 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
         run.ranks.check_alike({**said, **files, **inputs_of(spec, None, **{plan.split: examples})})
     views = [_view(plan, one, examples, run) for one in checkpoints]
     evaluated: list[tuple[EvaluatedCheckpoint, ByExample]] = []
+    compute: Compute | None = None
     run.progress(Started("evaluate", len(checkpoints), "checkpoints"))
     for k, (checkpoint, view) in enumerate(zip(checkpoints, views, strict=True)):
         evaluation = Evaluation(spec.loss, metrics, keeps_examples=plan.baseline is not None)
         are_new = not k or view.dataset.labels is not views[k - 1].dataset.labels
-        if blends := _blends_of(plan, checkpoint, run):
-            if are_new:
-                check_blends_fit_data(blends, view, spec.loss, spec.data.where)
-            if not k:
-                compute, _ = blending_compute(spec, blends, view, run)
-            add_only_blend(evaluation, blends.with_precision(compute.precision), view.on(compute), run.ranks)
-        else:
-            model = load_model(spec, checkpoint)
-            if are_new:
-                check_fits_data(model, view, spec.loss, spec.data.where)
-            if not k:  # timed on data that fit
-                warn_of_neighbours(model, view, run.progress)
-                compute = evaluation_compute(spec, model, view, run)
-            on_device = compute.to_device(model)
-            add_all(evaluation, on_device, view.on(compute), compute, run.ranks, seed=spec.seed)
+        compute = _evaluate_one(evaluation, plan, checkpoint, view, run, compute, are_new=are_new)
         row = EvaluatedCheckpoint(
             checkpoint=checkpoint.name,
             split=plan.split,
@@ -90,6 +78,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
         evaluated.append((row, evaluation.by_example()))
         run.progress(Advanced(len(evaluated)))
     run.progress(Finished())
+    assert compute
     baseline = evaluated.pop(0) if plan.baseline else None
     if baseline and len(examples) == 1:
         run.progress(Noted("--compare: a single example has no standard error, so nothing was compared", warning=True))
@@ -108,6 +97,42 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     if plan.junit and run.ranks.is_first:
         _write(plan.junit, junit_text(result), plan)
     return result
+
+
+def _evaluate_one(
+    evaluation: Evaluation,
+    plan: EvaluatePlan,
+    checkpoint: Checkpoint,
+    view: Examples,
+    run: Run,
+    compute: Compute | None,
+    *,
+    are_new: bool,
+) -> Compute:
+    """Add a checkpoint's outputs to an evaluation; its model or blocks leave the memory at the end.
+
+    Args:
+        compute: as the first checkpoint has chosen it; None for that one, which chooses.
+        are_new: whether the labels are not those of the checkpoint before, and have to fit the model too.
+    """
+    spec = plan.spec
+    if blends := _blends_of(plan, checkpoint, run):
+        if are_new:
+            check_blends_fit_data(blends, view, spec.loss, spec.data.where)
+        if compute is None:
+            compute, _ = blending_compute(spec, blends, view, run)
+        add_only_blend(evaluation, blends.with_precision(compute.precision), view.on(compute), run.ranks)
+        if isinstance(blends, StreamedBlends):
+            blends.close()  # its threads refer to it
+        return compute
+    model = load_model(spec, checkpoint)
+    if are_new:
+        check_fits_data(model, view, spec.loss, spec.data.where)
+    if compute is None:  # timed on data that fit
+        warn_of_neighbours(model, view, run.progress)
+        compute = evaluation_compute(spec, model, view, run)
+    add_all(evaluation, compute.to_device(model), view.on(compute), compute, run.ranks, seed=spec.seed)
+    return compute
 
 
 def _blends_of(plan: EvaluatePlan, checkpoint: Checkpoint, run: Run) -> Blends | None:

@@ -4,10 +4,13 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+
+from glue_cli.workflows import evaluate, streaming
 
 
 @pytest.mark.parametrize("how", [["spsa"], ["spsa", "--set", "mix.search=plain"], ["cmaes"], ["greedy"]])
@@ -98,6 +101,31 @@ def net(width):
     layers = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(16)]
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), *layers, nn.Linear(width, 10))
 """
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_of_several_checkpoints_one_is_in_memory_at_a_time(here, glue, experts, monkeypatch, is_streamed):
+    living = []
+
+    def is_held(made):
+        return made is not None and getattr(made, "_blender", made) is not None
+
+    def watched(make):
+        def call(*arguments, **named):
+            assert not any(is_held(each()) for each in living)
+            made = make(*arguments, **named)
+            living.append(weakref.ref(made))
+            return made
+
+        return call
+
+    if is_streamed:
+        monkeypatch.setattr(streaming, "usable_memory", lambda device: Path(experts[0]).stat().st_size)
+        monkeypatch.setattr(streaming, "Engine", watched(streaming.Engine))
+    else:
+        monkeypatch.setattr(evaluate, "load_model", watched(evaluate.load_model))
+    figures = glue("evaluate", *experts, "--precision", "fp32", "--json", code=0).json["results"]
+    assert len(figures) == len(living) == len(experts)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be measured anew on Linux alone")

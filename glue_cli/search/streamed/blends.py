@@ -64,6 +64,10 @@ class StreamedBlends:
         """As `Blends.waited_s`."""
         return self._engine.waited_s
 
+    def close(self) -> None:
+        """Give the memory of the blocks back; what comes next takes it again."""
+        self._engine.close()
+
     def with_statistics(self, statistics: Statistics) -> "StreamedBlends":
         """As `Blends.with_statistics`; both share the experts."""
         other = copy.copy(self)

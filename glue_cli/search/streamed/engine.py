@@ -163,6 +163,7 @@ class Engine:
         if self._blender:
             self._blender.reader.close()
         self._blender = None
+        self._models.clear()
 
     def _attempt(
         self,
@@ -223,7 +224,6 @@ class Engine:
             )
             for block in blocks
         }
-        self._models.clear()
         row = max(layout.row_bytes(narrow=False) for layout in self._layouts.values())
         if self._shared_by is not None:
             self._left = self._enough = self._plan_shards(row, self._shared_by)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _N_EXAMPLES = 4
 _MOST_ELEMENTS = 1 << 26  # a model beside the search's own takes up to 256 MiB
+_MOST_STREAMED = 1 << 22  # to this, the memory that a block takes is no smaller
 _ROUNDING = 1e-3  # of the largest output; what a module keeps of other weights makes outputs of their own
 _BY_BLOCK = "give --bank device, where no forwards take turns; or "
 _STEPS = 10  # of a dtype; a model that is built in bfloat16 rounds what it loads, and blends are made before that
@@ -29,14 +30,16 @@ def check_is_faithful(experts: Experts, spec: "Spec", blends: Blends, examples: 
 
     They differ where a module reaches its weights otherwise than by the names that they are registered under, such as
     by what it has kept of an earlier blend; or where forwards that take turns share more than what they are given.
-    Models of more than 67 million numbers and random ones are not checked.
+    Models of more than 67 million numbers, or 4 million where the experts are not in memory, and random ones are not
+    checked.
 
     Args:
         blends: in float32, with the blended statistics of BatchNorm.
     Raises:
         SpecError: one has others.
     """
-    if sum(each.numel() for each in blends.model.parameters()) > _MOST_ELEMENTS:
+    most = _MOST_ELEMENTS if blends.is_resident else _MOST_STREAMED
+    if sum(each.numel() for each in blends.model.parameters()) > most:
         return
     uniform = torch.full((blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
     batch = next(examples.on(blends.compute).in_order(_N_EXAMPLES))
