@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glue_cli.cli.next_command import mix_command
 from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.show_check import show_check
@@ -48,5 +49,4 @@ def check(
 def _next(result: "CheckResult", experts: list[Path]) -> str | None:
     if result.verdict == "no":
         return None
-    batchnorm = " --batchnorm refresh" if result.verdict == "refresh" else ""
-    return f"glue mix --method spsa{batchnorm} {' '.join(map(str, experts))}"
+    return mix_command(experts, *(["--batchnorm", "refresh"] if result.verdict == "refresh" else []))

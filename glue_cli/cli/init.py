@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from glue_cli.cli.next_command import mix_command
 from glue_cli.cli.output import print_lines
 from glue_cli.cli.session import Session, with_session
 from glue_cli.foundation.errors import UsageError
-
-_NAMED = 6  # the most experts that the hint lists by name
 
 
 @with_session(without=("spec", "set_", "device", "precision", "seed", "history", "dry_run", "resume", "save_every"))
@@ -50,9 +49,7 @@ def init(
 
 
 def _next(result: dict[str, Any], experts: list[Path], output: Path) -> str:
-    named = shlex.join(str(path) for path in experts) if len(experts) <= _NAMED else "EXPERT..."
-    spec = "" if output == Path("glue.yaml") else f" --spec {shlex.quote(str(output))}"
-    command = f"glue mix --method spsa {named}{spec}"
+    command = mix_command(experts, *([] if output == Path("glue.yaml") else ["--spec", shlex.quote(str(output))]))
     return f"choose in {output} what is left open, then {command}" if result["open"] else command
 
 
