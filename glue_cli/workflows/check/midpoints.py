@@ -69,11 +69,13 @@ class Losses:
 
     @property
     def best(self) -> Statistics | None:
-        """The statistics with which every midpoint is about as good as its ends or better; None if there are none.
+        """The statistics with which a mix is of use; None if there are none.
 
-        If both kinds are, refreshed ones are named only if they make the midpoints clearly better.
+        That is where every midpoint is about as good as its ends or better, or one is better than every expert: a
+        search leaves out experts that others do not go with. If both kinds are of use, refreshed ones are named only
+        if they make the midpoints clearly better.
         """
-        sound = [kind for kind in self.midpoints if self._is_sound(kind)]
+        sound = [kind for kind in self.midpoints if self._is_sound(kind) or self._helping(kind)]
         if len(sound) < 2:
             return sound[0] if sound else None
         return "refreshed" if self._mean("refreshed") < _CLEARLY * self._mean("averaged") else "averaged"
@@ -90,6 +92,11 @@ class Losses:
             and not self._is_lost(loss, ends[i], ends[j])
             for (i, j), loss in self.midpoints[kind].items()
         )
+
+    def _helping(self, kind: Statistics) -> tuple[int, int] | None:
+        """Return the pair with the best midpoint if that is better than every expert."""
+        midpoints, best = self.midpoints[kind], min(self.ends[kind])
+        return min((pair for pair, loss in midpoints.items() if loss < best), key=midpoints.__getitem__, default=None)
 
     def _is_lost(self, loss: float, *ends: float) -> bool:
         """Tell whether one end is far worse than guessing, and has drawn the midpoint there from the other."""
@@ -121,6 +128,11 @@ class Losses:
             ends = f"{self.ends[kind][i]:.3f} and {self.ends[kind][j]:.3f}"
             where = f"on {counted(self.n_examples, 'example')}, halfway between experts {i} and {j}"
             said.append(f"{where}, the loss is {loss:.3f}{words[kind]}, at the ends {ends}")
+            if not self._is_sound(kind) and (pair := self._helping(kind)):
+                i, j = pair
+                said.append(
+                    f"between {i} and {j} it is {midpoints[pair]:.3f}{words[kind]}, below that of every expert"
+                )
         if self.guessing is not None:
             said.append(f"the loss of guessing, by how often each class occurs, is {self.guessing:.3f}")
         return tuple(said)

@@ -51,6 +51,18 @@ def test_weights_and_losses_decide(of_weights, measured, wanted):
     assert bool(found.instead) == (wanted != "mix")
 
 
+@pytest.mark.parametrize(("best", "verdict"), [(0.9, "mix"), (1.01, "no")])
+def test_one_pair_that_helps_is_enough(best, verdict):
+    """The third expert does not go with the first."""
+    midpoints = {(0, 1): best, (0, 2): 2.5, (1, 2): 1.5}
+    found = Losses(
+        {"averaged": [1.0, 1.1, 2.0]}, {"averaged": midpoints}, None, 100, {"averaged": dict.fromkeys(midpoints, 0.01)}
+    )
+    judged = judge(["a", "b", "c"], (), [[]] * 3, None, found)
+    assert judged.verdict == verdict
+    assert ("between 0 and 1 it is 0.900, below that of every expert" in judged.reasons) == (verdict == "mix")
+
+
 def test_what_keeps_experts_from_being_blended_comes_first():
     misfit = Misfit("tensors", "they differ", ("here",), "do this")
     found = judge(NAMES, [misfit, misfit], [[NonFinite("w", 1, 0)], []], basin(0.9), None)
