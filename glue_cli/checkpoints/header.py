@@ -7,7 +7,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,16 @@ class Stamp(NamedTuple):
     n_bytes: int
     changed_ns: int
     inode_ns: int
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return short names that tell paths apart: ids on the Hub, or last parts, no more of them than it takes."""
+    names = {path: str(id_of(path) or path.name) for path in paths}
+    for n_parts in range(2, max((len(path.parts) for path in paths), default=0) + 1):
+        n_of = Counter(names.values())
+        alike = [path for path, name in names.items() if n_of[name] > 1 and not id_of(path)]
+        names |= {path: str(Path(*path.parts[-n_parts:])) for path in alike}
+    return [names[path] for path in paths]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """glue show: what a checkpoint says of itself, of every kind that glue reads."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -18,6 +19,17 @@ def test_a_blend_shows_its_experts_and_coefficients(here, glue, experts):
         "expert-002.safetensors": "0.0000",
     }
     assert shown.err == ""
+
+
+def test_experts_of_one_name_are_shown_with_their_folders(here, glue, experts):
+    paths = [f"all/{name}/model.safetensors" for name in ("books", "dvd")] + ["other.safetensors"]
+    for expert, path in zip(experts, paths, strict=True):
+        (here / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(expert, path)
+    glue("mix", "--method", "uniform", *paths[:2], here / paths[2], "-q", code=0)
+    shown = glue("show", "prior.safetensors", code=0).out
+    assert "\nbooks/model.safetensors " in shown and "\ndvd/model.safetensors " in shown
+    assert "\nother.safetensors " in shown and "all/" not in shown
 
 
 def test_what_a_search_measured_and_was_set_to_has_a_line_each(here, glue, experts):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glue_cli import __version__
 from glue_cli.checkpoints.hashing import StreamedHash
+from glue_cli.checkpoints.header import short_names
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
@@ -139,14 +140,15 @@ def _inputs(plan: MixPlan, target: "Target | None") -> dict[str, Any]:
 
 def _experts_of(plan: MixPlan, digests: Sequence[str | None]) -> list[dict[str, Any]]:
     sizes = plan.coefficients.sizes or [expert.glue.get("examples") for expert in plan.experts]
+    names = short_names([expert.path for expert in plan.experts])
     return [
         {
-            "name": expert.short_name,
+            "name": name,
             "sha256": digest,
             "examples": size,
             **({"weights": expert.weights} if expert.weights else {}),
         }
-        for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
+        for expert, name, digest, size in zip(plan.experts, names, digests, sizes, strict=True)
     ]
 
 
