@@ -11,6 +11,7 @@ from glue_cli.checkpoints.files import announce, open_file, read_into
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import CheckpointError, ResourceError
 
+SHOWN_DIGITS = 12  # of a digest, in tables and messages
 _READ_BYTES = 1 << 20
 # Larger reads ahead, since between two of them the thread may wait for the interpreter, which is busy with imports.
 _AHEAD_BYTES = 32 << 20
@@ -90,8 +91,8 @@ class StreamedHash:
         digest = self._sha256.hexdigest()
         if self._wanted not in (None, digest):
             raise CheckpointError(
-                f"'{self._expert.path}' is not what the blend was made from: its sha256 is {digest}, "
-                f"wanted {self._wanted}",
+                f"'{self._expert.path}' is not what the blend was made from in its place: "
+                f"its sha256 is {digest[:SHOWN_DIGITS]}, wanted {(self._wanted or '')[:SHOWN_DIGITS]}",
                 hint="name the same files, in the same order; glue show BLEND lists them",
             )
         return digest

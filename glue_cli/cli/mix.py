@@ -226,7 +226,8 @@ def mix(
     if like is not None:
         numbers = {"--method": method, "--alpha": alpha, "--sizes": sizes, "--budget": budget, "--weights": weights}
         _check_alone(numbers, session, rules, writing, Search(bank, explain))
-        repeated = read_like(like, experts or [])
+        repeated = read_like(like, experts or [], output, session.remembered_digests())
+        experts = list(repeated.experts)
         coefficients, rules, writing, overrides = _repeating(repeated, writing)
     else:
         coefficients = _coefficients(method, alpha, sizes)

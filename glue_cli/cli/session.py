@@ -94,6 +94,13 @@ class Session:
             flags.append(f"precision={self.precision}")
         return read_spec(self._spec_file, flags, known_names={"arch": architecture_forms(), "format": FORMATS})
 
+    @staticmethod
+    def remembered_digests() -> dict[str, str]:
+        """Return the experts' digests that earlier calls have kept."""
+        from glue_cli.checkpoints.digests import Digests
+
+        return Digests(_cache_folder()).read()
+
     @property
     def is_first(self) -> bool:
         """Whether this process is the only one of its job, or the first: the one that writes, prints and asks."""

@@ -1,6 +1,6 @@
 """The recipe in a blend's metadata, from which a plan can make the blend again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from glue_cli.blend.recipe import find_expert
 from glue_cli.blend.rules import Groups
 from glue_cli.blend.tensor_rules import NO_RULES, TensorRules
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.hub import fetch
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.plans.mix_records import Writing
@@ -28,12 +29,16 @@ class Like:
     Attributes:
         blend: its header.
         said: what its metadata say of how it was made.
+        experts: what to make it from, in the order of its recipe.
         rules: the recorded rules for its tensors, with these experts' paths.
+        notes: what the user is told, one sentence each.
     """
 
     blend: Checkpoint
     said: "BlendMetadata"
+    experts: tuple[Path, ...]
     rules: TensorRules
+    notes: tuple[str, ...] = ()
 
     @property
     def overrides(self) -> list[str]:
@@ -70,17 +75,19 @@ def record_of(experts: Sequence[Checkpoint], rules: TensorRules, groups: Groups,
     return {key: value for key, value in record.items() if value}
 
 
-def read_like(path: Path, experts: Sequence[Path]) -> Like:
-    """Read the recipe of a blend.
+def read_like(path: Path, experts: Sequence[Path], output: Path, remembered: Mapping[str, str] | None = None) -> Like:
+    """Read the recipe of a blend, and put the experts in its order.
 
     Args:
-        experts: what to make it from again, in the same order as before.
+        experts: what to make it from again, in any order.
+        output: where the new blend goes; remembered: digests, see `in_recorded_order`.
     Raises:
         UsageError: `path` does not exist, or the number of experts differs.
-        CheckpointError: it is damaged, or lacks a recipe or the experts' sha256.
+        CheckpointError: it is damaged, lacks a recipe or the experts' sha256, or was made from other experts.
     """
     from pydantic import ValidationError
 
+    from glue_cli.plans.like_order import in_recorded_order
     from glue_cli.results.blend import BlendMetadata
 
     blend = read_adapter(path).checkpoint if is_adapter(path) else read_checkpoint(path)
@@ -98,7 +105,12 @@ def read_like(path: Path, experts: Sequence[Path]) -> Like:
             f"--like {path}: it was made from {len(said.experts)} experts, and {len(experts)} are given",
             hint=f"name them in its order: {', '.join(expert.name for expert in said.experts)}",
         )
-    return Like(blend, said, _rules_for(experts, said.recipe))
+    given = [fetch(expert) for expert in experts]
+    ordered = in_recorded_order(path, given, said.experts, output, remembered or {})
+    notes = (
+        (f"the experts are taken in the blend's order: {', '.join(map(str, ordered))}",) if ordered != given else ()
+    )
+    return Like(blend, said, tuple(ordered), _rules_for(ordered, said.recipe), notes)
 
 
 def _rules_for(experts: Sequence[Path], recipe: "RecordedRecipe") -> TensorRules:

@@ -66,6 +66,23 @@ def test_the_experts_may_have_other_names(here, glue, experts):
     assert again(glue, moved).code == 0 and same_bytes(here)
 
 
+@pytest.mark.parametrize("named", ["as before", "otherwise", "alike"])
+def test_the_experts_may_come_in_another_order(here, glue, experts, named):
+    if named == "alike":
+        experts = [
+            shutil.copy(path, here / f"{path.stem}.d/model.safetensors")
+            for path in map(Path, experts)
+            if (here / f"{path.stem}.d").mkdir() is None
+        ]
+    flags = ("--alpha", "0.2,0.3,0.5", "--batchnorm", f"from:{experts[2]}")
+    glue("mix", *flags, *experts, "-q", code=0)
+    if named == "otherwise":
+        experts = [shutil.copy(path, f"moved-{i}.safetensors") for i, path in enumerate(reversed(experts))][::-1]
+    one, two, three = experts
+    answer = glue("mix", "--like", "prior.safetensors", two, one, three, "-o", "again.safetensors", code=0)
+    assert same_bytes(here) and f"in the blend's order: {one}, {two}, {three}" in answer.err
+
+
 def test_shards_and_their_index(here, glue, experts):
     flags = ("--max-shard-size", "2kB", "-q")
     glue("mix", "--method", "uniform", *experts, "-o", "one/blend.safetensors", *flags, code=0)
@@ -125,8 +142,10 @@ def test_other_data_or_another_model_are_refused(here, glue, experts):
 
 def test_another_expert_is_refused(here, glue, experts):
     glue("mix", "--alpha", "0.2,0.3,0.5", *experts, "-q", code=0)
-    swapped = [experts[1], experts[0], experts[2]]
-    again(glue, swapped).refused(3, experts[1], "sha256")
+    shutil.copy("prior.safetensors", "foreign.safetensors")
+    foreign = again(glue, [experts[1], "foreign.safetensors", experts[2]])
+    foreign.refused(3, "'foreign.safetensors' is not what the blend", f"wanted '{Path(experts[0]).name}'")
+    assert experts[1] not in foreign.err
     tensors = load_file(experts[2])
     tensors["head.bias"][0] += 1
     with safe_open(experts[2], "pt") as file:

@@ -155,6 +155,8 @@ def _experts_of(plan: MixPlan, digests: Sequence[str | None]) -> list[dict[str, 
 def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper: "Keeper | None") -> MixResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
+    for note in plan.like.notes if plan.like else ():
+        run.progress(Noted(note))
     for note in plan.tensors.notes:
         run.progress(Noted(note, warning=True))
     experts = gather_experts(plan)

@@ -191,7 +191,7 @@ def test_a_blend_of_modules_is_made_again_to_the_byte(sentences, blend, tmp_path
     _, folders = sentences
     first = blend(folders)
     moved = [shutil.copytree(folder, tmp_path / f"moved{k}") for k, folder in enumerate(folders)]
-    second = blend(moved, "again", like=read_like(first, moved))
+    second = blend(moved, "again", like=read_like(first, moved, tmp_path / "again"))
     names = {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
     assert len(names) > 8 and names == {path.relative_to(second) for path in second.rglob("*") if path.is_file()}
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
@@ -199,7 +199,7 @@ def test_a_blend_of_modules_is_made_again_to_the_byte(sentences, blend, tmp_path
     dense["linear.bias"] += 1
     save_file(dense, moved[1] / "2_Dense/model.safetensors")
     with pytest.raises(CheckpointError, match="is not what the blend was made from"):
-        blend(moved, "other", like=read_like(first, moved))
+        blend(moved, "other", like=read_like(first, moved, tmp_path / "other"))
 
 
 def test_modules_that_compute_something_else_are_refused(sentences, blend, tmp_path):

@@ -1,0 +1,71 @@
+"""The order in which a blend's recipe has its experts, found by their sha256 where their names do not tell it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
+from glue_cli.checkpoints.hashing import SHOWN_DIGITS, StreamedHash
+from glue_cli.checkpoints.header import Checkpoint, short_names
+from glue_cli.checkpoints.read import read_checkpoint
+from glue_cli.foundation.errors import CheckpointError
+from glue_cli.plans.mix_folders import with_parts
+from glue_cli.results.blend import BlendExpert
+
+
+def in_recorded_order(
+    blend: Path,
+    experts: Sequence[Path],
+    recorded: Sequence[BlendExpert],
+    output: Path,
+    remembered: Mapping[str, str],
+) -> list[Path]:
+    """Return the experts in the order of a blend's recipe.
+
+    Files whose names are the recorded ones are taken as they stand: what is in them is checked as they are blended.
+
+    Args:
+        output: of the new blend; what it is in does not belong to the experts.
+        remembered: the digests of unchanged files, see `Digests`.
+    Raises:
+        CheckpointError: an expert is none of the blend's.
+    Cost: reads the experts whole where their names are not the recorded ones, or alike, unless digests are remembered.
+    """
+    names = [expert.name for expert in recorded]
+    if len(set(names)) == len(names) and short_names(experts) == names:
+        return list(experts)
+    checkpoints = [_read(path, expert.weights) for path, expert in zip(experts, recorded, strict=True)]
+    if not any(is_adapter(path) for path in experts):
+        checkpoints = list(with_parts(checkpoints, output)[0])
+    digests = [StreamedHash(checkpoint, remembered=remembered).finish() for checkpoint in checkpoints]
+    left = list(range(len(experts)))
+    order: list[int | None] = []
+    for number, expert in enumerate(recorded):
+        fitting = [k for k in left if digests[k] == expert.sha256]
+        chosen = number if number in fitting else next(iter(fitting), None)
+        order.append(chosen)
+        if chosen is not None:
+            left.remove(chosen)
+    found = [experts[k] for k in order if k is not None]
+    if left:
+        _refuse(
+            blend,
+            [(experts[k], digests[k]) for k in left],
+            [e for e, k in zip(recorded, order, strict=True) if k is None],
+        )
+    return found
+
+
+def _read(path: Path, weights: str | None) -> Checkpoint:
+    return read_adapter(path).checkpoint if is_adapter(path) else read_checkpoint(path, weights)
+
+
+def _refuse(blend: Path, foreign: Sequence[tuple[Path, str]], lacking: Sequence[BlendExpert]) -> None:
+    listed = ", ".join(f"'{path}'" for path, _ in foreign)
+    raise CheckpointError(
+        f"{listed} {'is' if len(foreign) == 1 else 'are'} not what the blend was made from",
+        items=[
+            *(f"'{path}': its sha256 is {digest[:SHOWN_DIGITS]}" for path, digest in foreign),
+            *(f"wanted '{expert.name}', whose sha256 is {expert.sha256[:SHOWN_DIGITS]}" for expert in lacking),
+        ],
+        hint=f"name the files that it was made from, in any order; glue show {blend} lists them",
+    )
