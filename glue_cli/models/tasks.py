@@ -1,9 +1,6 @@
 """Which of transformers' models glue has a loss for. Needs no torch."""
 
-_TASKS = (
-    "ForSequenceClassification",
-    "ForImageClassification",
-    "ForAudioClassification",
+_THAT_WRITE = (
     "ForCausalLM",
     "LMHeadModel",
     "ForConditionalGeneration",
@@ -11,11 +8,17 @@ _TASKS = (
     "MTModel",  # translation: MarianMTModel
     "EncoderDecoderModel",
 )
+_TASKS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification", *_THAT_WRITE)
 
 
 def has_loss(name: str) -> bool:
     """Tell whether glue has a loss for a class of models: one label or number an example, or the tokens of a text."""
     return name.endswith(_TASKS)
+
+
+def writes_text(name: str) -> bool:
+    """Tell whether a class of models writes text, so that its data have no classes."""
+    return name.endswith(_THAT_WRITE)
 
 
 def no_loss_for(name: str) -> str:

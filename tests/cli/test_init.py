@@ -136,6 +136,20 @@ def test_adapters_by_the_base_that_they_name(bare, glue, make_tokenizer):
     mixes(glue, "a", "b", "-o", "mixed")
 
 
+def test_a_model_that_writes_gets_no_label(bare, glue):
+    pytest.importorskip("datasets")
+    (bare / "net").mkdir()
+    save_file({"q.weight": torch.zeros(8, 8)}, bare / "net/model.safetensors")
+    (bare / "net/config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    (bare / "asked").mkdir()
+    lines = [json.dumps({"prompt": f"is it {i}?", "completion": "yes" if i % 2 else "no"}) for i in range(12)]
+    (bare / "asked/train.jsonl").write_text("\n".join(lines))
+    glue("init", "net", "--data", "asked", code=0)
+    columns = yaml.safe_load((bare / "glue.yaml").read_text())["data"]["columns"]
+    assert columns == {"prompt": "prompt", "completion": "completion"}
+    assert "class" not in (bare / "glue.yaml").read_text().partition("data:")[2].partition("\n")[0]
+
+
 def test_a_module_of_the_users(bare, glue):
     (bare / "net.py").write_text(
         "from torch import nn\n\n\ndef build(n=10):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, n))\n"

@@ -7,13 +7,15 @@ from glue_cli.data.recognise.found_data import FoundData
 from glue_cli.data.recognise.table import find_table
 
 
-def recognise_data(root: Path, cache: Path | None) -> FoundData | None:
+def recognise_data(root: Path, cache: Path | None, *, for_writing: bool = False) -> FoundData | None:
     """Return a description of the data in a folder; None if no format fits.
 
     Args:
         cache: a folder for files that the library `datasets` converts; None keeps none.
+        for_writing: whether the model writes text, so that no column is a label.
     Raises:
         SpecError: they need a library that is not installed.
         DataError: they are damaged.
     """
-    return next((data for find in FINDERS if (data := find(root))), None) or find_table(root, cache)
+    found = next((data for find in FINDERS if (data := find(root))), None)
+    return found or find_table(root, cache, for_writing=for_writing)

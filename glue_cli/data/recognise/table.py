@@ -36,9 +36,11 @@ _LOOKED_AT = 200  # rows whose texts and images are checked
 _MOST_CLASSES = 1000  # the most distinct values of a column of labels
 
 
-def find_table(root: Path, cache: Path | None) -> FoundData | None:
+def find_table(root: Path, cache: Path | None, *, for_writing: bool = False) -> FoundData | None:
     """Look for tables of splits; None if there are none.
 
+    Args:
+        for_writing: whether the model writes text, so that no column is a label.
     Raises:
         SpecError: there are some, but the library `datasets` is not installed.
         DataError: a table exists but is damaged.
@@ -52,7 +54,7 @@ def find_table(root: Path, cache: Path | None) -> FoundData | None:
     with opening(data, root, cache) as open_split:
         tables = {split: open_split(split) for split in splits}
         counts = {split: table.num_rows for split, table in tables.items() if table is not None}
-        return _describe(tables["train"], written, counts, doubts)
+        return _describe(tables["train"], written, counts, doubts, for_writing=for_writing)
 
 
 def _names(root: Path) -> set[str]:
@@ -66,11 +68,13 @@ def _tables(folder: Path) -> Iterable[Path]:
     return [path for path in folder.iterdir() if path.suffix in _ENDINGS] if folder.is_dir() else []
 
 
-def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], doubts: Sequence[str]) -> FoundData:
+def _describe(
+    table: Any, splits: Mapping[str, str], counts: Mapping[str, int], doubts: Sequence[str], *, for_writing: bool
+) -> FoundData:
     kinds = {name: _kind(feature) for name, feature in table.features.items()}
     columns: dict[str, str | list[str]] = {}
     choices: list[str] = []
-    target = _find_target(table, kinds)
+    target = None if for_writing else _find_target(table, kinds)
     if replies := _find_replies(kinds, has_target=target is not None):
         texts = [name for name, kind in kinds.items() if kind == "text"]
         doubts = (*doubts, *_unread(table, texts, [*replies.values()], most=0))
@@ -90,7 +94,9 @@ def _describe(table: Any, splits: Mapping[str, str], counts: Mapping[str, int], 
     is_number = target is not None and kinds[target] == "number"
     if target is None:
         if role == "text":  # a language model needs nothing else
-            if unread := {name: kind for name, kind in kinds.items() if kind in _OF_LABELS - {"text"}}:
+            if not for_writing and (
+                unread := {name: kind for name, kind in kinds.items() if kind in _OF_LABELS - {"text"}}
+            ):
                 doubts = (*doubts, f"data.columns: no label was found, which a classifier needs, in {_listed(unread)}")
         else:
             choices.append(f"columns: {{label: NAME}} or {{target: [NAME, ...]}}; there are {_listed(kinds)}")

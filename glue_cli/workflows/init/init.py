@@ -10,6 +10,7 @@ from glue_cli.foundation.output_files import write_all, writing
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.models.recognise.recognise import recognise
+from glue_cli.models.tasks import writes_text
 from glue_cli.plans.init import InitPlan, schema_text
 from glue_cli.workflows.init.agreement import find_doubts
 from glue_cli.workflows.init.text import spec_text
@@ -25,7 +26,7 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
     folder = plan.output.parent
     model = recognise(plan.models, folder)
     try:
-        data = recognise_data(plan.data, run.cache)
+        data = recognise_data(plan.data, run.cache, for_writing=model is not None and writes_text(model.arch))
     except SpecError as error:  # from a library that reads them and is not installed
         data = None
         run.progress(Noted(f"the data were not looked at: {error.message}; {error.hint}", warning=True))

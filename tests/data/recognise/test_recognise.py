@@ -177,6 +177,13 @@ class TestTables:
         assert (found.format, found.targets, found.doubts[1:]) == ("huggingface", "tokens", ())
         assert found.columns == dict(zip(roles, names, strict=True))
 
+    def test_what_a_model_that_writes_is_to_reply_is_no_class(self, tmp_path):
+        lines = [{"prompt": f"is it {i}?", "completion": "yes" if i % 2 else "no", "label": i % 2} for i in range(8)]
+        (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        found = recognise_data(tmp_path, tmp_path / "cache", for_writing=True)
+        assert (found.columns, found.targets) == ({"prompt": "prompt", "completion": "completion"}, "tokens")
+        assert found.n_classes is None and recognise_data(tmp_path, tmp_path / "cache").targets == "labels"
+
     def test_an_input_beside_an_instruction_is_a_doubt(self, tmp_path):
         lines = [{"instruction": "is it?", "input": "a note" * (i == 7), "output": "it is"} for i in range(8)]
         (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
