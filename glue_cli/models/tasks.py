@@ -10,6 +10,16 @@ _THAT_WRITE = (
 )
 _TASKS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification", *_THAT_WRITE)
 
+# PEFT's task types -> the model classes that PEFT's examples adapt for them.
+OF_ADAPTERS = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
 
 def has_loss(name: str) -> bool:
     """Tell whether glue has a loss for a class of models: one label or number an example, or the tokens of a text."""

@@ -114,6 +114,33 @@ def test_a_model_of_transformers_by_its_configuration(bare, glue, make_tokenizer
     mixes(glue, "a", "b")
 
 
+def write_adapter(folder, base):
+    folder.mkdir(parents=True)
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+    factors = {"lora_A": torch.zeros(2, 8), "lora_B": torch.zeros(8, 2)}
+    tensors = {f"base_model.model.q.{name}.weight": tensor for name, tensor in factors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def test_a_base_beside_the_adapters_is_found(bare, glue):
+    write_adapter(bare / "all/a", "base")
+    (bare / "all/base").mkdir()
+    save_file({"q.weight": torch.zeros(8, 8)}, bare / "all/base/model.safetensors")
+    (bare / "all/base/config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    found = glue("init", "all/a", "--data", "data", "--json", code=0).json
+    assert found["model"] == {"arch": "transformers:GPT2LMHeadModel", "args": {"path": "all/base"}}
+
+
+@pytest.mark.parametrize("base", ["owner/name", "/no/such/folder"])
+def test_a_base_that_is_not_found_is_named(bare, glue, base):
+    write_adapter(bare / "a", base)
+    answer = glue("init", "a", "--data", "data", code=0)
+    assert f"the adapters' base '{base}', which a/adapter_config.json names, is not found here" in answer.out
+    assert "{arch: 'transformers:AutoModelForCausalLM', args: {path: FOLDER}}" in (bare / "glue.yaml").read_text()
+    assert ("hf:owner/name" in answer.out) == (base == "owner/name")
+
+
 def test_adapters_by_the_base_that_they_name(bare, glue, make_tokenizer):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

@@ -15,16 +15,7 @@ from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.regular_files import read_text
 from glue_cli.models.libraries.transformers_models import find_transformers
 from glue_cli.models.libraries.transformers_names import name_tensors
-
-# PEFT's task types -> the model classes that PEFT's examples adapt for them.
-_OF_TASK = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
+from glue_cli.models.tasks import OF_ADAPTERS
 
 
 def names_in_memory(base: Checkpoint, adapter_config: Mapping[str, Any]) -> dict[str, str]:
@@ -92,8 +83,8 @@ def _class_of(config: Path, adapter_config: Mapping[str, Any]) -> str | None:
     mapping = adapter_config.get("auto_mapping")
     if isinstance(mapping, dict) and isinstance(name := mapping.get("base_model_class"), str):
         return name
-    if isinstance(task := adapter_config.get("task_type"), str) and task in _OF_TASK:
-        return _OF_TASK[task]
+    if isinstance(task := adapter_config.get("task_type"), str) and task in OF_ADAPTERS:
+        return OF_ADAPTERS[task]
     try:
         return str(json.loads(read_text(config))["architectures"][0])
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):

@@ -31,6 +31,8 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
         data = None
         run.progress(Noted(f"the data were not looked at: {error.message}; {error.hint}", warning=True))
     doubts = find_doubts(model, data, class_names_of(plan.models[0]))
+    if model is None and plan.lacking_base:
+        doubts = (plan.lacking_base, *doubts)
     spec = spec_text(plan, model, data, doubts)
     _write(plan.output, spec.text, replace=plan.force)
     _write(plan.schema_file, schema_text(), replace=True)  # its text is always the same
