@@ -7,13 +7,15 @@ import typer
 
 from glue_cli.cli.next_command import mix_command
 from glue_cli.cli.options import WeightsOption
+from glue_cli.cli.output import print_warning
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.show_check import show_check
 from glue_cli.cli.signals import holding_signals
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import CheckpointError, UnfinishedSpecError
 
 if TYPE_CHECKING:
     from glue_cli.results.check import CheckResult
+    from glue_cli.spec.schema import Spec
 
 
 @with_session(without=("history", "force", "dry_run", "resume", "save_every"))
@@ -34,7 +36,7 @@ def check(
     """
     from glue_cli.plans.check import plan_check
 
-    plan = plan_check(experts, weights=weights, spec=session.read_spec() if session.has_spec else None)
+    plan = plan_check(experts, weights=weights, spec=_spec_if_any(session))
     with session.running() as run:
         with holding_signals():
             from glue_cli.workflows.check.check import check as work
@@ -44,6 +46,20 @@ def check(
     if result.verdict == "no":
         message = "these experts cannot be mixed" if result.differences else "a mix of these experts is of no use"
         raise CheckpointError(message, hint=next(iter(result.instead), None))
+
+
+def _spec_if_any(session: Session) -> "Spec | None":
+    """Return the spec; None without one, or where the one that just lies here is unfinished, which is said."""
+    if not session.has_spec:
+        return None
+    try:
+        return session.read_spec()
+    except UnfinishedSpecError as error:
+        if session.spec is not None:
+            raise
+        if not session.quiet:
+            print_warning(f"glue.yaml is unfinished, so the check goes without it: {'; '.join(error.items)}")
+        return None
 
 
 def _next(result: "CheckResult", experts: list[Path]) -> str | None:

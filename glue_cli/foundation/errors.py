@@ -3,6 +3,7 @@
 GlueError
 ├── UsageError       2   the command line
 ├── SpecError        3   the spec is wrong
+│   └── UnfinishedSpecError  its model or data are still to be chosen
 ├── CheckpointError  3   a checkpoint is wrong, or does not fit the others
 ├── DataError        3   a data set is wrong, or does not fit the model
 ├── NumericalError   4   numbers became NaN or infinite while training or mixing
@@ -42,6 +43,10 @@ class UsageError(GlueError):
 class SpecError(GlueError):
     exit_code = 3
     n_shown = None  # every item is a fault of its own, which the user has to correct
+
+
+class UnfinishedSpecError(SpecError):
+    pass
 
 
 class CheckpointError(GlueError):

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from glue_cli.foundation.errors import SpecError, UsageError
+from glue_cli.foundation.errors import SpecError, UnfinishedSpecError, UsageError
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.regular_files import read_text
 from glue_cli.foundation.units import size
@@ -43,10 +43,12 @@ class _Fault(NamedTuple):
     Attributes:
         line: its line in the file, counted from 1; None if it came from `--set`.
         text: the key, what is wrong with it, and what was wanted.
+        leaves_open: whether the model or the data are still to be chosen.
     """
 
     line: int | None
     text: str
+    leaves_open: bool = False
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,6 +95,7 @@ def read_spec(
             rules; a value with a colon, such as `timm:NAME`, allows everything with the same prefix.
     Raises:
         SpecError: the file is not YAML, or its content is wrong; every fault is listed with its line.
+        UnfinishedSpecError: among the faults, the model or the data are missing.
         UsageError: the file does not exist, or an override is wrong.
     """
     try:
@@ -115,12 +118,12 @@ def read_spec(
         spec = Spec.model_validate(value)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            faults.append(_Fault(_line_of(detail["loc"], set_keys, lines), _explain(detail)))
+            faults.append(_fault_of(detail, set_keys, lines, text))
     for key_path, name in _named(value, known_names or {}):
         known = (known_names or {})[str(key_path[-1])]
         if not _is_known(name, known):
-            text = f"{_dotted(key_path)}: '{name}' is not known{nearest(name, known)}"
-            faults.append(_Fault(_line_of(key_path, set_keys, lines), text))
+            unknown = f"{_dotted(key_path)}: '{name}' is not known{nearest(name, known)}"
+            faults.append(_Fault(_line_of(key_path, set_keys, lines), unknown))
     _refuse(faults, path)
     assert spec is not None
     return spec.located_in(path.parent)
@@ -128,13 +131,14 @@ def read_spec(
 
 def _refuse(faults: Sequence[_Fault], path: Path) -> None:
     """Raise an error for the faults of the command line or, if it has none, for those of the file, by line."""
-    if given := [f"--set: {text}" for line, text in faults if line is None]:
+    if given := [f"--set: {fault.text}" for fault in faults if fault.line is None]:
         raise UsageError("--set does not fit the spec", items=given, hint="see the spec's keys in the README")
     if faults:
         in_order = sorted(faults, key=lambda fault: fault.line or 0)  # stable, so the order within a line stays
-        items = [f"{path}:{line}: {text}" for line, text in in_order]
+        items = [f"{path}:{fault.line}: {fault.text}" for fault in in_order]
         noun = "fault" if len(items) == 1 else "faults"
-        raise SpecError(f"{len(items)} {noun} in the spec '{path}'", items=items, hint="mend the lines named above")
+        kind = UnfinishedSpecError if any(fault.leaves_open for fault in faults) else SpecError
+        raise kind(f"{len(items)} {noun} in the spec '{path}'", items=items, hint="mend the lines named above")
 
 
 def _is_known(name: str, known: Collection[str]) -> bool:
@@ -239,6 +243,20 @@ def _line_of(at: KeyPath, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, i
     while at not in lines and at:  # a missing key is reported on the line of its section
         at = at[:-1]
     return lines.get(at, 1)
+
+
+def _fault_of(detail: ErrorDetails, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, int], text: str) -> _Fault:
+    loc, line = detail["loc"], _line_of(detail["loc"], set_keys, lines)
+    leaves_open = detail["type"] == "missing" and loc[0] in ("model", "data")
+    if leaves_open and len(loc) == 1 and (commented := _commented_line(str(loc[0]), text)):
+        return _Fault(commented, f"{loc[0]}: missing; choose, and uncomment this section", leaves_open)
+    return _Fault(line, _explain(detail), leaves_open)
+
+
+def _commented_line(section: str, text: str) -> int | None:
+    """Return the line on which a section stands commented out, as glue init writes one that is left open."""
+    found = re.search(rf"^#\s*{section}:", text, re.MULTILINE)
+    return text.count("\n", 0, found.start()) + 1 if found else None
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -179,6 +179,17 @@ def test_with_a_spec_losses_and_costs_are_measured(here, glue, experts):
     assert "C_mix" in shown and "halfway" in shown
 
 
+def test_an_unfinished_spec_that_just_lies_here_is_left_aside(here, glue, experts):
+    text = "# CHOOSE the architecture\n# model:\n#   arch: cnn\n\n# data:\n#   format: cifar10\nseed: 0\n"
+    (here / "glue.yaml").write_text(text)
+    answer = glue("check", *experts, "--json", code=0)
+    assert "warning: glue.yaml is unfinished" in answer.err and "losses" not in answer.json
+    named = glue("check", *experts, "--spec", "glue.yaml")
+    named.refused(3, "glue.yaml:2: model: missing; choose", "glue.yaml:5: data: missing; choose")
+    (here / "glue.yaml").write_text("sed: 0\nmodel: {arch: cnn}\ndata: {format: cifar10, root: data}\n")
+    glue("check", *experts).refused(3, "sed: unknown key")
+
+
 def test_large_experts_are_tried_block_by_block_as_a_search_would(here, glue, experts, monkeypatch):
     wanted = glue("check", *experts, "--set", "precision=fp32", "--json", code=0).json
     monkeypatch.setattr("glue_cli.search.bank.load.usable_memory", lambda device, **how: 20_000)
