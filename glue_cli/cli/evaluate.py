@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from glue_cli.results.evaluate import EvaluateResult
 
 _EXAMPLES = {"--fail-under": "accuracy=0.9", "--fail-over": "loss=0.5"}
+_SHARE = "between 0 and 1"
+_AT_MOST_1 = {
+    **dict.fromkeys(("accuracy", "f1", "precision", "recall", "auroc"), _SHARE),
+    "r2": "at most 1",
+}
 SPLITS = ("train", "val", "test")
 
 
@@ -141,6 +146,9 @@ def _bar(option: str, text: str) -> tuple[str, float]:
         bar = math.nan
     if math.isnan(bar):
         raise UsageError(f"{option} {text}: wanted FIGURE=BAR", hint=f"for example {_EXAMPLES[option]}")
+    if bar > 1 and name in _AT_MOST_1:
+        wanted = f"did you mean {name}={bar / 100:g}?" if 2 <= bar <= 100 else f"for example {_EXAMPLES[option]}"
+        raise UsageError(f"{option} {text}: {name} is {_AT_MOST_1[name]}", hint=wanted)
     return name, bar
 
 

@@ -45,15 +45,21 @@ def test_evaluate_on_each_split(here, glue, experts):
 def test_fail_under(here, glue, experts):
     met = glue("evaluate", *experts, "--fail-under", "accuracy=0", "--json", code=0)
     assert met.json["missed"] == []
-    missed = glue("evaluate", *experts, "--fail-under", "accuracy=1.01", "--json", code=6)
+    missed = glue("evaluate", *experts, "--fail-under", "accuracy=1", "--json", code=6)
     assert len(missed.json["results"]) == 3 and len(missed.json["missed"]) == 3
-    for_people = glue("evaluate", *experts, "--fail-under", "accuracy=1.01", "-q", code=6)
+    for_people = glue("evaluate", *experts, "--fail-under", "accuracy=1", "-q", code=6)
     assert "accuracy" in for_people.out and EXPERT_0 in for_people.out
     assert for_people.err.startswith("error: ") and for_people.err.count("\n  experts/") == 3
-    twice = glue("evaluate", EXPERT_0, "--fail-under", "accuracy=1.01", "--fail-under", "accuracy=0")
+    twice = glue("evaluate", EXPERT_0, "--fail-under", "accuracy=1", "--fail-under", "accuracy=0")
     twice.refused(2, "'accuracy' has 2 bars")
     for wrong in ("accuracy=nan", "accuracy", "accuracy=x", "=0.5", "loss=1", "r2=0.5"):
         glue("evaluate", EXPERT_0, "--fail-under", wrong).refused(2, "--fail-under")
+
+
+@pytest.mark.parametrize("bar", ["accuracy=90", "f1=1.01"])
+def test_a_bar_above_all_that_a_figure_can_be(here, glue, bar):
+    said = "did you mean accuracy=0.9?" if bar == "accuracy=90" else "f1 is between 0 and 1"
+    glue("evaluate", EXPERT_0, "--fail-under", bar).refused(2, "between 0 and 1", said)
 
 
 def test_searches_and_bars_of_a_regression(here, glue, torchmetrics):
@@ -160,7 +166,7 @@ def test_metrics(here, glue, torchmetrics):
 
 def test_a_bar_for_a_metric_has_it_evaluated(here, glue, torchmetrics):
     assert "f1" in glue("evaluate", EXPERT_0, "--fail-under", "f1=0", "--json", code=0).json["results"][0]
-    missed = glue("evaluate", EXPERT_0, "--fail-under", "f1=1.01", "--fail-under", "accuracy=0", code=6)
+    missed = glue("evaluate", EXPERT_0, "--fail-under", "f1=1", "--fail-under", "accuracy=0", code=6)
     assert missed.err.count("is under") == 1 and f"{EXPERT_0}: f1 0." in missed.err
 
 
