@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def read_sources(paths: Sequence[Path], progress: Progress) -> list[Source]:
     if empty:
         which = ", ".join(empty)
         progress(Noted(f"these files are empty; their commands are running or have failed: {which}", warning=True))
+    if not sources and (folders := [path for path in paths if path.is_dir()]):
+        named = ", ".join(f"'{folder}'" for folder in folders)
+        are = "is a folder" if len(folders) == 1 else "are folders"
+        raise DataError(
+            f"none of the files is a history or a result of glue, and {named} {are}",
+            hint=f"give the files within: glue report {shlex.quote(str(folders[0]))}/*",
+        )
     if not sources:
         raise DataError(
             "none of the files is a history or a result of glue",

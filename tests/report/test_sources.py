@@ -62,6 +62,13 @@ def test_nothing_of_use_is_refused_with_a_hint(write, notes):
     assert "--json" in caught.value.hint
 
 
+def test_folders_are_named_as_such(write, notes):
+    one, two = (write(f"{name}/config.json", "{}").parent for name in ("one", "two"))
+    with pytest.raises(DataError, match="'.*one', '.*two' are folders") as caught:
+        read_sources([one, two], notes)
+    assert f"glue report {one}/*" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("folder", "row", "seed"),
     [
