@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from glue_cli.cli.output import number, print_facts, print_lines, print_table
-from glue_cli.foundation.units import counted, duration, size
+from glue_cli.foundation.units import brief, counted, duration, size
 from glue_cli.results.check import CheckedExpert, CheckResult, PlannedMix, StepCosts
 
 _MOST_PAIRS = 28  # of 8 experts; --json has all
@@ -13,6 +13,7 @@ _WORDS = {
     "refresh": "mix, and refresh BatchNorm's statistics",
     "no": "do not mix",
 }
+_ALIKE = 0.1  # of the dearer step: what is nearer differs from one timing to the next
 _METHODS = {"spsa": "SPSA", "fullgrad": "the full gradient"}
 
 
@@ -100,11 +101,22 @@ def _mix_facts(mix: PlannedMix) -> Iterator[tuple[str, str]]:
 
 
 def _step_text(step: StepCosts) -> str:
-    costs = {"F": step.forward_s, "B": step.backward_s, "C_mix": step.blend_s, "C_inner": step.inner_products_s}
-    said = ", ".join(f"{name} {1000 * seconds:.2g} ms" for name, seconds in costs.items() if seconds is not None)
-    if step.backward_s is None:
+    costs = {
+        "a forward (F)": step.forward_s,
+        "a backward (B)": step.backward_s,
+        "making a blend (C_mix)": step.blend_s,
+        "inner products (C_inner)": step.inner_products_s,
+    }
+    said = ", ".join(f"{name} {brief(seconds)}" for name, seconds in costs.items() if seconds is not None)
+    if step.backward_s is None or step.inner_products_s is None:
         return (
             f"{said} for {counted(step.batch_size, 'example')}; SPSA, as no gradient passes blocks or a quantised base"
+        )
+    of_spsa, of_gradient = step.forward_s + step.blend_s, step.backward_s + step.inner_products_s
+    if abs(of_spsa - of_gradient) <= _ALIKE * max(of_spsa, of_gradient):
+        return (
+            f"{said} for {counted(step.batch_size, 'example')}; "
+            "SPSA and the full gradient are about as cheap, as F + C_mix is about B + C_inner"
         )
     sign = "<" if step.cheaper == "spsa" else ">="
     why = f"F + C_mix {sign} B + C_inner"

@@ -1,6 +1,7 @@
 """Numbers and names as text for people. Needs no torch."""
 
 import re
+from decimal import Decimal
 from pathlib import PurePath
 
 
@@ -28,6 +29,19 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def brief(seconds: float) -> str:
+    """Return a short time as text with two digits, such as 0.35 ms, 160 ms or 1.2 s."""
+    text, unit = _two_digits(1000 * seconds), "ms"
+    if float(text) >= 1000:
+        text, unit = _two_digits(seconds), "s"
+    return f"{text} {unit}"
+
+
+def _two_digits(value: float) -> str:
+    text = f"{Decimal(f'{value:.1e}'):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def name_of(checkpoint: str) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from glue_cli.foundation.units import counted, size
+from glue_cli.foundation.units import brief, counted, size
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,19 @@ def test_things_are_counted(n, noun, text):
 )
 def test_size(n_bytes, text):
     assert size(n_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (3.54e-7, "0.00035 ms"),
+        (0.0130, "13 ms"),
+        (0.164, "160 ms"),
+        (0.9996, "1 s"),
+        (1.24, "1.2 s"),
+        (347, "350 s"),
+    ],
+)
+def test_brief(seconds, text):
+    assert brief(seconds) == text
