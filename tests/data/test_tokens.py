@@ -149,19 +149,30 @@ def test_a_text_that_would_end_the_process(folder, monkeypatch):
     assert len(run(Texts(["good", "bad " * 5 + "a"], LABELS[:2]), folder, max_characters=21)) == 2
 
 
-def test_a_tokenizer_s_panic_is_a_fault_of_its_files(folder, monkeypatch):
-    class PanicException(BaseException):  # as Rust's has it: no Exception
-        pass
+class PanicException(BaseException):  # as Rust's has it: no Exception
+    pass
 
+
+@pytest.mark.parametrize("kind", [PanicException, Exception])
+def test_a_failing_tokenizer_is_a_fault_of_its_files(folder, monkeypatch, kind):
     class Panicking:
         model_max_length, pad_token_id, eos_token_id = 10, 0, None
 
         def __call__(self, *texts, **settings):
-            raise PanicException("index out of bounds")
+            raise kind("index out of bounds")
 
     monkeypatch.setattr(tokens, "load_tokenizer", lambda folder, where: Panicking())
     with pytest.raises(SpecError, match="tokenizer fails: index out of bounds"):
         run(Texts(TEXTS, LABELS), folder)
+
+
+def test_a_tokenizer_without_its_unknown_token(folder):
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["unk_token"] = "<lost>"
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(SpecError, match="tokenizer fails: .* vocabulary"):
+        run(Texts(["unheard of"], LABELS[:1]), folder)
 
 
 def test_a_fifo_beside_the_tokenizer_is_not_waited_for(folder):
