@@ -50,7 +50,15 @@ app.command("init")(init)
 # The commands that several processes share; of the others, the first process of a job does all.
 _SHARED = ("train-expert", "mix", "finetune", "evaluate")
 
-_OUT_OF_MEMORY = "use a smaller batch_size, --bank disk in a search, or a machine with more memory"
+# What to do where memory runs out, by command.
+_OUT_OF_MEMORY = {
+    "train-expert": "use a smaller train.batch_size, or a machine with more memory",
+    "mix": "use a smaller mix.batch_size, --bank disk, or a machine with more memory",
+    "check": "use a smaller mix.batch_size, or a machine with more memory",
+    "finetune": "use a smaller finetune.batch_size, or a machine with more memory",
+    "evaluate": "use --precision bf16, --device cpu where a GPU ran out, or a machine with more memory",
+}
+_MORE_MEMORY = "use a machine with more memory"
 
 
 def _print_version(wanted: bool) -> None:
@@ -80,8 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, print its error if there is one, and return the exit code."""
     join_assignment(os.environ)
     mend_zsh()
+    args = list(sys.argv[1:] if argv is None else argv)
     try:
-        result = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="glue", standalone_mode=False)
+        result = app(args=args, prog_name="glue", standalone_mode=False)
         sys.stdout.flush()
         return _report_interrupt() if result == INTERRUPTED else 0  # typer's result after Ctrl-C
     except KeyboardInterrupt:
@@ -103,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(_as_resource_error(error))
     except Exception as error:
         if is_out_of_memory(error):
-            return _report(ResourceError("out of memory", hint=_OUT_OF_MEMORY))
+            return _report(ResourceError("out of memory", hint=_OUT_OF_MEMORY.get(args[0], _MORE_MEMORY)))
         if speaks(os.environ):
             traceback.print_exc()
         return 1

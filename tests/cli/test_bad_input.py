@@ -400,7 +400,16 @@ def test_out_of_memory(here, refused, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("glue_cli.workflows.mix.whole_experts.load_bank", exhausted)
-    refused(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "--bank=device", "-q"], 5, "out of memory")
+    refused(["mix", "--method=spsa", EXPERT_0, EXPERT_1, "--bank=device", "-q"], 5, "out of memory", "--bank disk")
+
+
+def test_out_of_memory_where_there_is_no_bank(here, refused, capsys, monkeypatch):
+    def exhausted(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("glue_cli.workflows.evaluate.evaluate", exhausted)
+    refused(["evaluate", EXPERT_0, "-q"], 5, "out of memory", "more memory")
+    assert main(["evaluate", EXPERT_0, "-q"]) == 5 and "--bank" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), RuntimeError("a bug: the buffer is not allocated yet")])
