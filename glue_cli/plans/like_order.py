@@ -1,6 +1,6 @@
 """The order in which a blend's recipe has its experts, found by their sha256 where their names do not tell it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
@@ -45,26 +45,27 @@ def in_recorded_order(
         order.append(chosen)
         if chosen is not None:
             left.remove(chosen)
-    found = [experts[k] for k in order if k is not None]
     if left:
-        _refuse(
-            blend,
-            [(experts[k], digests[k]) for k in left],
-            [e for e, k in zip(recorded, order, strict=True) if k is None],
-        )
-    return found
+        lacking = [expert for expert, k in zip(recorded, order, strict=True) if k is None]
+        _refuse(blend, [(experts[k], digests[k]) for k in left], lacking, {expert.sha256 for expert in recorded})
+    return [experts[k] for k in order if k is not None]
 
 
 def _read(path: Path, weights: str | None) -> Checkpoint:
     return read_adapter(path).checkpoint if is_adapter(path) else read_checkpoint(path, weights)
 
 
-def _refuse(blend: Path, foreign: Sequence[tuple[Path, str]], lacking: Sequence[BlendExpert]) -> None:
-    listed = ", ".join(f"'{path}'" for path, _ in foreign)
+def _refuse(
+    blend: Path, surplus: Sequence[tuple[Path, str]], lacking: Sequence[BlendExpert], known: Collection[str]
+) -> None:
+    """Raise the error for experts that the recipe has no place for: foreign ones, or the blend's given too often."""
+    foreign = [path for path, digest in surplus if digest not in known]
+    listed = ", ".join(f"'{path}'" for path in foreign or [path for path, _ in surplus])
+    what = "not what the blend was made from" if foreign else "given more often than the blend was made from it"
     raise CheckpointError(
-        f"{listed} {'is' if len(foreign) == 1 else 'are'} not what the blend was made from",
+        f"{listed} {'is' if len(foreign or surplus) == 1 else 'are'} {what}",
         items=[
-            *(f"'{path}': its sha256 is {digest[:SHOWN_DIGITS]}" for path, digest in foreign),
+            *(f"'{path}': its sha256 is {digest[:SHOWN_DIGITS]}" for path, digest in surplus),
             *(f"wanted '{expert.name}', whose sha256 is {expert.sha256[:SHOWN_DIGITS]}" for expert in lacking),
         ],
         hint=f"name the files that it was made from, in any order; glue show {blend} lists them",

@@ -146,6 +146,8 @@ def test_another_expert_is_refused(here, glue, experts):
     foreign = again(glue, [experts[1], "foreign.safetensors", experts[2]])
     foreign.refused(3, "'foreign.safetensors' is not what the blend", f"wanted '{Path(experts[0]).name}'")
     assert experts[1] not in foreign.err
+    twice = again(glue, [experts[0], experts[1], experts[1]])
+    twice.refused(3, f"'{experts[1]}' is given more often", f"wanted '{Path(experts[2]).name}'")
     tensors = load_file(experts[2])
     tensors["head.bias"][0] += 1
     with safe_open(experts[2], "pt") as file:
