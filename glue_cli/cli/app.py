@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(_as_resource_error(error))
     except Exception as error:
         if is_out_of_memory(error):
-            return _report(ResourceError("out of memory", hint=_OUT_OF_MEMORY.get(args[0], _MORE_MEMORY)))
+            return _report(ResourceError("out of memory", hint=_OUT_OF_MEMORY.get("".join(args[:1]), _MORE_MEMORY)))
         if speaks(os.environ):
             traceback.print_exc()
         return 1
