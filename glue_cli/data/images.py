@@ -209,7 +209,7 @@ def _resized(image: "PillowImage", way: int | Resizing) -> "PillowImage":
     if isinstance(way.before, int):
         short = min(image.size)
         image = image.resize((way.before * image.width // short, way.before * image.height // short), by)
-    else:
+    elif way.before != "nothing":
         image = image.resize(way.before[::-1], by)
     beside, above = image.width - way.width, image.height - way.height
     left, top = (round(beside / 2), round(above / 2)) if way.rounds else (beside // 2, above // 2)

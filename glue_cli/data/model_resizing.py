@@ -13,6 +13,8 @@ _WHOLE_FROM = 384  # pixels, from which on ConvNeXt's processor resizes all of a
 _SQUARE_BEFORE_CUT = ("Deit", "DeiT", "Beit", "BEiT", "Flava")
 _CUTS_FIRST = "Perceiver"  # and resizes what is left
 _BEYOND = 256 / 224  # the edge to which LeViT's processor resizes, of what it is told
+# Settings by which a processor does more to the size of an image than scale it and cut its centre out.
+_MORE = ("do_thumbnail", "do_align_long_axis", "do_crop_margin", "do_image_splitting")
 _USUAL = 224 / 256  # the share of the resized edge that ConvNeXt's processor keeps, if nothing is said
 
 
@@ -27,14 +29,18 @@ def stated_resizing(folders: Iterable[Path]) -> Resizing | None:
 
 def is_unknown_way(content: Mapping[str, Any]) -> bool:
     """Tell whether an image processor of transformers resizes images in a way that glue does not know."""
-    return is_of_images(content) and bool(content.get("do_resize")) and _of_transformers(content, "") is None
+    acts = any(content.get(key) for key in ("do_resize", "do_center_crop", *_MORE))
+    return is_of_images(content) and acts and _of_transformers(content, "") is None
 
 
 def _of_transformers(content: Mapping[str, Any], source: str) -> Resizing | None:
-    if not is_of_images(content) or not content.get("do_resize", True):
+    if not is_of_images(content) or any(content.get(key) for key in _MORE):
         return None
     by: Filter = _FILTERS.get(content.get("resample"), "bicubic")
     size, crop = content.get("size"), content.get("crop_size") if content.get("do_center_crop") else None
+    if not content.get("do_resize", True):
+        only = _lengths(crop)
+        return Resizing(*only, "nothing", by, source) if only else None
     kind = str(content.get("image_processor_type") or content.get("feature_extractor_type"))
     if "ConvNext" in kind:
         shortest = _shortest(size)

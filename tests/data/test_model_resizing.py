@@ -8,7 +8,7 @@ from PIL import Image
 
 from glue_cli.data import read_dataset
 from glue_cli.data.images import EncodedImage, decode_all
-from glue_cli.data.model_resizing import stated_resizing
+from glue_cli.data.model_resizing import is_unknown_way, stated_resizing
 from glue_cli.data.splits import read_split
 from glue_cli.foundation.progress import Noted, silent
 from glue_cli.foundation.run import Run
@@ -39,6 +39,7 @@ def pictures(tmp_path):
         ("ViTImageProcessor", {"size": {"height": 32, "width": 32}, "resample": 3}),
         ("CLIPImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}),
         ("CLIPImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}),
+        ("CLIPImageProcessor", {"do_resize": False, "crop_size": {"height": 32, "width": 32}}),
         ("DeiTImageProcessor", {"size": {"height": 40, "width": 44}, "crop_size": {"height": 32, "width": 32}}),
         ("DeiTImageProcessor", {"size": 40, "crop_size": 32}),
         ("BeitImageProcessor", {"size": 37, "crop_size": 32, "do_center_crop": True}),
@@ -98,6 +99,8 @@ def test_images_become_what_timm_makes_of_them(tmp_path, pictures, more):
         {"image_processor_type": "X", "size": "32"},
         {"image_processor_type": "PerceiverImageProcessor", "size": 32, "do_center_crop": True, "crop_size": 40},
         {"image_processor_type": "X", "size": {"longest_edge": 40}, "do_center_crop": True, "crop_size": 32},
+        {"image_processor_type": "X", "do_resize": False, "size": 32, "do_center_crop": True},
+        {"image_processor_type": "DonutImageProcessor", "size": {"height": 32, "width": 32}, "do_thumbnail": True},
         {"feature_size": 80, "size": 32},  # of sounds
     ],
 )
@@ -112,6 +115,23 @@ def test_a_whole_number_and_a_cut(tmp_path):
     assert str(stated_resizing([tmp_path])) == "32x32, all of it, bilinear"
     file.write_text(json.dumps({"image_processor_type": "X", "size": 40, "do_center_crop": True, "crop_size": 32}))
     assert str(stated_resizing([tmp_path])) == "32x32, its shorter edge to 40, the centre cut out, bicubic"
+    cut = {"image_processor_type": "X", "do_resize": False, "do_center_crop": True, "crop_size": 32}
+    file.write_text(json.dumps(cut))
+    assert str(stated_resizing([tmp_path])) == "32x32, the centre cut out, nothing scaled"
+
+
+@pytest.mark.parametrize(
+    ("is_told", "content"),
+    [
+        (False, {"do_resize": False, "size": 32}),
+        (False, {"do_resize": False, "do_center_crop": True, "crop_size": 32}),
+        (True, {"do_resize": False, "do_center_crop": True, "crop_size": {"shortest_edge": 32}}),
+        (True, {"do_resize": True, "size": {"height": 32, "width": 32}, "do_thumbnail": True}),
+        (True, {"do_resize": False, "do_crop_margin": True}),
+    ],
+)
+def test_a_way_that_glue_does_not_know_is_told(is_told, content):
+    assert is_unknown_way({"image_processor_type": "X", **content}) is is_told
 
 
 def test_the_spec_decides_the_size_and_the_folder_the_way(tmp_path, pictures):
