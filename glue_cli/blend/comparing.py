@@ -9,6 +9,7 @@ from glue_cli.blend.configurations import configuration_misfits
 from glue_cli.blend.constants import find_constants
 from glue_cli.blend.differences import settle_differences
 from glue_cli.blend.factors import factor_misfits, mask_misfits
+from glue_cli.blend.image_settings import image_notes
 from glue_cli.blend.misfit import Misfit
 from glue_cli.blend.quantised import quantised_misfits
 from glue_cli.blend.recipe import Recipe, with_copies
@@ -91,7 +92,8 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
     of_configurations, notes = configuration_misfits(experts)
     notes = [*settled.notes, *notes, *short_vectors(experts, recipe.apart)]
     notes += [f"{expert.path}: left out are {', '.join(expert.beside)}" for expert in experts if expert.beside]
-    notes += preparation_notes([expert.model_folder for expert in experts if expert.model_folder])
+    folders = [expert.model_folder for expert in experts if expert.model_folder]
+    notes += [*preparation_notes(folders), *image_notes(folders)]
     (tokens, of_tokens), given = align_tokens(experts, recipe, dtype_given=dtype_given), recipe
     if tokens:
         shapes = {name: tokens.shape_of(name, experts) for name in tokens.names}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.image_settings import is_of_images, settings_of
 from glue_cli.data.model_resizing import is_unknown_way, stated_resizing
-from glue_cli.data.model_settings import is_of_images, settings_of
 from glue_cli.spec.normalisation import ImageNormalisation
 from glue_cli.spec.schema import Spec
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
-from glue_cli.data.model_settings import is_of_images, settings_of
+from glue_cli.checkpoints.image_settings import is_of_images, settings_of
 from glue_cli.spec.resizing import Filter, Resizing
 
 _FILTERS: dict[object, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
