@@ -1,16 +1,22 @@
-"""CSV files as one table, by pandas: each column has one type, whatever its length."""
+"""CSV and TSV files, also by gzip, as one table, by pandas: each column has one type, whatever its length."""
 
+import gzip
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.memory import free_memory
+from glue_cli.foundation.units import size
 
 # A part of a column at a time would have a type of its own; and of the cells that pandas takes for missing, only empty
 # ones are: None and NA may be a class.
 _OPTIONS: dict[str, Any] = {"low_memory": False, "keep_default_na": False, "na_values": [""]}
+_BLOCK = 1 << 20  # bytes
 
 
 def read_csv(paths: Sequence[Path]) -> Any:
@@ -22,7 +28,7 @@ def read_csv(paths: Sequence[Path]) -> Any:
         Exception: whatever pandas raises for a damaged file.
     """
     pandas: Any = import_module("pandas")
-    tables = [pandas.read_csv(path, **_OPTIONS) for path in paths]
+    tables = [_read(pandas, path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         if twice := _named_twice(pandas, path):
             raise DataError(
@@ -36,13 +42,40 @@ def read_csv(paths: Sequence[Path]) -> Any:
         if list(table.columns) != list(tables[0].columns):
             raise DataError(f"'{path}' has other columns than '{paths[0]}'", hint="they are parts of one table")
     if odd := [name for name in tables[0].columns if _differs(pandas, [table[name].dtype for table in tables])]:
-        tables = [pandas.read_csv(path, **_OPTIONS, dtype=dict.fromkeys(odd, str)) for path in paths]
+        tables = [_read(pandas, path, dtype=dict.fromkeys(odd, str)) for path in paths]
     return pandas.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
+
+
+def _read(pandas: Any, path: Path, **options: Any) -> Any:
+    """Return a file's rows.
+
+    Raises:
+        DataError: it is empty, or its content does not fit into memory.
+    """
+    if path.suffix == ".gz":
+        _check_growth(path)
+    parted = "\t" if ".tsv" in path.suffixes[-2:] else ","
+    try:
+        return pandas.read_csv(path, sep=parted, **_OPTIONS, **options)
+    except pandas.errors.EmptyDataError:
+        raise DataError(
+            f"'{path}' is empty", hint="wanted a line with the columns' names, then a row a line"
+        ) from None
+
+
+def _check_growth(path: Path) -> None:
+    """Check that what a file is unpacked to fits into memory: a small one may claim any size."""
+    free, n_bytes = free_memory(torch.device("cpu")), 0
+    with gzip.open(path) as file:
+        while block := file.read(_BLOCK):
+            n_bytes += len(block)
+            if n_bytes > free:
+                raise DataError(f"'{path}' is more than {size(n_bytes)} when unpacked, and does not fit into memory")
 
 
 def _named_twice(pandas: Any, path: Path) -> str | None:
     """Return a name that two columns have, which pandas would give a number; None if there is none."""
-    first = pandas.read_csv(path, **_OPTIONS, header=None, nrows=1, dtype=str)
+    first = _read(pandas, path, header=None, nrows=1, dtype=str)
     names = Counter(name for name in first.iloc[0] if isinstance(name, str)) if len(first) else Counter[str]()
     return next((name for name, n in names.items() if n > 1), None)
 

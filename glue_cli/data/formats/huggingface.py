@@ -30,11 +30,13 @@ from glue_cli.spec.resizing import Resizing
 from glue_cli.spec.schema import DataSpec
 
 # First bytes of archives, which datasets would unpack: gzip, zip, bzip2, xz, zstd, lz4, 7z, rar; tar has them later.
+_GZIP = b"\x1f\x8b"
 _COMPRESSED = (
-    *(b"\x1f\x8b", b"PK\3\4", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"),
+    *(_GZIP, b"PK\3\4", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"),
     *(b"7z\xbc\xaf\x27\x1c", b"Rar!"),
 )
 _TAR, _TAR_AT = b"ustar", 257
+_LISTED = 8  # names in a message
 _METADATA = (".csv", ".jsonl", ".parquet")  # endings of a table that describes a folder's images
 
 
@@ -121,9 +123,10 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
     match = find_table_files(root, name, progress)
     if match is None:
         raise DataError(
-            f"'{root}' has no split '{name}' that the library datasets reads",
-            hint=f"check data.root in the spec; wanted for example {name}.parquet, {name}.csv or a folder {name}; "
-            "other names go into data.splits",
+            f"'{root}' has no file or folder of the split '{name}' that glue reads",
+            items=_what_is_in(root),
+            hint=f"check data.root in the spec; wanted {name}.parquet, .csv, .tsv, .jsonl or .json (.csv and .tsv "
+            f"also with .gz), or a folder {name}; other names go into data.splits",
         )
     builder, paths = match
     files = {split: [glob.escape(str(path)) for path in paths]}
@@ -137,7 +140,7 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
             check_saved(paths[0])
             return datasets.load_from_disk(str(paths[0])).with_format(None)
         if builder != "imagefolder":
-            _check_plain(paths)
+            _check_plain(paths, may_be_gzip=builder == "csv")
         if builder == "parquet":
             check_growth(paths)
         if builder == "csv":
@@ -170,9 +173,19 @@ def _tell_of_files(folder: Path, progress: Progress) -> None:
     tell_kinds(folder, files.images, progress)
 
 
-def _check_plain(paths: Sequence[Path]) -> None:
+def _what_is_in(root: Path) -> list[str]:
+    """Return a line on what lies in a folder; none where it is empty or cannot be read."""
+    with suppress(OSError):
+        names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir() if path.name[0] != ".")
+        return [f"it has {', '.join(names[:_LISTED])}{', ...' if names[_LISTED:] else ''}"] if names else []
+    return []
+
+
+def _check_plain(paths: Sequence[Path], *, may_be_gzip: bool) -> None:
     """Refuse special files and archives: `datasets` would wait for a FIFO, and unpack an archive of any name.
 
+    Args:
+        may_be_gzip: whether files called .gz are read.
     Raises:
         DataError: a file is not a regular file, is compressed or was not fetched.
     """
@@ -184,6 +197,8 @@ def _check_plain(paths: Sequence[Path]) -> None:
         if pointer := pointer_to(start):
             what, command = pointer
             raise DataError(f"'{path}' is {what}, not the data", hint=f"fetch them: {command}")
+        if may_be_gzip and path.suffix == ".gz" and start.startswith(_GZIP):
+            continue
         if start.startswith(_COMPRESSED) or start[_TAR_AT:] == _TAR:
             raise DataError(f"'{path}' is compressed, or an archive", hint="unpack it")
 

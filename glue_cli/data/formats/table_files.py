@@ -9,7 +9,9 @@ from glue_cli.data.image_files import ENDINGS, find_image_files
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Noted, Progress
 
-_BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json"}  # by file ending
+# By file ending; compressed JSON is only found, so that it can be said what to do.
+_BUILDERS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json", "tsv": "csv"}
+_BUILDERS |= {"csv.gz": "csv", "tsv.gz": "csv", "jsonl.gz": "json", "json.gz": "json"}
 # train-00000-of-00002-0f1e2d.parquet, or train-part1.csv
 _SHARD = re.compile(r"-(?:part|shard|chunk)?[-_]?\d+(?:-of-(?P<n>\d+))?(?:-\w+)?")
 _OTHER_FORMAT = "set data.format: image-folder, which reads and counts them by their names"
@@ -42,8 +44,23 @@ def _places(root: Path, name: str, ending: str) -> Iterator[list[Path]]:
     yield [path for path in [root / f"{name}.{ending}"] if path.exists() and not path.is_dir()]
     for folder in (root, root / "data"):
         shards = sorted(folder.glob(f"{_escaped(name)}-*.{ending}"))
-        yield [path for path in shards if _SHARD.fullmatch(path.stem.removeprefix(name))]
+        yield [path for path in shards if _SHARD.fullmatch(_stem(path).removeprefix(name))]
     yield sorted((root / name).glob(f"*.{ending}"))
+
+
+def is_table(path: Path) -> bool:
+    """Tell from its name whether a file may be part of a split."""
+    return path.name != _stem(path)
+
+
+def split_of(path: Path) -> str:
+    """Return the name of the split that a table's file may belong to."""
+    return _stem(path).partition("-")[0]
+
+
+def _stem(path: Path) -> str:
+    """Return a table's name without its ending, which may have two parts."""
+    return next((path.name.removesuffix(f".{end}") for end in _BUILDERS if path.name.endswith(f".{end}")), path.name)
 
 
 def _escaped(name: str) -> str:
@@ -51,7 +68,7 @@ def _escaped(name: str) -> str:
 
 
 def _check_shards(files: Sequence[Path], name: str) -> None:
-    parts = [_SHARD.fullmatch(path.stem.removeprefix(name)) for path in files]
+    parts = [_SHARD.fullmatch(_stem(path).removeprefix(name)) for path in files]
     found = [match for match in parts if match and match["n"]]
     if found and len(found) != (n := int(found[0]["n"])):
         raise DataError(f"'{files[0]}' is one of {n} parts, of which {len(found)} are there", hint="fetch the others")

@@ -8,11 +8,12 @@ from typing import Any
 
 from glue_cli.data.formats.conversations import KEYS
 from glue_cli.data.formats.huggingface import opening
+from glue_cli.data.formats.table_files import is_table, split_of
 from glue_cli.data.images import EncodedImage, sizes_of
+from glue_cli.data.labels import names_in
 from glue_cli.data.recognise.found_data import FoundData, match_splits, unusual
 from glue_cli.spec.schema import DataSpec
 
-_ENDINGS = (".parquet", ".csv", ".jsonl", ".json")
 _USUAL = {"val": ("val", "validation")}  # names that the format finds without the spec
 _USUAL_INPUTS = ("image", "img", "text")
 _CONVERSATIONS = ("messages", "conversations")  # usual names
@@ -59,13 +60,13 @@ def find_table(root: Path, cache: Path | None, *, for_writing: bool = False) -> 
 
 def _names(root: Path) -> set[str]:
     """Return possible names of splits: table files without shard numbers, and folders that contain tables."""
-    names = {path.stem.partition("-")[0] for folder in (root, root / "data") for path in _tables(folder)}
+    names = {split_of(path) for folder in (root, root / "data") for path in _tables(folder)}
     folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     return names | {path.name for path in folders if (path / "state.json").is_file() or any(_tables(path))}
 
 
 def _tables(folder: Path) -> Iterable[Path]:
-    return [path for path in folder.iterdir() if path.suffix in _ENDINGS] if folder.is_dir() else []
+    return [path for path in folder.iterdir() if is_table(path)] if folder.is_dir() else []
 
 
 def _describe(
@@ -214,7 +215,7 @@ def _class_names(table: Any, name: str) -> list[str] | int | None:
     if all(type(value) is bool for value in values):
         return 2
     if all(type(value) is str for value in values):
-        return sorted(values)
+        return list(names_in(values))
     return max(values) + 1 if values and all(type(value) is int and value >= 0 for value in values) else None
 
 

@@ -229,6 +229,32 @@ def test_what_is_compressed_is_not_unpacked(tmp_path, read, pack):
         read(columns={"inputs": ["inputs"]})
 
 
+@pytest.mark.parametrize(("ending", "parted"), [("tsv", "\t"), ("csv.gz", ","), ("tsv.gz", "\t")])
+def test_tables_parted_by_tabs_and_compressed_ones(tmp_path, read, ending, parted):
+    for part, row in enumerate(("1.5|b", "2.5|a")):
+        content = f"x|label\n{row}\n".replace("|", parted).encode()
+        path = tmp_path / f"train-0000{part}-of-00002.{ending}"
+        path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    table = read(columns={"inputs": "x"})
+    assert table.inputs.flatten().tolist() == [1.5, 2.5] and table.targets.tolist() == [1, 0]
+
+
+def test_what_does_not_fit_when_unpacked_is_told(tmp_path, read, monkeypatch):
+    monkeypatch.setattr("glue_cli.data.formats.csv_files.free_memory", lambda device: 1000)
+    (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"x,label\n" + b"1,1\n" * 1000))
+    with pytest.raises(DataError, match="train.csv.gz' is more than .* when unpacked"):
+        read(columns={"inputs": "x"})
+
+
+def test_compressed_json_and_empty_tables_are_called_what_they_are(tmp_path, read):
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b'{"x": 1, "label": 1}'))
+    with pytest.raises(DataError, match="train.jsonl.gz' is compressed"):
+        read(columns={"inputs": "x"})
+    (tmp_path / "train.csv").write_text("")
+    with pytest.raises(DataError, match="train.csv' is empty"):
+        read(columns={"inputs": "x"})
+
+
 def test_a_fifo_is_not_waited_for(tmp_path, read):
     os.mkfifo(tmp_path / "train.csv")
     with pytest.raises(DataError, match="train.csv' is no regular file"):
@@ -250,7 +276,7 @@ def test_an_image_outside_the_data_set_is_not_read(tmp_path, read, way):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("train.csv", 'a,b\n"1,2\n3'), ("train.json", '{"a":'), ("train.parquet", "PAR1 not"), ("train.csv", "")],
+    [("train.csv", 'a,b\n"1,2\n3'), ("train.json", '{"a":'), ("train.parquet", "PAR1 not")],
 )
 def test_a_damaged_file_is_named(tmp_path, read, name, content):
     (tmp_path / name).write_text(content)
@@ -262,8 +288,9 @@ def test_no_rows_and_no_split(tmp_path, read):
     images([], []).to_parquet(str(tmp_path / "train.parquet"))
     with pytest.raises(DataError, match="train.parquet' cannot be read: .*no data"):
         read()
-    with pytest.raises(DataError, match="has no split 'test' that the library datasets reads") as caught:
+    with pytest.raises(DataError, match="has no file or folder of the split 'test'") as caught:
         read("test")
+    assert any("train.parquet" in item for item in caught.value.items)
     assert caught.value.hint.startswith("check data.root in the spec")
 
 

@@ -121,6 +121,12 @@ class TestTables:
         assert dict(found.columns) == {"inputs": ["width", "height"], "label": "class"}
         assert read.inputs.shape == (6, 2)
 
+    def test_tables_parted_by_tabs(self, tmp_path):
+        for split in ("train", "test"):
+            (tmp_path / f"{split}.tsv").write_text("width\tclass\n" + "".join(f"{i}\t{i % 2}\n" for i in range(6)))
+        found, _ = found_and_read(tmp_path, tmp_path / "cache")
+        assert dict(found.columns) == {"inputs": ["width"], "label": "class"} and found.counts == dict(train=6, test=6)
+
     def test_numbers_to_predict(self, tmp_path):
         write_csv(tmp_path / "train.csv", [("a", "b", "y"), *((i / 2, -i / 3, i * 1.5) for i in range(6))])
         found, read = found_and_read(tmp_path, tmp_path / "cache")
