@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from unicodedata import normalize
 
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
@@ -43,14 +44,10 @@ def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int | None
 
 
 def match_spellings(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
-    """Return the index in `among` of each of `names`, [n]; None for a name that is missing or repeated.
-
-    Names are compared exactly or, if that matches more of them, ignoring case and treating spaces, hyphens and
-    underscores alike.
-    """
+    """Return the index in `among` of each of `names`, [n]; None for a name that is missing or repeated."""
     if tuple(names) == tuple(among):
         return list(range(len(names)))  # even if a name is repeated
-    by_spelling = [_look_up(names, among, spelling) for spelling in (str, _plain)]
+    by_spelling = [_look_up(names, among, spelling) for spelling in (str, composed, _plain)]
     return max(by_spelling, key=lambda places: sum(place is not None for place in places))
 
 
@@ -84,8 +81,13 @@ def _numbered(names: object) -> tuple[str, ...]:
     return ()
 
 
+def composed(name: str) -> str:
+    """Return a name with one character a letter, accent and all, where Unicode also has it as two."""
+    return normalize("NFC", name)
+
+
 def _plain(name: str) -> str:
-    return name.casefold().strip().replace(" ", "_").replace("-", "_")
+    return composed(name).casefold().strip().replace(" ", "_").replace("-", "_")
 
 
 def _look_up(names: Sequence[str], among: Sequence[str], spelling: Callable[[str], str]) -> list[int | None]:

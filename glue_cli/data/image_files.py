@@ -17,6 +17,7 @@ ENDINGS = (
 )
 _SAME_KIND = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 _LITTER = ("thumbs.db", "desktop.ini")  # written by operating systems, not by the user
+_LITTER_FOLDERS = ("__macosx",)  # which macOS adds to its archives, with a copy of every folder
 _MOST_KINDS = 5  # endings that a message lists
 
 
@@ -51,6 +52,21 @@ def find_image_files(folder: Path) -> ImageFiles:
     return ImageFiles(tuple(images), others)
 
 
+def has_image(folder: Path) -> bool:
+    """Tell whether `find_image_files` finds one, without looking further than to the first."""
+    return any(path.suffix.lower() in ENDINGS for path in _walk(folder))
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted; not hidden ones, nor those that macOS adds to archives."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and _is_meant(entry.name))
+
+
+def _is_meant(folder: str) -> bool:
+    return folder[0] != "." and folder.lower() not in _LITTER_FOLDERS
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     seen = set()  # a link may point to a folder above
 
@@ -62,7 +78,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(home)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
+        folders[:] = sorted(filter(_is_meant, folders))
         for name in sorted(files):
             if name[0] != "." and name.lower() not in _LITTER:
                 yield Path(here, name)

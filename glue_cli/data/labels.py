@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from glue_cli.checkpoints.classes import TRUTHS
+from glue_cli.checkpoints.classes import TRUTHS, composed
 from glue_cli.foundation.errors import DataError
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)")  # 007 is a name
@@ -38,7 +38,7 @@ def encode_labels(
     """
     if written and all(isinstance(label, bool) for label in written):
         return torch.tensor(written, dtype=torch.int64), TRUTHS
-    written = [int(label) if isinstance(label, float) and label.is_integer() else label for label in written]
+    written = [*map(_plain, written)]
     for i, label in enumerate(written):
         if type(label) not in (int, str):
             raise DataError(
@@ -89,8 +89,14 @@ def _is_number(label: object) -> bool:
 
 def names_in(labels: Iterable[object]) -> tuple[str, ...]:
     """Return the names among labels, sorted; 1.0 is 1."""
-    plain = (int(label) if isinstance(label, float) and label.is_integer() else label for label in labels)
-    return tuple(sorted({str(label) for label in plain if label is not None}))
+    return tuple(sorted({str(label) for label in map(_plain, labels) if label is not None}))
+
+
+def _plain(label: object) -> object:
+    """Return a label in one spelling: 1.0 is 1, and a letter with its accent one character."""
+    if isinstance(label, str):
+        return composed(label)
+    return int(label) if isinstance(label, float) and label.is_integer() else label
 
 
 def are_numbers(names: Iterable[str]) -> bool:

@@ -60,6 +60,7 @@ def test_glue_s_metadata_count_before_a_configuration(said, tmp_path):
         ("cat dog", "dog ant cat", [2, 0]),
         ("cat dog", "dog", [None, 0]),
         ("New-York ROME", "rome new_york", [1, 0]),
+        ("e\u0301 cat", "cat \xe9", [1, 0]),  # composed otherwise
         ("Cat cat", "cat Cat", [1, 0]),  # as they are, since that finds both
         ("Cat cat", "CAT dog", [None, None]),  # which of the two is meant, nobody knows
         ("crane", "crane dog crane", [None]),

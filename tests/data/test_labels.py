@@ -68,3 +68,8 @@ def test_an_empty_column_has_no_labels():
 def test_labels_that_are_none_are_refused(written, train, message):
     with pytest.raises(DataError, match=message):
         encode(written, train)
+
+
+def test_a_letter_composed_otherwise_is_the_same_name():
+    targets, names = encode_labels(["\xe9", "e\u0301", "cat"], str, lambda: ["cat", "e\u0301"])
+    assert targets.tolist() == [1, 1, 0] and names == ("cat", "\xe9")

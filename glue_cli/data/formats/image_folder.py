@@ -10,9 +10,18 @@ from pathlib import Path
 
 import torch
 
+from glue_cli.checkpoints.classes import composed
 from glue_cli.data.cache import read_cache, write_cache
 from glue_cli.data.dataset import Dataset
-from glue_cli.data.image_files import ENDINGS, check_fetched, find_image_files, tell_kinds, warn_of_others
+from glue_cli.data.image_files import (
+    ENDINGS,
+    check_fetched,
+    find_image_files,
+    folders_in,
+    has_image,
+    tell_kinds,
+    warn_of_others,
+)
 from glue_cli.data.images import EncodedImage, chosen_resizing, decode_all
 from glue_cli.data.split_names import find_split
 from glue_cli.foundation.errors import DataError
@@ -56,7 +65,7 @@ def read_image_folder(
     if train is None or folder is None:
         return None
     class_names = _list_classes(train)
-    files, others = _list_images(folder, class_names, is_train=folder == train)
+    files, others = _list_images(folder, class_names)
     warn_of_others(folder, others, progress)
     tell_kinds(folder, (file.path for file in files), progress)
     labels = torch.tensor([file.label for file in files])
@@ -82,21 +91,41 @@ def _split_folder(data: DataSpec, split: str, root: Path) -> Path | None:
     raise DataError(f"'{folder}' is missing", hint=f"check data.root in the spec{near}")
 
 
-def _list_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Return the class folders of a split by the names of the classes, in the order of those.
+
+    A name is spelt in Unicode's composed form, as file systems and archives write the same letter in either.
+
+    Raises:
+        DataError: two folders have one name.
+    """
+    found: dict[str, Path] = {}
+    for name in folders_in(folder):
+        path = folder / name
+        if (other := found.setdefault(composed(name), path)) != path:
+            raise DataError(
+                f"'{other}' and '{path}' are folders of one name, in two spellings of Unicode", hint="make them one"
+            )
+    return dict(sorted(found.items()))
 
 
 def _list_classes(folder: Path) -> tuple[str, ...]:
-    names = _list_folders(folder)
-    if not names:
+    """Return the classes: the folders of the train split, each of which has an image."""
+    found = _class_folders(folder)
+    if not found:
         raise DataError(f"'{folder}' has no class folder", hint="wanted a folder a class, with its images")
-    return tuple(names)
+    for path in found.values():
+        if not has_image(path):
+            raise DataError(
+                f"'{path}' has no image; wanted files ending in {', '.join(ENDINGS)}",
+                hint="remove the folder, or put the images of the class into it",
+            )
+    return tuple(found)
 
 
-def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) -> tuple[list[_Image], Counter[str]]:
+def _list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[_Image], Counter[str]]:
     """Return the images of a split, class by class, and the number of its other files by ending."""
-    here = _list_folders(folder)
+    here = _class_folders(folder)
     unknown = [name for name in here if name not in set(class_names)]
     if unknown:
         more = [f"and {len(unknown) - 5} more"] if len(unknown) > 5 else []
@@ -110,13 +139,8 @@ def _list_images(folder: Path, class_names: Sequence[str], *, is_train: bool) ->
     for label, name in enumerate(class_names):
         if name not in here:
             continue
-        image_files = find_image_files(folder / name)
+        image_files = find_image_files(here[name])
         others.update(image_files.others)
-        if is_train and not image_files.images:
-            raise DataError(
-                f"'{folder / name}' has no image; wanted files ending in {', '.join(ENDINGS)}",
-                hint="remove the folder, or put the images of the class into it",
-            )
         for path in image_files.images:
             stat = path.stat()
             files.append(_Image(path, label, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)))

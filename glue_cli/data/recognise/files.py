@@ -1,7 +1,6 @@
 """Recognise CIFAR-10, SVHN, safetensors, JSON lines, and images in one folder per class."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data.formats.cifar10 import CLASS_NAMES, RECORDS_PER_FILE
 from glue_cli.data.formats.jsonl import read_jsonl
 from glue_cli.data.formats.safetensors_folder import read_safetensors
-from glue_cli.data.image_files import find_image_files
+from glue_cli.data.image_files import find_image_files, folders_in
 from glue_cli.data.images import EncodedImage, sizes_of
 from glue_cli.data.recognise.found_data import FoundData, match_splits, unusual
 from glue_cli.foundation.errors import CheckpointError, DataError
@@ -108,11 +107,11 @@ def _has_text(path: Path) -> bool:
 
 def find_images(root: Path) -> FoundData | None:
     """Look for SPLIT/CLASS/*.jpg; reads the headers of the first images."""
-    matched = match_splits(_folders(root))
+    matched = match_splits(folders_in(root))
     if matched is None:
         return None
     splits, doubts = matched
-    classes = {split: _folders(root / name) for split, name in splits.items()}
+    classes = {split: folders_in(root / name) for split, name in splits.items()}
     train = root / splits["train"]
     if next(_images(train, classes["train"]), None) is None:
         return None
@@ -129,11 +128,6 @@ def find_images(root: Path) -> FoundData | None:
         sizes=_sizes(train, classes["train"]),
         doubts=doubts,
     )
-
-
-def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _images(folder: Path, classes: list[str]) -> Iterator[Path]:

@@ -139,10 +139,38 @@ def test_classes_are_those_of_train(root):
     assert caught.value.items == ("'dog'",)
 
 
+def test_a_letter_composed_otherwise_is_the_same_class(root):
+    for split, name in (("train", "e\u0301"), ("test", "\xe9")):
+        paint(root / split / name / "0.png")
+    found = [read_dataset(DATA, split, root=root) for split in ("train", "test")]
+    assert found[0].class_names == found[1].class_names == ("ant", "bee", "cow", "\xe9")
+    assert all(each.labels[-1] == 3 for each in found)
+    paint(root / "test" / "e\u0301" / "1.png")
+    with pytest.raises(DataError, match="are folders of one name"):
+        read_dataset(DATA, "test", root=root)
+
+
+def test_what_macos_adds_to_archives_is_no_class(root):
+    for split in ("train", "test"):
+        paint(root / split / "__MACOSX" / "ant" / "0.png")
+        paint(root / split / "ant" / "__MACOSX" / "1.png")
+    assert read_dataset(DATA, "test", root=root).class_names == ("ant", "bee", "cow")
+    assert len(read_dataset(DATA, "train", root=root)) == 6
+
+
+def test_a_class_of_train_without_an_image_is_told_with_every_split(root):
+    for split in ("train", "test"):
+        (root / split / "aaa").mkdir()
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match="train/aaa' has no image"):
+            read_dataset(DATA, split, root=root)
+
+
 def test_empty_folders_are_errors(root):
     (root / "train" / "dog").mkdir()
     with pytest.raises(DataError, match="dog' has no image; wanted files ending in .jpg"):
         read_dataset(DATA, "train", root=root)
+    (root / "train" / "dog").rmdir()
     (root / "val").mkdir()
     with pytest.raises(DataError, match="val' has no image"):
         read_dataset(DATA, "val", root=root)
