@@ -41,6 +41,8 @@ def kind_of(path: Path) -> Kind:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+    if not head:
+        raise CheckpointError(f"'{path}' is empty", hint="write, copy or download it again")
     if head[8:9] == _SAFETENSORS and head[5:8] == bytes(3):  # a plausible length
         return "safetensors"
     if head.startswith(_TORCH):

@@ -14,6 +14,7 @@ from glue_cli.checkpoints.header_json import memory_to_parse
 from glue_cli.checkpoints.kinds import kind_of
 from glue_cli.checkpoints.links import check_links
 from glue_cli.checkpoints.safetensors_file import MAX_HEADER_MEMORY, WRONG_FILE, read_safetensors_header
+from glue_cli.checkpoints.shards import refuse_parts, refuse_without_index
 from glue_cli.checkpoints.weight_sets import choose_by_prefix
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.printable import shown
@@ -24,6 +25,7 @@ from glue_cli.foundation.units import size
 _OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 _PIPELINE = "model_index.json"  # of diffusers: several models, each in its own folder
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_OF_PATTERNS = "*?["
 _NAME_IT = "name a checkpoint's file, an index, or a Hugging Face model folder"
 
 
@@ -40,11 +42,25 @@ def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
     """
     if path.is_dir():
         return choose_by_prefix(_read_folder(path, weights), weights)
-    if not path.exists():
-        raise UsageError(f"no checkpoint at '{path}'", hint="check the path")
+    check_is_there(path)
     if path.name.endswith(".index.json"):
         return choose_by_prefix(_read_index(path, path), weights)
     return choose_by_prefix(_read_single(path, path, weights), weights)
+
+
+def check_is_there(path: Path) -> None:
+    """Check that there is something at a path.
+
+    Raises:
+        UsageError: there is nothing.
+    """
+    if path.exists():
+        return
+    if set(_OF_PATTERNS) & set(path.name):  # which the shell passes on where nothing matches it
+        raise UsageError(
+            f"no checkpoint matches '{path}'", hint="check the pattern and the folder that it starts from"
+        )
+    raise UsageError(f"no checkpoint at '{path}'", hint="check the path")
 
 
 def _read_folder(folder: Path, weights: str | None) -> Checkpoint:
@@ -66,6 +82,7 @@ def _read_folder(folder: Path, weights: str | None) -> Checkpoint:
             hint="glue mix, check and evaluate take adapters, and mix --base merges them into their base",
         )
     files = sorted(file for ending in (".safetensors", *TORCH_SUFFIXES) for file in folder.glob(f"*{ending}"))
+    refuse_without_index(folder, files)
     raise CheckpointError(
         f"the folder '{folder}' holds no {' or '.join(_OF_A_FOLDER)}, and no index of either",
         items=[str(file) for file in files],
@@ -137,6 +154,7 @@ def read_experts(paths: Sequence[Path], weights: Sequence[str | None] = ()) -> t
     Cost: an expert with the same tensors as the first takes no more memory, or 12 bytes per tensor if they are at
         other offsets.
     """
+    refuse_parts(paths)
     names = weights or [None] * len(paths)
     first = read_checkpoint(paths[0], names[0])
     positions = {name: position for position, name in enumerate(first.entries)}

@@ -15,8 +15,8 @@ from glue_cli.blend.rules import Groups, head_classes_of, plan_recipe
 from glue_cli.blend.tensor_rules import NO_RULES, TensorRules
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.checkpoints.hub import fetch
-from glue_cli.checkpoints.read import read_experts
+from glue_cli.checkpoints.hub import fetch, parse
+from glue_cli.checkpoints.read import check_is_there, read_experts
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.foundation.errors import SpecError, UsageError
 from glue_cli.foundation.output_files import refuse_input
@@ -167,6 +167,9 @@ def plan_mix(
 def _check_numbers(paths: Sequence[Path], coefficients: Coefficients) -> None:
     if not paths:
         raise UsageError("no experts given", hint="name their files: glue mix ... experts/*.safetensors")
+    for path in paths:
+        if not parse(str(path)):  # what is on the Hub is fetched once the numbers fit
+            check_is_there(path)
     if coefficients.alpha is not None:
         check_alpha(coefficients.alpha, len(paths))
     sizes = coefficients.sizes

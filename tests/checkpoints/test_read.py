@@ -63,12 +63,12 @@ GOOD = save({"weight": torch.arange(6.0).view(2, 3), "bias": torch.zeros(2, dtyp
 
 
 def test_every_cut_is_noticed(refused):
-    for length in range(len(GOOD)):
+    for length in range(1, len(GOOD)):
         assert "is cut short" in refused(GOOD[:length])
 
 
 def test_files_that_are_no_safetensors(refused):
-    assert "is cut short" in refused(b"")
+    assert "is empty" in refused(b"")
     assert "was not saved by torch.save" in refused(b"PK\3\4" + b"a zip archive of something else" * 9)
     assert "is not a safetensors file" in refused(b"weights of a kind of their own" * 9)
     archive = io.BytesIO()

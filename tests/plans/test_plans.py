@@ -101,9 +101,15 @@ def test_train_expert(tmp_path, make_spec, monkeypatch):
     assert plan_train_expert(named, 0, Outputs(None)).name == "books"
 
 
-def test_mix_checks_the_numbers_before_the_files(tmp_path):
+def test_mix_checks_that_experts_exist_then_the_numbers_and_then_what_is_in_the_files(tmp_path):
     nowhere = [tmp_path / "a", tmp_path / "b"]
     output = Outputs(tmp_path / "p.safetensors")
+    with pytest.raises(UsageError, match="no checkpoint matches"):
+        plan([tmp_path / "*.safetensors"], output, method=GIVEN, alpha=(0.5, 0.5))
+    with pytest.raises(UsageError, match="no checkpoint at"):
+        plan(nowhere, output)
+    for path in nowhere:
+        path.touch()
     for settings in (
         {"method": GIVEN, "alpha": (1.0,)},
         {"method": GIVEN, "alpha": (0.5, 0.6)},
@@ -111,8 +117,6 @@ def test_mix_checks_the_numbers_before_the_files(tmp_path):
     ):
         with pytest.raises(UsageError, match="--alpha|--sizes"):
             plan(nowhere, output, **settings)
-    with pytest.raises(UsageError, match="no checkpoint at"):
-        plan(nowhere, output)
     with pytest.raises(UsageError, match="no experts"):
         plan([], output)
 

@@ -1,0 +1,45 @@
+"""Tell the parts of one checkpoint from checkpoints, by their names. Needs no torch."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from glue_cli.foundation.errors import CheckpointError, UsageError
+
+_PART = re.compile(r"(?P<whole>.+)-\d{3,}-of-(?P<n>\d{3,})(?P<ending>\.\w+)")  # model-00001-of-00002.safetensors
+
+
+def refuse_parts(paths: Sequence[Path]) -> None:
+    """Refuse two parts of one checkpoint as two checkpoints.
+
+    Raises:
+        UsageError: there are two.
+    """
+    seen: dict[tuple[Path, str], Path] = {}
+    for path in paths:
+        if not (part := _PART.fullmatch(path.name)):
+            continue
+        index = path.with_name(f"{part['whole']}{part['ending']}.index.json")
+        other = seen.setdefault((index, part["n"]), path)
+        if other != path:
+            raise UsageError(
+                f"'{other}' and '{path}' are parts of one checkpoint, and not two",
+                hint=f"name its index '{index}'" if index.exists() else f"name the folder '{path.parent}'",
+            )
+
+
+def refuse_without_index(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder whose weights files are all parts of one checkpoint: the index that says which has what is gone.
+
+    Raises:
+        CheckpointError: they are.
+    """
+    parts = [_PART.fullmatch(file.name) for file in files]
+    indices = {f"{part['whole']}{part['ending']}.index.json" for part in parts if part}
+    if not files or not all(parts) or len(indices) > 1:
+        return
+    raise CheckpointError(
+        f"the folder '{folder}' holds parts of a checkpoint, and not their index '{indices.pop()}'",
+        items=[str(file) for file in files],
+        hint="copy the index beside them",
+    )

@@ -1,0 +1,44 @@
+"""Parts of a checkpoint where a checkpoint is wanted."""
+
+import pytest
+
+from glue_cli.checkpoints.read import read_checkpoint, read_experts
+from glue_cli.foundation.errors import CheckpointError, UsageError
+
+
+@pytest.fixture
+def parts(tmp_path):
+    files = [tmp_path / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for file in files:
+        file.write_bytes(b"{}")
+    return files
+
+
+def test_parts_are_not_experts(parts):
+    with pytest.raises(UsageError, match="are parts of one checkpoint") as caught:
+        read_experts(parts)
+    assert caught.value.hint == f"name the folder '{parts[0].parent}'"
+    (parts[0].parent / "model.safetensors.index.json").touch()
+    with pytest.raises(UsageError, match="are parts of one checkpoint") as caught:
+        read_experts(parts)
+    assert "model.safetensors.index.json" in caught.value.hint
+
+
+def test_a_folder_of_parts_without_their_index(parts):
+    folder = parts[0].parent
+    with pytest.raises(CheckpointError, match="and not their index 'model.safetensors.index.json'"):
+        read_checkpoint(folder)
+    (folder / "other.safetensors").touch()
+    with pytest.raises(CheckpointError, match="holds no model.safetensors"):
+        read_checkpoint(folder)
+
+
+def test_a_pattern_that_matches_nothing(tmp_path):
+    with pytest.raises(UsageError, match=r"no checkpoint matches '.*\*.safetensors'"):
+        read_checkpoint(tmp_path / "*.safetensors")
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    with pytest.raises(CheckpointError, match="a.safetensors' is empty"):
+        read_checkpoint(tmp_path / "a.safetensors")
