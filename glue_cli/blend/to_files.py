@@ -34,6 +34,7 @@ from glue_cli.foundation.output_files import copy_into, reserve, write_all, writ
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started, silent
 from glue_cli.foundation.threads import single_threaded
 
+_SMALLER = "split the blend into smaller files: --max-shard-size 2GB"
 # More than the cores, since a thread may wait for the disk, or for its turn to hash; beyond a dozen, the storage is
 # the limit. 8 float32 experts of 400 MB with their sha256, on two cores: 2.2 s with 6 threads, 2.8 s with 3.
 N_THREADS = min(2 * (os.cpu_count() or 1) + 2, 12)
@@ -145,7 +146,7 @@ def _open_outputs(stack: ExitStack, destination: Destination, plan: Plan, starts
         text = _index_text(destination, by_file)
         write_all(stack.enter_context(writing(destination.index, replace=destination.force)), text.encode(), 0)
     outputs = [
-        _Output(stack.enter_context(writing(f, replace=destination.force)), s)
+        _Output(stack.enter_context(writing(f, replace=destination.force, smaller=_SMALLER)), s)
         for f, s in zip(destination.files, starts, strict=True)
     ]
     for output, entries in zip(outputs, by_file, strict=True):

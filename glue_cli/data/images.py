@@ -1,6 +1,7 @@
 """Decode images into one tensor, with Pillow on all cores; convert and resize them."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ Mode = Literal["RGB", "L"]
 _CHUNK = 64  # images per task of the pool: enough to outweigh its cost, few enough for frequent progress
 # Pillow goes by the content, not the name, and would start Ghostscript for PostScript; so only these are allowed.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "GIF", "TIFF", "JPEG2000", "AVIF")
+_OBJECT = re.compile(r" <_io\..*>")  # Pillow names the Python object that it was given, with its address
 _ORIENTATION = 274  # the EXIF tag of the orientation
 # Limits on the size in a header: any camera image passes, and larger ones unless they are all of one colour.
 _ALWAYS_ALLOWED, _PIXELS_PER_BYTE = 40_000_000, 100
@@ -76,7 +78,7 @@ def decode_all(
             image = _decode(encoded, way, mode)
             if image.size != (width, height):
                 raise DataError(
-                    f"'{encoded.name}' is {image.width}x{image.height} pixels, '{images[0].name}' is "
+                    f"{_quoted(encoded.name)} is {image.width}x{image.height} pixels, {_quoted(images[0].name)} is "
                     f"{width}x{height}; wanted images of one size",
                     hint="set data.image_size",
                 )
@@ -123,17 +125,19 @@ def _opened(encoded: EncodedImage) -> Iterator["ImageFile"]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"reading '{name}' needs Pillow, which is not installed", hint="pip install Pillow") from error
+        raise DataError(
+            f"reading {_quoted(name)} needs Pillow, which is not installed", hint="pip install Pillow"
+        ) from error
     with encoded.open() as content:
         if pointer := pointer_to(content.read(64)):
             what, command = pointer
-            raise DataError(f"'{name}' is {what}, not the image", hint=f"fetch the images: {command}")
+            raise DataError(f"{_quoted(name)} is {what}, not the image", hint=f"fetch the images: {command}")
         content.seek(0)
         with Image.open(content, formats=_formats()) as file:
             n_pixels, n_bytes = file.width * file.height, content.seek(0, os.SEEK_END)
             if n_pixels > max(_ALWAYS_ALLOWED, _PIXELS_PER_BYTE * n_bytes):
                 raise DataError(
-                    f"'{name}' claims {file.width:,} x {file.height:,} pixels in {n_bytes:,} bytes",
+                    f"{_quoted(name)} claims {file.width:,} x {file.height:,} pixels in {n_bytes:,} bytes",
                     hint="scale it down: glue takes 40 megapixels, or 100 pixels for each byte of the file",
                 )
             yield file
@@ -153,6 +157,11 @@ def _orientation(file: "ImageFile") -> int:
     with suppress(Exception):  # a damaged entry can make Pillow raise anything
         return int(file.getexif().get(_ORIENTATION, 1))
     return 1
+
+
+def _quoted(name: str) -> str:
+    """Return the name of an image for a message; the place of one in a table has quotes of its own."""
+    return name if "'" in name else f"'{name}'"
 
 
 def _upright(image: "PillowImage", orientation: int) -> "PillowImage":
@@ -185,13 +194,14 @@ def _decode(encoded: EncodedImage, way: int | Resizing | None, mode: Mode) -> "P
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a damaged file can make Pillow raise anything
+        reason = _OBJECT.sub("", str(error))
         raise DataError(
-            f"'{name}' is not a whole image: {shown(error)}",
+            f"{_quoted(name)} is not a whole image: {shown(reason)}",
             hint=f"replace the file or remove it; glue reads {', '.join(_formats())}",
         ) from error
     if file_mode[0] in "IF":  # Pillow clips these to 255 when converting to RGB
         raise DataError(
-            f"'{name}' has more than 8 bits a channel (mode {file_mode})", hint="convert the images to 8 bits"
+            f"{_quoted(name)} has more than 8 bits a channel (mode {file_mode})", hint="convert the images to 8 bits"
         )
     return image if way is None else _resized(image, way)
 

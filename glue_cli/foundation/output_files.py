@@ -114,7 +114,7 @@ def write_once(output: Path, content: bytes) -> bool:
 
 
 @contextmanager
-def writing(output: Path, *, replace: bool = True) -> Iterator[int]:
+def writing(output: Path, *, replace: bool = True, smaller: str | None = None) -> Iterator[int]:
     """Open a temporary file beside `output`; on success flush it to disk and rename it, else remove it.
 
     The temporary file is locked as long as the process that writes it lives. Temporary files in the folder that killed
@@ -122,6 +122,7 @@ def writing(output: Path, *, replace: bool = True) -> Iterator[int]:
 
     Args:
         replace: whether to replace an `output` that somebody else has created in the meantime.
+        smaller: how the user can have smaller files, where that can be, for a file system or a limit that wants such.
     Yields:
         the file's descriptor, open for reading and writing.
     Raises:
@@ -140,7 +141,7 @@ def writing(output: Path, *, replace: bool = True) -> Iterator[int]:
                 _give_name(temporary, output, replace=replace)
             _sync_folder(output.parent)
         except OSError as error:
-            raise _cannot_write(output, error) from error
+            raise _cannot_write(output, error, smaller) from error
 
 
 @contextmanager
@@ -249,8 +250,10 @@ def _make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def _cannot_write(path: Path, error: OSError) -> ResourceError:
+def _cannot_write(path: Path, error: OSError, smaller: str | None = None) -> ResourceError:
     remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
+    if error.errno == errno.EFBIG:
+        remedy = smaller or "raise the limit (ulimit -f)"
     return ResourceError(
         f"'{path}' cannot be written: {error.strerror}", hint=f"{remedy}, or name another with --output"
     )

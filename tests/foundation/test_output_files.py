@@ -68,6 +68,16 @@ def test_a_full_disk_is_a_matter_of_resources(tmp_path):
     assert "free some space" in caught.value.hint and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("smaller", "remedy"), [(None, "ulimit -f"), ("--max-shard-size", "--max-shard-size")])
+def test_a_file_that_is_too_large_says_how_to_have_smaller_ones(tmp_path, smaller, remedy):
+    with (
+        pytest.raises(ResourceError, match="cannot be written: File too large") as caught,
+        writing(tmp_path / "out.bin", smaller=smaller),
+    ):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert remedy in caught.value.hint
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot be written"), writing(tmp_path / "file" / "out.bin"):

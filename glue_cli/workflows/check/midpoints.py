@@ -227,4 +227,4 @@ def _guessing(batches: Sequence[Tensor], loss: Loss) -> float | None:
     if loss == "mse":
         return float((targets - targets.mean(0)).square().mean())
     shares = targets.bincount().double() / len(targets)
-    return -float(torch.special.xlogy(shares, shares).sum())
+    return 0.0 - float(torch.special.xlogy(shares, shares).sum())  # not -0.0, where there is one class

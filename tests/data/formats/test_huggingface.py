@@ -192,6 +192,16 @@ def test_images_that_are_none(tmp_path, read):
             read()
 
 
+def test_a_broken_image_of_a_table_is_told_by_its_place_alone(tmp_path, read):
+    table = images([1, 2], [0, 1]).cast_column("img", datasets.Image(decode=False))
+    rows = [{"img": {"bytes": b"no image", "path": None}, "label": 0}]
+    datasets.Dataset.from_list(rows, features=table.features).to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(DataError) as caught:
+        read()
+    wanted = f"'{tmp_path}' (train), column 'img', row 0 (from 0) is not a whole image: cannot identify image file"
+    assert caught.value.message == wanted
+
+
 def test_a_url_is_not_fetched(tmp_path, read):
     (tmp_path / "train.csv").write_text("image,label\nhttps://example.com/x.png,0\n")
     with pytest.raises(DataError, match="the image 'https://example.com/x.png' lies outside"):
