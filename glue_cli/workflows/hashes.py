@@ -1,5 +1,6 @@
 """The sha256 of whole experts, remembered from one run to the next. Needs no torch."""
 
+import os
 from collections.abc import Sequence
 
 from glue_cli.checkpoints.digests import Digests
@@ -32,3 +33,28 @@ def remember(hashes: Sequence[StreamedHash], run: Run) -> None:
         Digests(run.cache).add(found)
     except ResourceError as error:
         run.progress(Noted(f"the experts' sha256 are not remembered: {error.message}", warning=True))
+
+
+def repeated_files(experts: Sequence[Checkpoint]) -> list[str]:
+    """Return a sentence on each expert that is an earlier one's files again; needs no hash."""
+    return _repeated(experts, _places(experts), [None] * len(experts))
+
+
+def repeated_weights(experts: Sequence[Checkpoint], digests: Sequence[str | None]) -> list[str]:
+    """Return a sentence on each expert whose files are a copy of an earlier one's, by their sha256 [K] if known."""
+    return _repeated(experts, digests, _places(experts))
+
+
+def _places(experts: Sequence[Checkpoint]) -> list[str]:
+    return ["\n".join(map(os.path.realpath, expert.files)) for expert in experts]
+
+
+def _repeated(experts: Sequence[Checkpoint], marks: Sequence[str | None], known: Sequence[str | None]) -> list[str]:
+    """Return a sentence on each expert with the mark of an earlier one, unless what is known tells as much."""
+    earlier: dict[tuple[str, str | None], int] = {}
+    said = []
+    for k, (expert, mark) in enumerate(zip(experts, marks, strict=True)):
+        i = earlier.setdefault((mark, expert.weights), k) if mark is not None else k
+        if i != k and (known[k] is None or known[i] != known[k]):
+            said.append(f"experts {i} and {k} are the same weights: {experts[i].name} and {expert.name}")
+    return said

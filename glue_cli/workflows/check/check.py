@@ -17,7 +17,7 @@ from glue_cli.workflows.check.basin import Basin, find_basin
 from glue_cli.workflows.check.updates import update_products
 from glue_cli.workflows.check.verdict import judge
 from glue_cli.workflows.check.weights import Weights, read_weights
-from glue_cli.workflows.hashes import hashes_of, remember
+from glue_cli.workflows.hashes import hashes_of, remember, repeated_files, repeated_weights
 
 if TYPE_CHECKING:
     from glue_cli.workflows.check.trial import Trial
@@ -55,7 +55,7 @@ def check(plan: CheckPlan, run: Run) -> CheckResult:
         instead=judged.instead,
         experts=_experts(plan.experts, weights, basin),
         differences=[_difference(misfit) for misfit in plan.misfits],
-        notes=plan.notes,
+        notes=(*plan.notes, *repeated_files(plan.experts), *repeated_weights(plan.experts, weights.digests)),
         pairs=_pairs(basin, trial),
         unlike=() if plan.adapters else basin.unlike,
         permuted=basin.is_permuted,

@@ -22,7 +22,7 @@ from glue_cli.results.history import writing_history
 from glue_cli.results.mix import BlendedExpert, MixCost, MixResult
 from glue_cli.results.provenance import origin_of
 from glue_cli.running.device import find_device, make_repeatable
-from glue_cli.workflows.hashes import remember
+from glue_cli.workflows.hashes import remember, repeated_files, repeated_weights
 from glue_cli.workflows.mix.choice import Choice, by_expert, by_group, passes_since
 from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
@@ -157,7 +157,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     for note in plan.like.notes if plan.like else ():
         run.progress(Noted(note))
-    for note in plan.tensors.notes:
+    for note in (*plan.tensors.notes, *repeated_files(plan.experts)):
         run.progress(Noted(note, warning=True))
     experts = gather_experts(plan)
     target = target_of(plan, run)
@@ -212,6 +212,8 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
     gc.collect()  # the search's experts and blends, which models and their hooks refer to in circles
     digests = experts.write(chosen.alpha, made, describe, hashes, run)
     remember(hashes, run)
+    for note in repeated_weights(plan.experts, digests):
+        run.progress(Noted(note, warning=True))
     wall_s = time.perf_counter() - began
     return MixResult(
         method=plan.method,
