@@ -56,7 +56,7 @@ def check_is_there(path: Path) -> None:
     """
     if path.exists():
         return
-    if set(_OF_PATTERNS) & set(path.name):  # which the shell passes on where nothing matches it
+    if set(_OF_PATTERNS) & set(str(path)):  # which the shell passes on where nothing matches it
         raise UsageError(
             f"no checkpoint matches '{path}'", hint="check the pattern and the folder that it starts from"
         )
