@@ -11,7 +11,7 @@ from glue_cli.running.timing import Precision
 from glue_cli.search.bank.matrix import AnyTile, ExpertBank
 from glue_cli.search.pieces import WHOLE, Piece
 
-# Limit on the memory of the blends towards all experts together; above it they are made one at a time.
+# Limit on the memory of blends that are made together, or two; those towards experts are above it made one at a time.
 _PASS_BYTES = 64 << 20
 # Of a larger model, as few blends are in memory at once as its precision needs; smaller ones are cheap to hold.
 _LARGE_COLUMNS = 1 << 26
@@ -119,14 +119,27 @@ def n_at_once(m: int, n_columns: int, precision: Precision) -> int:
     return min(m, 1 if precision == "bf16" else 2)
 
 
+def bytes_at_once(n_blends: int, n_asked: int, n_columns: int) -> int:
+    """Return how many bytes the blends of d columns take that a search in float32 has in memory at once, at most.
+
+    Args:
+        n_blends: as many there are, of a large model two.
+        n_asked: as many there are of a small model, made together if they fit the memory for that.
+    """
+    row_bytes = 4 * n_columns
+    return max(row_bytes * n_at_once(n_blends, n_columns, "fp32"), min(_PASS_BYTES, row_bytes * n_asked))
+
+
 def passes_at(alphas: Tensor, n_columns: int, *, pieces: Sequence[Piece] = WHOLE) -> list[Pass]:
     """Return the passes that make the blends for alphas [m, G, K] of d columns.
 
-    Blends of large models are made one by one, to hold one at a time; so are blends of which other processes may make
-    some: how a matrix product rounds depends on how many it makes.
+    As many are made together as 64 MiB have room for, or two. Blends of large models are made one by one, to hold one
+    at a time; so are blends of which other processes may make some: how a matrix product rounds depends on how many it
+    makes.
     """
     are_together = pieces is WHOLE and n_columns <= _LARGE_COLUMNS
-    return [Load(part) for part in torch.split(alphas, len(alphas) if are_together else 1)]
+    n_together = max(2, _PASS_BYTES // (4 * max(1, n_columns))) if are_together else 1
+    return [Load(part) for part in torch.split(alphas, n_together)]
 
 
 def passes_towards(

@@ -56,6 +56,16 @@ def test_a_large_model_has_few_rows_and_the_same_outputs(objective_of, rows, lar
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-2 if precision == "bf16" else 1e-5)
 
 
+def test_blends_that_are_asked_together_take_no_more_than_a_pass_may(objective_of, rows, monkeypatch):
+    blends = objective_of(conv_net)[0]._blends
+    row_bytes = 4 * blends._bank.n_columns
+    for pass_bytes, n_rows in ((0, 2), (3 * row_bytes - 1, 2), (3 * row_bytes, 3)):
+        rows[0] = 0
+        monkeypatch.setattr(points_module, "_PASS_BYTES", pass_bytes)
+        assert len(list(blends.outputs(ALPHAS, BOTH, 1))) == 3 * 2
+        assert rows == [n_rows]
+
+
 def test_the_reach_in_bfloat16_is_measured_with_one_row_too(objective_of, rows, large):
     measure_reach(objective_of(conv_net)[0]._blends, batch_of(1))
     assert rows == [1]

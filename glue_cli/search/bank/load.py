@@ -25,7 +25,7 @@ from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite, rename_experts
 from glue_cli.search.bank.shared_memory import shared_matrix
 from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
-from glue_cli.search.points import n_at_once
+from glue_cli.search.points import bytes_at_once
 
 # The share of the free memory that the bank and the blends may take; the rest is for activations and other programs.
 _SHARE_OF_FREE = 0.6
@@ -60,7 +60,8 @@ def choose_bank(
 
     Args:
         wanted: auto, or a kind of bank.
-        n_blends: how many float32 blends the search has on the device at once, if they are small.
+        n_blends: how many float32 blends the search has on the device at once, all processes together; of a small
+            model it may also have the blends towards all experts.
         naming: as for `load_bank`.
         memory_bytes: what the experts and blends may take in memory; None for what is free.
         place: this process's in its job.
@@ -79,7 +80,8 @@ def choose_bank(
     names = [entry.name for entry in blended_entries(experts[0], recipe)]
     in_bank = sum(stored_bytes(experts, name) * len(experts) for name in names)
     n_columns = sum(experts[0].entries[name].n_elements for name in names)
-    blends = 4 * n_columns * n_at_once(n_blends, n_columns, "fp32")
+    n_asked = (1 + len(recipe.groups) * len(experts)) * (place.local_size if device.type == "cpu" else 1)
+    blends = bytes_at_once(n_blends, n_asked, n_columns)
     if wanted == "sharded" and place.size == 1:
         raise UsageError("--bank sharded is for several processes, and this is one", hint=_LAUNCH)
     if wanted == "blocks" and place.size > 1:

@@ -7,6 +7,7 @@ from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.ranks import Place
+from glue_cli.search import points
 from glue_cli.search.bank import load as bank_load
 from glue_cli.search.bank.load import choose_bank, load_bank
 
@@ -20,7 +21,13 @@ def experts(save):
 
 
 @pytest.fixture
-def choose(monkeypatch, experts):
+def alone(monkeypatch):
+    """Let no more blends be made together than a search has at once."""
+    monkeypatch.setattr(points, "_PASS_BYTES", 0)
+
+
+@pytest.fixture
+def choose(monkeypatch, experts, alone):
     """Let a bank be chosen while so many bytes are free; keeps what was said."""
 
     def choose(
@@ -71,6 +78,15 @@ def test_memory_that_was_given_is_kept(choose):
     assert choose(memory_bytes=BANK + BLENDS - 1) == "streamed"
     with pytest.raises(ResourceError, match="--bank device takes 2.0 MB, more than the 1.0 MB of --memory"):
         choose("device", memory_bytes=1_000_000)
+
+
+def test_blends_that_are_made_together_count(choose, monkeypatch):
+    for pass_bytes, blends in ((1 << 26, 4 * 4 * N), (3 * 4 * N, 3 * 4 * N), (4 * N, 2 * 4 * N)):
+        monkeypatch.setattr(points, "_PASS_BYTES", pass_bytes)
+        assert choose(memory_bytes=BANK + blends) == "device"
+        assert choose(memory_bytes=BANK + blends - 1) != "device"
+    monkeypatch.setattr(points, "_PASS_BYTES", 1 << 26)
+    assert choose(memory_bytes=BANK + 5 * 4 * N, recipe=Recipe(groups=("a", "b"))) != "device"  # 1 + 2 x 3
 
 
 def test_streams_give_no_gradient(choose):
