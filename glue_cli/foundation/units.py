@@ -22,6 +22,11 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 1000:.1f} TB"
 
 
+def mebibytes(n_bytes: int) -> str:
+    """Return what to give to an option for at least so many bytes, such as 3MiB."""
+    return f"{-(-n_bytes // (1 << 20))}MiB"
+
+
 def duration(seconds: float) -> str:
     """Return a time as text, such as 0.8 s, 42 s, 3:05 or 1:02:03."""
     if round(seconds) < 60:

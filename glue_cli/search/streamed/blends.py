@@ -20,10 +20,8 @@ from glue_cli.search.pieces import WHOLE, Piece
 from glue_cli.search.points import Pass, Point, chosen, passes_at, passes_towards
 from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.streamed.engine import Engine
+from glue_cli.search.streamed.runs import MOST_TOGETHER
 from glue_cli.search.streamed.written import StreamedWritten
-
-# Forward passes at most that go through the model together; each holds its activations between two blocks.
-_MOST_TOGETHER = 16
 
 
 class StreamedBlends:
@@ -90,7 +88,7 @@ class StreamedBlends:
         """As `Blends.outputs`. Cost: a pass over the experts for every 16 forwards."""
         passes = passes_at(alphas, self._engine.n_columns, pieces=pieces)
         remaining = iter(batches)
-        while self._engine.is_needed(part := list(islice(remaining, max(1, _MOST_TOGETHER // len(alphas))))):
+        while self._engine.is_needed(part := list(islice(remaining, max(1, MOST_TOGETHER // len(alphas))))):
             jobs = [job for batch in part for job in _jobs(passes, pieces, batch)]
             outputs = self._run(passes, jobs, step)
             for _, small in jobs:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from glue_cli.foundation.errors import ResourceError, SpecError
 from glue_cli.foundation.memory import free_memory, share_arena
 from glue_cli.foundation.ranks import Ranks
-from glue_cli.foundation.units import size
+from glue_cli.foundation.units import mebibytes, size
 from glue_cli.search.bank.layout import blended_entries
 from glue_cli.search.bank.renamed_experts import RenamedExperts
 from glue_cli.search.bound_models import MakeTensors, set_tensors
@@ -21,13 +21,12 @@ from glue_cli.search.streamed.blocks import SPLITS, Split, narrow_names, split_m
 from glue_cli.search.streamed.held import Held
 from glue_cli.search.streamed.lockstep import Lockstep, Runner
 from glue_cli.search.streamed.reader import Reader
+from glue_cli.search.streamed.runs import Forward, count_points, cut, needed_for
 from glue_cli.search.streamed.shards import ShardedBlender, Shards, shard_bytes
 from glue_cli.search.streamed.source import Layout
 
 # Of experts that are held in memory, blends may take this share of what they take, or what a pass needs.
 _SHARE_OF_HELD = 1 / 16
-
-Forward = Callable[[nn.Module], Tensor]
 
 
 class SharedBufferError(Exception):
@@ -48,7 +47,7 @@ class Engine:
         model: the architecture; tensors that depend on alpha have no values.
         made: the names of the tensors that are made for each alpha, not blended.
         memory_bytes: what the buffers may take: the experts' slices of two blocks, or of one where two do not fit, and
-            the blends of one; or those of all blocks.
+            the blends of one; or those of all blocks. And for each blend that runs, its tensors that are in no block.
         is_held: whether the experts' slices of all blocks stay in memory.
         shared_by: the processes that hold the experts together, each some columns of every block; they all make the
             same calls, with the same passes and the same memory. None to read the experts block by block.
@@ -126,7 +125,7 @@ class Engine:
             CheckpointError: an expert's file is gone, has changed, or has NaN or infinity.
             ResourceError: a block does not fit the memory.
             SpecError: the model cannot be run in this way at all.
-        Cost: one pass over the experts.
+        Cost: one pass over the experts; one for every few blends where the tensors outside blocks take much memory.
         """
         if not (forwards or self._shared_by):
             return
@@ -177,20 +176,35 @@ class Engine:
         fixed: Mapping[str, Tensor],
     ) -> Iterator[Tensor]:
         if self._shared_by is None:  # else others may need them
-            wanted = {id(point) for point, _ in forwards}
-            passes = [each for each in passes if any(id(point) in wanted for point in each.points)]
+            passes = needed_for(forwards, passes)
         is_narrow = is_narrow and self._is_apart and not any(isinstance(each, Move) for each in passes)
         row_bytes = max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
-        n_rows, n_enough = self._left // row_bytes, self._enough // row_bytes
-        if count_rows(passes) > n_rows:
+        kept_bytes = 0 if self._shared_by else self._kept_bytes(narrow=is_narrow)  # else all make the same runs
+        if count_rows(passes) * row_bytes + kept_bytes > self._left:
             by_point = {id(point): Load(point.alpha[None]) for each in passes for point in each.points}
             passes = list(by_point.values())
             forwards = [(by_point[id(point)].points[0], forward) for point, forward in forwards]
-        blending = Blending(passes, min(n_rows, max(n_enough, count_rows(passes))), is_narrow, finish)
+        n_least = count_rows(passes)
+        runs = cut(forwards, (self._left - n_least * row_bytes) // kept_bytes) if kept_bytes else [forwards]
+        for_rows = self._left - kept_bytes * max(count_points(part) for part in runs)
+        n_rows = min(for_rows // row_bytes, max(self._enough // row_bytes, n_least))
+        for part in runs:
+            blending = Blending(passes if self._shared_by else needed_for(part, passes), n_rows, is_narrow, finish)
+            models = self._take_models(kind, len(part), prepare)
+            yield from self._run_together(blending, part, models, make_tensors, fixed)
+
+    def _run_together(
+        self,
+        blending: Blending,
+        forwards: Sequence[tuple[Point, Forward]],
+        models: Sequence[BlockModel],
+        make_tensors: MakeTensors,
+        fixed: Mapping[str, Tensor],
+    ) -> Iterator[Tensor]:
+        """Yield the outputs of forwards that go through the model in lockstep, each with a model of its own."""
         blender = self._require_blender()
         blender.reader.begin()
-        models = self._take_models(kind, len(forwards), prepare)
-        kept = self._keep(blending)
+        kept = self._keep(blending, {id(point) for point, _ in forwards})
         runners = []
         for (point, forward), model in zip(forwards, models, strict=False):
             model.fix(fixed)
@@ -233,36 +247,38 @@ class Engine:
             self._left = self._enough = self._plan_reading(row, because)
 
     def _plan_reading(self, row: int, because: str) -> int:
-        """Plan the memory of experts that are read block by block; return what is left for rows.
+        """Plan the memory of experts that are read block by block; return what is left for blends.
 
         Raises:
             ResourceError: a block does not fit; `because` is why there are no smaller ones.
         """
         largest = max(layout.n_bytes for layout in self._layouts.values())
-        self._is_ahead = 2 * largest + row <= self._memory_bytes
+        blend = row + self._kept_bytes(narrow=False)
+        self._is_ahead = 2 * largest + blend <= self._memory_bytes
         left = self._memory_bytes - (2 if self._is_ahead else 1) * largest
-        if left < row:
+        if left < blend:
             module = max(self._layouts.values(), key=lambda layout: layout.n_bytes).block.module
             what = f"experts' '{module}' takes" if module else "tensors of the experts that are in no block take"
             reason = f": its forward cannot be made in smaller parts ({because})" if because else ""
+            least, enough = (mebibytes(n * largest + blend) for n in (1, 2))
             raise ResourceError(
-                f"the {what} {size(largest)}, and the blend {size(row)}, which do not fit into "
+                f"the {what} {size(largest)}, and the blend {size(blend)}, which do not fit into "
                 f"{size(self._memory_bytes)}{reason}",
-                hint=f"--memory {_mebibytes(largest + row)}, or {_mebibytes(2 * largest + row)} to read ahead",
+                hint=f"--memory {least} at least, or {enough} to read ahead",  # forwards may need larger blocks
             )
         return left
 
     def _plan_held(self, row_bytes: int) -> tuple[int, int]:
-        """Plan the memory of experts that are held; return what is left for rows, and what of that is enough.
+        """Plan the memory of experts that are held; return what is left for blends, and what is enough for rows.
 
         Raises:
             ResourceError: they do not fit.
         """
         held = sum(layout.n_bytes for layout in self._layouts.values())
-        left = self._memory_bytes - held
-        if left < row_bytes:
+        left, blend = self._memory_bytes - held, row_bytes + self._kept_bytes(narrow=False)
+        if left < blend:
             raise ResourceError(
-                f"the experts take {size(held)}, and a block's blend {size(row_bytes)}, which do not fit into "
+                f"the experts take {size(held)}, and a block's blend {size(blend)}, which do not fit into "
                 f"{size(self._memory_bytes)}",
                 hint="--bank streamed",
             )
@@ -311,15 +327,16 @@ class Engine:
         buffers = self.model.named_buffers(remove_duplicate=False)
         return {name: buffer._version for name, buffer in buffers if name not in self._scratch}
 
-    def _keep(self, blending: Blending) -> dict[int, dict[str, Tensor]]:
-        """Return each point's tensors that belong to no block, by the point's identity."""
+    def _kept_bytes(self, *, narrow: bool) -> int:
+        """Return how many bytes a blend's tensors take that belong to no block."""
+        return self._layouts[""].row_bytes(narrow=narrow) if self._split.kept.places else 0
+
+    def _keep(self, blending: Blending, wanted: Collection[int]) -> dict[int, dict[str, Tensor]]:
+        """Return the wanted points' tensors that belong to no block, by the point's identity."""
         kept: dict[int, dict[str, Tensor]] = {}
         if self._split.kept.places:
             for made in self._require_blender().make(self._layouts[""], blending):
                 for point, row in made.points:
-                    kept[id(point)] = {name: tensor.clone() for name, tensor in made.tensors(row).items()}
+                    if id(point) in wanted:
+                        kept[id(point)] = {name: tensor.clone() for name, tensor in made.tensors(row).items()}
         return kept
-
-
-def _mebibytes(n_bytes: int) -> str:
-    return f"{-(-n_bytes // (1 << 20))}MiB"

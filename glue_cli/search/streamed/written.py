@@ -16,8 +16,7 @@ from glue_cli.search.bank.matrix import Span
 from glue_cli.search.bound_models import MakeTensors
 from glue_cli.search.points import Load
 from glue_cli.search.streamed.engine import Engine
-
-_MOST_TOGETHER = 16  # forward passes, as in `StreamedBlends`
+from glue_cli.search.streamed.runs import MOST_TOGETHER
 
 
 class StreamedWritten:
@@ -66,7 +65,7 @@ class StreamedWritten:
     def _parts(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         """Yield the batches in parts that pass together; empty ones while other processes have some left."""
         remaining = iter(batches)
-        while self._engine.is_needed(part := list(islice(remaining, _MOST_TOGETHER))):
+        while self._engine.is_needed(part := list(islice(remaining, MOST_TOGETHER))):
             yield part
 
     def _run(self, forwards: Sequence[Callable[[nn.Module], Tensor]]) -> Iterator[Tensor]:

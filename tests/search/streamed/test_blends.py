@@ -273,7 +273,36 @@ def test_a_limit_that_one_block_fits_is_kept(both):
 def test_a_block_that_does_not_fit_is_refused_with_what_would(both):
     with pytest.raises(ResourceError, match="do not fit into") as refused:
         both(Deep, memory=5000)
-    assert "--memory 1MiB" in refused.value.hint
+    assert refused.value.hint == "--memory 1MiB at least, or 1MiB to read ahead"
+
+
+@pytest.mark.parametrize("pass_bytes", [0, 1 << 26])
+def test_tensors_outside_blocks_are_within_the_limit(ways, monkeypatch, pass_bytes):
+    monkeypatch.setattr(points, "_PASS_BYTES", pass_bytes)
+    taken, keep = [], Engine._keep
+
+    def weigh(self, *arguments):
+        kept = keep(self, *arguments)
+        n_bytes = sum(tensor.numel() * 4 for tensors in kept.values() for tensor in tensors.values())
+        rows = self._blender.rows.n_bytes
+        taken.append((len(kept), self._memory_bytes - self._left + rows + n_bytes <= self._memory_bytes))
+        return kept
+
+    monkeypatch.setattr(Engine, "_keep", weigh)
+    resident, ample = ways(ByHand)
+    wanted = list(all_outputs(resident))
+    same(all_outputs(ample), wanted)
+    engine = ample._engine
+    layouts = engine._layouts
+    of_experts = [layout.n_bytes for layout in layouts.values()]
+    n_rows, row = 4 if pass_bytes else 2, max(layout.row_bytes(narrow=False) for layout in layouts.values())
+    for n_kept in (1, 2):
+        room = n_rows * row + n_kept * layouts[""].row_bytes(narrow=False)
+        _, tight = ways(ByHand, memory=(sum(of_experts) if engine.is_held else 2 * max(of_experts)) + room)
+        list(tight.outputs(ALPHAS[:1], BOTH, 1))  # finds that it needs tensors outside blocks
+        taken.clear()
+        same(all_outputs(tight), wanted)
+        assert n_kept <= max(n for n, _ in taken) < 4 and all(fits for _, fits in taken)
 
 
 def test_a_forward_that_needs_more_than_a_block_is_refused_with_the_reason(both):
