@@ -17,7 +17,7 @@ from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageErro
 from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.ranks import Place, Ranks
-from glue_cli.foundation.units import counted, size
+from glue_cli.foundation.units import counted, mebibytes, size
 from glue_cli.search.bank.falling_back import in_turn
 from glue_cli.search.bank.kinds import KINDS, BankKind
 from glue_cli.search.bank.layout import ALIGN, blended_entries, group_tensors, spans_of, stored_bytes, stored_dtype
@@ -68,7 +68,7 @@ def choose_bank(
     Raises:
         UsageError: a bank on disk is wanted, but the model makes some tensors from several of the files; or blocks
             are wanted, but a gradient is needed; or several processes, and there is one, or the other way round.
-        ResourceError: a bank in memory is wanted, and takes more than it may.
+        ResourceError: a bank is wanted, or the only one that gives a gradient, and takes more than it may.
     """
     made = [name for name, source in naming.distinct() if source.make] if naming else []
     if made and wanted == "disk":
@@ -80,8 +80,8 @@ def choose_bank(
     names = [entry.name for entry in blended_entries(experts[0], recipe)]
     in_bank = sum(stored_bytes(experts, name) * len(experts) for name in names)
     n_columns = sum(experts[0].entries[name].n_elements for name in names)
-    n_asked = (1 + len(recipe.groups) * len(experts)) * (place.local_size if device.type == "cpu" else 1)
-    blends = bytes_at_once(n_blends, n_asked, n_columns)
+    n_sharing = place.local_size if device.type == "cpu" else 1
+    blends = bytes_at_once(n_blends, n_sharing * (1 + len(recipe.groups) * len(experts)), n_columns)
     if wanted == "sharded" and place.size == 1:
         raise UsageError("--bank sharded is for several processes, and this is one", hint=_LAUNCH)
     if wanted == "blocks" and place.size > 1:
@@ -94,33 +94,38 @@ def choose_bank(
     host = torch.device("cpu")
     on_gpu = device.type == "cuda"
     may_take = math.inf if memory_bytes is None else memory_bytes
-    needed: dict[BankKind, int] = {
+    needed: dict[BankKind, int] = {  # streams are planned by their blocks
         "device": in_bank + blends,
         "blocks": in_bank + 8 * max(experts[0].entries[name].n_elements for name in names),
         "sharded": -(-in_bank // place.size) * (1 if on_gpu else place.local_size),  # a block's blends are small
         "host": (1 << (in_bank - 1).bit_length()) + blends,  # torch pins powers of two
+        "disk": n_sharing * min(_DISK_BUFFER_BYTES, in_bank) + blends,
     }
     kinds = [
         kind
         for kind in in_turn("device", needs_gradient=needs_gradient, n_processes=place.size)
-        if kind in needed and (kind != "host" or on_gpu)
+        if kind in needed and (kind != "host" or on_gpu) and (kind != "disk" or not made)
     ]
     on_device, by_block = usable_memory(device), usable_memory(device, by_block=True)
-    free = {
+    free: dict[BankKind, float] = {
         "device": on_device,
         "blocks": by_block,
         "sharded": by_block,
         "host": usable_memory(host) + blends if blends <= on_device else 0,  # blends are on the device
+        "disk": math.inf,  # what else there is takes more
     }
     fitting = [kind for kind in kinds if needed[kind] <= min(free[kind], may_take)]
-    otherwise: BankKind = "streamed" if not needs_gradient else kinds[-1] if made else "disk"
+    otherwise: BankKind = kinds[-1] if needs_gradient else "streamed"
     kind = next((known for known in KINDS if known == wanted), fitting[0] if fitting else otherwise)
     if not on_gpu and kind == "host":
         kind = "device"  # without a GPU, host memory is the device's memory
     if kind in needed and needed[kind] > may_take:
+        least = min(kinds, key=needed.__getitem__)
+        hint = f"--memory {mebibytes(needed[least])} and --bank {least}, or --method spsa, which needs no gradient"
+        typed = kind if wanted == "auto" else wanted
         raise ResourceError(
-            f"--bank {kind} takes {size(needed[kind])}, more than the {size(may_take)} of --memory",
-            hint="--bank streamed",
+            f"--bank {typed} takes {size(needed[kind])}, more than the {size(may_take)} of --memory",
+            hint=hint if needs_gradient else "--bank streamed",
         )
     where = {
         "disk": "on disk",

@@ -13,15 +13,18 @@ from glue_cli.blend.adapters.mixing import concatenate, expert_tensors, mixed_te
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import TensorEntry
-from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.errors import ResourceError, UsageError
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
+from glue_cli.foundation.units import mebibytes, size
 from glue_cli.plans.mix import MixPlan
-from glue_cli.plans.mix_records import Adapters
+from glue_cli.plans.mix_records import NO_EXTRAS, Adapters, Search
 from glue_cli.results.card import About
 from glue_cli.running.device import Compute
 from glue_cli.search.adapters.fit import find_obstacle, fit_adapters, padded_otherwise
+from glue_cli.search.adapters.memory import factor_bytes, n_changed_columns
 from glue_cli.search.bank.load import bank_of_tensors
+from glue_cli.search.points import bytes_at_once
 from glue_cli.search.protocol import Blends
 from glue_cli.workflows.mix.experts_interface import Describe, Experts, How
 from glue_cli.workflows.mix.whole_experts import WholeExperts
@@ -35,11 +38,12 @@ class AdapterExperts(Experts):
     """Low-rank adapters of one base.
 
     Args:
-        bank: how a search keeps them, a name of `plans.mix_records.ADAPTER_BANKS`.
+        search: how a search keeps them, a name of `plans.mix_records.ADAPTER_BANKS`, and what memory it may take.
     """
 
-    def __init__(self, adapters: Adapters, destination: Destination, about: About, *, bank: str) -> None:
-        self._adapters, self._destination, self._about, self._kept_as = adapters, destination, about, bank
+    def __init__(self, adapters: Adapters, destination: Destination, about: About, *, search: Search) -> None:
+        self._adapters, self._destination, self._about = adapters, destination, about
+        self._kept_as, self._memory_bytes = search.bank, search.memory_bytes
         if adapted := adapters.adapted:
             entries = {name: TensorEntry(name, dtype, shape, 0, 0) for name, dtype, shape in adapted.merged}
             self.header = replace(adapted.base, entries=entries)
@@ -64,6 +68,7 @@ class AdapterExperts(Experts):
         if self._kept_as != "dense":
             obstacle = find_obstacle(model, self._adapted, self._naming)
             if obstacle is None:
+                self._check_memory("factors", factor_bytes(self._adapted))
                 run.progress(Noted("adapters in factors, beside one copy of their base"))
                 self._fill_fresh(model, spec)
                 return fit_adapters(model, self._adapted, self._naming, compute, seed=how.seed)
@@ -71,9 +76,30 @@ class AdapterExperts(Experts):
                 raise UsageError(f"--bank factors: {obstacle}", hint="--bank dense, which takes more memory")
             run.progress(Noted(f"adapters as whole tensors, not in factors: {obstacle}"))
         adapted = self._adapted
+        self._check_memory("dense", self._dense_bytes(n_blends))
         experts = (expert_tensors(adapted, k, self._naming) for k in range(len(adapted.adapters)))
         bank = bank_of_tensors(experts, n_experts=len(adapted.adapters), device=compute.device)
         return self._resident(model, compute, spec, how, bank)
+
+    def _dense_bytes(self, n_blends: int) -> int:
+        """Return the bytes of all adapters' whole tensors, and of the blends of these that a search has at once."""
+        n_experts, n_columns = len(self._adapted.adapters), n_changed_columns(self._adapted)
+        return 4 * n_experts * n_columns + bytes_at_once(n_blends, 1 + n_experts, n_columns)
+
+    def _check_memory(self, kept_as: str, n_bytes: int) -> None:
+        """Check that adapters may take so much memory beyond their base.
+
+        Raises:
+            ResourceError: they may not.
+        """
+        if self._memory_bytes is not None and n_bytes > self._memory_bytes:
+            of_factors = factor_bytes(self._adapted)
+            is_smaller = kept_as == self._kept_as == "dense" and of_factors < n_bytes
+            raise ResourceError(
+                f"--bank {kept_as} takes {size(n_bytes)}, more than the {size(self._memory_bytes)} of --memory",
+                hint=f"--memory {mebibytes(n_bytes)}"
+                + (f", or --bank factors, which takes {size(of_factors)}" if is_smaller else ""),
+            )
 
     def _beside_quantised(
         self, model: nn.Module, compute: Compute, spec: "Spec", how: How, needs_gradient: bool, run: Run
@@ -85,6 +111,7 @@ class AdapterExperts(Experts):
         if needs_gradient and barrier:
             text = f"no gradient passes '{barrier}', which {library} computes on this device"
             raise UsageError(text, hint="--method spsa, which needs none")
+        self._check_memory("factors", factor_bytes(self._adapted))
         run.progress(Noted(f"adapters in factors, beside their base as {library} computes with it"))
         blends = fit_adapters(loaded, self._adapted, self._naming, compute, seed=how.seed)
         blends.has_gradient = not barrier
@@ -160,13 +187,13 @@ class AdapterExperts(Experts):
 def adapter_alone(adapters: Adapters) -> Experts:
     """Return a single adapter as the only expert of a blend, to be run and not written."""
     path = adapters.adapters[0].path
-    return AdapterExperts(adapters, Destination(path, (), ()), About(None, "adapter"), bank="auto")
+    return AdapterExperts(adapters, Destination(path, (), ()), About(None, "adapter"), search=NO_EXTRAS)
 
 
 def gather_experts(plan: MixPlan) -> Experts:
     """Return the experts of a plan."""
     if plan.adapters:
-        return AdapterExperts(plan.adapters, plan.destination, plan.about, bank=plan.search.bank)
+        return AdapterExperts(plan.adapters, plan.destination, plan.about, search=plan.search)
     return WholeExperts(
         plan.experts,
         plan.tensors,

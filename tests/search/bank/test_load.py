@@ -80,6 +80,21 @@ def test_memory_that_was_given_is_kept(choose):
         choose("device", memory_bytes=1_000_000)
 
 
+def test_a_bank_on_disk_keeps_to_the_memory_too(choose, monkeypatch):
+    monkeypatch.setattr(bank_load, "_DISK_BUFFER_BYTES", 4 * N)
+    enough = 4 * N + BLENDS
+    for wanted, limits in (("disk", {}), ("disk", {"needs_gradient": True}), ("auto", {"needs_gradient": True})):
+        assert choose(wanted, memory_bytes=enough, **limits) == "disk"
+        with pytest.raises(ResourceError, match=r"--bank disk takes 1.2 MB, more than the 1.2 MB of") as caught:
+            choose(wanted, memory_bytes=enough - 1, **limits)
+        assert caught.value.hint.startswith("--memory 2MiB and --bank disk" if limits else "--bank streamed")
+
+
+def test_what_was_typed_is_named(choose):
+    with pytest.raises(ResourceError, match="--bank host takes 2.0 MB"):
+        choose("host", memory_bytes=1_000_000)
+
+
 def test_blends_that_are_made_together_count(choose, monkeypatch):
     for pass_bytes, blends in ((1 << 26, 4 * 4 * N), (3 * 4 * N, 3 * 4 * N), (4 * N, 2 * 4 * N)):
         monkeypatch.setattr(points, "_PASS_BYTES", pass_bytes)

@@ -200,6 +200,16 @@ def test_factors_and_dense_updates_find_the_same_alpha(adapters, spec, blend, me
     assert found[0]["alpha"] != pytest.approx([0.5, 0.5], abs=0.01)
 
 
+@pytest.mark.parametrize(("bank", "n_elements"), [("factors", 5 * 32 + 3 * 34), ("dense", (2 + 3) * (2 * 256 + 34))])
+def test_adapters_keep_to_the_memory(adapters, spec, plan, run, bank, n_elements):
+    """Three updates of width 16, of ranks 2, 2 and 1, and heads of 34 numbers."""
+    mix(plan(adapters, "fits", spec=spec, method="spsa", search=Search(bank, memory_bytes=4 * n_elements)), run)
+    short = Search(bank, memory_bytes=4 * n_elements - 1)
+    with pytest.raises(ResourceError, match=f"--bank {bank} takes .* of --memory") as caught:
+        mix(plan(adapters, "short", spec=spec, method="spsa", search=short), run)
+    assert caught.value.hint.startswith("--memory 1MiB")
+
+
 def test_what_factors_cannot_do_goes_by_dense_updates(adapters, spec, plan, monkeypatch):
     notes = []
     listening = Run(device="cpu", progress=notes.append)
