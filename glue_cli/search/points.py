@@ -59,18 +59,52 @@ class Move:
         return lambda tile, theta, rows: tile.move(theta, self.group, self.expert, self.radius, rows[0])
 
 
+@dataclass(frozen=True, eq=False)
+class Alone:
+    """One blend of another pass, made by itself in the first row, with the bits that it has in that pass.
+
+    A matrix product rounds otherwise where it makes one row than where it makes several.
+
+    Attributes:
+        made_in: that pass; point: the blend in it.
+        base: the alpha [G, K] of the blend that a `Move` starts from, which is a `Load` of its own.
+    """
+
+    made_in: Load | Move
+    point: Point
+    base: Tensor
+
+    @cached_property
+    def points(self) -> list[Point]:
+        return [Point(self.point.alpha, 0)]
+
+    def on(self, device: torch.device) -> "Fill":
+        """Return what writes a tile of the blend to a row [1, d] on this device."""
+        if isinstance(self.made_in, Load):
+            coefficients, row = self.made_in.alphas.to(device, torch.float32), self.point.row
+            return lambda tile, theta, rows: tile.blend_one(coefficients, row, rows)
+        start, move = Load(self.base[None]).on(device), self.made_in.on(device)
+
+        def fill(tile: AnyTile, theta: Tensor, rows: Tensor) -> None:
+            start(tile, theta, rows)
+            move(tile, rows[0], rows)
+
+        return fill
+
+
 Pass = Load | Move
+AnyPass = Pass | Alone
 Fill = Callable[[AnyTile, Tensor, Tensor], None]
 
 
-def in_chunks(passes: Sequence[Pass], n_rows: int) -> list[list[tuple[Pass, int]]]:
+def in_chunks(passes: Sequence[AnyPass], n_rows: int) -> list[list[tuple[AnyPass, int]]]:
     """Distribute passes over chunks of which each fits into `n_rows`, at least those of the largest pass.
 
     Returns:
         each chunk's passes, with their first rows. The blend that others are moved from stays in the first row of all.
     """
     n_kept = 1 if any(isinstance(each, Move) for each in passes) else 0
-    chunks, first = [list[tuple[Pass, int]]()], 0
+    chunks, first = [list[tuple[AnyPass, int]]()], 0
     for each in passes:
         if first + len(each.points) > n_rows:
             chunks.append([])
@@ -80,7 +114,7 @@ def in_chunks(passes: Sequence[Pass], n_rows: int) -> list[list[tuple[Pass, int]
     return chunks
 
 
-def make_blends(bank: ExpertBank, passes: Sequence[tuple[Pass, int]], rows: Tensor) -> None:
+def make_blends(bank: ExpertBank, passes: Sequence[tuple[AnyPass, int]], rows: Tensor) -> None:
     """Write the blends of a bank's tensors to rows [m, d], in one pass over the experts.
 
     Args:
@@ -107,7 +141,17 @@ def chosen(passes: Sequence[Pass], only: slice, *, n_always: int = 0) -> list[tu
     return [(each, kept) for each, kept in found if kept]
 
 
-def count_rows(passes: Sequence[Pass]) -> int:
+def each_alone(passes: Sequence[Pass]) -> dict[int, Alone]:
+    """Return what makes each of the passes' blends by itself, by the point's identity.
+
+    Args:
+        passes: the first makes what others start from.
+    """
+    base = passes[0].points[0].alpha
+    return {id(point): Alone(each, point, base) for each in passes for point in each.points}
+
+
+def count_rows(passes: Sequence[AnyPass]) -> int:
     """Return how many rows passes need."""
     return 1 + max(point.row for each in passes for point in each.points)
 

@@ -72,6 +72,10 @@ class FusedTile:
         """As `Tile.blend`, once `make` is called."""
         self._blends.append((alphas[:, self._group], out))
 
+    def blend_one(self, alphas: Tensor, row: int, out: Tensor) -> None:
+        """As `Tile.blend_one`, once `make` is called; rows are made one by one."""
+        self.blend(alphas[row : row + 1], out)
+
     def move(self, theta: Tensor, group: int | None, expert: int, radius: float, out: Tensor) -> None:
         """As `Tile.move`, once `make` is called."""
         is_moved = group is None or group == self._group

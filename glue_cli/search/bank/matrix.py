@@ -209,6 +209,19 @@ class Tile:
             self._multiply(coefficients, self._experts, exact)
             into.copy_(exact)
 
+    def blend_one(self, alphas: Tensor, row: int, out: Tensor) -> None:
+        """Write the tile's columns of one row of alphas @ E to out [1, d], with the bits that it has among all rows.
+
+        Args:
+            alphas, out: as for `blend`.
+        Cost: all rows are made, in memory for the tile's columns.
+        """
+        if self._experts is None:
+            self._experts = self._block.read()
+        made = torch.empty(len(alphas), self.columns.stop - self.columns.start, device=out.device)
+        self._multiply(alphas[:, self._block.group], self._experts, made)
+        out[0, self.columns] = made[row]
+
     def move(self, theta: Tensor, group: int | None, expert: int, radius: float, out: Tensor) -> None:
         """Write the tile's columns of out = theta + radius (theta_k - theta) in one group's tensors.
 

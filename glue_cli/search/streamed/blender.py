@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.search.bank.matrix import Span
-from glue_cli.search.points import Pass, Point, in_chunks, make_blends
+from glue_cli.search.points import AnyPass, Point, in_chunks, make_blends
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blocks import Block
 from glue_cli.search.streamed.source import Layout, Watch
@@ -27,7 +27,7 @@ class Blending:
         finish: changes each row of a block before it is used.
     """
 
-    passes: Sequence[Pass]
+    passes: Sequence[AnyPass]
     n_rows: int
     is_narrow: bool
     finish: Finish | None = None
@@ -132,7 +132,9 @@ class Blender:
             yield Made(layout, rows, points)
 
     @torch.no_grad()
-    def _fill(self, layout: Layout, buffer: Tensor, chunk: Sequence[tuple[Pass, int]], rows: Sequence[Tensor]) -> None:
+    def _fill(
+        self, layout: Layout, buffer: Tensor, chunk: Sequence[tuple[AnyPass, int]], rows: Sequence[Tensor]
+    ) -> None:
         watch = None if layout in self._finite else Watch()
         for part, matrix in zip(layout.parts, rows, strict=True):
             make_blends(layout.bank(part, buffer, self._n_groups, self._whole_columns, watch), chunk, matrix)

@@ -13,7 +13,7 @@ from glue_cli.foundation.units import mebibytes, size
 from glue_cli.search.bank.layout import blended_entries
 from glue_cli.search.bank.renamed_experts import RenamedExperts
 from glue_cli.search.bound_models import MakeTensors, set_tensors
-from glue_cli.search.points import Load, Move, Pass, Point, count_rows
+from glue_cli.search.points import AnyPass, Move, Pass, Point, count_rows, each_alone
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blender import Blender, Blending, Finish
 from glue_cli.search.streamed.block_model import BlockModel
@@ -180,16 +180,17 @@ class Engine:
         is_narrow = is_narrow and self._is_apart and not any(isinstance(each, Move) for each in passes)
         row_bytes = max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
         kept_bytes = 0 if self._shared_by else self._kept_bytes(narrow=is_narrow)  # else all make the same runs
+        made: Sequence[AnyPass] = passes
         if count_rows(passes) * row_bytes + kept_bytes > self._left:
-            by_point = {id(point): Load(point.alpha[None]) for each in passes for point in each.points}
-            passes = list(by_point.values())
-            forwards = [(by_point[id(point)].points[0], forward) for point, forward in forwards]
-        n_least = count_rows(passes)
+            alone = each_alone(passes)
+            made = list(alone.values())
+            forwards = [(alone[id(point)].points[0], forward) for point, forward in forwards]
+        n_least = count_rows(made)
         runs = cut(forwards, (self._left - n_least * row_bytes) // kept_bytes) if kept_bytes else [forwards]
         for_rows = self._left - kept_bytes * max(count_points(part) for part in runs)
         n_rows = min(for_rows // row_bytes, max(self._enough // row_bytes, n_least))
         for part in runs:
-            blending = Blending(passes if self._shared_by else needed_for(part, passes), n_rows, is_narrow, finish)
+            blending = Blending(made if self._shared_by else needed_for(part, made), n_rows, is_narrow, finish)
             models = self._take_models(kind, len(part), prepare)
             yield from self._run_together(blending, part, models, make_tensors, fixed)
 

@@ -14,7 +14,7 @@ from glue_cli.foundation.ranks import Ranks
 from glue_cli.search.bank.layout import ALIGN
 from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.bank.storage import ResidentRows
-from glue_cli.search.points import Pass, make_blends
+from glue_cli.search.points import AnyPass, make_blends
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blender import Blender
 from glue_cli.search.streamed.blocks import Block
@@ -121,7 +121,9 @@ class ShardedBlender(Blender):
         self._mine: list[Tensor] = []
 
     @torch.no_grad()
-    def _fill(self, layout: Layout, buffer: Tensor, chunk: Sequence[tuple[Pass, int]], rows: Sequence[Tensor]) -> None:
+    def _fill(
+        self, layout: Layout, buffer: Tensor, chunk: Sequence[tuple[AnyPass, int]], rows: Sequence[Tensor]
+    ) -> None:
         banks = self._shards.banks[layout]
         if chunk[0][1] == 0:  # the first chunk of a block: later ones move blends from its first row
             self._mine = [

@@ -14,6 +14,7 @@ from glue_cli.search.bank import matrix as bank_module
 from glue_cli.search.bank.load import load_bank
 from glue_cli.search.bank.matrix import ExpertBank, Tile
 from glue_cli.search.bank.storage import ResidentRows
+from glue_cli.search.points import Load, Move, each_alone, make_blends
 
 CPU = torch.device("cpu")
 SHAPES = {"conv.weight": (6, 5, 3, 3), "conv.bias": (6,), "scale": (), "wide": (333, 401), "odd": (7, 1, 5)}
@@ -31,6 +32,27 @@ def blend_rows(bank, alphas):
 
 
 ALPHAS = [[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.05, 0.05, 0.9], [1 / 3, 1 / 3, 1 / 3]]
+
+
+@pytest.mark.parametrize("fused", [0, 1 << 25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_blend_alone_has_the_bits_that_it_has_among_others(save, monkeypatch, dtype, fused):
+    monkeypatch.setattr(bank_module, "_FUSED_COLUMNS", fused)
+    bank = load_bank([save(str(k), draw(k, dtype)) for k in range(3)], device=CPU)
+    alphas = torch.tensor(ALPHAS, dtype=torch.float64)[:, None]
+    load = Load(alphas)
+    passes = [load, Load(alphas[:1]), Move(alphas[1], None, 2, 0.1), Move(alphas[1], 0, 1, 0.3)]
+    wanted = torch.zeros(4 + 3, bank.n_columns)
+    make_blends(bank, [(load, 0)], wanted)
+    for row, move in enumerate(passes[2:], 5):
+        two = torch.zeros(2, bank.n_columns)
+        make_blends(bank, [(passes[1], 0), (move, 1)], two)
+        wanted[4], wanted[row] = two
+    alone = [*each_alone([load]).values(), *each_alone(passes[1:]).values()]
+    for found, one in zip(wanted, alone, strict=True):
+        row = torch.full((1, bank.n_columns), float("nan"))
+        make_blends(bank, [(one, 0)], row)
+        assert torch.equal(row[0], found)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

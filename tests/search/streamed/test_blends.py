@@ -262,11 +262,15 @@ def test_each_step_reads_the_experts_once(both):
     assert engine.read_bytes - before == 3 * (of_a_pass + again)
 
 
-def test_a_limit_that_one_block_fits_is_kept(both):
-    resident, streamed = both(Deep, memory=3 * 544 * 4 + 544 * 4 + 3000)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("pass_bytes", "spare"), [(1 << 26, 3000), (1 << 26, 2000), (0, 2000)])
+def test_a_limit_that_one_block_fits_is_kept_with_the_same_bits(both, monkeypatch, pass_bytes, spare, precision):
+    monkeypatch.setattr(points, "_PASS_BYTES", pass_bytes)
+    resident, streamed = both(Deep, memory=3 * 544 * 4 + 544 * 4 + spare, precision=precision)
     engine = streamed._engine
+    assert engine._left // (544 * 4) == 1 + spare // 3000
     for one, other in zip(all_outputs(streamed), all_outputs(resident), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert torch.equal(one, other)
         assert engine._blender.reader.n_bytes + engine._blender.rows.n_bytes <= engine._memory_bytes
 
 
