@@ -1,8 +1,10 @@
 """The sha256 of files, remembered in the user's cache folder for as long as the files do not change. Needs no torch.
 
 A file is known by its device and inode, its size, and its modification and change times in nanoseconds. No program can
-set a change time: a file with new content is another file, even if its modification time was set back. The names of
-files in the Hub's cache, which are digests, are not believed: what a blend records was computed from what was read.
+set a change time: a file with new content is another file, even if its modification time was set back. One that is
+still written to through a memory map may change without either; an expert that somebody trains is no expert yet. The
+names of files in the Hub's cache, which are digests, are not believed: what a blend records was computed from what was
+read.
 """
 
 import hashlib
