@@ -266,7 +266,7 @@ def test_files_before_pytorch_1_6_are_refused(save_torch):
 def test_every_cut_is_noticed(save_torch):
     path = save_torch({"w": torch.ones(30), "b": torch.ones(2)})
     content = path.read_bytes()
-    for length in range(0, len(content), 7):
+    for length in range(7, len(content), 7):
         path.write_bytes(content[:length])
         assert "cut short" in refused(path).message
 
@@ -349,7 +349,7 @@ def test_pickles_that_take_more_than_the_file_are_refused(save_torch):
 
 def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"")
-    assert "cut short" in refused(tmp_path / "x.pt").message
+    assert refused(tmp_path / "x.pt").message.endswith("x.pt' is empty")
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(CheckpointError, match="holds no model.safetensors or pytorch_model.bin"):
         read_checkpoint(tmp_path / "folder.pt")

@@ -192,8 +192,8 @@ def test_an_unfinished_spec_that_just_lies_here_is_left_aside(here, glue, expert
 
 def test_large_experts_are_tried_block_by_block_as_a_search_would(here, glue, experts, monkeypatch):
     wanted = glue("check", *experts, "--set", "precision=fp32", "--json", code=0).json
-    monkeypatch.setattr("glue_cli.search.bank.load.usable_memory", lambda device, **how: 20_000)
-    monkeypatch.setattr("glue_cli.workflows.mix.whole_experts.usable_memory", lambda device, **how: 20_000)
+    monkeypatch.setattr("glue_cli.search.bank.load.usable_memory", lambda device, **how: 24_000)
+    monkeypatch.setattr("glue_cli.workflows.mix.whole_experts.usable_memory", lambda device, **how: 24_000)
     found = glue("check", *experts, "--set", "precision=fp32", "--json", code=0).json
     assert found["losses"] == wanted["losses"] and found["verdict"] == wanted["verdict"]
     assert "blended block by block" in found["mix"]["bank"]
