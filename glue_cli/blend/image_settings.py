@@ -41,7 +41,8 @@ def _settings(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Yield the file of a folder that says how images are prepared, if there is one, and what is used of it."""
     for file, content in settings_of(folder):
         if is_of_images(content):
-            yield file, {key: content[key] for key, by in _USED_WITH.items() if key in content and content.get(by, 1)}
+            said = {key: value for key, value in content.items() if value is not None}
+            yield file, {key: said[key] for key, by in _USED_WITH.items() if key in said and said.get(by, True)}
             return
         if "input_size" in content:
             yield file, {key: content[key] for key in _OF_TIMM if key in content}

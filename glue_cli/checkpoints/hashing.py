@@ -93,7 +93,7 @@ class StreamedHash:
             raise CheckpointError(
                 f"'{self._expert.path}' is not what the blend was made from in its place: "
                 f"its sha256 is {digest[:SHOWN_DIGITS]}, wanted {(self._wanted or '')[:SHOWN_DIGITS]}",
-                hint="name the same files, in the same order; glue show BLEND lists them",
+                hint="name the files that it was made from; glue show BLEND lists them",
             )
         return digest
 

@@ -154,12 +154,13 @@ def read_experts(paths: Sequence[Path], weights: Sequence[str | None] = ()) -> t
     Cost: an expert with the same tensors as the first takes no more memory, or 12 bytes per tensor if they are at
         other offsets.
     """
-    refuse_parts(paths)
     names = weights or [None] * len(paths)
     first = read_checkpoint(paths[0], names[0])
     positions = {name: position for position, name in enumerate(first.entries)}
     others = (read_checkpoint(path, name) for path, name in zip(paths[1:], names[1:], strict=True))
-    return (first, *(_reduce(other, first, positions) for other in others))
+    experts = (first, *(_reduce(other, first, positions) for other in others))
+    refuse_parts(experts)
+    return experts
 
 
 def _reduce(expert: Checkpoint, first: Checkpoint, positions: Mapping[str, int]) -> Checkpoint:

@@ -1,27 +1,30 @@
-"""Tell the parts of one checkpoint from checkpoints, by their names. Needs no torch."""
+"""Tell the parts of one checkpoint from checkpoints, by their names and tensors. Needs no torch."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import CheckpointError, UsageError
 
 _PART = re.compile(r"(?P<whole>.+)-\d{3,}-of-(?P<n>\d{3,})(?P<ending>\.\w+)")  # model-00001-of-00002.safetensors
 
 
-def refuse_parts(paths: Sequence[Path]) -> None:
-    """Refuse two parts of one checkpoint as two checkpoints.
+def refuse_parts(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse two parts of one checkpoint as two checkpoints: by their names, and as they share no tensor.
 
     Raises:
         UsageError: there are two.
     """
-    seen: dict[tuple[Path, str], Path] = {}
-    for path in paths:
+    seen: dict[tuple[Path, str], Checkpoint] = {}
+    for checkpoint in checkpoints:
+        path = checkpoint.path
         if not (part := _PART.fullmatch(path.name)):
             continue
         index = path.with_name(f"{part['whole']}{part['ending']}.index.json")
-        other = seen.setdefault((index, part["n"]), path)
-        if other != path:
+        first = seen.setdefault((index, part["n"]), checkpoint)
+        other = first.path
+        if other != path and not first.entries.keys() & checkpoint.entries.keys():
             raise UsageError(
                 f"'{other}' and '{path}' are parts of one checkpoint, and not two",
                 hint=f"name its index '{index}'" if index.exists() else f"name the folder '{path.parent}'",

@@ -88,14 +88,17 @@ def _is_number(label: object) -> bool:
 
 
 def names_in(labels: Iterable[object]) -> tuple[str, ...]:
-    """Return the names among labels, sorted; 1.0 is 1."""
-    return tuple(sorted({str(label) for label in map(_plain, labels) if label is not None}))
+    """Return the names among labels, sorted as they are written; 1.0 is 1."""
+    written = sorted({str(label) for label in map(_whole, labels) if label is not None})
+    return tuple(dict.fromkeys(map(composed, written)))
 
 
 def _plain(label: object) -> object:
     """Return a label in one spelling: 1.0 is 1, and a letter with its accent one character."""
-    if isinstance(label, str):
-        return composed(label)
+    return composed(label) if isinstance(label, str) else _whole(label)
+
+
+def _whole(label: object) -> object:
     return int(label) if isinstance(label, float) and label.is_integer() else label
 
 

@@ -1,13 +1,14 @@
 """The order in which a blend's recipe has its experts, found by their sha256 where their names do not tell it."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from glue_cli.blend.adapters.adapter import is_adapter, read_adapter
 from glue_cli.checkpoints.hashing import SHOWN_DIGITS, StreamedHash
 from glue_cli.checkpoints.header import Checkpoint, short_names
 from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.plans.mix_folders import with_parts
 from glue_cli.results.blend import BlendExpert
 
@@ -33,7 +34,8 @@ def in_recorded_order(
     names = [expert.name for expert in recorded]
     if len(set(names)) == len(names) and short_names(experts) == names:
         return list(experts)
-    checkpoints = [_read(path, expert.weights) for path, expert in zip(experts, recorded, strict=True)]
+    sets = list(dict.fromkeys(expert.weights for expert in recorded))
+    checkpoints = [_read(path, sets) for path in experts]
     if not any(is_adapter(path) for path in experts):
         checkpoints = list(with_parts(checkpoints, output)[0])
     digests = [StreamedHash(checkpoint, remembered=remembered).finish() for checkpoint in checkpoints]
@@ -51,8 +53,14 @@ def in_recorded_order(
     return [experts[k] for k in order if k is not None]
 
 
-def _read(path: Path, weights: str | None) -> Checkpoint:
-    return read_adapter(path).checkpoint if is_adapter(path) else read_checkpoint(path, weights)
+def _read(path: Path, sets: Sequence[str | None]) -> Checkpoint:
+    """Read an expert's header by the first set of weights that it has: the digest is that of all its files."""
+    if is_adapter(path):
+        return read_adapter(path).checkpoint
+    for weights in sets[:-1]:
+        with suppress(UsageError, CheckpointError):
+            return read_checkpoint(path, weights)
+    return read_checkpoint(path, sets[-1])
 
 
 def _refuse(

@@ -37,7 +37,10 @@ def _has_drawn(before: Tensor) -> bool:
 
 
 def _draws_what_no_file_holds(model: nn.Module, build: Callable[[], nn.Module]) -> bool:
-    """Tell whether another model that is built after other draws has other tensors that are in no state dict."""
+    """Tell whether another model that is built after other draws has other tensors that are in no state dict.
+
+    Cost: builds one more, whose parameters have no values either.
+    """
     found = _in_no_file(model)
     if not found:
         return False
@@ -50,11 +53,11 @@ def _draws_what_no_file_holds(model: nn.Module, build: Callable[[], nn.Module]) 
 def _other_seeds() -> Iterator[None]:
     """Let what is built in this block draw other numbers even if it seeds the generator itself."""
     seed_with = torch.manual_seed
-    torch.manual_seed = lambda seed: seed_with(int(seed) + 1)
+    torch.manual_seed = torch.random.manual_seed = lambda seed: seed_with(int(seed) + 1)
     try:
         yield
     finally:
-        torch.manual_seed = seed_with
+        torch.manual_seed = torch.random.manual_seed = seed_with
 
 
 def _in_no_file(model: nn.Module) -> dict[str, Tensor]:

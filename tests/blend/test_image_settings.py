@@ -32,6 +32,7 @@ def test_what_differs_is_named(notes_on):
     [
         ({}, {"size": 32, "image_mean": [0.5 + 1e-9] * 3}),  # as older versions write it
         ({}, {"image_processor_type": "ViTImageProcessorFast", "do_resize": True}),
+        ({"do_center_crop": False}, {"do_center_crop": None}),  # as fast processors write it
         ({"do_normalize": False}, {"do_normalize": False, "image_mean": [0.4] * 3}),
         ({"do_center_crop": False, "crop_size": 3}, {"do_center_crop": False, "crop_size": 4}),
     ],

@@ -1,6 +1,8 @@
 """Parts of a checkpoint where a checkpoint is wanted."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from glue_cli.checkpoints.read import read_checkpoint, read_experts
 from glue_cli.foundation.errors import CheckpointError, UsageError
@@ -9,8 +11,8 @@ from glue_cli.foundation.errors import CheckpointError, UsageError
 @pytest.fixture
 def parts(tmp_path):
     files = [tmp_path / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    for file in files:
-        file.write_bytes(b"{}")
+    for file, name in zip(files, "ab", strict=True):
+        save_file({name: torch.ones(2)}, file)
     return files
 
 
@@ -22,6 +24,13 @@ def test_parts_are_not_experts(parts):
     with pytest.raises(UsageError, match="are parts of one checkpoint") as caught:
         read_experts(parts)
     assert "model.safetensors.index.json" in caught.value.hint
+
+
+def test_numbered_experts_are_no_parts(parts):
+    """As of five folds: they have the same tensors."""
+    for file in parts:
+        save_file({"a": torch.ones(2)}, file)
+    assert [expert.path for expert in read_experts(parts)] == parts
 
 
 def test_a_folder_of_parts_without_their_index(parts):

@@ -66,6 +66,14 @@ def test_the_experts_may_have_other_names(here, glue, experts):
     assert again(glue, moved).code == 0 and same_bytes(here)
 
 
+def test_experts_of_which_each_had_another_set_of_weights(here, glue, experts):
+    tensors = load_file(experts[0])
+    torch.save({"ema": tensors, "model": {name: 2 * tensor for name, tensor in tensors.items()}}, "both.pt")
+    glue("mix", "both.pt", experts[1], "--weights", "ema", "--alpha", "0.3,0.7", "-q", code=0)
+    glue("mix", "--like", "prior.safetensors", experts[1], "both.pt", "-o", "again.safetensors", code=0)
+    assert same_bytes(here)
+
+
 @pytest.mark.parametrize("named", ["as before", "otherwise", "alike"])
 def test_the_experts_may_come_in_another_order(here, glue, experts, named):
     if named == "alike":

@@ -73,3 +73,5 @@ def test_labels_that_are_none_are_refused(written, train, message):
 def test_a_letter_composed_otherwise_is_the_same_name():
     targets, names = encode_labels(["\xe9", "e\u0301", "cat"], str, lambda: ["cat", "e\u0301"])
     assert targets.tolist() == [1, 1, 0] and names == ("cat", "\xe9")
+    _, names = encode_labels(["e\u0301", "fox"], str, lambda: ["fox", "e\u0301"])
+    assert names == ("\xe9", "fox")  # in the order of what is written, as every library has it

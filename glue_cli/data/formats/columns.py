@@ -38,6 +38,13 @@ _COMPLETION: dict[str, Sequence[str]] = {"completion": ("completion",)}
 _TARGETS: dict[str, Sequence[str]] = {"label": ("label",), "target": ()}
 
 
+def may_be_read(data: DataSpec) -> set[str]:
+    """Return the names of the columns that a split may be read from, if it has them."""
+    named = {name for names in data.columns.values() for name in names}
+    usual = {name for roles in (_INPUTS, _PAIR, _COMPLETION, _TARGETS) for names in roles.values() for name in names}
+    return named | usual | {_TOOLS}
+
+
 def read_columns(
     data: DataSpec,
     table: Any,

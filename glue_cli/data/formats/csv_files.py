@@ -1,8 +1,9 @@
 """CSV and TSV files, also by gzip, as one table, by pandas: each column has one type, whatever its length."""
 
+import csv
 import gzip
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,20 @@ _OPTIONS: dict[str, Any] = {"low_memory": False, "keep_default_na": False, "na_v
 _BLOCK = 1 << 20  # bytes
 
 
-def read_csv(paths: Sequence[Path]) -> Any:
+def read_csv(paths: Sequence[Path], wanted: Collection[str]) -> Any:
     """Return the rows of files with the same columns as a table of pandas.
 
+    Args:
+        wanted: the names of the columns that may be read.
     Raises:
-        DataError: the files differ in their columns, two of them have one name, or rows have more fields than their
-            file's first line has names.
+        DataError: the files differ in their columns, two of those wanted have one name, or rows have more fields than
+            their file's first line has names.
         Exception: whatever pandas raises for a damaged file.
     """
     pandas: Any = import_module("pandas")
     tables = [_read(pandas, path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
-        if twice := _named_twice(pandas, path):
+        if twice := _named_twice(pandas, path, wanted):
             raise DataError(
                 f"'{path}' has two columns '{twice}'", hint="rename one of them: it is not clear which is meant"
             )
@@ -54,9 +57,11 @@ def _read(pandas: Any, path: Path, **options: Any) -> Any:
     """
     if path.suffix == ".gz":
         _check_growth(path)
-    parted = "\t" if ".tsv" in path.suffixes[-2:] else ","
+    by_tabs = path.name.removesuffix(".gz").endswith(".tsv")
     try:
-        return pandas.read_csv(path, sep=parted, **_OPTIONS, **options)
+        if by_tabs and not _is_quoted(pandas, path):
+            options["quoting"] = csv.QUOTE_NONE
+        return pandas.read_csv(path, sep="\t" if by_tabs else ",", **_OPTIONS, **options)
     except pandas.errors.EmptyDataError:
         raise DataError(
             f"'{path}' is empty", hint="wanted a line with the columns' names, then a row a line"
@@ -73,11 +78,23 @@ def _check_growth(path: Path) -> None:
                 raise DataError(f"'{path}' is more than {size(n_bytes)} when unpacked, and does not fit into memory")
 
 
-def _named_twice(pandas: Any, path: Path) -> str | None:
-    """Return a name that two columns have, which pandas would give a number; None if there is none."""
+def _is_quoted(pandas: Any, path: Path) -> bool:
+    """Tell whether a file parted by tabs has cells in quotes; one that just begins with a quote is a text."""
+    quoting = {"sep": "\t", "quoting": csv.QUOTE_NONE, "header": None, "dtype": str}
+    try:
+        table = pandas.read_csv(path, **quoting, **_OPTIONS)
+    except pandas.errors.ParserError:  # a cell has a tab
+        return True
+    cells = table.stack().astype(str)
+    begin, end = cells.str.startswith('"'), cells.str.endswith('"')
+    return bool(begin.any() and begin.equals(end))
+
+
+def _named_twice(pandas: Any, path: Path, wanted: Collection[str]) -> str | None:
+    """Return a wanted name that two columns have, which pandas would give a number; None if there is none."""
     first = _read(pandas, path, header=None, nrows=1, dtype=str)
     names = Counter(name for name in first.iloc[0] if isinstance(name, str)) if len(first) else Counter[str]()
-    return next((name for name, n in names.items() if n > 1), None)
+    return next((name for name, n in names.items() if n > 1 and name in wanted), None)
 
 
 def _differs(pandas: Any, dtypes: Sequence[Any]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from glue_cli.data.cache import file_checksum
 from glue_cli.data.dataset import Dataset, Replies, Texts
 from glue_cli.data.formats.arrow_claims import check_saved
-from glue_cli.data.formats.columns import read_columns
+from glue_cli.data.formats.columns import may_be_read, read_columns
 from glue_cli.data.formats.csv_files import read_csv
 from glue_cli.data.formats.parquet_claims import check_growth
 from glue_cli.data.formats.table_files import check_image_folder, find_table_files, identity_of_files
@@ -144,7 +144,7 @@ def _open(datasets: Any, data: DataSpec, split: str, *, root: Path, working: Pat
         if builder == "parquet":
             check_growth(paths)
         if builder == "csv":
-            return datasets.Dataset.from_pandas(read_csv(paths), preserve_index=False)
+            return datasets.Dataset.from_pandas(read_csv(paths, may_be_read(data)), preserve_index=False)
         kept = _folder_for(paths, working)
         load = partial(datasets.load_dataset, builder, data_files=files, split=split, cache_dir=str(kept))
         return _load_whole(load, kept)

@@ -92,7 +92,7 @@ def _split_folder(data: DataSpec, split: str, root: Path) -> Path | None:
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
-    """Return the class folders of a split by the names of the classes, in the order of those.
+    """Return the class folders of a split by the names of the classes, in the order of the folders' names.
 
     A name is spelt in Unicode's composed form, as file systems and archives write the same letter in either.
 
@@ -106,7 +106,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
             raise DataError(
                 f"'{other}' and '{path}' are folders of one name, in two spellings of Unicode", hint="make them one"
             )
-    return dict(sorted(found.items()))
+    return found
 
 
 def _list_classes(folder: Path) -> tuple[str, ...]:

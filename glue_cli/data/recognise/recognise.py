@@ -17,5 +17,6 @@ def recognise_data(root: Path, cache: Path | None, *, for_writing: bool = False)
         SpecError: they need a library that is not installed.
         DataError: they are damaged.
     """
-    found = next((data for find in FINDERS if (data := find(root))), None)
-    return found or find_table(root, cache, for_writing=for_writing)
+    found = (data for find in FINDERS if (data := find(root)))
+    fitting = (data for data in found if not (for_writing and data.targets == "labels"))
+    return next(fitting, None) or find_table(root, cache, for_writing=for_writing)

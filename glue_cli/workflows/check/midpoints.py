@@ -21,6 +21,7 @@ from glue_cli.data.target import Target
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.progress import Advanced, Finished, Started
 from glue_cli.foundation.run import Run
+from glue_cli.foundation.seeds import generator
 from glue_cli.foundation.units import counted
 from glue_cli.methods.staged.guard import paired_difference
 from glue_cli.plans.mix import MixPlan
@@ -145,7 +146,7 @@ def measure_losses(plan: MixPlan, spec: Spec, target: Target, experts: Experts, 
     """
     criterion = criterion_of("loss", spec.loss, spec.path("."))
     labels = share_out(target, criterion.goal, spec.mix, blends.compute, seed=plan.seed, may_fold=False)
-    examples = _judged(target)
+    examples = judged_examples(target, plan.seed)
     judged = batches_of(examples, spec.mix.batch_size, blends.compute, plan.seed)
     held_out = HeldOut(Judge(as_written(plan, experts, blends), criterion), [Part(judged, labels.refreshing)])
     kinds: list[Statistics] = ["averaged", "refreshed"] if has_batchnorm(blends.model) else ["averaged"]
@@ -205,13 +206,19 @@ def _barrier(one: Figure, other: Figure) -> Figure:
     return _BARRIER * (one + other) / 2
 
 
-def _judged(target: Target) -> Examples:
-    """Return the validation examples, and as many for training as are needed: no expert has learned from either."""
+def judged_examples(target: Target, seed: int) -> Examples:
+    """Return validation examples, and examples for training where there are too few, drawn at random."""
     val, train = target["val"], target["train"]
-    n_more = min(_JUDGED - len(val), len(train))
+    n_more = _JUDGED - len(val)
     if n_more <= 0 or not val.joins(train):
-        return val.subset(torch.arange(min(_JUDGED, len(val))))
-    return val.joined(train.subset(torch.arange(n_more)))
+        return _some_of(val, _JUDGED, seed)
+    return val.joined(_some_of(train, n_more, seed))
+
+
+def _some_of(examples: Examples, n: int, seed: int) -> Examples:
+    """Draw up to n examples: the first ones of a split may all be of one class."""
+    drawn = torch.randperm(len(examples), generator=generator(seed, "check"))[:n]
+    return examples.subset(drawn.sort().values)
 
 
 def _pairs(n_experts: int) -> list[tuple[int, int]]:

@@ -145,6 +145,8 @@ def test_a_letter_composed_otherwise_is_the_same_class(root):
     found = [read_dataset(DATA, split, root=root) for split in ("train", "test")]
     assert found[0].class_names == found[1].class_names == ("ant", "bee", "cow", "\xe9")
     assert all(each.labels[-1] == 3 for each in found)
+    paint(root / "train" / "fox" / "0.png")  # the numbers are those of the folders' own order
+    assert read_dataset(DATA, "train", root=root).class_names[-2:] == ("\xe9", "fox")
     paint(root / "test" / "e\u0301" / "1.png")
     with pytest.raises(DataError, match="are folders of one name"):
         read_dataset(DATA, "test", root=root)

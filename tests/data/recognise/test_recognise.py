@@ -189,6 +189,9 @@ class TestTables:
         found = recognise_data(tmp_path, tmp_path / "cache", for_writing=True)
         assert (found.columns, found.targets) == ({"prompt": "prompt", "completion": "completion"}, "tokens")
         assert found.n_classes is None and recognise_data(tmp_path, tmp_path / "cache").targets == "labels"
+        (tmp_path / "train.jsonl").write_text('{"text": "so it is", "label": 1}\n' * 8)
+        found = recognise_data(tmp_path, tmp_path / "cache", for_writing=True)
+        assert (found.columns, found.targets) == ({}, "tokens")
 
     def test_an_input_beside_an_instruction_is_a_doubt(self, tmp_path):
         lines = [{"instruction": "is it?", "input": "a note" * (i == 7), "output": "it is"} for i in range(8)]
