@@ -261,8 +261,15 @@ def test_adapters_are_checked_with_their_losses(adapters, spec, run, tmp_path, m
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     found = check(plan_check(adapters, spec=spec), run)
-    plan = plan_evaluate(spec, adapters, "val", {}, Outputs(None))
-    assert found.losses.experts == pytest.approx([row.figures["loss"] for row in evaluate(plan, run).results])
+    splits = [
+        evaluate(plan_evaluate(spec, adapters, split, {}, Outputs(None)), run).results for split in ("train", "val")
+    ]
+    n_train, n_val = (rows[0].examples for rows in splits)
+    wanted = [
+        (train.figures["loss"] * n_train + val.figures["loss"] * n_val) / (n_train + n_val)
+        for train, val in zip(*splits, strict=True)
+    ]
+    assert found.losses.experts == pytest.approx(wanted, rel=1e-5) and found.losses.examples == n_train + n_val
     assert sorted(tmp_path.iterdir()) == before
 
 
