@@ -3,7 +3,7 @@
 import csv
 import gzip
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ def read_csv(paths: Sequence[Path], wanted: Collection[str]) -> Any:
         Exception: whatever pandas raises for a damaged file.
     """
     pandas: Any = import_module("pandas")
-    tables = [_read(pandas, path) for path in paths]
-    for path, table in zip(paths, tables, strict=True):
-        if twice := _named_twice(pandas, path, wanted):
+    ways = [_way_of(pandas, path) for path in paths]
+    tables = [_read(pandas, path, way) for path, way in zip(paths, ways, strict=True)]
+    for path, way, table in zip(paths, ways, tables, strict=True):
+        if twice := _named_twice(_read(pandas, path, {**way, "header": None, "nrows": 1, "dtype": str}), wanted):
             raise DataError(
                 f"'{path}' has two columns '{twice}'", hint="rename one of them: it is not clear which is meant"
             )
@@ -45,23 +46,33 @@ def read_csv(paths: Sequence[Path], wanted: Collection[str]) -> Any:
         if list(table.columns) != list(tables[0].columns):
             raise DataError(f"'{path}' has other columns than '{paths[0]}'", hint="they are parts of one table")
     if odd := [name for name in tables[0].columns if _differs(pandas, [table[name].dtype for table in tables])]:
-        tables = [_read(pandas, path, dtype=dict.fromkeys(odd, str)) for path in paths]
+        as_text = {"dtype": dict.fromkeys(odd, str)}
+        tables = [_read(pandas, path, way | as_text) for path, way in zip(paths, ways, strict=True)]
     return pandas.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
 
 
-def _read(pandas: Any, path: Path, **options: Any) -> Any:
-    """Return a file's rows.
+def _way_of(pandas: Any, path: Path) -> dict[str, Any]:
+    """Return the options that a file is read with: what parts its cells, and whether quotes are part of them.
 
     Raises:
         DataError: it is empty, or its content does not fit into memory.
+    Cost: files parted by tabs, and those in gzip, are read once for it.
     """
     if path.suffix == ".gz":
         _check_growth(path)
-    by_tabs = path.name.removesuffix(".gz").endswith(".tsv")
+    if not path.name.removesuffix(".gz").endswith(".tsv"):
+        return {"sep": ","}
+    return {"sep": "\t", "quoting": csv.QUOTE_MINIMAL if _is_quoted(pandas, path) else csv.QUOTE_NONE}
+
+
+def _read(pandas: Any, path: Path, options: Mapping[str, Any]) -> Any:
+    """Return a file's rows.
+
+    Raises:
+        DataError: it is empty.
+    """
     try:
-        if by_tabs and not _is_quoted(pandas, path):
-            options["quoting"] = csv.QUOTE_NONE
-        return pandas.read_csv(path, sep="\t" if by_tabs else ",", **_OPTIONS, **options)
+        return pandas.read_csv(path, **_OPTIONS, **options)
     except pandas.errors.EmptyDataError:
         raise DataError(
             f"'{path}' is empty", hint="wanted a line with the columns' names, then a row a line"
@@ -80,9 +91,8 @@ def _check_growth(path: Path) -> None:
 
 def _is_quoted(pandas: Any, path: Path) -> bool:
     """Tell whether a file parted by tabs has cells in quotes; one that just begins with a quote is a text."""
-    quoting = {"sep": "\t", "quoting": csv.QUOTE_NONE, "header": None, "dtype": str}
     try:
-        table = pandas.read_csv(path, **quoting, **_OPTIONS)
+        table = _read(pandas, path, {"sep": "\t", "quoting": csv.QUOTE_NONE, "header": None, "dtype": str})
     except pandas.errors.ParserError:  # a cell has a tab
         return True
     cells = table.stack().astype(str)
@@ -90,9 +100,8 @@ def _is_quoted(pandas: Any, path: Path) -> bool:
     return bool(begin.any() and begin.equals(end))
 
 
-def _named_twice(pandas: Any, path: Path, wanted: Collection[str]) -> str | None:
-    """Return a wanted name that two columns have, which pandas would give a number; None if there is none."""
-    first = _read(pandas, path, header=None, nrows=1, dtype=str)
+def _named_twice(first: Any, wanted: Collection[str]) -> str | None:
+    """Return a wanted name that two cells of the first line have, which pandas would give a number; None if none."""
     names = Counter(name for name in first.iloc[0] if isinstance(name, str)) if len(first) else Counter[str]()
     return next((name for name, n in names.items() if n > 1 and name in wanted), None)
 
