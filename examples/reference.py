@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _lines() -> Iterator[str]:
-    program = typer.main.get_command(app)
+    program: Any = typer.main.get_command(app)  # a group of commands
     yield _INTRODUCTION
     yield "## Commands\n"
     yield "`glue --version` prints the version. `-h` or `--help` explains any command.\n"

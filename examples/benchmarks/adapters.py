@@ -170,7 +170,7 @@ class Watched:
             self.added_mb = max(self.added_mb, status_mb("RssAnon") - self._held)
 
 
-def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str, Any]:
+def glue_step(folder: Path, what: str, precision: Any, n_runs: int) -> dict[str, Any]:
     """Measure the forwards of a step of glue's search."""
     import torch
 
@@ -179,7 +179,7 @@ def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str,
     from glue_cli.checkpoints.destination import Destination
     from glue_cli.checkpoints.read import read_checkpoint
     from glue_cli.foundation.run import Run
-    from glue_cli.plans.mix_records import Adapters
+    from glue_cli.plans.mix_records import Adapters, Search
     from glue_cli.results.card import About
     from glue_cli.spec.schema import Spec
     from glue_cli.workflows.mix.experts import AdapterExperts
@@ -189,7 +189,9 @@ def glue_step(folder: Path, what: str, precision: str, n_runs: int) -> dict[str,
     adapters = tuple(read_adapter(folder / str(k)) for k in range(K))
     adapted = fit(read_checkpoint(folder / "base"), adapters)
     nowhere = Destination(folder / "out", ((),), (folder / "out",))
-    experts = AdapterExperts(Adapters(adapters, adapted, False), nowhere, About(None, "adapter"), bank=what)
+    experts = AdapterExperts(
+        Adapters(adapters, adapted, False), nowhere, About(None, "adapter"), search=Search(bank=what)
+    )
     sections = {
         "model": {"arch": "transformers:AutoModelForCausalLM", "args": {"path": str(folder / "base")}},
         "data": {"format": "jsonl", "root": "."},

@@ -50,8 +50,9 @@ def read_world(folder: Path, texts: tuple[int, int] = (4, 16)) -> World:
 
 def streamed_blends(world: World, precision: Precision, memory_bytes: int, *, is_held: bool = False) -> StreamedBlends:
     experts = rename_experts(world.checkpoints, PLAIN, world.naming)
-    options = {"n_groups": 1, "channels_last": False, "memory_bytes": memory_bytes, "is_held": is_held}
-    engine = Engine(world.model, experts, (), CPU, **options)
+    engine = Engine(
+        world.model, experts, (), CPU, n_groups=1, channels_last=False, memory_bytes=memory_bytes, is_held=is_held
+    )
     return StreamedBlends(world.model, engine, Compute(CPU, precision), seed=0)
 
 

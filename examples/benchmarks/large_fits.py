@@ -61,6 +61,7 @@ def time_steps(folder: Path, precision: Any, kept: str) -> dict[str, Any]:
     from large_blends import read_world, resident_blends, streamed_blends
 
     world = read_world(folder)
+    blends: Any
     if kept == "device":
         blends = resident_blends(world, precision)
     else:

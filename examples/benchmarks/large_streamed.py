@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from llama import Shape
 from measure import run, show
@@ -107,21 +108,18 @@ def time_steps(folder: Path, precision: Any, texts: tuple[int, int]) -> dict[str
 @contextmanager
 def timed_blending() -> Iterator[list[float]]:
     """Yield a list that gets the seconds of blending each block."""
+    from glue_cli.search.points import make_blends
     from glue_cli.search.streamed import blender
 
     seconds: list[float] = []
-    make = blender.make_blends
 
     def timed(*arguments: Any) -> None:
         began = time.perf_counter()
-        make(*arguments)
+        make_blends(*arguments)
         seconds.append(time.perf_counter() - began)
 
-    blender.make_blends = timed
-    try:
+    with patch.object(blender, "make_blends", timed):
         yield seconds
-    finally:
-        blender.make_blends = make
 
 
 def time_reading(checkpoints: Any) -> float:

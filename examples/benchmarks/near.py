@@ -44,7 +44,7 @@ from glue_cli.spec.schema import MixSpec
 RESULTS = Path(__file__).parent / "results"
 DISTANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 N_FORWARDS = 100
-SEARCHES = {
+SEARCHES: dict[str, dict[str, Any]] = {
     "default": {"budget": str(N_FORWARDS)},
     "paper": {"preset": "paper", "steps": N_FORWARDS // 2, "lr": 0.05},
 }

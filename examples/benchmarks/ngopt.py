@@ -63,7 +63,7 @@ def _read(answers: IO[str]) -> list[list[float]]:
 
 def serve(n_numbers: int, budget: int, seed: int) -> None:
     """Write the points to try together, and last the recommended one, a line a time; read their losses."""
-    import nevergrad  # type: ignore[import-not-found]  # of the other environment
+    import nevergrad  # of the other environment
 
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever the library prints is no answer
     numbers = nevergrad.p.Array(shape=(n_numbers,))

@@ -100,7 +100,7 @@ def measure_bandwidth(device: torch.device, n_runs: int) -> dict[str, Any]:
             for k in range(1, K):
                 blended.add_(rows[k], alpha=alpha[k])
 
-    works = {
+    works: dict[str, Callable[[], object]] = {
         "sum": rows.sum,
         "copy": lambda: out.copy_(rows[:2]),
         "pair": lambda: bank.blend(alphas, out),
@@ -267,7 +267,8 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if arguments.peak:
-        return print_peak(*arguments.peak, device)
+        kind, net, precision = arguments.peak
+        return print_peak(kind, net, precision, device)
     bandwidth = measure_bandwidth(device, n_runs)
     steps = {f"{net}, {p}": measure_steps(net, p, device, n_runs) for net in NETS for p in PRECISIONS}
     show(

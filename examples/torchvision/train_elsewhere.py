@@ -21,8 +21,9 @@ def make_model(num_classes):
         return torchvision.models.mobilenet_v2(width_mult=0.25, num_classes=num_classes)
     import timm
 
-    size = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4}
-    return timm.create_model("vit_tiny_patch16_224", num_classes=num_classes, **size)
+    return timm.create_model(
+        "vit_tiny_patch16_224", num_classes=num_classes, img_size=32, patch_size=8, embed_dim=64, depth=4, num_heads=4
+    )
 
 
 def train(model, inputs, labels, epochs):
