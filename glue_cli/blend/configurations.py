@@ -15,6 +15,7 @@ from glue_cli.blend.tied import heads_are_copies
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.foundation.imports import import_beside_torchvision
+from glue_cli.foundation.units import listed
 
 # Keys, by their last part, that do not change what the weights compute.
 _IGNORED = (
@@ -43,7 +44,6 @@ _ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "
 _LONGEST_TEXT = "max_position_embeddings"
 _SCALED = ("dynamic", "longrope", "su", "yarn")  # rotary positions that follow from the longest text
 _TIED = "tie_word_embeddings"  # no effect if every head in a file is a copy of the embedding
-_LISTED = 3
 _LONGEST = 60  # characters of a value that a message shows
 
 
@@ -90,9 +90,8 @@ def configuration_misfits(experts: Sequence[Checkpoint]) -> tuple[list[Misfit], 
         grave = [d for d in differences if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
         items += [f"{path}: {d.key} is {_text(d.value)}, in {first} it is {_text(d.other)}" for d in grave]
         if light := [d for d in differences if d not in grave]:
-            said = [f"{d.key} ({_text(d.value)}, not {_text(d.other)})" for d in light[:_LISTED]]
-            more = f" and {len(light) - _LISTED} more" if len(light) > _LISTED else ""
-            notes.append(f"{path} differs from {first} in {', '.join(said)}{more}, which glue takes to be harmless")
+            said = listed([f"{d.key} ({_text(d.value)}, not {_text(d.other)})" for d in light])
+            notes.append(f"{path} differs from {first} in {said}, which glue takes to be harmless")
     if not items:
         return [], notes
     hint = "blend models of one configuration; where a value is only written otherwise, mend that config.json"

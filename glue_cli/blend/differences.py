@@ -10,8 +10,7 @@ from glue_cli.blend.buffers import is_extra_state, is_known_buffer
 from glue_cli.blend.tied import find_tied_copies
 from glue_cli.checkpoints.files import same_bytes
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry, is_counter
-
-_LISTED = 3  # names that a note lists
+from glue_cli.foundation.units import listed
 
 
 @dataclass(frozen=True)
@@ -82,5 +81,4 @@ def _is_unequal_buffer(name: str, experts: Sequence[Checkpoint]) -> bool:
 
 
 def _named(names: Collection[str]) -> str:
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(f"'{name}'" for name in list(names)[:_LISTED]) + more
+    return listed([f"'{name}'" for name in names])

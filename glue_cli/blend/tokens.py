@@ -13,8 +13,8 @@ from glue_cli.blend.vocabulary import Numbers, Vocabulary, in_one_kind, read_voc
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.tokenizer_files import AddedToken, read_added_token
+from glue_cli.foundation.units import listed
 
-_LISTED = 3  # tokens that a message lists
 _TRANSPOSED = "*final_logits_bias"  # of BART and its kin: [1, tokens]
 # Names of tensors with a row for each token.
 _EMBEDDINGS = (
@@ -130,8 +130,7 @@ def _misfit(message: str, items: Sequence[str], hint: str) -> Misfit:
 
 
 def _named(tokens: Sequence[str]) -> str:
-    more = f" and {len(tokens) - _LISTED:,} more" if len(tokens) > _LISTED else ""
-    return ", ".join(repr(token) for token in tokens[:_LISTED]) + more
+    return listed([repr(token) for token in tokens])
 
 
 def _find_tables(experts: Sequence[Checkpoint], recipe: Recipe) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -9,8 +9,8 @@ import typer
 from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.output import number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
+from glue_cli.foundation.units import counted, listed, size
 
-_SHOWN_CLASSES = 10
 _LONGEST = 200  # characters of a value; --json has all of it
 # glue's metadata that are shown elsewhere, or only by --json.
 _LAST = ("settings", "experts", "alpha", "groups")
@@ -45,8 +45,6 @@ def show(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from glue_cli.foundation.units import counted, size
-
     on_disk = sum(file["bytes"] for file in result["files"])
     print_lines(
         result["checkpoint"],
@@ -74,8 +72,7 @@ def _glue_facts(glue: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "glue", "no metadata of glue"
     for key, value in glue.items():
         if key == "class_names" and isinstance(value, list):
-            more = f" and {len(value) - _SHOWN_CLASSES} more" if len(value) > _SHOWN_CLASSES else ""
-            yield "classes", ", ".join(map(str, value[:_SHOWN_CLASSES])) + more
+            yield "classes", listed(value, 10)
         elif key == "model" and isinstance(value, dict):
             yield "model", f"{value.get('arch')} {_one_line(value.get('args') or '')}".rstrip()
         elif key not in _LAST:

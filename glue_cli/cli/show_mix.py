@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from glue_cli.cli.output import number, percent, print_lines, print_table
-from glue_cli.foundation.units import counted, duration, name_of, size
+from glue_cli.foundation.units import counted, duration, listed, name_of, size
 from glue_cli.results.mix import (
     BY_LOSS,
     END,
@@ -35,7 +35,6 @@ _STAGES = {
     "explain": "explanation",
 }
 _REFRESHED = "BatchNorm refreshed"
-_N_NAMED = 5
 _ENDED = {
     "plateau": "at a plateau",
     "converged": "as it had converged",
@@ -128,9 +127,8 @@ def _skipped_line(result: MixResult, skipped: Skipped) -> str:
     """Say what was not finite. Of many blends only some are named."""
     blends = _blends(result)
     names = [blends[name] for name in skipped.blends]
-    named = ", ".join(names[:_N_NAMED]) + (f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else "")
     parts = [f"{counted(skipped.steps, 'step')} skipped"] if skipped.steps else []
-    parts += [f"left out: {named}"] if names else []
+    parts += [f"left out: {listed(names, 5)}"] if names else []
     return f"not finite: {'; '.join(parts)}"
 
 

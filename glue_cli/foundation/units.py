@@ -1,6 +1,7 @@
 """Numbers and names as text for people. Needs no torch."""
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import PurePath
 
@@ -9,6 +10,12 @@ def counted(n: int, noun: str) -> str:
     """Return a number of things as text, such as 1 step or 2,000 minibatches."""
     ending = "es" if noun.endswith(("ch", "ss")) else "s"
     return f"{n:,} {noun}{'' if n == 1 else ending}"
+
+
+def listed(words: Sequence[object], most: int = 3) -> str:
+    """Return things as a list in a sentence, such as a, b, c and 1,997 more; no more of them than `most`."""
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return ", ".join(map(str, words[:most])) + more
 
 
 def size(n_bytes: float) -> str:

@@ -14,6 +14,7 @@ from glue_cli.foundation.batchnorm_names import is_statistic
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.progress import Noted, Progress, silent
 from glue_cli.foundation.seeds import derive_seed
+from glue_cli.foundation.units import listed
 from glue_cli.models import build_model
 from glue_cli.models.backbone import backbone_of
 from glue_cli.models.head_rows import plan_head_start
@@ -22,7 +23,7 @@ from glue_cli.models.own_folder import build_from, own_folder
 from glue_cli.models.tied import check_tied
 from glue_cli.spec.schema import Spec
 
-_LISTED = 6  # names in a note
+_MOST = 6  # names in a note
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, a part of a name for itself
 # What may be fresh of the backbone's weights after a pretrained start: a pooler or a few embeddings, not layers.
 _MOST_FRESH = 0.1
@@ -119,11 +120,11 @@ def _start_from(
     unused = [name for name in naming.unused if checkpoint.entries[name].dtype in FLOAT_DTYPES]
     if lacking:
         share = f"{n_fresh:,} of the {n_weights:,} weights of the backbone, which are fresh"
-        progress(Noted(f"'{checkpoint.path}' lacks {share}: {_listed(lacking)}", warning=True))
+        progress(Noted(f"'{checkpoint.path}' lacks {share}: {listed(lacking, _MOST)}", warning=True))
     if left := _of_more_layers(unused, fitting.values()):
-        text = f"'{checkpoint.path}' has more layers than the spec's model; not used: {_listed(left)}"
+        text = f"'{checkpoint.path}' has more layers than the spec's model; not used: {listed(left, _MOST)}"
         progress(Noted(text, warning=True))
-    notes = [f"; {what}: {_listed(names)}" for what, names in (("fresh", fresh), ("not used", unused)) if names]
+    notes = [f"; {what}: {listed(names, _MOST)}" for what, names in (("fresh", fresh), ("not used", unused)) if names]
     progress(Noted(f"started from {checkpoint.path}{''.join(notes)}"))
 
 
@@ -136,10 +137,6 @@ def _of_more_layers(unused: Iterable[str], sources: Iterable[Source]) -> list[st
 def _count(tensors: Iterable[Tensor]) -> int:
     """Return the number of floating-point elements; those of tied tensors count once."""
     return sum({id(tensor): tensor.numel() for tensor in tensors if tensor.is_floating_point()}.values())
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _load(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> None:

@@ -10,12 +10,11 @@ from glue_cli.blend.misfit import Misfit, refuse
 from glue_cli.blend.vocabulary import in_one_kind, preparation_notes, read_vocabulary
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
+from glue_cli.foundation.units import listed
 from glue_cli.models.own_folder import build_from, own_folder
 
 if TYPE_CHECKING:
     from glue_cli.spec.schema import Spec
-
-_LISTED = 5  # tokens in a message
 
 
 def check_folders(spec: "Spec", checkpoints: Sequence[Checkpoint]) -> None:
@@ -53,7 +52,7 @@ def _misfits(spec: "Spec", checkpoint: Checkpoint) -> Iterator[Misfit]:
             "configurations", f"'{own}' computes something else than the spec's model, '{folder}'", items, hint
         )
     if odd := _tokens_with_other_numbers(own, folder):
-        named = ", ".join(map(repr, odd[:_LISTED])) + (f" and {len(odd) - _LISTED:,} more" if odd[_LISTED:] else "")
+        named = listed([repr(token) for token in odd], 5)
         message = f"'{own}' numbers tokens otherwise than the tokenizer that reads the texts, in '{folder}'"
         yield Misfit("tokens", message, (named,), hint)
 

@@ -51,6 +51,17 @@ def heads(here):
     return paths
 
 
+def test_experts_with_nothing_in_common_are_told_unless_they_do_not_count(here, glue):
+    for k in range(3):
+        weight = torch.randn(30, 40, generator=torch.Generator().manual_seed(k // 2))  # the first two are alike
+        save_file({"weight": weight}, f"{k}.safetensors")
+    files = [f"{k}.safetensors" for k in range(3)]
+    told = glue("mix", *files, "--method", "uniform", "-o", "all.safetensors")
+    assert "warning: the weights of 2.safetensors and the other experts are unrelated (cosine" in told.err
+    alike = glue("mix", *files, "--alpha", "0.5,0.5,0", "-o", "two.safetensors")
+    assert "unrelated" not in alike.err
+
+
 # ---- PyTorch's own files
 
 

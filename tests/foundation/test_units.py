@@ -1,6 +1,6 @@
 import pytest
 
-from glue_cli.foundation.units import brief, counted, size
+from glue_cli.foundation.units import brief, counted, listed, size
 
 
 @pytest.mark.parametrize(
@@ -8,6 +8,14 @@ from glue_cli.foundation.units import brief, counted, size
 )
 def test_things_are_counted(n, noun, text):
     assert counted(n, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("n_words", "most", "text"),
+    [(0, 2, ""), (2, 2, "0, 1"), (3, 2, "0, 1 and 1 more"), (2000, 3, "0, 1, 2 and 1,997 more")],
+)
+def test_long_lists_are_cut(n_words, most, text):
+    assert listed(range(n_words), most) == text
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,4 @@
-"""Whether experts lie in one basin, as far as their weights tell: distances, cosines, and permuted hidden units.
-
-Experts that were trained from one start have weights with large cosines between them. Those of experts that were
-initialised independently, or whose hidden units are in another order, have none, and their mean is no useful model.
-
-Measured (cosine of two experts' weights, smallest of one tensor; 3 to 15 pairs each, all of full training):
-digits, CNN, one random start .77 to .88, .63; traffic signs, CNN, one random start .82 to .84, .66; reviews, text
-network, one random start .87 to .88, .80; digits, each expert from a start of its own -.005 to .014, -.006; digits,
-hidden units of one start permuted -.001 to .016, -.007.
-"""
+"""Whether experts lie in one basin, as far as their weights tell: distances, cosines, and permuted hidden units."""
 
 import re
 from collections.abc import Sequence
@@ -16,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glue_cli.blend.relatedness import RELATED, cosines_of, largest_family
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
-from glue_cli.workflows.check.weights import Weights, cosines_of, of_pairs
+from glue_cli.workflows.check.weights import Weights, of_pairs
 
-# Two experts, or one of their tensors, are related from this cosine on; see above: far from .02 and from .63.
-RELATED = 0.2
 # Hidden units are taken to be permuted if this share of them has another unit as its match, both ways, with at least
 # this mean cosine: 1.0 and .99 for the first convolution of the digits' permuted experts, .44 and .76 for independent
 # ones, whose 32 filters of 9 weights have some match by chance.
@@ -70,8 +60,7 @@ class Basin:
 
     def largest_family(self) -> list[int]:
         """Return the most experts of which each is related to the first of them."""
-        families = [[k for k, related in enumerate(row) if related] for row in (self.cosines >= RELATED).tolist()]
-        return max(families, key=len)
+        return largest_family(self.cosines)
 
 
 def find_basin(experts: Sequence[Checkpoint], weights: Weights) -> Basin:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glue_cli.blend.misfit import Misfit
-from glue_cli.foundation.units import counted
+from glue_cli.foundation.units import counted, listed
 from glue_cli.results.check import Verdict
 from glue_cli.workflows.check.basin import Basin, inner
 from glue_cli.workflows.check.midpoints import Losses
 from glue_cli.workflows.check.weights import NonFinite
 
-_LISTED = 3
 _ONE_START = "train the experts from one start: experts.init: shared, or the path of a pretrained checkpoint"
 _BEST = "take the expert that does best on the target: glue evaluate EXPERT... --split val"
 _FINETUNE = "train on the target's data, from that expert: glue finetune EXPERT"
@@ -50,7 +49,7 @@ def judge(
         hints = tuple(dict.fromkeys(misfit.hint for misfit in misfits if misfit.hint))
         return Judged("no", tuple(misfit.message for misfit in misfits), hints)
     if broken := [name for name, tensors in zip(names, non_finite, strict=True) if tensors]:
-        what = f"{_listed(broken)} {'has' if len(broken) == 1 else 'have'} NaN or infinity"
+        what = f"{listed(broken)} {'has' if len(broken) == 1 else 'have'} NaN or infinity"
         return Judged("no", (what,), (f"leave {'it' if len(broken) == 1 else 'them'} out, or mend the weights",))
     if basin and not basin.is_one:
         return Judged("no", (*_of_weights(basin), *(losses.describe() if losses else ())), _instead(names, basin))
@@ -72,7 +71,7 @@ def _of_weights(basin: Basin) -> tuple[str, ...]:
     if not basin.unlike:
         return (said,)
     is_head = not inner(basin.unlike)
-    unlike = f"these tensors are unrelated between two experts: {_listed(basin.unlike)}"
+    unlike = f"these tensors are unrelated between two experts: {listed(basin.unlike)}"
     return (said, f"{unlike}; heads are where each expert has a new one" if is_head else unlike)
 
 
@@ -83,10 +82,5 @@ def _instead(names: Sequence[str], basin: Basin) -> tuple[str, ...]:
     family = basin.largest_family()
     if 1 < len(family) < len(names):
         odd = [name for k, name in enumerate(names) if k not in family]
-        return (f"mix {counted(len(family), 'expert')} without {_listed(odd)}, which had another start", _BEST)
+        return (f"mix {counted(len(family), 'expert')} without {listed(odd)}, which had another start", _BEST)
     return _ONE_START, _BEST
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from glue_cli.blend.relatedness import FEWEST_ELEMENTS, cosines_of
 from glue_cli.blend.to_files import N_THREADS
 from glue_cli.checkpoints.files import check_unchanged, open_files, read_into
 from glue_cli.checkpoints.hashing import StreamedHash
@@ -22,9 +23,6 @@ from glue_cli.foundation.threads import single_threaded
 CHUNK = 131_072
 # Chunks of all threads together that are read before their sums are added and the experts are hashed as far.
 _WINDOW = 16
-# Tensors with fewer elements say nothing of whether experts are alike: the cosine of two random vectors of this many
-# elements has a standard deviation of 0.06.
-FEWEST_ELEMENTS = 256
 
 
 class NonFinite(NamedTuple):
@@ -192,12 +190,6 @@ class _Products:
                 self._cosines[self._name] = known.min().item()
         self._total += self._gram
         self._gram, self._n = torch.zeros_like(self._gram), 0
-
-
-def cosines_of(gram: Tensor) -> Tensor:
-    """Return the cosines between vectors from their inner products [K, K]; NaN for a vector that is zero."""
-    norms = gram.diagonal().sqrt()
-    return (gram / (norms[:, None] * norms)).clamp(-1, 1)
 
 
 def of_pairs(matrix: Tensor) -> Tensor:

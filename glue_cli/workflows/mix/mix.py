@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glue_cli import __version__
+from glue_cli.blend.relatedness import unrelated_experts
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.checkpoints.header import short_names
 from glue_cli.foundation.progress import Noted
@@ -52,6 +53,14 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
 
     with keeping(plan.destination.result, run) as keeper:
         return _mix(plan, run, hashes, keeper)
+
+
+def _unrelated(plan: MixPlan) -> list[str]:
+    """Return what to say of experts that have nothing in common; adapters have their base in common."""
+    if plan.adapters or plan.like:
+        return []
+    counted = plan.coefficients.alpha or (1.0,) * len(plan.experts)
+    return unrelated_experts([e for e, share in zip(plan.experts, counted, strict=True) if share], plan.tensors.recipe)
 
 
 @restored_threads()
@@ -157,7 +166,7 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
     for note in plan.like.notes if plan.like else ():
         run.progress(Noted(note))
-    for note in (*plan.tensors.notes, *repeated_files(plan.experts)):
+    for note in (*plan.tensors.notes, *repeated_files(plan.experts), *_unrelated(plan)):
         run.progress(Noted(note, warning=True))
     experts = gather_experts(plan)
     target = target_of(plan, run)

@@ -6,11 +6,12 @@ import os
 import pytest
 import torch
 
+from glue_cli.blend.relatedness import cosines_of
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.progress import Advanced
 from glue_cli.workflows.check import weights as weights_module
-from glue_cli.workflows.check.weights import NonFinite, cosines_of, read_weights
+from glue_cli.workflows.check.weights import NonFinite, read_weights
 
 
 def tensors_of(seed, **others):
