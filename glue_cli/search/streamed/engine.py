@@ -73,6 +73,9 @@ class Engine:
         self._experts, self._made, self.device = experts, set(made), device
         self._channels_last, self._memory_bytes, self._shared_by = channels_last, memory_bytes, shared_by
         self.is_held = is_held
+        self._copies = (
+            1 if shared_by is None else 3
+        )  # of a row: itself, this process's columns of it, and all as gathered
         self._blended = [entry.name for entry in blended_entries(experts.headers[0], experts.recipe)]
         in_files = sum(expert.n_bytes for expert in experts.originals)
         buffers = min(memory_bytes, in_files)  # at most
@@ -178,8 +181,8 @@ class Engine:
         if self._shared_by is None:  # else others may need them
             passes = needed_for(forwards, passes)
         is_narrow = is_narrow and self._is_apart and not any(isinstance(each, Move) for each in passes)
-        row_bytes = max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
-        kept_bytes = 0 if self._shared_by else self._kept_bytes(narrow=is_narrow)  # else all make the same runs
+        row_bytes = self._copies * max(layout.row_bytes(narrow=is_narrow) for layout in self._layouts.values())
+        kept_bytes = self._kept_bytes(narrow=is_narrow)
         made: Sequence[AnyPass] = passes
         if count_rows(passes) * row_bytes + kept_bytes > self._left:
             alone = each_alone(passes)
@@ -187,12 +190,20 @@ class Engine:
             forwards = [(alone[id(point)].points[0], forward) for point, forward in forwards]
         n_least = count_rows(made)
         runs = cut(forwards, (self._left - n_least * row_bytes) // kept_bytes) if kept_bytes else [forwards]
-        for_rows = self._left - kept_bytes * max(count_points(part) for part in runs)
+        n_runs, n_points = self._most(len(runs), max(count_points(part) for part in runs))
+        runs += [[]] * (n_runs - len(runs))
+        for_rows = self._left - kept_bytes * n_points
         n_rows = min(for_rows // row_bytes, max(self._enough // row_bytes, n_least))
         for part in runs:
             blending = Blending(made if self._shared_by else needed_for(part, made), n_rows, is_narrow, finish)
             models = self._take_models(kind, len(part), prepare)
             yield from self._run_together(blending, part, models, make_tensors, fixed)
+
+    def _most(self, *numbers: int) -> list[int]:
+        """Return the most that any of the processes which hold the experts together has of each number."""
+        if self._shared_by is None:
+            return [*numbers]
+        return torch.stack(self._shared_by.gather([torch.tensor(numbers)])).amax(0).tolist()
 
     def _run_together(
         self,
@@ -286,18 +297,16 @@ class Engine:
         return left, int(_SHARE_OF_HELD * held)
 
     def _plan_shards(self, row_bytes: int, ranks: Ranks) -> int:
-        """Plan the memory of experts that several processes hold; return what is left for rows.
-
-        Of a block's blends there are two for a moment.
+        """Plan the memory of experts that several processes hold; return what is left for blends.
 
         Raises:
             ResourceError: this process's share does not fit.
         """
         held = shard_bytes(list(self._layouts.values()), ranks)
-        left = (self._memory_bytes - held) // 3  # for rows, this process's columns of them, and those of all
-        if left < row_bytes:
+        left, blend = self._memory_bytes - held, self._copies * row_bytes + self._kept_bytes(narrow=False)
+        if left < blend:
             raise ResourceError(
-                f"each of {ranks.size} processes holds {size(held)} of the experts and {size(3 * row_bytes)} "
+                f"each of {ranks.size} processes holds {size(held)} of the experts and {size(blend)} "
                 f"for a block's blend, which do not fit into {size(self._memory_bytes)}",
                 hint="more processes, or --bank streamed",
             )

@@ -25,16 +25,19 @@ COORDINATES = torch.tensor([0, 2, 1])
 
 
 class Wandering(nn.Module):
-    """Goes another way for each blend and each example, and uses a parameter outside all layers."""
+    """Goes another way for each blend and each example, and uses parameters outside all layers."""
+
+    n_outside = 1
 
     def __init__(self):
         super().__init__()
         self.embed, self.position = nn.Linear(32, 16), nn.Parameter(torch.zeros(16))
+        self.bias = nn.Parameter(torch.zeros(self.n_outside))
         self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
         self.head = nn.Linear(16, 3)
 
     def forward(self, images):
-        x = self.embed(images.flatten(1)) + self.position
+        x = self.embed(images.flatten(1)) + self.position + self.bias.mean()
         for number in [3, 0, 2] if x.sum() > 0 else [1, 0]:
             x = x + self.layers[number](x)
         return self.head(x)
@@ -154,3 +157,21 @@ def test_each_process_holds_its_share_and_a_block_has_to_fit(world):
     too_little = world(Wandering, memory=4000)[1]
     with pytest.raises(ResourceError, match="each of 2 processes holds .* do not fit into 4"):
         by_several(2, too_little)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_tensors_outside_blocks_count_and_the_bits_stay_the_same(world, monkeypatch, n):
+    """A large tensor outside all layers is kept for each blend that runs: fewer run together, in as many processes."""
+    monkeypatch.setattr(Wandering, "n_outside", 3000)
+    keep, kept = Engine._keep, []
+    monkeypatch.setattr(Engine, "_keep", lambda *arguments: kept.append(keep(*arguments)) or kept[-1])
+    check_same(world(Wandering), n)
+    plenty = max(map(len, kept))
+    for memory in range(20_000, 300_000, 4000):
+        kept.clear()
+        try:
+            check_same(world(Wandering, memory=memory), n)
+        except ResourceError:
+            continue
+        break
+    assert 1 <= max(map(len, kept)) < plenty
