@@ -9,7 +9,7 @@ import typer
 from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.output import number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
-from glue_cli.foundation.units import counted, listed, size
+from glue_cli.foundation.units import counted, listed, name_of, size
 
 _LONGEST = 200  # characters of a value; --json has all of it
 # glue's metadata that are shown elsewhere, or only by --json.
@@ -58,7 +58,10 @@ def _show(result: dict[str, Any]) -> None:
         print_lines("", *(f"{key:{width}}  {text}" for key, text in facts))
     if rows := _expert_rows(result["glue"]):
         print()
-        print_table(["expert", *result["glue"].get("groups", ["alpha"]), "sha256"], rows)
+        print_table(["expert", "alpha", "sha256"], rows)
+    if groups := _group_rows(result["glue"]):
+        print()
+        print_table(*groups)
     print()
     tensors = [[t["name"], t["dtype"], _shape(t["shape"]), size(t["bytes"])] for t in result["tensors"]]
     print_table(["tensor", "dtype", "shape", "size"], tensors)
@@ -96,15 +99,26 @@ def _config_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _expert_rows(glue: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row for each expert of a blend, with its coefficients; empty if the metadata do not have them."""
+    """Return a row for each expert of a blend, with its alpha; empty if the metadata do not have them."""
     try:
-        alphas = [*glue.get("groups", {"": glue["alpha"]}).values()]
         return [
-            [str(expert["name"]), *(number(float(alpha[k])) for alpha in alphas), (expert["sha256"] or "-")[:12]]
+            [str(expert["name"]), number(float(glue["alpha"][k])), (expert["sha256"] or "-")[:12]]
             for k, expert in enumerate(glue["experts"])
         ]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # another program's key with the same name
+    except (KeyError, IndexError, TypeError, ValueError):  # another program's key with the same name
         return []
+
+
+def _group_rows(glue: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """Return a table of each group's alphas, whichever way is longer than wide; None if a blend has one alpha."""
+    try:
+        names = [name_of(str(expert["name"])) for expert in glue["experts"]]
+        by_group = {str(name): [number(float(share)) for share in alpha] for name, alpha in glue["groups"].items()}
+        if len(by_group) >= len(names):
+            return ["group", *names], [[name, *alpha] for name, alpha in by_group.items()]
+        return ["expert", *by_group], [[name, *alpha] for name, *alpha in zip(names, *by_group.values(), strict=True)]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _shape(shape: list[int]) -> str:

@@ -58,6 +58,10 @@ def show_mix(result: MixResult) -> None:
 def _show_experts(result: MixResult) -> None:
     columns = ["expert", "alpha"]
     rows = [[e.path, number(a)] for e, a in zip(result.experts, result.alpha, strict=True)]
+    if result.groups:
+        columns[1:] = [f"alpha, mean of {counted(len(result.groups), 'group')}", "lowest", "highest"]
+        for row, alphas in zip(rows, zip(*result.groups.values(), strict=True), strict=True):
+            row += [number(min(alphas)), number(max(alphas))]
     if result.val_accuracies is not None:
         columns.append("validation accuracy")
         for row, accuracy in zip(rows, result.val_accuracies, strict=True):

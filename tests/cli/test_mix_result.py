@@ -24,6 +24,15 @@ def make_result(paths=PATHS, **others):
     }
 
 
+def test_alphas_of_groups_are_shown_as_mean_and_range(capsys):
+    groups = {"stem": [0.5, 0.5, 0], "head": [0, 0.5, 0.5]}
+    record = make_result(groups=groups, alpha=[0.25, 0.5, 0.25])
+    show_mix(read_record(MixResult, record))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "expert alpha, mean of 2 groups lowest highest".split() in lines
+    assert [PATHS[0], "0.2500", "0.0000", "0.5000"] in lines and [PATHS[1], *["0.5000"] * 3] in lines
+
+
 def make_rival(name, difference, error=0.01):
     return {"name": name, "loss": 0.5 + difference, "difference": difference, "standard_error": error}
 

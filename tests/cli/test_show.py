@@ -95,6 +95,19 @@ def test_an_adapter_shows_its_factors_and_settings(here, glue):
     assert "LORA" in glue("show", "lora", code=0).out
 
 
+@pytest.mark.parametrize(("n_groups", "header"), [(2, "expert first second"), (4, "group a b c")])
+def test_the_alpha_of_each_group_is_a_table_longer_than_wide(here, glue, n_groups, header):
+    groups = dict(
+        zip(["first", "second", "third", "last"][:n_groups], [[0.5, 0.25, 0.25], [0, 1, 0]] * 2, strict=False)
+    )
+    experts = [{"name": name, "sha256": None, "examples": None} for name in "abc"]
+    said = {"alpha": [0.25, 0.625, 0.125], "groups": groups, "experts": experts}
+    save_file({"weight": torch.zeros(2)}, "net.safetensors", metadata={"glue": json.dumps(said)})
+    lines = [" ".join(line.split()) for line in glue("show", "net.safetensors", code=0).out.splitlines()]
+    rows = ["a 0.5000 0.0000", "b 0.2500 1.0000"] if n_groups == 2 else ["last 0.0000 1.0000 0.0000"]
+    assert all(line in lines for line in [header, "b 0.6250 -", *rows])
+
+
 @pytest.mark.parametrize(
     "said",
     ["[]", "{", '{"alpha": 3, "experts": 5}', '{"alpha": [1], "experts": [{}, 2]}', '{"groups": [], "experts": {}}'],
