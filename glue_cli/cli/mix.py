@@ -267,7 +267,7 @@ def mix(
             return
         # meanwhile torch is imported, which takes a second
         with holding_signals(), hashing_experts(plan, run) as hashes:
-            from glue_cli.workflows.mix.mix import described_in_full
+            from glue_cli.workflows.mix.metadata import described_in_full
             from glue_cli.workflows.mix.mix import mix as work
         is_finished = session.is_finished(plan.destination.result, lambda: described_in_full(plan, hashes, run), run)
         result = None if is_finished else work(plan, run, hashes)

@@ -18,7 +18,7 @@ from glue_cli.workflows.compute import blending_compute
 from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.experts import gather_experts
 from glue_cli.workflows.mix.faithful import check_is_faithful
-from glue_cli.workflows.mix.mix import target_of
+from glue_cli.workflows.mix.target import target_of
 
 
 @dataclass(frozen=True)

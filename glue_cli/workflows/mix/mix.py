@@ -6,15 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from glue_cli import __version__
 from glue_cli.blend.relatedness import unrelated_experts
 from glue_cli.checkpoints.hashing import StreamedHash
-from glue_cli.checkpoints.header import short_names
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
@@ -29,6 +27,8 @@ from glue_cli.workflows.mix.choose import choose_alpha
 from glue_cli.workflows.mix.experts import gather_experts
 from glue_cli.workflows.mix.experts_interface import Experts
 from glue_cli.workflows.mix.hashes import hashes_of_plan
+from glue_cli.workflows.mix.metadata import identity_of_mix, inputs_of_mix, metadata_of, recipe_of, sizes_of
+from glue_cli.workflows.mix.target import target_of
 
 if TYPE_CHECKING:
     from glue_cli.data.target import Target
@@ -55,14 +55,6 @@ def mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None = None) -
         return _mix(plan, run, hashes, keeper)
 
 
-def _unrelated(plan: MixPlan) -> list[str]:
-    """Return what to say of experts that have nothing in common; adapters have their base in common."""
-    if plan.adapters or plan.like:
-        return []
-    counted = plan.coefficients.alpha or (1.0,) * len(plan.experts)
-    return unrelated_experts([e for e, share in zip(plan.experts, counted, strict=True) if share], plan.tensors.recipe)
-
-
 @restored_threads()
 def help_mix(plan: MixPlan, run: Run) -> None:
     """Share the forwards of a mix that another process of the job makes and writes.
@@ -80,14 +72,14 @@ def help_mix(plan: MixPlan, run: Run) -> None:
     assert plan.spec is not None and target is not None
     if plan.coefficients.is_search:
         with keeping(plan.destination.result, run) as keeper:
-            _begin(keeper, plan, target)
+            keeper.begin(**identity_of_mix(plan, target))
             setting = make_setting(plan, keeper.as_before(plan.spec), target, experts, run)
             keeper.precision = setting.compute.precision
             with keeper.steps():
                 setting.follow(keeper.keep)
             _help_to_refresh(plan, target, experts, run)
         return
-    run.ranks.check_alike(_identity(plan, target))
+    run.ranks.check_alike(identity_of_mix(plan, target))
     if plan.coefficients.needs_data:
         choose_by_accuracy(plan, plan.spec, target, experts, run, lambda line: None)
     _help_to_refresh(plan, target, experts, run)
@@ -103,77 +95,15 @@ def _help_to_refresh(plan: MixPlan, target: "Target", experts: Experts, run: Run
         refresh(plan, plan.spec, target, experts, Choice(alpha), run)
 
 
-def described(plan: MixPlan) -> dict[str, Any]:
-    """Return the part of the blend's metadata that is known before the work begins."""
-    if plan.like:
-        return dict(plan.like.blend.glue)
-    given = {} if plan.coefficients.alpha is None else {"alpha": list(plan.coefficients.alpha)}
-    return {"glue": __version__, "kind": "prior", "method": plan.method, **given, "seed": plan.seed}
-
-
-def described_in_full(plan: MixPlan, hashes: Sequence[StreamedHash], run: Run) -> dict[str, Any]:
-    """Return what distinguishes the plan's blend from others; reads the data, and takes the experts' sha256."""
-    if plan.like:
-        return described(plan)
-    digests: list[str | None] = [streamed.finish() for streamed in hashes] or _without_hashes(plan)
-    sections = plan.spec.model_dump(include={"mix", "loss", "objective"}) if plan.spec else {}
-    settings = sections if plan.coefficients.is_search else {}
-    return {
-        **described(plan),
-        "experts": _experts_of(plan, digests),
-        "settings": settings,
-        "recipe": plan.record,
-        **_inputs(plan, target_of(plan, run)),
-    }
-
-
-def _without_hashes(plan: MixPlan) -> list[str | None]:
-    """Return, in place of each expert's sha256, whether its files are younger than the output, as make would."""
-    written_ns = max((path.stat().st_mtime_ns for path in plan.destination.paths if path.exists()), default=0)
-    return [
-        "changed since" if any(stamp.changed_ns > written_ns for stamp in expert.stamps) else None
-        for expert in plan.experts
-    ]
-
-
-def _inputs(plan: MixPlan, target: "Target | None") -> dict[str, Any]:
-    """Return what the blend is made from beside the experts, for its metadata; empty if it takes no data."""
-    takes_data = plan.coefficients.needs_data or plan.tensors.statistics != "averaged"
-    if plan.spec is None or target is None or not takes_data:
-        return {}
-    from glue_cli.workflows.inputs import inputs_of
-
-    read = inputs_of(plan.spec, train=target["train"], val=target["val"])
-    return {"inputs": {"model": plan.spec.model.model_dump(), "batchnorm": plan.tensors.statistics, **read}}
-
-
-def _experts_of(plan: MixPlan, digests: Sequence[str | None]) -> list[dict[str, Any]]:
-    sizes = plan.coefficients.sizes or [expert.glue.get("examples") for expert in plan.experts]
-    names = short_names([expert.path for expert in plan.experts])
-    return [
-        {
-            "name": name,
-            "sha256": digest,
-            "examples": size,
-            **({"weights": expert.weights} if expert.weights else {}),
-        }
-        for expert, name, digest, size in zip(plan.experts, names, digests, sizes, strict=True)
-    ]
-
-
 def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper: "Keeper | None") -> MixResult:
     began = time.perf_counter()
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
-    for note in plan.like.notes if plan.like else ():
-        run.progress(Noted(note))
-    for note in (*plan.tensors.notes, *repeated_files(plan.experts), *_unrelated(plan)):
-        run.progress(Noted(note, warning=True))
-    experts = gather_experts(plan)
-    target = target_of(plan, run)
+    _tell_of(plan, run)
+    experts, target = gather_experts(plan), target_of(plan, run)
     if keeper and target:
-        _begin(keeper, plan, target)
+        keeper.begin(**identity_of_mix(plan, target))
     elif target and run.ranks.size > 1:
-        run.ranks.check_alike(_identity(plan, target))
+        run.ranks.check_alike(identity_of_mix(plan, target))
     with writing_history(
         run.history,
         replace=plan.destination.force,
@@ -184,59 +114,65 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
         seed=plan.seed,
     ) as write:
         chosen = choose_alpha(plan, target, experts, run, write, keeper)
-    made: dict[str, Tensor] = chosen.made or {}
-    refreshed = chosen.refreshed_on
-    afterwards = chosen.afterwards
-    is_refreshed = "refreshed" in (plan.tensors.statistics, chosen.statistics)
-    run.ranks.tell(chosen.alpha if is_refreshed and chosen.made is None else None)
-    if is_refreshed and chosen.made is None:
-        from glue_cli.workflows.mix.refresh import refresh  # this imports the models and data too
-
-        assert plan.spec is not None and target is not None
-        before, clock = replace(chosen.cost), time.perf_counter()
-        made, chosen, refreshed = refresh(plan, plan.spec, target, experts, chosen, run)
-        after = passes_since(before, chosen.cost, clock)
-        afterwards = afterwards.plus(after) if afterwards else after
-    settings = {**chosen.settings, "batchnorm": "refresh"} if is_refreshed else chosen.settings
-    alpha, groups = by_expert(chosen.alpha), by_group(plan, chosen.alpha)
-    recorded_recipe = {**plan.record, **_base(plan), **({"refreshed": refreshed} if refreshed else {})}
-    sizes = plan.coefficients.sizes or [expert.glue.get("examples") for expert in plan.experts]
-
-    def describe(digests: Sequence[str | None]) -> dict[str, Any]:
-        if plan.like:
-            return plan.like.blend.glue
-        return {
-            **described(plan),
-            **_shared_by_all(plan),
-            "alpha": alpha,
-            **({"groups": groups} if groups else {}),
-            "experts": _experts_of(plan, digests),
-            "settings": settings,
-            **_measured(plan, chosen),
-            "recipe": recorded_recipe,
-            **_inputs(plan, target),
-        }
-
+    chosen = _with_statistics(plan, target, experts, chosen, run)
+    describe = partial(metadata_of, plan, chosen, recipe_of(plan, chosen), inputs_of_mix(plan, target))
     hashes = hashes_of_plan(plan, run) if hashes is None else hashes
     gc.collect()  # the search's experts and blends, which models and their hooks refer to in circles
-    digests = experts.write(chosen.alpha, made, describe, hashes, run)
+    digests = experts.write(chosen.alpha, chosen.made or {}, describe, hashes, run)
     remember(hashes, run)
     for note in repeated_weights(plan.experts, digests):
         run.progress(Noted(note, warning=True))
-    wall_s = time.perf_counter() - began
+    cost = MixCost(**asdict(chosen.cost), wall_s=time.perf_counter() - began, peak_bytes=_peak_bytes(run))
+    return _result_of(plan, chosen, digests, cost)
+
+
+def _tell_of(plan: MixPlan, run: Run) -> None:
+    """Tell the user what was noticed of the experts."""
+    for note in plan.like.notes if plan.like else ():
+        run.progress(Noted(note))
+    for note in (*plan.tensors.notes, *repeated_files(plan.experts), *_unrelated(plan)):
+        run.progress(Noted(note, warning=True))
+
+
+def _unrelated(plan: MixPlan) -> list[str]:
+    """Return what to say of experts that have nothing in common; adapters have their base in common."""
+    if plan.adapters or plan.like:
+        return []
+    shares = plan.coefficients.alpha or (1.0,) * len(plan.experts)
+    used = [expert for expert, share in zip(plan.experts, shares, strict=True) if share]
+    return unrelated_experts(used, plan.tensors.recipe)
+
+
+def _with_statistics(plan: MixPlan, target: "Target | None", experts: Experts, chosen: Choice, run: Run) -> Choice:
+    """Return the choice with BatchNorm's statistics taken anew, if they are wanted and not made yet."""
+    is_refreshed = "refreshed" in (plan.tensors.statistics, chosen.statistics)
+    is_due = is_refreshed and chosen.made is None
+    run.ranks.tell(chosen.alpha if is_due else None)
+    if is_due:
+        from glue_cli.workflows.mix.refresh import refresh  # this imports the models and data too
+
+        assert plan.spec is not None and target is not None
+        before, clock, afterwards = replace(chosen.cost), time.perf_counter(), chosen.afterwards
+        chosen = refresh(plan, plan.spec, target, experts, chosen, run)
+        after = passes_since(before, chosen.cost, clock)
+        chosen = replace(chosen, afterwards=afterwards.plus(after) if afterwards else after)
+    return replace(chosen, settings={**chosen.settings, "batchnorm": "refresh"}) if is_refreshed else chosen
+
+
+def _result_of(plan: MixPlan, chosen: Choice, digests: Sequence[str | None], cost: MixCost) -> MixResult:
     return MixResult(
         method=plan.method,
-        alpha=alpha,
-        groups=groups,
+        alpha=by_expert(chosen.alpha),
+        groups=by_group(plan, chosen.alpha),
         experts=[
             BlendedExpert(path=expert.name, sha256=digest, examples=size, weights=expert.weights)
-            for expert, digest, size in zip(plan.experts, digests, sizes, strict=True)
+            for expert, digest, size in zip(plan.experts, digests, sizes_of(plan), strict=True)
         ],
         output=str(plan.destination.result),
         loss=chosen.loss,
-        cost=MixCost(**asdict(chosen.cost), wall_s=wall_s, peak_bytes=_peak_bytes(run)),
+        cost=cost,
         seed=plan.seed,
-        settings=settings,
+        settings=chosen.settings,
         statistics=chosen.statistics,
         **origin_of(plan.spec),
         like=str(plan.like.blend.path) if plan.like else None,
@@ -250,79 +186,8 @@ def _mix(plan: MixPlan, run: Run, hashes: Sequence[StreamedHash] | None, keeper:
         skipped=chosen.skipped,
         left_out=chosen.left_out,
         before_refresh=chosen.before_refresh,
-        afterwards=afterwards,
+        afterwards=chosen.afterwards,
     )
-
-
-def _begin(keeper: "Keeper", plan: MixPlan, target: "Target") -> None:
-    """Tell the keeper what the search depends on."""
-    keeper.begin(**_identity(plan, target))
-
-
-def _identity(plan: MixPlan, target: "Target") -> dict[str, Any]:
-    """Return what a blend depends on, by names."""
-    from glue_cli.checkpoints.run_state import fingerprint_of_checkpoint
-    from glue_cli.data.identity import identity_of
-    from glue_cli.workflows.inputs import code_of
-
-    assert plan.spec is not None
-    sections = plan.spec.model_dump(include={"model", "loss", "objective", "mix", "precision"})
-    return {
-        **code_of(plan.spec),
-        "command": "mix",
-        **described(plan),
-        **sections,
-        "recipe": plan.record,
-        "statistics": plan.tensors.statistics,
-        "experts": {str(k): fingerprint_of_checkpoint(expert) for k, expert in enumerate(plan.experts)},
-        **{split: identity_of(target[split]) for split in ("train", "val")},
-    }
-
-
-def target_of(plan: MixPlan, run: Run) -> "Target | None":
-    """Return the target's data, which are read only when they are used; None if nothing needs them."""
-    if plan.spec is None:
-        return None
-    from glue_cli.data.classes import Classes
-    from glue_cli.data.target import Target
-
-    hint = "give the blend a head for them: --head PATTERN --head-policy align --classes NAME,..."
-    return Target(plan.spec, run, Classes(plan.tensors.classes, "the blend", hint))
-
-
-def _base(plan: MixPlan) -> dict[str, str]:
-    """Return the sha256 of the model that adapters are merged into; empty if there is none or no hash is wanted.
-
-    Raises:
-        CheckpointError: a blend is made again, and its base was another.
-    """
-    if plan.adapters is None or not plan.adapters.merges or not plan.writing.hashing:
-        return {}
-    assert plan.adapters.adapted is not None
-    wanted = plan.like.said.recipe.base if plan.like else None
-    return {"base": StreamedHash(plan.adapters.adapted.base, wanted).finish()}
-
-
-def _measured(plan: MixPlan, chosen: Choice) -> dict[str, Any]:
-    """Return the figures that a search measured of the blend, and on which data; empty if nothing was measured."""
-    measured = chosen.objective or chosen.loss
-    if plan.spec is None or measured is None or measured.val is None:
-        return {}
-    figures = {"objective": plan.spec.objective, "val": measured.val, "val_uniform": measured.val_uniform}
-    return {"measured": {**figures, "data": plan.spec.data.model_dump(exclude={"root"})}}
-
-
-def _shared_by_all(plan: MixPlan) -> dict[str, Any]:
-    """Return the metadata that all experts share and that hold for the blend too: the model and the classes."""
-    shared: dict[str, Any] = {}
-    models = [expert.glue.get("model") for expert in plan.experts]
-    if models[0] is not None and all(model == models[0] for model in models):
-        shared["model"] = models[0]
-    if plan.tensors.head_classes:
-        shared.pop("model", None)  # its number of classes may differ
-    if plan.tensors.classes:
-        shared["class_names"] = list(plan.tensors.classes)
-    return shared
 
 
 def _peak_bytes(run: Run) -> int:

@@ -1,7 +1,7 @@
 """Take a blend's BatchNorm statistics anew on the target's data, and measure the blend with them."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -34,24 +34,22 @@ from glue_cli.workflows.mix.setting import as_written
 Forward = Callable[[nn.Module, Batch], Tensor]
 
 
-def refresh(
-    plan: MixPlan, spec: Spec, target: Target, experts: Experts, chosen: Choice, run: Run
-) -> tuple[dict[str, Tensor], Choice, dict[str, Any]]:
+def refresh(plan: MixPlan, spec: Spec, target: Target, experts: Experts, chosen: Choice, run: Run) -> Choice:
     """Take the chosen blend's BatchNorm statistics on the target's training data, by forward passes alone.
 
     All processes of a job share the passes, and have to call this with the same alpha. A search chose alpha with the
     earlier statistics; its figure is measured again, so that the reported one is that of the blend as it is written.
 
     Returns:
-        the statistics by name; the choice with the new figure and the cost of these passes; and the model and data
-        that the statistics were taken with, for `results.blend.Refreshed` (empty if there are none to record).
+        the choice with the statistics made, the new figure, the cost of these passes, and the model and data that the
+        statistics were taken with.
     Raises:
         SpecError, DataError: a blend is made again, and was refreshed with another model or other data.
     """
     model = experts.model(spec, chosen.alpha)
     if not statistics_of(model):
         run.progress(Noted("--batchnorm refresh: the model has no BatchNorm, nothing is refreshed", warning=True))
-        return {}, chosen, {}
+        return chosen
     train = target["train"]
     check_fits_data(model, train, spec.loss, spec.data.where)
     compute = mixing_compute(spec, model, train, run)
@@ -61,7 +59,7 @@ def refresh(
         torch.set_num_threads(recorded.threads)  # the number of threads decides the order of sums
         if recorded.sample != "train":
             made = _repeat_search(plan, spec, target, experts, chosen, compute, recorded.sample, run)
-            return made, chosen, {}
+            return replace(chosen, made=made)
     forward = _forward_with(compute)
     model = compute.to_device(model).eval()
     batches = train.on(compute).epoch(spec.mix.batch_size, plan.seed, 0, AugmentSpec())
@@ -71,7 +69,8 @@ def refresh(
         figure = _measure(model, spec, target, compute, plan.seed, forward, chosen.cost, run.ranks)
         chosen.cost.validation_forwards += chosen.cost.forwards - before
         chosen = chosen.refreshed(figure)
-    return {name: tensor.cpu() for name, tensor in statistics_of(model).items()}, chosen, record
+    made = {name: tensor.cpu() for name, tensor in statistics_of(model).items()}
+    return replace(chosen, made=made, refreshed_on=record)
 
 
 def _repeat_search(
