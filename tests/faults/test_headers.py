@@ -1,5 +1,6 @@
 """Headers of safetensors files, right, odd and damaged: glue reads what the safetensors library reads, and no more."""
 
+import itertools
 import json
 import math
 import random
@@ -184,7 +185,6 @@ def test_of_a_repeated_name_only_the_last_has_to_be_right(tmp_path):
         assert read_by_glue(path) is None and (read_by_the_library(path) is None) is overflows
 
 
-@pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize(
     "header",
     [
@@ -202,12 +202,13 @@ def test_of_a_repeated_name_only_the_last_has_to_be_right(tmp_path):
         f'{{"__metadata__":TOKEN,"a":{{{ENTRY}}}}}',
     ],
 )
-def test_every_odd_token_everywhere(tmp_path, header, token):
-    for data in (b"", b"1"):
-        path = tmp_path / "odd.safetensors"
-        path.write_bytes(content(header.replace("TOKEN", token), data))
+def test_every_odd_token_everywhere(tmp_path, header):
+    path = tmp_path / "odd.safetensors"
+    for token, data in itertools.product(TOKENS, (b"", b"1")):
+        path.write_bytes(whole := content(header.replace("TOKEN", token), data))
         theirs, ours = read_by_the_library(path), read_by_glue(path)
-        assert ours == theirs or ours is None and any(is_beyond_pytorch(*found[:2]) for found in theirs[0].values())
+        is_beyond = theirs and any(is_beyond_pytorch(*found[:2]) for found in theirs[0].values())
+        assert ours == theirs or ours is None and is_beyond, whole
 
 
 @pytest.mark.parametrize(

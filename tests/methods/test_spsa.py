@@ -84,7 +84,7 @@ def test_zero_sum_estimates_are_zero_sum_by_group():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("zero_sum", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("n", [1, 4, 16])
+@pytest.mark.parametrize("n", [1, 16])
 def test_mean_and_covariance_on_a_quadratic(kind, zero_sum, shape, n):
     """On a quadratic of beta the two-point difference is exact for any mu, so eq. (13) holds without O(mu^2).
 
