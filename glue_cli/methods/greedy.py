@@ -10,6 +10,7 @@ from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.seeds import generator
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
+from glue_cli.methods.only_expert import judge_only_expert
 from glue_cli.methods.result import Learned, StepRecord, if_finite
 from glue_cli.methods.skips import not_finite
 from glue_cli.methods.stepwise import Observe, run, unobserved
@@ -46,7 +47,7 @@ def greedy(
     """
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
-        return Learned(domain.uniform(), None, None, 0, "steps")
+        return judge_only_expert(objective, settings)
     return run(domain, _Soups(objective, domain, settings, seed, observe), checkpoint, state)
 
 

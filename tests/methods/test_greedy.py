@@ -126,11 +126,6 @@ def test_the_groups_share_the_soup(quadratic):
     assert alpha.tolist() == [[0.5, 0.5, 0.0]] * 2
 
 
-def test_one_expert_needs_no_forward(quadratic):
-    objective = quadratic([1.0])
-    assert choose(objective).alpha.tolist() == [[1.0]] and objective.cost.forwards == 0
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_expert_that_has_no_finite_loss_is_left_out(quadratic, bad):
     objective = quadratic([0.3, 0.4, 0.3])

@@ -178,10 +178,3 @@ def test_finds_the_optimum_of_a_quadratic(quadratic, kind, zero_sum, target):
     learned = spsa(quadratic(target), settings, seed=0)
     assert learned.val_loss < 1e-4 < learned.val_loss_start
     torch.testing.assert_close(learned.alpha, torch.tensor(target, dtype=torch.float64), rtol=0, atol=0.02)
-
-
-def test_one_expert_needs_no_forward(quadratic):
-    objective = quadratic([1.0])
-    learned = spsa(objective, MixSpec.model_validate({}), seed=0)
-    assert learned.alpha.tolist() == [[1.0]] and learned.n_steps == 0
-    assert objective.probed == objective.validated == []

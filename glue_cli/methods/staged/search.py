@@ -10,6 +10,7 @@ from typing import Literal
 
 from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
+from glue_cli.methods.only_expert import judge_only_expert
 from glue_cli.methods.result import Learned, StepRecord, if_finite
 from glue_cli.methods.skips import Skips, not_finite
 from glue_cli.methods.staged import by_group, guard
@@ -56,7 +57,7 @@ def search(
     """
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
-        return Learned(domain.uniform(), None, None, 0, "steps")
+        return judge_only_expert(objective, settings)
     return run(
         domain, _StagedSearch(objective, settings, make_strategy, make_groups, seed, observe), checkpoint, state
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
 from glue_cli.methods.domains import Simplex
+from glue_cli.methods.only_expert import judge_only_expert
 from glue_cli.methods.result import Learned, StepRecord, if_finite
 from glue_cli.methods.skips import Skips, not_finite
 from glue_cli.methods.steps.logit_descent import GradientRule, LogitDescent
@@ -45,7 +46,7 @@ def descend(
     """
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
-        return Learned(domain.uniform(), None, None, 0, "steps")
+        return judge_only_expert(objective, settings)
     strategy = LogitDescent(domain, torch.zeros(domain.shape, dtype=torch.float64), rule, settings)
     return run(domain, _PlainSearch(objective, strategy, settings, observe), checkpoint, state)
 

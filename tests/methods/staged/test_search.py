@@ -12,7 +12,6 @@ from glue_cli.methods.staged import guard
 from glue_cli.methods.staged import search as staged
 from glue_cli.methods.steps import questions
 from glue_cli.search import account as budget_module
-from glue_cli.search.account import Cost
 from glue_cli.search.secants import Quadratic as ToSecondOrder
 from glue_cli.spec.schema import MixSpec
 
@@ -300,13 +299,6 @@ def test_records_are_of_the_contender_in_the_lead():
     _, records, strategies = run(Bowl(rising(4)), steps=12)
     longest = max(strategies, key=lambda strategy: len(strategy.steps))
     assert torch.equal(records[-2].alpha, longest.alpha) and len(records) == 2 + len(longest.steps)
-
-
-def test_one_expert_needs_no_forward():
-    objective = Bowl([1.0])
-    learned, records, strategies = run(objective)
-    assert (learned.alpha.tolist(), learned.n_steps, records, strategies) == ([[1.0]], 0, [], [])
-    assert objective.cost == Cost()
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])

@@ -198,13 +198,6 @@ def test_a_time_is_spent_and_not_exceeded(monkeypatch, seconds, n_validation_bat
     assert seconds < 2 or objective.now() > 0.7 * seconds and learned.n_steps > 1
 
 
-def test_one_expert_is_done_at_once():
-    objective = Scripted(1.0)
-    objective.n_experts = 1
-    learned, records = run(objective, along(1), steps=10)
-    assert (learned.alpha.tolist(), learned.n_steps, records, objective.seen) == ([[1.0]], 0, [], [])
-
-
 def test_records_do_not_change_afterwards():
     _, records = run(Scripted(1.0), along(1, 0, 0), steps=3)
     assert len({tuple(record.alpha[0].tolist()) for record in records}) == 4
