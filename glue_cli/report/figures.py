@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from typing import Any
 
 from glue_cli.report import plots
@@ -55,8 +56,8 @@ def _style() -> Iterator[None]:
         yield
 
 
-def draw(row: RowSummary, repetitions: Sequence[Repetition]) -> list[Picture]:
-    """Draw the figures that have something to show; needs matplotlib."""
+def draw(row: RowSummary, repetitions: Sequence[Repetition], file_name: str) -> list[Picture]:
+    """Draw the figures that have something to show, and call them FILE_NAME-PLOT; needs matplotlib."""
     drawn = []
     with _style():
         for name, plot in _PLOTS.items():
@@ -66,10 +67,15 @@ def draw(row: RowSummary, repetitions: Sequence[Repetition]) -> list[Picture]:
                 svg, png = io.StringIO(), io.BytesIO()
                 figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
                 figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
-                drawn.append(Picture(f"{file_name(row.row)}-{name}", alt, caption, svg.getvalue(), png.getvalue()))
+                drawn.append(Picture(f"{file_name}-{name}", alt, caption, svg.getvalue(), png.getvalue()))
     return drawn
 
 
-def file_name(row: str) -> str:
-    """Return a row's name in a form that can be part of a file's name."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in row).strip(".") or "row"
+def file_names(rows: Sequence[str]) -> list[str]:
+    """Return each row's name in a form that can be part of a file's name, and that no other row has."""
+    names: list[str] = []
+    for row in rows:
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in row).strip(".") or "row"
+        numbered = chain([name], (f"{name}-{number}" for number in count(2)))
+        names.append(next(free for free in numbered if free not in names))
+    return names

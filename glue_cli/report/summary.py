@@ -226,5 +226,6 @@ def _notes(
             tuple((e.path, e.sha256) for e in trial.mix.experts) for trial in repetition.trials.values() if trial.mix
         }
         if len(blended) > 1:
-            notes.append(f"With seed {repetition.seed}, the methods did not all blend the same experts.")
+            where = "The" if repetition.seed is None else f"With seed {repetition.seed}, the"
+            notes.append(f"{where} methods did not all blend the same experts.")
     return notes

@@ -69,7 +69,8 @@ def report(plan: ReportPlan, progress: Progress) -> dict[str, Any]:
     repetitions_of = sort_sources(sources)
     rows = [summarise(row, repetitions) for row, repetitions in repetitions_of.items()]
     can_draw = figures.has_matplotlib()
-    pictures = [figures.draw(row, repetitions_of[row.row]) if can_draw else [] for row in rows]
+    named = zip(rows, figures.file_names(list(repetitions_of)), strict=True)
+    pictures = [figures.draw(row, repetitions_of[row.row], name) if can_draw else [] for row, name in named]
     paragraphs = [_TERMS]
     if not can_draw:
         progress(Noted(f"matplotlib is not installed, so there are no figures: {_INSTALL}", warning=True))
@@ -113,7 +114,7 @@ def _write(folder: Path, contents: Mapping[str, bytes], *, replace: bool) -> Non
 def _section(row: RowSummary, repetitions: Sequence[Repetition], pictures: Sequence[Picture]) -> Section:
     names = {method.label: method.style.name for method in row.methods}
     merit = row.merit
-    drawn = {picture.name.removeprefix(f"{figures.file_name(row.row)}-"): picture for picture in pictures}
+    drawn = {picture.name.rpartition("-")[2]: picture for picture in pictures}
     parts: dict[str, list[Table | Picture | None]] = {
         "Before and after finetuning": [
             drawn.get("accuracy"),

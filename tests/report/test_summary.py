@@ -196,3 +196,13 @@ def test_a_mix_alone_has_its_cost_and_no_figure_of_merit(write, make, notes):
     found = summarise("row", runs)
     assert found.merit is None
     assert found.methods[0].cost["peak_bytes"].mean == 2**20
+
+
+def test_methods_that_blend_other_experts_are_named_with_the_seed_if_there_is_one(write, make, notes):
+    others = [{"path": path, "sha256": "f" * 64} for path in make.experts]
+    files = [
+        write("row/data-size.json", make.mix("data-size", "data-size")),
+        write("row/uniform.json", make.mix("uniform", "uniform", experts=others)),
+    ]
+    found = summarise("row", sort_sources(read_sources(files, notes))["row"])
+    assert found.notes[-1] == "The methods did not all blend the same experts."

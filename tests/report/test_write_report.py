@@ -100,6 +100,15 @@ def test_rows_of_different_experiments_stand_side_by_side(write, make, make_repo
     assert "<h1>Both &lt;of them&gt;</h1>" in (folder / "report.html").read_text()
 
 
+def test_rows_whose_names_make_the_same_file_name_keep_their_figures(write, make, make_report):
+    rows = {"a b": [0.1, 0.2], "a-b": [0.3, 0.4]}
+    files = [write(f"{row}/seed-0/f.json", make.finetune("spsa", accuracies)) for row, accuracies in rows.items()]
+    result, folder = make_report(files)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(result["files"])
+    shown = re.findall(r"\]\((.+-accuracy)\.png\)", (folder / "report.md").read_text())
+    assert len(shown) == len(set(shown)) == 2
+
+
 def test_settings_that_differ_name_the_methods_that_they_hold_for(write, make, make_report, no_figures):
     def told(n):
         mix = {"lr": 0.01, "n_directions": n}
@@ -241,7 +250,7 @@ def test_a_dollar_in_a_name_is_no_formula(write, make, make_report):
 
 def test_outputs_are_there_whole_or_not_at_all(write_runs, tmp_path, make_report, monkeypatch):
     files = write_runs(RUNS)
-    monkeypatch.setattr(figures, "draw", lambda row, runs: 1 / 0)
+    monkeypatch.setattr(figures, "draw", lambda row, runs, name: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_report(files)
     assert not (tmp_path / "report").exists()
