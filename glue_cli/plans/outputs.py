@@ -1,4 +1,4 @@
-"""What a command is asked to do, checked as far as is cheap: before torch is imported and any data is read."""
+"""Where a command writes, checked before torch is imported and any data is read."""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.data.split_names import OF_VALIDATION
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.output_files import check_output, check_output_folder, check_room
 
@@ -98,7 +99,7 @@ def _data_files(spec: "Spec") -> list[Path]:
         spec.path(data.root) / f"{name}.{ending}"
         for data in spec.data_sets
         for ending in _ENDINGS.get(data.format, ())
-        for name in ("train", "val", "validation", "valid", "dev", "test", *data.splits.values())
+        for name in ("train", *OF_VALIDATION, "test", *data.splits.values())
     ]
 
 

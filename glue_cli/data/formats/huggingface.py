@@ -51,9 +51,9 @@ def read_huggingface(
 ) -> Dataset | Texts | Replies | None:
     """Read a split from `root`, whose inputs and targets are the columns that `data.columns` names.
 
-    Looked for, in this order, with SPLIT as `data.splits` says, else train, test, and val or validation: the folder
-    SPLIT as `save_to_disk` writes it or with images in it; the files SPLIT.parquet, SPLIT-*.parquet, SPLIT/*.parquet
-    and data/SPLIT-*.parquet; the same in CSV and JSON.
+    Looked for, in this order, with SPLIT as `data.splits` says, else train, test, and val by any usual name: the
+    folder SPLIT as `save_to_disk` writes it or with images in it; the files SPLIT.parquet, SPLIT-*.parquet,
+    SPLIT/*.parquet and data/SPLIT-*.parquet; the same in CSV and JSON.
 
     Nothing is downloaded, no code from the data set is run, and no file is unpickled.
 

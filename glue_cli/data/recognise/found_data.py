@@ -62,12 +62,6 @@ def match_splits(names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...
     return splits, doubts
 
 
-def unusual(splits: Mapping[str, str], *, usual: Mapping[str, Collection[str]] | None = None) -> dict[str, str]:
-    """Return the split names that a spec has to state.
-
-    Args:
-        usual: names that a format looks for by itself, besides the split's own.
-    """
-    return {
-        split: name for split, name in splits.items() if name != split and name not in (usual or {}).get(split, ())
-    }
+def unusual(splits: Mapping[str, str]) -> dict[str, str]:
+    """Return the split names that a spec has to state; every format looks for val by all its usual names."""
+    return {split: name for split, name in splits.items() if split not in ("val", name)}

@@ -9,12 +9,12 @@ from typing import Any
 from glue_cli.data.formats.conversations import KEYS
 from glue_cli.data.formats.huggingface import opening
 from glue_cli.data.formats.table_files import is_table, split_of
+from glue_cli.data.image_files import ENDINGS
 from glue_cli.data.images import EncodedImage, sizes_of
 from glue_cli.data.labels import names_in
 from glue_cli.data.recognise.found_data import FoundData, match_splits, unusual
 from glue_cli.spec.schema import DataSpec
 
-_USUAL = {"val": ("val", "validation")}  # names that the format finds without the spec
 _USUAL_INPUTS = ("image", "img", "text")
 _CONVERSATIONS = ("messages", "conversations")  # usual names
 _LABELS = ("label", "labels", "class", "category", "target", "y")  # common names, the format's own first
@@ -31,7 +31,6 @@ _ASKED = [
     *("document summary", "article summary", "article highlights", "dialogue summary", "input_text target_text"),
 ]
 _OF_LABELS = {"class", "whole", "text", "number", "truth"}  # kinds of columns that may be labels
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _COUNTS_ROWS = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__|index|idx|id)", re.IGNORECASE)
 _LOOKED_AT = 200  # rows whose texts and images are checked
 _MOST_CLASSES = 1000  # the most distinct values of a column of labels
@@ -50,7 +49,7 @@ def find_table(root: Path, cache: Path | None, *, for_writing: bool = False) -> 
     if matched is None:
         return None
     splits, doubts = matched
-    written = unusual(splits, usual=_USUAL)
+    written = unusual(splits)
     data = DataSpec(format="huggingface", root=str(root), splits=written)  # type: ignore[arg-type]
     with opening(data, root, cache) as open_split:
         tables = {split: open_split(split) for split in splits}
@@ -173,7 +172,7 @@ def _find_inputs(table: Any, kinds: Mapping[str, str]) -> tuple[str | None, Sequ
 def _names_images(table: Any, name: str) -> bool:
     """Tell whether a column's texts are paths of images, by their endings."""
     texts = table.select(range(min(_LOOKED_AT, table.num_rows)))[name]
-    return bool(texts) and all(str(text).lower().endswith(_IMAGES) for text in texts)
+    return bool(texts) and all(str(text).lower().endswith(ENDINGS) for text in texts)
 
 
 def _find_pair(texts: Sequence[str], known: Sequence[str]) -> Sequence[str] | None:

@@ -127,6 +127,13 @@ class TestTables:
         found, _ = found_and_read(tmp_path, tmp_path / "cache")
         assert dict(found.columns) == {"inputs": ["width"], "label": "class"} and found.counts == dict(train=6, test=6)
 
+    @pytest.mark.parametrize("val", ["val", "validation", "valid", "dev"])
+    def test_a_usual_name_of_the_validation_split_is_not_stated(self, tmp_path, val):
+        for split in ("train", val, "test"):
+            write_csv(tmp_path / f"{split}.csv", [("width", "class"), *((i, i % 2) for i in range(6))])
+        found = recognise_data(tmp_path, tmp_path / "cache")
+        assert not found.splits and found.counts == dict(train=6, val=6, test=6)
+
     def test_numbers_to_predict(self, tmp_path):
         write_csv(tmp_path / "train.csv", [("a", "b", "y"), *((i / 2, -i / 3, i * 1.5) for i in range(6))])
         found, read = found_and_read(tmp_path, tmp_path / "cache")
@@ -207,8 +214,9 @@ class TestTables:
         assert (found.format, found.targets) == ("huggingface", "numbers")
         assert found.columns == {"target": "label"}
 
-    def test_paths_of_images_are_images(self, tmp_path):
-        write_csv(tmp_path / "train.csv", [("path", "label"), *((f"pictures/{i}.PNG", i % 2) for i in range(8))])
+    @pytest.mark.parametrize("ending", ["PNG", "jp2"])
+    def test_paths_of_images_are_images(self, tmp_path, ending):
+        write_csv(tmp_path / "train.csv", [("path", "label"), *((f"pictures/{i}.{ending}", i % 2) for i in range(8))])
         found = recognise_data(tmp_path, tmp_path / "cache")
         assert found.columns == {"image": "path"} and found.n_classes == 2
 
