@@ -18,7 +18,7 @@ from glue_cli.checkpoints.shards import refuse_parts, refuse_without_index
 from glue_cli.checkpoints.weight_sets import choose_by_prefix
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.printable import shown
-from glue_cli.foundation.regular_files import read_bytes
+from glue_cli.foundation.regular_files import is_there, read_bytes
 from glue_cli.foundation.units import size
 
 # The weights of a model's folder, in the order in which from_pretrained looks for them.
@@ -40,9 +40,9 @@ def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
         UsageError: there is nothing at `path`, or a file lacks the set of weights that was asked for.
         CheckpointError: it is not a checkpoint, is damaged, or has several sets and convention does not decide.
     """
+    check_is_there(path)
     if path.is_dir():
         return choose_by_prefix(_read_folder(path, weights), weights)
-    check_is_there(path)
     if path.name.endswith(".index.json"):
         return choose_by_prefix(_read_index(path, path), weights)
     return choose_by_prefix(_read_single(path, path, weights), weights)
@@ -54,7 +54,7 @@ def check_is_there(path: Path) -> None:
     Raises:
         UsageError: there is nothing.
     """
-    if path.exists():
+    if is_there(path):
         return
     if set(_OF_PATTERNS) & set(str(path)):  # which the shell passes on where nothing matches it
         raise UsageError(

@@ -25,6 +25,16 @@ def regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
     raise OSError(errno.EINVAL, "it is no regular file; copy its content into one", str(path))
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether there is something at a path: nothing at one that is too long, for which `Path.exists` raises."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a regular file.
 

@@ -11,6 +11,7 @@ from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.output_files import check_output, check_output_folder, writing
 from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.regular_files import is_there
 from glue_cli.report import figures, tables
 from glue_cli.report.document import Document, Picture, Section, Table
 from glue_cli.report.render import as_html, as_markdown
@@ -48,7 +49,7 @@ def plan_report(files: Sequence[Path], output: Path, *, force: bool, title: str 
         UsageError: a file does not exist; an output exists without `force`, or is an input.
         ResourceError: the output folder cannot be written.
     """
-    missing = [str(path) for path in files if not path.exists()]
+    missing = [str(path) for path in files if not is_there(path)]
     if missing:
         raise UsageError("these files do not exist", items=missing, hint="check the paths")
     check_output_folder(output, [], force=True)  # other files in the folder do not matter

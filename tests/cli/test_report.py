@@ -74,6 +74,7 @@ def test_outputs_that_exist_and_inputs_that_are_outputs(here, glue, result, snap
     glue("report", result, "-q", code=0)
     before = snapshot()
     glue("report", result).refused(2, "'report/report.html' exists", "--force")
+    glue("report", "n" * 300).refused(2, "these files do not exist")
     glue("report", "report/report.json", "-f").refused(2, "also an input")
     glue("report", result, "-o", result).refused(2, "is a file")
     assert snapshot() == before

@@ -120,5 +120,6 @@ def test_what_others_wrote_under_glues_name_stops_nothing(here, glue, said):
 
 def test_what_is_no_checkpoint_is_refused(here, glue):
     glue("show", "nothing.safetensors").refused(2, "no checkpoint at 'nothing.safetensors'")
+    glue("show", "n" * 300).refused(2, f"no checkpoint at '{'n' * 300}'")
     (here / "text.safetensors").write_text("hello")
     glue("show", "text.safetensors").refused(3, "text.safetensors")

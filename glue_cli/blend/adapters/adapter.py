@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,8 @@ class Adapter:
 
 def is_adapter(path: Path) -> bool:
     """Tell whether `path` is an adapter's folder, or the weights file in one."""
-    return (path / CONFIG).is_file() or (path.name in _WEIGHTS and path.with_name(CONFIG).is_file())
+    config = path.with_name(CONFIG) if path.name in _WEIGHTS else path / CONFIG
+    return os.path.isfile(config)  # Path.is_file raises for too long a name
 
 
 def read_adapter(path: Path) -> Adapter:
