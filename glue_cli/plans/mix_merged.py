@@ -16,11 +16,11 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.tokenizer_files import is_of_tokenizer
 from glue_cli.foundation.errors import CheckpointError
+from glue_cli.models.tasks import writes_text
 
 FindClass = Callable[[Checkpoint, Mapping[str, Any]], str | None]  # given a base and an adapter's configuration
 
 _OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight")
-_OF_LANGUAGE = ("CausalLM", "LMHead", "ForConditionalGeneration")  # in the names of classes with an output layer
 _TASKS_OF_LANGUAGE = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # of PEFT
 _WITH_LABELS = ("Classification", "ForQuestionAnswering")  # in the names of model classes whose outputs are labels
 
@@ -67,10 +67,9 @@ def _check_tied(adapted: AdaptedBase) -> None:
     """Check that adapters which change the embeddings change the output layer that shares their tensor as well."""
     changed = [name for name in adapted.changed if is_table(name)]
     config = read_object(adapted.base.folder / "config.json") if adapted.base.folder else {}
-    classes = " ".join(map(str, config.get("architectures") or ()))
+    writes = any(writes_text(str(name)) for name in config.get("architectures") or ())
     tasks = {adapter.config.get("task_type") for adapter in adapted.adapters}
-    has_output = any(kind in classes for kind in _OF_LANGUAGE) and config.get("tie_word_embeddings") is not False
-    has_output = has_output and tasks <= {*_TASKS_OF_LANGUAGE, None}
+    has_output = writes and config.get("tie_word_embeddings") is not False and tasks <= {*_TASKS_OF_LANGUAGE, None}
     own = [name for name, _, _ in adapted.merged if name.endswith(_OUTPUT_LAYERS)]
     if changed and has_output and not own and not adapted.keeps_tied:
         raise CheckpointError(

@@ -278,11 +278,11 @@ def llama(tied=False):
 def make_adapters(tmp_path, make_tokenizer):
     """Save a Llama and two adapters of it that bring embeddings, with two added tokens where asked."""
 
-    def make(tied, added, with_tokenizer=True):
+    def make(tied, added, with_tokenizer=True, saved=("embed_tokens", "lm_head")):
         peft = pytest.importorskip("peft")
         shaken(llama(tied), 5).save_pretrained(tmp_path / "base")
         make_tokenizer(tmp_path / "base")
-        config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[*saved])
         models = []
         for k in range(2):
             base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
@@ -315,6 +315,17 @@ def test_embeddings_that_adapters_bring(make_adapters, blend, tmp_path, tied, ad
     assert [tokenizer.convert_tokens_to_ids(token) for token in added] == [len(tokenizer) - 2, len(tokenizer) - 1][
         : len(added)
     ]
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "MarianMTModel", "EncoderDecoderModel"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_embeddings_without_the_output_layer_that_shares_them_are_refused(make_adapters, blend, tmp_path, name):
+    _, paths = make_adapters(True, (), saved=("embed_tokens",))
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", name))
+    with pytest.raises(CheckpointError, match="whose tensor the base's output layer shares"):
+        blend(paths, base=tmp_path / "base")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
