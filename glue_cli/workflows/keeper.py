@@ -14,7 +14,7 @@ from glue_cli.checkpoints.run_state import (
     SavedState,
     differences,
     flat,
-    read_state,
+    moment_of,
     remove_rows,
     rows_file,
     taking_over,
@@ -221,10 +221,10 @@ class Keeper:
     def _is_saved(self, file: Path, moment: "Moment") -> bool:
         """Tell whether the file has this state, or one that is further on."""
         try:
-            saved = read_state(file)
+            n_made, identity = moment_of(file)
         except GlueError:  # there is none, or what is there is of no use
             return False
-        return saved.identity == self._identity and saved.n_made >= moment.n_made
+        return identity == self._identity and n_made >= moment.n_made
 
     def _rows_file(self) -> Path | None:
         """Return the file for what this machine has of the state; None if that is all of it."""
