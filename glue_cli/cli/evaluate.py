@@ -125,8 +125,9 @@ def evaluate(
         result = work(plan, run)
     session.finish(result, _show_with_classes if by_class else _show)
     if result.missed:
-        what = "a checkpoint is worse than the baseline" if compare else "the bar was missed"
-        raise GateMissedError(what if not (bars or ceilings) else "the bar was missed", items=result.missed)
+        said = {"compare": "a checkpoint is worse than the baseline"}
+        what = dict.fromkeys(said.get(gate.demand, "the bar was missed") for gate in result.gates or () if gate.missed)
+        raise GateMissedError(" and ".join(what), items=result.missed)
 
 
 def _bars(option: str, texts: Sequence[str]) -> dict[str, float]:

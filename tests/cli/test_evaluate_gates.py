@@ -97,6 +97,9 @@ def test_a_worse_checkpoint_fails_and_a_better_one_passes(here, glue):
         answer.err.startswith("error: a checkpoint is worse than the baseline") and "worse.safetensors" in answer.err
     )
     assert EXPERT_0 in answer.out  # its row is shown too
+    for bar, said in (("0", "a checkpoint is"), ("1", "the bar was missed and a checkpoint is")):
+        flags = ("--compare", EXPERT_0, "--fail-under", f"accuracy={bar}", "-q")
+        assert glue("evaluate", worse, *flags, code=6).err.startswith(f"error: {said} worse than the baseline")
     glue("evaluate", EXPERT_0, "--compare", worse, code=0)
 
 
