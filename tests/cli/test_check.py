@@ -44,6 +44,13 @@ def permute(tensors):
         tensors[f"{following}.weight"] = tensors[f"{following}.weight"][:, order].contiguous()
 
 
+def test_half_of_16_bits_is_kept_in_32(alone, glue, experts):
+    half = {name: t.half() if t.is_floating_point() else t for name, t in load_file(experts[1]).items()}
+    save_file(half, experts[1])
+    found = glue("check", *experts[:2], "--json").json
+    assert found["mix"]["experts_bytes"] == 2 * 4 * found["experts"][0]["parameters"]  # as glue mix keeps them
+
+
 def test_experts_that_belong_together(alone, glue, experts):
     answer = glue("check", *experts, "--json", code=0)
     found = answer.json
@@ -56,6 +63,7 @@ def test_experts_that_belong_together(alone, glue, experts):
     assert [pair["experts"] for pair in found["pairs"]] == [[0, 1], [0, 2], [1, 2]]
     assert all(pair["cosine"] > 0.5 and 0 < pair["distance"] < 1 for pair in found["pairs"])
     assert found["differences"] == [] and "losses" not in found and found["mix"]["free_bytes"] > 0
+    assert found["mix"]["experts_bytes"] == 3 * 4 * found["experts"][0]["parameters"]
     shown = glue("check", *experts, code=0)
     assert "verdict" in shown.out and all(path in shown.out for path in experts)
     assert f"hint: glue mix --method spsa {' '.join(experts)}" in shown.err

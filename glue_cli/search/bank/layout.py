@@ -38,12 +38,17 @@ def group_tensors(
 
 def stored_dtype(experts: Sequence[Checkpoint], name: str) -> torch.dtype:
     """Return the dtype of a tensor in memory: bfloat16 or float16 if all experts have it, else float32."""
-    dtypes = {expert.entries[name].dtype for expert in experts}
+    dtypes = {expert.entries[name].dtype for expert in experts if name in expert.entries}
     return TORCH_DTYPES[dtypes.pop()] if dtypes in ({"BF16"}, {"F16"}) else torch.float32
 
 
-def stored_bytes(experts: Sequence[Checkpoint], name: str) -> int:
+def _stored_bytes(experts: Sequence[Checkpoint], name: str) -> int:
     return experts[0].entries[name].n_elements * stored_dtype(experts, name).itemsize
+
+
+def bank_bytes(experts: Sequence[Checkpoint], recipe: Recipe) -> int:
+    """Return what the experts' blended tensors take in memory; of experts that differ, as if all had the first's."""
+    return len(experts) * sum(_stored_bytes(experts, entry.name) for entry in blended_entries(experts[0], recipe))
 
 
 def spans_of(names: Sequence[str], expert: Checkpoint, *, channels_last: bool, aligned: bool) -> dict[str, Span]:

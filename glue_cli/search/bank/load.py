@@ -20,7 +20,7 @@ from glue_cli.foundation.ranks import Place, Ranks
 from glue_cli.foundation.units import counted, mebibytes, size
 from glue_cli.search.bank.falling_back import in_turn
 from glue_cli.search.bank.kinds import KINDS, BankKind
-from glue_cli.search.bank.layout import ALIGN, blended_entries, group_tensors, spans_of, stored_bytes, stored_dtype
+from glue_cli.search.bank.layout import ALIGN, bank_bytes, blended_entries, group_tensors, spans_of, stored_dtype
 from glue_cli.search.bank.matrix import ExpertBank, Span
 from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite, rename_experts
 from glue_cli.search.bank.shared_memory import shared_matrix
@@ -78,7 +78,7 @@ def choose_bank(
             hint="--bank streamed",
         )
     names = [entry.name for entry in blended_entries(experts[0], recipe)]
-    in_bank = sum(stored_bytes(experts, name) * len(experts) for name in names)
+    in_bank = bank_bytes(experts, recipe)
     n_columns = sum(experts[0].entries[name].n_elements for name in names)
     n_sharing = place.local_size if device.type == "cpu" else 1
     blends = bytes_at_once(n_blends, n_sharing * (1 + len(recipe.groups) * len(experts)), n_columns)

@@ -13,6 +13,7 @@ from glue_cli.foundation.memory import free_memory
 from glue_cli.foundation.run import Run
 from glue_cli.plans.check import CheckPlan
 from glue_cli.results.check import CheckedExpert, CheckedPair, CheckResult, Difference, NonFiniteTensor, PlannedMix
+from glue_cli.search.bank.layout import bank_bytes
 from glue_cli.workflows.check.basin import Basin, find_basin
 from glue_cli.workflows.check.updates import update_products
 from glue_cli.workflows.check.verdict import judge
@@ -48,7 +49,7 @@ def check(plan: CheckPlan, run: Run) -> CheckResult:
     names = [expert.name for expert in plan.experts]
     of_weights = None if plan.adapters else basin
     judged = judge(names, plan.misfits, weights.non_finite, of_weights, trial.losses if trial else None)
-    n_bytes, free = _bytes_in_memory(plan.experts), free_memory(torch.device("cpu"))
+    n_bytes, free = bank_bytes(plan.experts, plan.recipe), free_memory(torch.device("cpu"))
     return CheckResult(
         verdict=judged.verdict,
         reasons=judged.reasons,
@@ -110,13 +111,3 @@ def _difference(misfit: Misfit) -> Difference:
 def _known(value: float) -> float | None:
     """Return a figure, or None for NaN: of an expert with NaN or of zeros alone."""
     return value if value == value else None
-
-
-def _bytes_in_memory(experts: Sequence[Checkpoint]) -> int:
-    """Return what the experts take in a search's memory: 2 bytes a 16-bit number, 4 bytes any other."""
-    return sum(
-        entry.n_elements * (2 if entry.dtype in ("F16", "BF16") else 4)
-        for expert in experts
-        for entry in expert.entries.values()
-        if entry.dtype in FLOAT_DTYPES
-    )
