@@ -61,7 +61,8 @@ def try_mix(plan: MixPlan, run: Run) -> Trial:
     experts, target = gather_experts(plan), target_of(plan, run)
     assert target
     notes: list[str] = []
-    blends = experts.blends(spec, replace(run, progress=_noting(notes, run.progress)), seed=plan.seed, n_blends=2)
+    listening = replace(run, progress=_keeping_bank(notes, run.progress))
+    blends = experts.blends(spec, listening, seed=plan.seed, n_blends=2)
     for split in ("train", "val"):
         check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
     if not plan.adapters:
@@ -69,19 +70,18 @@ def try_mix(plan: MixPlan, run: Run) -> Trial:
     losses = measure_losses(plan, spec, target, experts, blends, run)
     compute, _ = blending_compute(spec, blends, target["train"], run)
     step = measure_costs(spec, target, blends.with_precision(compute.precision), plan.seed)
-    bank = next((note.removeprefix(_BANK) for note in notes if note.startswith(_BANK)), None)
-    return Trial(losses, bank, _forwards_at_most(spec, len(plan.experts)), step)
+    return Trial(losses, notes[0] if notes else None, _forwards_at_most(spec, len(plan.experts)), step)
 
 
 _BANK = "bank: "  # begins the note with which a search says where it keeps the experts
 
 
-def _noting(notes: list[str], progress: Progress) -> Callable[[Event], None]:
-    """Return a listener that keeps notes in place of showing them, and passes on everything else."""
+def _keeping_bank(notes: list[str], progress: Progress) -> Callable[[Event], None]:
+    """Return a listener that keeps what the note on the bank says in place of showing it, and passes on the rest."""
 
     def listen(event: Event) -> None:
-        if isinstance(event, Noted) and not event.warning:
-            notes.append(event.text)
+        if isinstance(event, Noted) and event.text.startswith(_BANK) and not event.warning:
+            notes.append(event.text.removeprefix(_BANK))
         else:
             progress(event)
 
