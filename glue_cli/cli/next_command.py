@@ -11,4 +11,14 @@ def mix_command(experts: Sequence[Path], *options: str) -> str:
     """Return the line that searches for a blend of experts; folders and adapters are blended into a folder."""
     named = shlex.join(map(str, experts)) if len(experts) <= _NAMED else "EXPERT..."
     are_folders = all(expert.is_dir() or str(expert).startswith("hf:") for expert in experts)
+    return _command(named, *options, are_folders=are_folders)
+
+
+def mix_command_beside(expert: Path) -> str:
+    """Return the line that searches for a blend of an expert and all others in the same place."""
+    pattern = "*/" if expert.is_dir() else "*.safetensors"
+    return _command(f"{shlex.quote(str(expert.parent))}/{pattern}", are_folders=expert.is_dir())
+
+
+def _command(named: str, *options: str, are_folders: bool) -> str:
     return " ".join(["glue mix --method spsa", *options, named, *(["-o prior/"] if are_folders else [])])

@@ -1,11 +1,11 @@
 """glue train-expert"""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glue_cli.cli.next_command import mix_command_beside
 from glue_cli.cli.output import number, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 from glue_cli.cli.signals import holding_signals
@@ -50,8 +50,7 @@ def train_expert(
     if result is None:
         session.finish_again("glue.train-expert/1", plan.destination.result)
         return
-    folder = shlex.quote(str(plan.destination.result.parent))
-    session.finish(result, _show, f"when all experts are there: glue mix --method spsa {folder}/*.safetensors")
+    session.finish(result, _show, f"when all experts are there: {mix_command_beside(plan.destination.result)}")
 
 
 def _show(result: "TrainExpertResult") -> None:

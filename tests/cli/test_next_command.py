@@ -1,10 +1,10 @@
-"""The line that init and check tell to try next: it has to work as it stands."""
+"""The line that init, check and train-expert tell to try next: it has to work as it stands."""
 
 from pathlib import Path
 
 import pytest
 
-from glue_cli.cli.next_command import mix_command
+from glue_cli.cli.next_command import mix_command, mix_command_beside
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,10 @@ def test_folders_are_blended_into_a_folder(tmp_path, monkeypatch, experts, optio
     monkeypatch.chdir(tmp_path)
     Path("bert").mkdir()
     assert mix_command([Path(each) for each in experts], *options) == f"glue mix --method spsa {wanted}"
+
+
+def test_all_experts_in_one_place_are_named_by_a_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my experts/bert").mkdir(parents=True)
+    assert mix_command_beside(Path("my experts/bert")) == "glue mix --method spsa 'my experts'/*/ -o prior/"
+    assert mix_command_beside(Path("e/expert-000.safetensors")) == "glue mix --method spsa e/*.safetensors"
