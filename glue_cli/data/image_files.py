@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.units import counted
 
 # The names of the formats that `images` decodes.
 ENDINGS = (
@@ -93,7 +94,7 @@ def check_fetched(folder: Path, files: list[Path]) -> None:
     missing = [path for path in files if path.is_symlink() and not path.exists()]
     if missing:
         raise DataError(
-            f"'{folder}' has {len(missing)} link(s) to files that are not there",
+            f"'{folder}' has {counted(len(missing), 'link')} to files that are not there",
             items=[f"'{path}' is a link to '{os.readlink(path)}'" for path in missing],
             hint="fetch the files (git annex get, dvc pull), or remove the links",
         )
@@ -110,7 +111,7 @@ def tell_kinds(folder: Path, images: Iterable[Path], progress: Progress) -> None
 def warn_of_others(folder: Path, others: Counter[str], progress: Progress) -> None:
     """Report how many files of a folder are skipped, by ending."""
     if n_files := others.total():
-        progress(Noted(f"'{folder}': {n_files:,} file(s) are passed over: {_listed(others)}", warning=True))
+        progress(Noted(f"'{folder}': {counted(n_files, 'file')} passed over: {_listed(others)}", warning=True))
 
 
 def _listed(counts: Counter[str]) -> str:

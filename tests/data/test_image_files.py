@@ -47,7 +47,7 @@ def test_folders_in_a_class_folder_are_read_and_what_is_no_image_is_counted(root
     assert found.targets.tolist() == [0, 1, 1, 1, 1]
     notes = {event.text: event.warning for event in events if isinstance(event, Noted)}
     assert notes == {
-        f"'{root}/test': 5 file(s) are passed over: 2 beside the class folders, 2 .txt, 1 without an ending": True,
+        f"'{root}/test': 5 files passed over: 2 beside the class folders, 2 .txt, 1 without an ending": True,
         f"'{root}/test' has images of several kinds: 2 .png, 1 .bmp, 1 .tif, 1 .gif": False,
     }
 
@@ -67,7 +67,7 @@ def test_what_is_passed_over_is_said_when_the_images_come_from_the_cache_too(roo
         events.clear()
         read_dataset(DATA, "train", root=root, cache=tmp_path / "cache", progress=events.append)
         assert [event.text for event in events if isinstance(event, Noted) and event.warning] == [
-            f"'{root}/train': 1 file(s) are passed over: 1 .txt"
+            f"'{root}/train': 1 file passed over: 1 .txt"
         ]
 
 

@@ -26,6 +26,7 @@ from glue_cli.data.images import EncodedImage, chosen_resizing, decode_all
 from glue_cli.data.split_names import find_split
 from glue_cli.foundation.errors import DataError
 from glue_cli.foundation.progress import Progress
+from glue_cli.foundation.units import counted
 from glue_cli.spec.resizing import Resizing
 from glue_cli.spec.schema import DataSpec
 
@@ -128,10 +129,9 @@ def _list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[_Image]
     here = _class_folders(folder)
     unknown = [name for name in here if name not in set(class_names)]
     if unknown:
-        more = [f"and {len(unknown) - 5} more"] if len(unknown) > 5 else []
         raise DataError(
-            f"'{folder}' has {len(unknown)} class folder(s) that the train split does not have",
-            items=[f"'{name}'" for name in unknown[:5]] + more,
+            f"'{folder}' has {counted(len(unknown), 'class folder')} that the train split does not have",
+            items=[f"'{name}'" for name in unknown],
             hint="every class needs training examples: remove these folders, or add the classes to train",
         )
     files: list[_Image] = []

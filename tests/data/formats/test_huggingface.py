@@ -368,7 +368,7 @@ def test_what_a_folder_of_images_holds_besides_is_counted(tmp_path):
     found = read_dataset(data, "train", root=tmp_path, progress=events.append)
     assert sorted(found.inputs[:, 0, 0, 0].tolist()) == [0, 1, 9]
     assert [event.text for event in events if isinstance(event, Noted)] == [
-        f"'{tmp_path}/train': 2 file(s) are passed over: 2 .txt",
+        f"'{tmp_path}/train': 2 files passed over: 2 .txt",
         f"'{tmp_path}/train' has images of several kinds: 2 .png, 1 .tif",
     ]
 

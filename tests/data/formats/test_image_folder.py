@@ -133,10 +133,12 @@ def test_classes_are_those_of_train(root):
     (root / "test" / "ant" / "1.png").unlink()
     (root / "test" / "ant").rmdir()
     assert read_dataset(DATA, "test", root=root).targets.tolist() == [1, 1, 2, 2]
-    paint(root / "test" / "dog" / "0.png")
-    with pytest.raises(DataError, match="test' has 1 class folder.s. that the train split does not have") as caught:
+    others = [f"dog-{number}" for number in range(7)]
+    for name in others:
+        paint(root / "test" / name / "0.png")
+    with pytest.raises(DataError, match="test' has 7 class folders that the train split does not have") as caught:
         read_dataset(DATA, "test", root=root)
-    assert caught.value.items == ("'dog'",)
+    assert caught.value.items == tuple(f"'{name}'" for name in others)
 
 
 def test_a_letter_composed_otherwise_is_the_same_class(root):
