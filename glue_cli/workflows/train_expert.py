@@ -93,21 +93,6 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
     with keeper.history(force=plan.destination.force, command="train-expert", expert=plan.expert) as write:
         with keeper.steps():
             training.run(write, keeper.checkpoint)
-    labels = examples.dataset.labels
-    result = TrainExpertResult(
-        output=str(plan.destination.result),
-        expert=plan.expert,
-        name=plan.name,
-        examples=len(examples),
-        epochs=spec.train.epochs,
-        loss=training.history[-1]["train_loss"],
-        seed=spec.seed,
-        settings=known["settings"],
-        **origin_of(spec),
-        **compute.recorded,
-        wall_s=time.perf_counter() - began,
-        class_counts=None if labels is None else labels.bincount(minlength=len(examples.class_names or ())).tolist(),
-    )
     tensors = training.best_tensors()
     if run.ranks.is_first:
         save_model(
@@ -123,4 +108,18 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
             },
             examples.class_names,
         )
-    return result
+    labels = examples.dataset.labels
+    return TrainExpertResult(
+        output=str(plan.destination.result),
+        expert=plan.expert,
+        name=plan.name,
+        examples=len(examples),
+        epochs=spec.train.epochs,
+        loss=training.history[-1]["train_loss"],
+        seed=spec.seed,
+        settings=known["settings"],
+        **origin_of(spec),
+        **compute.recorded,
+        wall_s=time.perf_counter() - began,
+        class_counts=None if labels is None else labels.bincount(minlength=len(examples.class_names or ())).tolist(),
+    )
