@@ -1,4 +1,4 @@
-"""The methods that run the model: by each expert's accuracy, and by searching the target loss."""
+"""Search for the alpha with the least loss on the target's data, by the method that the plan names."""
 
 import math
 import time
@@ -117,11 +117,7 @@ def search(
             name=goal.name, val=_figure(goal, losses.val), val_uniform=_figure(goal, losses.val_uniform)
         )
     searched = {"forwards": before.equivalents, "stopped": learned.stopped}
-    stages = learned.search.stages if isinstance(learned.search, StagedSearch) else []
-    if isinstance(learned.search, StagedSearch):
-        searched |= {"start": learned.search.start, "returned": learned.search.returned}
-    if afterwards.forwards:
-        stages.append(Stage(stage="write", forwards=afterwards.forwards))
+    stages = [Stage(stage="write", forwards=afterwards.forwards)] if afterwards.forwards else []
     left_out = None
     if plan.search.explains:
         before, clock = replace(objective.cost), time.perf_counter()
@@ -130,6 +126,10 @@ def search(
         afterwards = afterwards.plus(explained)
         stages.append(Stage(stage="explain", forwards=explained.forwards))
     setting.dismiss()
+    found = learned.search
+    if isinstance(found, StagedSearch):
+        searched |= {"start": found.start, "returned": found.returned}
+        found = replace(found, stages=[*found.stages, *stages])
     return Choice(
         learned.alpha,
         settings={
@@ -146,7 +146,7 @@ def search(
         stopped=learned.stopped,
         **compute.recorded,
         objective=objective_found,
-        search=learned.search,
+        search=found,
         skipped=skipped_in(learned.n_skipped, learned.lost),
         left_out=left_out,
         statistics=learned.statistics if len(objective.kinds) > 1 else None,
