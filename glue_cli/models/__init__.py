@@ -68,7 +68,7 @@ def build_model(
         seed: determines the initial weights, together with `arch` and `args`; the global random state, CUDA's
             included, is neither read nor changed.
         folder: the folder of the spec, from which the user's modules and model folders are looked up.
-        weightless: whether the parameters need no values; see `models.weightless`.
+        weightless: whether the parameters need no values; see `running.weightless`.
     Raises:
         SpecError: there is no such architecture, or its arguments are wrong; every fault is listed. A library is
             missing or cannot be imported. The user's function fails or returns no module.

@@ -17,7 +17,7 @@ class _Section(BaseModel):
 
 
 class Rules(_Section):
-    """The user's rules for tensors, as in `glue_cli.blend.rules.TensorRules`, but with the experts' numbers.
+    """The user's rules for tensors, as in `glue_cli.blend.tensor_rules.TensorRules`, but with the experts' numbers.
 
     They do not say whether BatchNorm's statistics were averaged or recomputed: `RecordedRecipe.refreshed` does.
     """
