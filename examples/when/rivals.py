@@ -18,8 +18,6 @@ MIXES: dict[str, tuple[str, ...]] = {
     "paper": ("--method", "spsa", "--set", "mix.preset=paper"),
     "one-alpha": ("--method", "spsa", "--batchnorm", "average", "--set", "mix.groups=none"),
 }
-# Of these both kinds of BatchNorm's statistics compete; finetuning starts from the kind that is better on the labels.
-BOTH_KINDS = ("uniform", "best-expert")
 FINETUNED = (DEFAULT, "uniform", "best-expert", "proxy", "greedy", "mashup", "fullgrad")
 SCRATCH, START = "scratch", "start"
 RANDOM_EXPERTS = "random-experts"

@@ -10,12 +10,13 @@ _ALIKE = 2  # so many tensor names, at least, are shared by the members of a rep
 MOST_BLOCKS = 8
 
 
-def find_blocks(names: Iterable[str], most: int = MOST_BLOCKS) -> tuple[tuple[str, ...], dict[str, int]]:
+def find_blocks(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Assign tensors to blocks, in the order of the model.
+
+    If there are more than `MOST_BLOCKS`, neighbours are merged.
 
     Args:
         names: the tensors' names in file order, which is that of the model or the alphabet: `layers.0.conv.weight`.
-        most: the largest number of blocks; if there are more, neighbours are merged.
     Returns:
         The blocks' names, and for each tensor the position of its block among them.
     """
@@ -30,7 +31,7 @@ def find_blocks(names: Iterable[str], most: int = MOST_BLOCKS) -> tuple[tuple[st
             goes_on = bool(keys) and keys[-1].rpartition(".")[0] not in repeated
             keys.append(keys[-1] if goes_on else name.rpartition(".")[0] or name)
     order = _in_order_of_numbers(list(dict.fromkeys(keys)), repeated)
-    n_blocks = min(len(order), most)
+    n_blocks = min(len(order), MOST_BLOCKS)
     block_of = {key: number * n_blocks // len(order) for number, key in enumerate(order)}
     members: list[list[str]] = [[] for _ in range(n_blocks)]
     for key, block in block_of.items():

@@ -106,7 +106,7 @@ def _conv_bn_relu6(n_in: int, n_out: int, *, kernel_size: int, stride: int = 1, 
     return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU6(inplace=True))
 
 
-def _round_channels(channels: float, multiple: int = 8) -> int:
-    """Return the nearest multiple, halves up, at least one multiple, and never less than 90 % of `channels`."""
-    rounded = max(multiple, int(channels / multiple + 0.5) * multiple)
-    return rounded if rounded >= 0.9 * channels else rounded + multiple
+def _round_channels(channels: float) -> int:
+    """Return the nearest multiple of 8, halves up, at least 8, and never less than 90 % of `channels`."""
+    rounded = max(8, int(channels / 8 + 0.5) * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8

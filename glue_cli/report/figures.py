@@ -11,13 +11,6 @@ from glue_cli.report.document import Picture
 from glue_cli.report.sort import Repetition
 from glue_cli.report.summary import RowSummary
 
-_PLOTS = {
-    "accuracy": plots.accuracy,
-    "variants": plots.variants,
-    "alpha": plots.alpha,
-    "loss": plots.loss,
-    "cost": plots.cost,
-}
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -60,8 +53,14 @@ def draw(row: RowSummary, repetitions: Sequence[Repetition], file_name: str) -> 
     """Draw the figures that have something to show, and call them FILE_NAME-PLOT; needs matplotlib."""
     drawn = []
     with _style():
-        for name, plot in _PLOTS.items():
-            plotted = plot(row, repetitions)
+        plotted_as = {
+            "accuracy": plots.accuracy(row),
+            "variants": plots.variants(row),
+            "alpha": plots.alpha(row, repetitions),
+            "loss": plots.loss(row),
+            "cost": plots.cost(row),
+        }
+        for name, plotted in plotted_as.items():
             if plotted is not None:
                 figure, alt, caption = plotted
                 svg, png = io.StringIO(), io.BytesIO()

@@ -1,6 +1,6 @@
 """The plots of a report, drawn with matplotlib's object interface, which opens no window and shares no state.
 
-A plot is a function of a row's summary and its repetitions. It returns the figure, a description for readers who
+A plot is a function of a row's summary. It returns the figure, a description for readers who
 cannot see it, and a caption; None if there is nothing to show.
 """
 
@@ -14,7 +14,7 @@ from glue_cli.report.sort import Repetition
 from glue_cli.report.statistics import Point
 from glue_cli.report.styles import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Style
 from glue_cli.report.summary import MethodSummary, RowSummary
-from glue_cli.report.tables import seed_name
+from glue_cli.report.tables import MIB, capital, seed_name
 from glue_cli.results.history import Step
 from glue_cli.spec.goal import goal_named
 
@@ -30,19 +30,18 @@ _MAX_LINES = 6
 _MAX_EXPERTS = 14
 _EXPERT_COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK)
 _EXPERT_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
-_MIB = 2**20
 # The unit of the loss, by the figure that is compared: a model with an accuracy was trained with cross-entropy.
 _LOSS_UNITS = {"accuracy": "cross-entropy, nats", "r2": "squared error"}
 _FEW_POINTS = 3
 _LOSS = "loss"  # the objective under which methods without a search are drawn
 
 
-def accuracy(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
+def accuracy(row: RowSummary) -> Plot:
     """Figure 1 of the paper; it also has methods that are not in the paper, if there are few methods in all."""
     return _against_epoch(row, _split(row)[0])
 
 
-def variants(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
+def variants(row: RowSummary) -> Plot:
     """The same figure for the methods that did not fit into the first one."""
     return _against_epoch(row, _split(row)[1])
 
@@ -72,8 +71,8 @@ def _against_epoch(row: RowSummary, methods: Sequence[MethodSummary]) -> Plot:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.legend(loc="outside right center")
     names = ", ".join(method.style.name for method in methods)
-    caption = f"{_capital(row.merit.name)} against finetuning epoch; epoch 0 is the prior. {_describe_spread(row)}"
-    return figure, f"{_capital(row.merit.name)} over the finetuning epochs, one line per start: {names}.", caption
+    caption = f"{capital(row.merit.name)} against finetuning epoch; epoch 0 is the prior. {_describe_spread(row)}"
+    return figure, f"{capital(row.merit.name)} over the finetuning epochs, one line per start: {names}.", caption
 
 
 def alpha(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
@@ -165,7 +164,7 @@ def _expert_handles(
     return handles + ([Line2D([], [], color=GREY, label="the others")] if n_experts > len(drawn) else [])
 
 
-def loss(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
+def loss(row: RowSummary) -> Plot:
     methods = [method for method in row.methods if method.search]
     if not methods:
         return None
@@ -189,7 +188,7 @@ def loss(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
     what = " and ".join(_minimised(objective, row) for objective in objectives)
     level = "Thin level lines are methods without a search. " if any(m.objective is None for m in methods) else ""
     caption = (
-        f"{_capital(what)} of the blend against the budget spent on the choice of alpha. "
+        f"{capital(what)} of the blend against the budget spent on the choice of alpha. "
         "Markers are validations, and the uniform blend if a search starts without validating it; "
         "the lines only connect them. "
         f"{level}A search that has ended keeps its last loss. {_describe_spread(row)}"
@@ -206,7 +205,7 @@ def _minimised(objective: str, row: RowSummary) -> str:
     return f"{f'{goal.best:g} -' if goal.best else 'minus'} {goal.name.removeprefix(PREFIX)} on validation data"
 
 
-def cost(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
+def cost(row: RowSummary) -> Plot:
     methods = [method for method in row.methods if method.cost]
     if not any(method.cost["budget"].mean for method in methods):
         return None
@@ -216,7 +215,7 @@ def cost(row: RowSummary, repetitions: Sequence[Repetition]) -> Plot:
         "budget": ("budget\n(forwards, a backward as two)", 1.0),
         "examples": ("examples seen\n(thousands)", 1e3),
         "wall_s": ("wall time\n(s)", 1.0),
-        "peak_bytes": ("peak memory\n(MiB)", _MIB),
+        "peak_bytes": ("peak memory\n(MiB)", MIB),
     }
     for axes, (key, (title, unit)) in zip(panels, panel_of.items(), strict=True):
         stats = [method.cost.get(key) for method in methods]
@@ -267,10 +266,6 @@ def _curve(axes: "Axes", style: Style, points: Sequence[Point], marker_size: flo
         low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
         high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
         axes.fill_between(xs, low, high, color=style.color, alpha=0.13, linewidth=0)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _describe_spread(row: RowSummary) -> str:

@@ -86,7 +86,7 @@ def _html_section(section: Section, level: int) -> list[str]:
 
 
 def _html_table(table: Table) -> str:
-    def cell(tag: str, column: int, text: str, extra: str = "") -> str:
+    def cell(tag: str, column: int, text: str) -> str:
         inner = html.escape(text)
         inner = f"<code>{inner}</code>" if tag != 'th scope="col"' and column in table.code else inner
         kind = ' class="number"' if column >= table.n_left else ""

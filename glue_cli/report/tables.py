@@ -10,7 +10,7 @@ from glue_cli.report.statistics import TAIL, Measures, Stat
 from glue_cli.report.summary import BASELINES, GLUE, Merit, MethodSummary, RowSummary
 
 _NONE = "-"
-_MIB = 2**20
+MIB = 2**20
 
 
 def of_merit(row: RowSummary, merit: Merit) -> list[Table | None]:
@@ -83,7 +83,7 @@ def costs(row: RowSummary) -> Table | None:
                 method.style.name,
                 *whole,
                 _number(wall.mean if wall else None),
-                f"{peak.mean / _MIB:,.0f}" if peak else _NONE,
+                f"{peak.mean / MIB:,.0f}" if peak else _NONE,
             ]
         )
     caption = (
@@ -135,8 +135,12 @@ def _over(row: RowSummary, which: str) -> str:
 
 
 def _headed(merit: Merit) -> str:
-    name = merit.name[:1].upper() + merit.name[1:]
+    name = capital(merit.name)
     return f"{name} ({merit.unit})" if merit.unit else name
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _measure_names(methods: Sequence[MethodSummary]) -> list[str]:

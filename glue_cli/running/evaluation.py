@@ -37,12 +37,11 @@ class Evaluation:
         self._metrics: dict[str, Any] = {}
         self._has_nan = False  # among the outputs, which torchmetrics takes for the first class
 
-    def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add one batch; outputs and targets as for `example_losses`."""
-        self.count(self.measured(outputs, targets))
-
     def measured(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return what one batch contributes, N_MEASURED tensors, which another process can `count`."""
+        """Return what one batch contributes, N_MEASURED tensors, which another process can `count`.
+
+        Outputs and targets are as for `example_losses`.
+        """
         losses = example_losses(self._loss, outputs, targets)
         total, n = losses.sum(dtype=torch.float64), torch.tensor(len(losses))
         nothing = torch.empty(0)

@@ -9,27 +9,9 @@ from torch import Tensor
 from glue_cli.running.losses import IGNORED
 
 
-class Mean:
-    """The mean of terms that are added batch by batch.
-
-    Attributes:
-        total: the sum of the terms, float64 [], on their device.
-        n_terms: the number of terms.
-    """
-
-    def __init__(self) -> None:
-        self.total, self.n_terms = torch.zeros((), dtype=torch.float64), 0
-
-    def add(self, terms: Tensor) -> "Mean":
-        """Add terms [n]; return the mean itself."""
-        self.total = self.total + terms.sum(dtype=torch.float64)
-        self.n_terms += len(terms)
-        return self
-
-    @property
-    def value(self) -> Tensor:
-        """The mean, float64 []; converting it to a number waits for the device."""
-        return self.total / self.n_terms
+def mean_of(terms: Tensor) -> Tensor:
+    """Return the mean of terms [n], float64 []; converting it to a number waits for the device."""
+    return terms.sum(dtype=torch.float64) / len(terms)
 
 
 @dataclass(frozen=True)

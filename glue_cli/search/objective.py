@@ -13,7 +13,7 @@ from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.seeds import generator
 from glue_cli.running.forward import Batch
 from glue_cli.running.losses import n_terms
-from glue_cli.running.means import ExampleSums, Mean
+from glue_cli.running.means import ExampleSums, mean_of
 from glue_cli.search.account import Cost
 from glue_cli.search.criterion import Criterion
 from glue_cli.search.held_out import HeldOut
@@ -273,7 +273,7 @@ class BlendObjective:
         """Return the mean of the goal's terms over a minibatch, float64 [], given what its slices contribute."""
         whole = torch.cat([*slices])
         is_by_example = self._criterion.goal.has_example_terms
-        return Mean().add(whole if is_by_example else self._criterion.terms(whole, targets.to(whole.device))).value
+        return mean_of(whole if is_by_example else self._criterion.terms(whole, targets.to(whole.device)))
 
     def _sum_up(self, outputs: Tensor, targets: Tensor) -> ExampleSums:
         return ExampleSums.of(self._criterion.terms(outputs, targets), targets)

@@ -115,10 +115,6 @@ class Secants:
         n = self._n_tokens
         return -at_target.double() / n, at_drawn / math.sqrt(n * at_drawn.shape[1])
 
-    def quadratic(self, loss: float, folds: Tensor | None = None, n_folds: int = 1) -> Quadratic:
-        """Return the loss to second order, as `quadratic_of` does."""
-        return quadratic_of(self.slopes, self.roots, self._targets, loss, folds, n_folds)
-
 
 def quadratic_of(
     slopes: Sequence[Tensor],

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from glue_cli.blend import submodules
 from glue_cli.blend.submodules import MOST_BLOCKS, find_blocks
 from glue_cli.models import build_model
 
@@ -37,9 +38,10 @@ def test_a_member_of_a_repeated_submodule_is_not_cut(arch, inside):
     assert order == sorted(order)  # neighbours go together
 
 
-def test_the_blocks_of_a_residual_net():
+def test_the_blocks_of_a_residual_net(monkeypatch):
+    monkeypatch.setattr(submodules, "MOST_BLOCKS", 100)
     names = names_of("resnet20")
-    titles, block_of = find_blocks(names, most=100)
+    titles, block_of = find_blocks(names)
     layers = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
     assert titles == ("conv1", *layers, "fc")
     assert block_of["bn1.weight"] == block_of["conv1.weight"] == 0 and block_of["fc.bias"] == len(layers) + 1
@@ -76,6 +78,8 @@ def test_nested_repetitions_are_told_apart_by_the_outer_one():
 
 @given(NAMES, st.integers(1, 5))
 def test_any_names_get_blocks_in_use(names, most):
-    titles, block_of = find_blocks(names, most)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(submodules, "MOST_BLOCKS", most)
+        titles, block_of = find_blocks(names)
     assert set(block_of) == set(names) and len(titles) <= most and len(set(titles)) == len(titles)
     assert set(block_of.values()) == set(range(len(titles)))

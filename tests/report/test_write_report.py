@@ -164,7 +164,8 @@ def drawn(write, notes):
             for name, content in found
         ]
         runs = sort_sources(read_sources(files, notes))["row"]
-        figure, _, caption = plot(summarise("row", runs), runs)
+        row = summarise("row", runs)
+        figure, _, caption = plots.alpha(row, runs) if plot is plots.alpha else plot(row)
         return figure, caption
 
     return draw

@@ -31,8 +31,8 @@ def tokens():
 )
 def test_the_mean_over_examples_is_the_figure(loss, outputs, targets, figures):
     evaluation = Evaluation(loss, keeps_examples=True)
-    evaluation.add(outputs[:2], targets[:2])
-    evaluation.add(outputs[2:], targets[2:])
+    evaluation.count(evaluation.measured(outputs[:2], targets[:2]))
+    evaluation.count(evaluation.measured(outputs[2:], targets[2:]))
     found = evaluation.by_example()
     assert set(found) == figures
     for name, values in found.items():
@@ -42,7 +42,7 @@ def test_the_mean_over_examples_is_the_figure(loss, outputs, targets, figures):
 
 def test_nothing_is_kept_unasked():
     evaluation = Evaluation("cross_entropy")
-    evaluation.add(draws(2, 3), torch.tensor([0, 1]))
+    evaluation.count(evaluation.measured(draws(2, 3), torch.tensor([0, 1])))
     assert evaluation.by_example() == {}
 
 
@@ -63,7 +63,7 @@ def test_outputs_between_0_and_1_are_no_probabilities(torchmetrics):
     assert 0 < outputs[:20].min() and outputs[:20].max() < 1 and outputs[20:].min() < 0
     evaluation = Evaluation("cross_entropy", load_metrics("cross_entropy", ["auroc", "f1"]))
     for part in (slice(0, 20), slice(20, 39), slice(39, 40)):
-        evaluation.add(outputs[part], labels[part])
+        evaluation.count(evaluation.measured(outputs[part], labels[part]))
     assert evaluation.figures()["auroc"] == pytest.approx(auroc(outputs, labels), abs=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_nine_of_ten_are_a_recall_of_0_9(torchmetrics):
     answers = labels.clone()
     answers[:3] = (labels[:3] + 1) % 3
     evaluation = Evaluation("cross_entropy", load_metrics("cross_entropy", ["recall", "precision", "f1"]))
-    evaluation.add(torch.nn.functional.one_hot(answers, 3).float(), labels)
+    evaluation.count(evaluation.measured(torch.nn.functional.one_hot(answers, 3).float(), labels))
     figures = evaluation.figures()
     assert figures["recall"] == figures["precision"] == figures["f1"] == figures["accuracy"] == 0.9
 
@@ -81,6 +81,6 @@ def test_without_an_answer_a_metric_has_no_value(torchmetrics):
     outputs = draws(6, 3)
     outputs[5, 1] = math.nan
     evaluation = Evaluation("cross_entropy", load_metrics("cross_entropy", ["recall", "auroc"]))
-    evaluation.add(outputs[:4], torch.tensor([0, 1, 2, 0]))
-    evaluation.add(outputs[4:], torch.tensor([1, 2]))
+    evaluation.count(evaluation.measured(outputs[:4], torch.tensor([0, 1, 2, 0])))
+    evaluation.count(evaluation.measured(outputs[4:], torch.tensor([1, 2])))
     assert math.isnan(evaluation.figures()["recall"]) and math.isnan(evaluation.figures()["auroc"])

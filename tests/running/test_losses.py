@@ -70,9 +70,9 @@ def test_the_gradient_of_ignored_tokens_is_zero_and_that_of_the_others_torch_s()
 def test_figures_of_labels_do_not_depend_on_the_batches():
     outputs, labels = torch.randn(10, 3), torch.randint(0, 3, (10,))
     whole, parts = Evaluation("cross_entropy"), Evaluation("cross_entropy")
-    whole.add(outputs, labels)
+    whole.count(whole.measured(outputs, labels))
     for start in (0, 4, 8):
-        parts.add(outputs[start : start + 4], labels[start : start + 4])
+        parts.count(parts.measured(outputs[start : start + 4], labels[start : start + 4]))
     assert whole.figures() == pytest.approx(parts.figures(), rel=1e-6)
     assert whole.figures()["accuracy"] == (outputs.argmax(1) == labels).double().mean()
     assert whole.figures()["loss"] == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-6)
@@ -82,8 +82,8 @@ def test_figures_of_labels_do_not_depend_on_the_batches():
 def test_the_accuracy_of_each_class():
     outputs = torch.eye(4)[[0, 0, 1, 1, 2, 1]]
     evaluation = Evaluation("cross_entropy")
-    evaluation.add(outputs[:4], torch.tensor([0, 1, 1, 1]))
-    evaluation.add(outputs[4:], torch.tensor([2, 0]))
+    evaluation.count(evaluation.measured(outputs[:4], torch.tensor([0, 1, 1, 1])))
+    evaluation.count(evaluation.measured(outputs[4:], torch.tensor([2, 0])))
     assert evaluation.class_accuracies() == [0.5, 2 / 3, 1, None]
 
 
@@ -91,20 +91,20 @@ def test_figures_of_a_language_model_count_tokens():
     outputs, targets = torch.randn(4, 6, 5), torch.randint(0, 5, (4, 6))
     targets[0, 1:] = targets[1, 5] = IGNORED
     evaluation = Evaluation("cross_entropy")
-    evaluation.add(outputs[:1], targets[:1])
-    evaluation.add(outputs[1:], targets[1:])
+    evaluation.count(evaluation.measured(outputs[:1], targets[:1]))
+    evaluation.count(evaluation.measured(outputs[1:], targets[1:]))
     loss = F.cross_entropy(outputs.flatten(0, 1), targets.flatten()).item()
     assert evaluation.figures() == pytest.approx({"loss": loss, "perplexity": math.exp(loss)}, rel=1e-6)
     assert evaluation.class_accuracies() == []
-    evaluation.add(1e6 * outputs, targets)
+    evaluation.count(evaluation.measured(1e6 * outputs, targets))
     assert evaluation.figures()["perplexity"] == math.inf
 
 
 def test_figures_of_numbers(torchmetrics):
     outputs, targets = torch.randn(10, 2), torch.randn(10, 2) + 1e4
     evaluation = Evaluation("mse", load_metrics("mse", ["mae", "r2"]))
-    evaluation.add(outputs[:7], targets[:7])
-    evaluation.add(outputs[7:], targets[7:])
+    evaluation.count(evaluation.measured(outputs[:7], targets[:7]))
+    evaluation.count(evaluation.measured(outputs[7:], targets[7:]))
     figures = evaluation.figures()
     errors = (outputs.double() - targets.double()).numpy()
     spread = targets.double() - targets.double().mean(0)
@@ -117,7 +117,7 @@ def test_figures_of_numbers(torchmetrics):
 
 def test_r2_of_a_single_example_is_no_number(torchmetrics):
     evaluation = Evaluation("mse", load_metrics("mse", ["r2"]))
-    evaluation.add(torch.zeros(1, 1), torch.ones(1))
+    evaluation.count(evaluation.measured(torch.zeros(1, 1), torch.ones(1)))
     assert math.isnan(evaluation.figures()["r2"]) and evaluation.figures()["mse"] == 1
 
 
@@ -126,8 +126,8 @@ def test_metrics_of_labels_are_means_over_the_classes(torchmetrics, dtype):
     draws = torch.Generator().manual_seed(0)
     outputs, labels = torch.randn(60, 3, generator=draws).to(dtype), torch.randint(0, 3, (60,), generator=draws)
     evaluation = Evaluation("cross_entropy", load_metrics("cross_entropy", [*METRICS["cross_entropy"]]))
-    evaluation.add(outputs[:50], labels[:50])
-    evaluation.add(outputs[50:], labels[50:])
+    evaluation.count(evaluation.measured(outputs[:50], labels[:50]))
+    evaluation.count(evaluation.measured(outputs[50:], labels[50:]))
     wanted: dict[str, list[float]] = {name: [] for name in ("f1", "precision", "recall", "auroc")}
     for c in range(3):
         is_c, said_c = labels == c, outputs.argmax(1) == c
@@ -151,7 +151,7 @@ def test_auroc_is_a_mean_over_the_classes_that_have_examples(torchmetrics):
 
     def auroc(outputs, labels):
         evaluation = Evaluation("cross_entropy", load_metrics("cross_entropy", ["auroc"]))
-        evaluation.add(outputs, labels)
+        evaluation.count(evaluation.measured(outputs, labels))
         return evaluation.figures()["auroc"]
 
     scores = outputs.softmax(1)

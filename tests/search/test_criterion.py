@@ -99,7 +99,7 @@ def test_accuracy_and_f1_of_labels(tmp_path_factory, drawn, dtype):
 def test_they_are_the_figures_of_an_evaluation(tmp_path, torchmetrics):
     outputs, targets = torch.randn(40, 7), torch.randint(0, 5, (40,))  # two classes are in the predictions alone
     evaluation = Evaluation("cross_entropy", load_metrics("cross_entropy", ["f1"]))
-    evaluation.add(outputs, targets)
+    evaluation.count(evaluation.measured(outputs, targets))
     for name in ("accuracy", "f1"):
         term = criterion_of(name, "cross_entropy", tmp_path).terms(outputs, targets).mean().item()
         assert 1 - term == pytest.approx(evaluation.figures()[name], abs=1e-6), name

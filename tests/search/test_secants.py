@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from glue_cli.foundation.seeds import generator
 from glue_cli.running.losses import IGNORED
-from glue_cli.search.secants import Secants
+from glue_cli.search.secants import Secants, quadratic_of
 
 N, C, K = 7, 4, 3
 SHAPES = {"labels": (N, C), "tokens": (2, 5, C), "numbers": (N, C), "a number": (N, 1)}
@@ -31,9 +31,9 @@ def problem(kind, scale=1.0):
     return "cross_entropy", z, experts, targets
 
 
-def whole(secants, loss):
+def whole(secants, targets, loss):
     """Return the loss to second order, of all examples together."""
-    found = secants.quadratic(loss)
+    found = quadratic_of(secants.slopes, secants.roots, targets, loss)
     return replace(found, gradient=found.gradient.sum(0), curvature=found.curvature.sum(0))
 
 
@@ -43,7 +43,7 @@ def by_secants(kind, z, experts, targets, *, radius, seed=0):
     secants = Secants(loss, z, targets, radius=radius, draws=generator(seed))
     for expert in experts:
         secants.add(z + radius * (expert - z))
-    return whole(secants, 1.25)
+    return whole(secants, targets, 1.25)
 
 
 def by_derivatives(kind, z, experts, targets):
@@ -163,7 +163,7 @@ def test_tokens_take_a_part_of_the_memory_that_their_outputs_would_in_float32(sh
         secants = Secants("cross_entropy", z, targets, radius=0.1, draws=generator(0))
         for end in ends:
             secants.add(end)
-        whole(secants, 0.0)
+        whole(secants, targets, 0.0)
     assert 0.1 < made.most / (4 * z.numel()) < 0.3
 
 
@@ -176,7 +176,7 @@ def test_bfloat16_outputs_are_subtracted_in_float32(kind):
         secants = Secants(loss, outputs[0], targets, radius=0.1, draws=generator(0))
         for end in outputs[1:]:
             secants.add(end)
-        quadratics.append(whole(secants, 0.0))
+        quadratics.append(whole(secants, targets, 0.0))
     assert torch.equal(quadratics[0].gradient, quadratics[1].gradient)
     assert torch.equal(quadratics[0].curvature, quadratics[1].curvature)
 
@@ -197,7 +197,7 @@ def test_classes_that_a_model_masks_with_minus_infinity_do_not_count(kind):
         secants = Secants(loss, mask(z), targets, radius=0.1, draws=generator(0))
         for expert in experts:
             secants.add(mask(z + 0.1 * (expert - z)))
-        return whole(secants, 1.25)
+        return whole(secants, targets, 1.25)
 
     plain, masked = found(lambda outputs: outputs), found(lambda outputs: F.pad(outputs, (0, 2), value=-math.inf))
     torch.testing.assert_close(masked.gradient, plain.gradient, rtol=1e-5, atol=1e-6)
@@ -220,7 +220,7 @@ def test_no_curvature_is_negative(kind, log_scale, n, radius, seed):
     secants = Secants(loss, z, targets, radius=radius, draws=generator(seed))
     for end in ends:
         secants.add(end)
-    found = whole(secants, 0.0)
+    found = whole(secants, targets, 0.0)
     assert found.gradient.shape == (n,) and found.curvature.shape == (n, n)
     assert found.gradient.isfinite().all() and found.curvature.isfinite().all()
     values = torch.linalg.eigvalsh(found.curvature)
@@ -235,7 +235,7 @@ def test_folds_add_up_to_the_whole(kind):
     for expert in experts:
         secants.add(z + 0.1 * (expert - z))
     folds = torch.arange(len(targets)) % 3
-    together, parts = secants.quadratic(1.0), secants.quadratic(1.0, folds, 3)
+    together, parts = (quadratic_of(secants.slopes, secants.roots, targets, 1.0, *of) for of in ((), (folds, 3)))
     assert parts.gradient.shape == (3, K) and parts.curvature.shape == (3, K, K)
     torch.testing.assert_close(parts.gradient.sum(0), together.gradient[0], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(parts.curvature.sum(0), together.curvature[0], rtol=1e-5, atol=1e-7)
@@ -252,7 +252,7 @@ def test_a_fold_is_its_examples_alone(kind):
         secants = Secants(loss, z[chosen], targets[chosen], radius=0.1, draws=generator(0))
         for expert in experts:
             secants.add((z + 0.1 * (expert - z))[chosen])
-        return secants.quadratic(1.0, folds, 3)
+        return quadratic_of(secants.slopes, secants.roots, targets[chosen], 1.0, folds, 3)
 
     parts = quadratic(torch.arange(N), folds)
     for fold in range(3):

@@ -53,10 +53,6 @@ class Rows:
         self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
         self._n_own = 1  # references to it that are not the model's
 
-    @property
-    def n_bytes(self) -> int:
-        return len(self._buffer)
-
     def take(self, layout: Layout, m: int, *, is_narrow: bool) -> list[Tensor]:
         """Return m rows for each part of a block, [m, n_columns], to which nothing else refers, with any values."""
         n_bytes = m * layout.row_bytes(narrow=is_narrow)
@@ -88,7 +84,6 @@ class Source(Protocol):
     """Where the experts' slices come from: a `Reader`, or `Shards`."""
 
     waited_s: float
-    read_bytes: int
 
     def begin(self) -> None: ...
 

@@ -92,18 +92,9 @@ class Engine:
         self.n_columns = sum(layout.n_columns for layout in self._layouts.values())
 
     @property
-    def n_blocks(self) -> int:
-        return len(self._layouts)
-
-    @property
     def waited_s(self) -> float:
         """How many seconds were spent waiting for the disk."""
         return self._blender.reader.waited_s if self._blender else 0.0
-
-    @property
-    def read_bytes(self) -> int:
-        """How many bytes were read."""
-        return self._blender.reader.read_bytes if self._blender else 0
 
     def run(
         self,

@@ -27,7 +27,6 @@ class Held:
     waited_s = 0.0
 
     def __init__(self, layouts: Sequence[Layout], device: torch.device) -> None:
-        self.read_bytes = sum(layout.n_bytes for layout in layouts)
         with ThreadPoolExecutor(N_READERS) as pool:
             self._buffers = {layout: _read(layout, device, pool) for layout in layouts}
 

@@ -61,7 +61,7 @@ class Reader:
         layouts: of the blocks, in the order of the model.
         ahead: whether there is memory for a second block.
     Attributes:
-        waited_s: how long the search has waited for the disk; read_bytes: how much was read.
+        waited_s: how long the search has waited for the disk.
     """
 
     def __init__(self, layouts: Sequence[Layout], device: torch.device, *, ahead: bool) -> None:
@@ -71,12 +71,7 @@ class Reader:
         self._current: Slot | None = None
         self._ahead: Future[Slot] | None = None
         self._thread, self._pool = ThreadPoolExecutor(1), ThreadPoolExecutor(N_READERS)
-        self.waited_s, self.read_bytes = 0.0, 0
-
-    @property
-    def n_bytes(self) -> int:
-        """The bytes of the buffers."""
-        return sum(len(slot.buffer) for slot in self._slots)
+        self.waited_s = 0.0
 
     def get(self, layout: Layout) -> Tensor:
         """Return the experts' slices of a block, in a buffer that is used until the next call.
@@ -136,7 +131,6 @@ class Reader:
 
     def _read(self, layout: Layout, slot: Slot) -> Slot:
         slot.fill(layout, self._pool)
-        self.read_bytes += layout.n_bytes
         return slot
 
 

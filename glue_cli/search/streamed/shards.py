@@ -40,7 +40,6 @@ class Shards:
     ) -> None:
         self._layouts, self.ranks, self.waited_s = list(layouts), ranks, 0.0
         self.banks: dict[Layout, list[ExpertBank]] = {}
-        self.read_bytes = sum(layout.n_bytes for layout in layouts)
         self._nothing = torch.empty(0, dtype=torch.uint8, device=device)
         buffer = torch.empty(max(layout.n_bytes for layout in layouts), dtype=torch.uint8)
         with ThreadPoolExecutor(N_READERS) as pool:

@@ -75,7 +75,6 @@ def read_weights(
     hashes: Sequence[StreamedHash] | None = None,
     is_compared: bool = True,
     copied: Collection[str] = (),
-    n_threads: int = N_THREADS,
     progress: Progress = silent,
 ) -> Weights:
     """Read every floating-point tensor of every expert once.
@@ -97,9 +96,9 @@ def read_weights(
     progress(Started("read", n_bytes, "B"))
     with ExitStack() as stack:
         descriptors = [stack.enter_context(open_files(expert)) for expert in experts]
-        pool = stack.enter_context(single_threaded(n_threads))
+        pool = stack.enter_context(single_threaded(N_THREADS))
         hashing: list[Future[None]] = []
-        while window := list(islice(chunks, _WINDOW * n_threads)):
+        while window := list(islice(chunks, _WINDOW * N_THREADS)):
             counting = [pool.submit(_count, experts, descriptors, chunk) for chunk in window]
             for future in hashing:
                 future.result()

@@ -42,10 +42,6 @@ class Labels:
     validation: Batches
     sample: Sample
 
-    @property
-    def is_in_folds(self) -> bool:
-        return self.minibatches.n_folds > 1
-
 
 def share_out(target: Target, goal: Goal, settings: MixSpec, compute: Compute, *, seed: int, may_fold: bool) -> Labels:
     """Share out the target's training and validation examples.

@@ -14,7 +14,7 @@ from glue_cli.methods.steps.strategy import make_step
 from glue_cli.running.losses import example_losses
 from glue_cli.search.account import Cost
 from glue_cli.search.points import towards_experts
-from glue_cli.search.secants import Quadratic, Secants
+from glue_cli.search.secants import Quadratic, Secants, quadratic_of
 
 
 class Linear:
@@ -43,7 +43,8 @@ class Linear:
         secants = Secants(self.loss, z, self.targets[chosen], radius=radius, draws=generator(step))
         for end in ends:
             secants.add(end)
-        return secants.quadratic(example_losses(self.loss, z, self.targets[chosen]).mean().item())
+        loss = example_losses(self.loss, z, self.targets[chosen]).mean().item()
+        return quadratic_of(secants.slopes, secants.roots, self.targets[chosen], loss)
 
 
 def regression(weights, n=50, noise=0.0, batch_size=None):

@@ -32,7 +32,7 @@ def chunk(request, monkeypatch):
 
 def test_products_are_those_of_the_matrices(save, chunk):
     drawn = [tensors_of(k, counter=torch.tensor(k)) for k in range(3)]
-    found = read_weights([save(str(k), tensors) for k, tensors in enumerate(drawn)], n_threads=2)
+    found = read_weights([save(str(k), tensors) for k, tensors in enumerate(drawn)])
     rows = torch.stack([flat(tensors) for tensors in drawn])
     torch.testing.assert_close(found.gram, rows @ rows.T, rtol=1e-12, atol=0)
     first = torch.stack([tensors["a.weight"].double().flatten() for tensors in drawn])
@@ -91,7 +91,7 @@ def test_digests_are_those_of_the_files_whatever_their_order(save_in_order, save
     tensors = tensors_of(0)
     turned = save_in_order("turned", dict(reversed(tensors.items())))
     experts = [save("plain", tensors), turned, save_shards("shards", tensors)]
-    found = read_weights(experts, n_threads=2)
+    found = read_weights(experts)
     joined = [b"".join(file.read_bytes() for file in expert.files) for expert in experts]
     assert found.digests == [hashlib.sha256(data).hexdigest() for data in joined]
     assert cosines_of(found.gram).min().item() == pytest.approx(1)
