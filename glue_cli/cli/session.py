@@ -228,9 +228,9 @@ def check_name(option: str, name: str, known: Sequence[str]) -> None:
         UsageError: it is none of them.
     """
     if name not in known:
-        from glue_cli.spec.yaml_file import nearest
+        from glue_cli.foundation.nearest import nearest
 
-        raise UsageError(f"{option} {name}: not known", hint=nearest(name, known).removeprefix("; "))
+        raise UsageError(f"{option} {name}: not known", hint=nearest(name, known))
 
 
 def _cache_folder() -> Path | None:

@@ -1,6 +1,5 @@
 """Data sets: a reader for each format, the target's and the experts' parts, and batches."""
 
-import difflib
 import errno
 import importlib
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.foundation.nearest import did_you_mean
 from glue_cli.foundation.progress import Progress, silent
 from glue_cli.foundation.user_code import PREFIX
 from glue_cli.spec.normalisation import ImageNormalisation
@@ -73,11 +73,10 @@ def check_format(name: str) -> Format:
         return FORMATS[_PYTHON]
     if name in FORMATS:
         return FORMATS[name]
-    near = difflib.get_close_matches(name, FORMATS, n=1)
     known = "one of " + ", ".join(FORMATS)
     raise SpecError(
         f"data.format: there is no format '{name}'; wanted {known}",
-        hint=f"did you mean '{near[0]}'?" if near else f"set data.format to {known}",
+        hint=did_you_mean(name, FORMATS) or f"set data.format to {known}",
     )
 
 

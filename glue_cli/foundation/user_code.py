@@ -1,6 +1,5 @@
 """The user's own functions, which the spec names as `python:MODULE:FUNCTION`; only this module runs foreign code."""
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -14,6 +13,7 @@ from typing import Any
 
 from glue_cli.foundation.errors import GlueError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
+from glue_cli.foundation.nearest import did_you_mean
 
 PREFIX = "python:"
 
@@ -44,10 +44,9 @@ def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any
     if value is not None:
         raise SpecError(f"{key}: '{function}' in {where} is a {type(value).__name__}, wanted a function")
     known = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
-    near = difflib.get_close_matches(function, known, n=1)
     raise SpecError(
         f"{key}: {where} has no function '{function}'",
-        hint=f"did you mean '{near[0]}'?" if near else f"write it there, or name another in {key}",
+        hint=did_you_mean(function, known) or f"write it there, or name another in {key}",
     )
 
 

@@ -3,7 +3,6 @@
 Importing this module imports neither torch nor any architecture or library.
 """
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from glue_cli.foundation.errors import ResourceError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
+from glue_cli.foundation.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,13 +47,12 @@ def check_architecture(arch: str) -> None:
     library, colon, name = arch.partition(":")
     if arch in ARCHITECTURES or (library in LIBRARIES and name):
         return
-    near = difflib.get_close_matches(library, LIBRARIES if name else ARCHITECTURES, n=1)
-    guess = f"did you mean '{near[0]}{colon}{name}'? " if near else ""
+    guess = did_you_mean(library, LIBRARIES if name else ARCHITECTURES, ending=f"{colon}{name}")
     names = ", ".join(f"'{name}'" for name in ARCHITECTURES)
     forms = ", ".join(f"{library}:{what}" for library, (what, _) in LIBRARIES.items())
     raise SpecError(
         f"model.arch: '{arch}' is not an architecture that glue knows",
-        hint=f"{guess}glue knows {names}, and takes {forms}",
+        hint=f"{guess} glue knows {names}, and takes {forms}".lstrip(),
     )
 
 

@@ -1,6 +1,5 @@
 """Check `model.args` against the signature of the architecture's function, whose annotations give the valid ranges."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.nearest import did_you_mean
 
 # The upper bounds are far above any sensible model; beyond them torch overflows instead of running out of memory.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -32,9 +32,8 @@ def check_arguments(arch: str, architecture: Callable[..., Any], args: Mapping[s
     faults: list[str] = []
     for name, value in args.items():
         if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, n=1)
-            guess = f"; did you mean '{near[0]}'?" if near else ""
-            faults.append(f"model.args.{name}: '{arch}' has no argument '{name}'{guess}")
+            guess = did_you_mean(name, parameters)
+            faults.append(f"model.args.{name}: '{arch}' has no argument '{name}'; {guess}".removesuffix("; "))
             continue
         try:
             adapter = TypeAdapter[Any](parameters[name].annotation, config=_STRICT)

@@ -1,6 +1,5 @@
 """Read `glue.yaml`, with line numbers and overrides; all faults of the file are reported at once."""
 
-import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from glue_cli.foundation.errors import SpecError, UnfinishedSpecError, UsageError
+from glue_cli.foundation.nearest import nearest
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.regular_files import read_text
 from glue_cli.foundation.units import size
@@ -75,12 +75,6 @@ _Loader.add_implicit_resolver(
 )
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """Return `; did you mean 'x'?` if a known name is similar, otherwise the list of known names."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
-
-
 def read_spec(
     path: Path,
     overrides: Sequence[str] = (),
@@ -122,7 +116,7 @@ def read_spec(
     for key_path, name in _named(value, known_names or {}):
         known = (known_names or {})[str(key_path[-1])]
         if not _is_known(name, known):
-            unknown = f"{_dotted(key_path)}: '{name}' is not known{nearest(name, known)}"
+            unknown = f"{_dotted(key_path)}: '{name}' is not known; {nearest(name, known)}"
             faults.append(_Fault(_line_of(key_path, set_keys, lines), unknown))
     _refuse(faults, path)
     assert spec is not None
@@ -266,7 +260,7 @@ def _explain(detail: ErrorDetails) -> str:
         case "missing":
             return f"{key}: missing"
         case "extra_forbidden":
-            return f"{key}: unknown key{nearest(str(loc[-1]), _known_keys(loc[:-1]))}"
+            return f"{key}: unknown key; {nearest(str(loc[-1]), _known_keys(loc[:-1]))}"
         case "too_short" | "too_long":
             limits = detail["ctx"]
             return f"{key}: wanted {limits.get('min_length', limits.get('max_length'))} items, found {given}"

@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glue_cli.foundation.errors import SpecError, UsageError
-from glue_cli.spec.yaml_file import nearest, read_spec
+from glue_cli.spec.yaml_file import read_spec
 
 LEAST = """\
 model: {arch: cnn}
@@ -294,11 +294,6 @@ def test_overrides_that_do_not_fit_the_spec(read, override, item):
     with pytest.raises(UsageError, match="--set does not fit the spec") as caught:
         read(LEAST, override)
     assert len(caught.value.items) == 1 and caught.value.items[0].startswith(item)
-
-
-def test_near_names():
-    assert nearest("epoch", ["epochs", "lr"]) == "; did you mean 'epochs'?"
-    assert nearest("zzz", ["epochs", "lr"]) == "; known: epochs, lr"
 
 
 # ---- any text

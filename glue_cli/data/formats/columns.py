@@ -1,6 +1,5 @@
 """Make inputs and targets of the columns of a table of the library `datasets`."""
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from glue_cli.data.formats.conversations import read_conversation, read_tools
 from glue_cli.data.images import EncodedImage, Mode, chosen_resizing, decode_all, is_grey
 from glue_cli.data.labels import are_numbers, encode_labels, names_in
 from glue_cli.foundation.errors import DataError, SpecError
+from glue_cli.foundation.nearest import did_you_mean
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
 from glue_cli.spec.resizing import Resizing
@@ -123,10 +123,9 @@ def _choose(
         raise SpecError(f"data.columns.{role}: found {len(names)} columns, wanted one")
     for name in names:
         if name not in present:
-            near = difflib.get_close_matches(name, present, n=1)
             raise SpecError(
                 f"data.columns.{role}: {where} has no column '{name}'",
-                hint=f"did you mean '{near[0]}'?" if near else f"the columns are {', '.join(present)}",
+                hint=did_you_mean(name, present) or f"the columns are {', '.join(present)}",
             )
     return role, names
 

@@ -1,6 +1,5 @@
 """Import other libraries and call them, and turn their faults into errors that say what to do next."""
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 from glue_cli.foundation.errors import GlueError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
+from glue_cli.foundation.nearest import did_you_mean
 
 EXTRAS = {"torchvision": "vision", "timm": "timm", "transformers": "hf"}  # library -> the extra that installs it
 
@@ -61,11 +61,9 @@ def refuse_downloads(arch: str, args: Mapping[str, Any], names: Collection[str])
 
 def unknown_name(arch: str, library: str, name: str, known: Collection[str]) -> SpecError:
     """Return the error for a name that a library does not have, with similar names that it has."""
-    near = difflib.get_close_matches(name, known, n=3)
-    guess = "did you mean " + " or ".join(f"'{other}'" for other in near) + "?"
     return SpecError(
         f"model.arch '{arch}': {library} has no model '{name}'",
-        hint=guess if near else f"{library} has {len(known)} models, such as '{min(known)}'",
+        hint=did_you_mean(name, known, most=3) or f"{library} has {len(known)} models, such as '{min(known)}'",
     )
 
 
@@ -85,11 +83,10 @@ def call_library(arch: str, function: Callable[..., Any], args: Mapping[str, Any
         if is_out_of_memory(error):
             raise
         blamed = [name for name in args if f"'{name}'" in str(error)]
-        near = difflib.get_close_matches(blamed[0], accepted, n=1) if blamed else []
-        guess = f"did you mean '{near[0]}'? " if near else ""
+        takes = f"{did_you_mean(blamed[0], accepted) if blamed else ''} it takes {', '.join(accepted)}"
         raise SpecError(
             f"model.args do not fit '{arch}': {reason_of(error)}",
-            hint=f"{guess}it takes {', '.join(accepted)}" if accepted else "set model.args to what the library takes",
+            hint=takes.lstrip() if accepted else "set model.args to what the library takes",
         ) from error
 
 

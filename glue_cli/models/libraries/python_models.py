@@ -1,6 +1,5 @@
 """The user's own models: a function that the spec names returns an `nn.Module`."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_cli.foundation.errors import SpecError
+from glue_cli.foundation.nearest import did_you_mean
 from glue_cli.foundation.user_code import call_function, load_function
 
 
@@ -41,9 +41,8 @@ def _check_arguments(location: str, function: Callable[..., Any], args: Mapping[
     faults = []
     for name in args:
         if name not in named and not takes_any:
-            near = difflib.get_close_matches(name, named, n=1)
-            guess = f"; did you mean '{near[0]}'?" if near else ""
-            faults.append(f"model.args.{name}: 'python:{location}' has no argument '{name}'{guess}")
+            fault = f"model.args.{name}: 'python:{location}' has no argument '{name}'; {did_you_mean(name, named)}"
+            faults.append(fault.removesuffix("; "))
     faults += [f"model.args.{p.name}: missing" for p in named.values() if p.default is p.empty and p.name not in args]
     if faults:
         raise SpecError(

@@ -1,6 +1,5 @@
 """The models of transformers, built from a local folder's `config.json`; no downloads, and no code from the folder."""
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.imports import import_beside_torchvision
+from glue_cli.foundation.nearest import did_you_mean
 from glue_cli.models.libraries.faults import call_library, import_error, reason_of, unknown_name
 
 
@@ -97,9 +97,8 @@ def _read_config(transformers: ModuleType, arch: str, args: Mapping[str, Any], f
 def _override(config: Any, name: str, value: object) -> str | None:
     """Set a value of the config; return what is wrong with it, if anything."""
     if not hasattr(config, name):
-        near = difflib.get_close_matches(name, ["num_labels", *config.to_dict()], n=1)
-        guess = f"; did you mean '{near[0]}'?" if near else ""
-        return f"model.args.{name}: a config of type '{config.model_type}' has no '{name}'{guess}"
+        guess = did_you_mean(name, ["num_labels", *config.to_dict()])
+        return f"model.args.{name}: a config of type '{config.model_type}' has no '{name}'; {guess}".removesuffix("; ")
     try:
         setattr(config, name, value)
     except Exception as error:
