@@ -1,8 +1,8 @@
 """Figures of a model on a data set: loss, accuracy, perplexity, and the metrics that were asked for."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,26 @@ from glue_cli.running.losses import Loss, example_losses
 from glue_cli.running.means import ExampleSums
 from glue_cli.running.metrics import BY_CLASS, MakeMetric, value_of
 
-N_MEASURED = 9
+
+class Measured(NamedTuple):
+    """What one batch contributes; a tensor is empty where nobody asks for it, or the task has none of it.
+
+    Attributes:
+        total: the sum of the losses, float64 []; n_terms: of how many, int64 [].
+        by_class: the numbers of examples and of right ones, [2, n_classes].
+        losses, loss_counts: each example's, as in `ExampleSums`; right, right_counts: the same of the right answers.
+        outputs, targets: what metrics are computed from.
+    """
+
+    total: Tensor
+    n_terms: Tensor
+    by_class: Tensor
+    losses: Tensor
+    loss_counts: Tensor
+    right: Tensor
+    right_counts: Tensor
+    outputs: Tensor
+    targets: Tensor
 
 
 def _are_right(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -37,8 +56,8 @@ class Evaluation:
         self._metrics: dict[str, Any] = {}
         self._has_nan = False  # among the outputs, which torchmetrics takes for the first class
 
-    def measured(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return what one batch contributes, N_MEASURED tensors, which another process can `count`.
+    def measured(self, outputs: Tensor, targets: Tensor) -> Measured:
+        """Return what one batch contributes, which another process can `count`.
 
         Outputs and targets are as for `example_losses`.
         """
@@ -62,17 +81,19 @@ class Evaluation:
         if has_labels and self._make_metrics:
             outputs = outputs.double().softmax(1)  # else torchmetrics takes those that are all in [0, 1] for these
         judged = [outputs, targets] if self._make_metrics else [nothing, nothing]
-        return [total, n, by_class, *kept, *judged]
+        return Measured(total, n, by_class, *kept, *judged)
 
-    def count(self, measured: Sequence[Tensor]) -> None:
+    def count(self, measured: Measured) -> None:
         """Add what one batch contributes, from `measured`."""
-        total, n, by_class, losses, counts, right, n_right, outputs, targets = measured
-        self._total, self._n_terms = self._total + total, self._n_terms + int(n)
-        if len(by_class):
-            self._by_class = by_class if self._by_class is None else self._by_class + by_class
-        for name, sums in (("loss", ExampleSums(losses, counts)), ("accuracy", ExampleSums(right, n_right))):
+        self._total, self._n_terms = self._total + measured.total, self._n_terms + int(measured.n_terms)
+        if len(measured.by_class):
+            self._by_class = measured.by_class if self._by_class is None else self._by_class + measured.by_class
+        losses = ExampleSums(measured.losses, measured.loss_counts)
+        right = ExampleSums(measured.right, measured.right_counts)
+        for name, sums in (("loss", losses), ("accuracy", right)):
             if self._kept is not None and len(sums.sums):
                 self._kept.setdefault(name, []).append(sums)
+        outputs, targets = measured.outputs, measured.targets
         self._has_nan = self._has_nan or bool(outputs.isnan().any())
         for name, make in self._make_metrics.items() if not self._has_nan else ():
             if name not in self._metrics:

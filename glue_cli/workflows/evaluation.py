@@ -1,6 +1,6 @@
 """Figures of a model on the batches of a data set."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ from glue_cli.data.loader import Batches
 from glue_cli.foundation.ranks import Ranks
 from glue_cli.foundation.seeds import derive_seed, seeded
 from glue_cli.running.device import Compute
-from glue_cli.running.evaluation import N_MEASURED, Evaluation
+from glue_cli.running.evaluation import Evaluation, Measured
 from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.losses import Loss
 from glue_cli.running.metrics import usual_metrics
@@ -101,7 +101,7 @@ def add_outputs(evaluation: Evaluation, make: MakeOutputs, batches: Batches, ran
     _count_of_all(evaluation, found, ranks)
 
 
-def _measured_or_counted(evaluation: Evaluation, outputs: Tensor, targets: Tensor, ranks: Ranks) -> list[Tensor]:
+def _measured_or_counted(evaluation: Evaluation, outputs: Tensor, targets: Tensor, ranks: Ranks) -> Sequence[Tensor]:
     """Count a batch at once where this is the only process; else return what all processes will count."""
     measured = evaluation.measured(outputs, targets)
     if ranks.size > 1:
@@ -112,5 +112,6 @@ def _measured_or_counted(evaluation: Evaluation, outputs: Tensor, targets: Tenso
 
 def _count_of_all(evaluation: Evaluation, found: list[Tensor], ranks: Ranks) -> None:
     of_all = ranks.gather(found)
-    for start in range(0, len(of_all), N_MEASURED):
-        evaluation.count(of_all[start : start + N_MEASURED])
+    n = len(Measured._fields)
+    for start in range(0, len(of_all), n):
+        evaluation.count(Measured(*of_all[start : start + n]))
