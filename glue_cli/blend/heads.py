@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glue_cli.blend.finite import check_finite
 from glue_cli.blend.rows import weights_by_row
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
@@ -93,8 +94,5 @@ def _read_head(
         raise CheckpointError(f"'{expert.path}' knows {len(known)} classes, which its head does not fit", items=wrong)
     tensors = read_tensors(expert, names)
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{expert.path}: '{name}' has NaN or infinity", hint="leave this expert out, or mend it"
-            )
+        check_finite(expert, name, tensor)
     return tensors

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glue_cli.blend.finite import check_finite
 from glue_cli.blend.recipe import Recipe
 from glue_cli.blend.tokens import TokenPlan, row_axis
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.tensors import read_tensors
-from glue_cli.foundation.errors import CheckpointError
 
 
 def weights_by_row(alpha: Tensor, knows: Tensor) -> Tensor:
@@ -82,9 +82,7 @@ class AlignedRows:
             return self._held[k, name]
         expert = self._experts[k]
         rows = read_tensors(expert, [name])[name]
-        if not torch.isfinite(rows).all():
-            wrong = rows[~torch.isfinite(rows)][0].item()
-            raise CheckpointError(f"{expert.path}: '{name}' has {wrong}", hint="leave this expert out, or mend it")
+        check_finite(expert, name, rows)
         if self._held is not None:
             self._held[k, name] = rows
         return rows

@@ -151,5 +151,5 @@ def _load(model: nn.Module, checkpoint: Checkpoint, naming: Naming) -> None:
     for name, tensor in tensors.items():
         wrong = torch.isnan(tensor) if name in constants else ~torch.isfinite(tensor)
         if wrong.any():
-            raise CheckpointError(f"{checkpoint.path}: '{name}' has NaN or infinity", hint="train it again")
+            raise CheckpointError(f"{checkpoint.path}: '{name}' has {tensor[wrong][0].item()}", hint="train it again")
     model.load_state_dict(naming.in_memory(tensors), strict=False)

@@ -87,7 +87,7 @@ def test_nan_in_a_pretrained_start(make_spec, tmp_path):
     tensors = initial_model(make_spec()).state_dict()
     tensors["features.0.weight"][0, 0, 0, 0] = float("inf")
     save_file(tensors, tmp_path / "start.safetensors")
-    with pytest.raises(CheckpointError, match="start.safetensors: 'features.0.weight' has NaN or infinity"):
+    with pytest.raises(CheckpointError, match="start.safetensors: 'features.0.weight' has inf"):
         initial_model(make_spec(**experts("start.safetensors")))
 
 
@@ -124,7 +124,7 @@ def test_nan_in_a_checkpoint(spec, tmp_path):
     tensors = initial_model(spec).state_dict()
     tensors["head.bias"][0] = float("nan")
     save_file(tensors, tmp_path / "nan.safetensors")
-    with pytest.raises(CheckpointError, match="nan.safetensors: 'head.bias' has NaN"):
+    with pytest.raises(CheckpointError, match="nan.safetensors: 'head.bias' has nan"):
         load_model(spec, read_checkpoint(tmp_path / "nan.safetensors"))
 
 

@@ -212,7 +212,8 @@ def base_tensor(adapted: AdaptedBase, name: str) -> Tensor:
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:
     tensor = read_tensors(checkpoint, [name])[name]
     if not _is_finite(tensor):
-        message = f"{checkpoint.path}: '{name}' has NaN or infinity"
+        wide = _wide(tensor)
+        message = f"{checkpoint.path}: '{name}' has {wide[~torch.isfinite(wide)][0].item()}"
         raise CheckpointError(message, hint="leave this expert out, or mend it")
     return tensor
 

@@ -7,6 +7,7 @@ from threading import local
 import torch
 from torch import Tensor
 
+from glue_cli.blend.finite import check_finite
 from glue_cli.blend.recipe import PLAIN, Recipe
 from glue_cli.checkpoints.files import open_files
 from glue_cli.checkpoints.header import Checkpoint
@@ -22,7 +23,7 @@ from glue_cli.search.bank.falling_back import in_turn
 from glue_cli.search.bank.kinds import KINDS, BankKind
 from glue_cli.search.bank.layout import ALIGN, bank_bytes, blended_entries, group_tensors, spans_of, stored_dtype
 from glue_cli.search.bank.matrix import ExpertBank, Span
-from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite, rename_experts
+from glue_cli.search.bank.renamed_experts import RenamedExperts, rename_experts
 from glue_cli.search.bank.shared_memory import shared_matrix
 from glue_cli.search.bank.storage import DiskRows, HostRows, ResidentRows, Rows, Staging
 from glue_cli.search.points import bytes_at_once

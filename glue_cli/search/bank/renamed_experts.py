@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from glue_cli.blend.constants import not_finite
+from glue_cli.blend.finite import check_finite
 from glue_cli.blend.recipe import Recipe
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.naming import Naming, Source
@@ -48,18 +48,6 @@ class RenamedExperts:
     def name_on_disk(self, name: str) -> str:
         """Return the name, in the experts' files, of a tensor or of the first tensor that it is made of."""
         return self.sources[name].names[0] if name in self.sources else name
-
-
-def check_finite(expert: Checkpoint, name: str, tensor: Tensor) -> None:
-    """Check that a tensor has neither NaN nor infinity.
-
-    The sum is checked first: it is cheaper, and if it is finite, so is every element.
-
-    Raises:
-        CheckpointError: it has NaN or infinity.
-    """
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        raise not_finite(expert, name, tensor[~torch.isfinite(tensor)][0].item())
 
 
 def rename_experts(experts: Sequence[Checkpoint], recipe: Recipe, naming: Naming | None) -> RenamedExperts:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glue_cli.blend.finite import check_finite
 from glue_cli.search.bank.fused import Stored
 from glue_cli.search.bank.layout import ALIGN, group_tensors, spans_of, stored_dtype
 from glue_cli.search.bank.matrix import ExpertBank, Span
-from glue_cli.search.bank.renamed_experts import RenamedExperts, check_finite
+from glue_cli.search.bank.renamed_experts import RenamedExperts
 from glue_cli.search.bank.storage import Rows
 from glue_cli.search.streamed.blocks import Block
 from glue_cli.search.streamed.slices import NARROW_PAGE, PAGE, Slice, Wanted

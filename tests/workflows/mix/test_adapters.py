@@ -428,7 +428,7 @@ def test_a_blend_that_fails_leaves_nothing(adapters, base, blend, tmp_path):
     tensors[name][0, 0] = float("nan")
     write_checkpoint(weights, tensors, {})
     for options in ({}, {"base": base}):
-        with pytest.raises(CheckpointError, match="adapter-1.*has NaN or infinity"):
+        with pytest.raises(CheckpointError, match="adapter-1.*has nan"):
             blend(adapters, alpha=[0.5, 0.5], **options)
         assert not (tmp_path / "prior").exists()
 
