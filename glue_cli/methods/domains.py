@@ -8,6 +8,7 @@ from torch import Tensor
 
 from glue_cli.blend.coefficients import SUM_TOLERANCE
 from glue_cli.methods.steps.quadratic_program import minimise_quadratic
+from glue_cli.search.points import uniform_alpha
 from glue_cli.search.protocol import Objective
 
 # Of 1 / K: smaller coefficients are raised to this before logits are taken. With less, a descent could not bring back
@@ -40,7 +41,7 @@ class Simplex:
 
     def uniform(self) -> Tensor:
         """Return the uniform blend's alpha, [G, K]."""
-        return torch.full(self.shape, 1 / self.n_experts, dtype=torch.float64)
+        return uniform_alpha(*self.shape)
 
     def corner(self, expert: int) -> Tensor:
         """Return the alpha of one expert alone, [G, K]."""

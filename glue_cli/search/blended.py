@@ -20,7 +20,16 @@ from glue_cli.search.bank.matrix import ExpertBank
 from glue_cli.search.blend_rows import BlendRows
 from glue_cli.search.bound_models import MakeTensors, make_nothing, set_tensors
 from glue_cli.search.pieces import WHOLE, Piece
-from glue_cli.search.points import Move, Pass, chosen, count_rows, make_blends, passes_at, passes_towards
+from glue_cli.search.points import (
+    Move,
+    Pass,
+    chosen,
+    count_rows,
+    make_blends,
+    passes_at,
+    passes_towards,
+    uniform_alpha,
+)
 from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.written import WrittenInMemory
 
@@ -60,7 +69,7 @@ class ResidentBlends:
         self._seed, self._make_tensors = seed, make_tensors
         self._outputs_of = self._forwards()
         self._changes_weights: bool | None = None  # whether forwards do, such as of an embedding with max_norm
-        uniform = torch.full((bank.n_groups, bank.n_experts), 1 / bank.n_experts, dtype=torch.float64)
+        uniform = uniform_alpha(bank.n_groups, bank.n_experts)
         made = make_tensors(uniform).keys()
         self.is_linear = not made
         self._rows = BlendRows(self.model, bank, made)

@@ -17,6 +17,11 @@ _PASS_BYTES = 64 << 20
 _LARGE_COLUMNS = 1 << 26
 
 
+def uniform_alpha(n_groups: int, n_experts: int) -> Tensor:
+    """Return the uniform blend's alpha [G, K], float64."""
+    return torch.full((n_groups, n_experts), 1 / n_experts, dtype=torch.float64)
+
+
 @dataclass(frozen=True, eq=False)
 class Point:
     """A blend that is run: its alpha [G, K], and the row that it is made in."""

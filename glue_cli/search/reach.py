@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glue_cli.running.forward import Batch
-from glue_cli.search.points import towards_experts
+from glue_cli.search.points import towards_experts, uniform_alpha
 from glue_cli.search.protocol import Blends
 
 # By how many times the rounding a move is to change the outputs. With 3, slopes of a small language model and of
@@ -76,7 +76,7 @@ def measure_reach(blends: Blends, batch: Batch) -> Reach:
     Cost: usually 1 + 2 (K + 1) forwards, all but one in float32; of streamed experts, in three passes over them.
     """
     n_experts, limit = blends.n_experts, _FARTHEST if blends.is_linear else 0.5
-    uniform = torch.full((blends.n_groups, n_experts), 1 / n_experts, dtype=torch.float64)
+    uniform = uniform_alpha(blends.n_groups, n_experts)
     ((in_bf16, _),) = blends.with_precision("bf16").outputs(uniform[None], [batch], 0)
     in_bf16, exact = _sample(in_bf16), blends.with_precision("fp32")
     radii = torch.full((n_experts,), _FIRST_RADIUS, dtype=torch.float64)

@@ -14,6 +14,7 @@ from glue_cli.running.copies import copy_model
 from glue_cli.running.device import Compute, find_device, likes_channels_last
 from glue_cli.running.precision import choose_way
 from glue_cli.running.timing import PRECISIONS, Precision, Way
+from glue_cli.search.points import uniform_alpha
 from glue_cli.search.protocol import Blends
 from glue_cli.search.reach import Reach, measure_reach
 from glue_cli.spec.schema import Spec
@@ -93,7 +94,7 @@ def fastest_for_blends(spec: Spec, blends: Blends, timed: Examples, run: Run) ->
         if spec.precision == "auto":
             run.progress(Noted("precision fp32: timing bf16 would pass over the experts; --precision bf16 sets it"))
         return replace(blends.compute, precision=precision)
-    uniform = torch.full((1, blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
+    uniform = uniform_alpha(blends.n_groups, blends.n_experts)[None]
 
     def make_step(compute: Compute) -> Callable[[Compute], object]:
         batches = list(timed.on(compute).in_order())

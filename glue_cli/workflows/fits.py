@@ -18,6 +18,7 @@ from glue_cli.models.tasks import has_loss, no_loss_for
 from glue_cli.running.device import Compute
 from glue_cli.running.forward import Batch, Inputs, outputs_of
 from glue_cli.running.losses import Loss
+from glue_cli.search.points import uniform_alpha
 from glue_cli.search.protocol import Blends
 
 _SEVERAL = "multi_label_classification"  # of transformers' problem_type
@@ -82,7 +83,7 @@ def _first_output(model: nn.Module, batch: Batch) -> Tensor:
 
 def check_blends_fit_data(blends: Blends, examples: Examples, loss: Loss, where: str) -> None:
     """As `check_fits_data`, for the uniform blend."""
-    uniform = torch.full((1, blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
+    uniform = uniform_alpha(blends.n_groups, blends.n_experts)[None]
 
     def forward(batch: Batch) -> Tensor:
         ((outputs, _),) = blends.outputs(uniform, [batch], 0)

@@ -17,7 +17,7 @@ from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.timing import Precision
 from glue_cli.search.bound_models import MakeTensors, make_nothing
 from glue_cli.search.pieces import WHOLE, Piece
-from glue_cli.search.points import Pass, Point, chosen, passes_at, passes_towards
+from glue_cli.search.points import Pass, Point, chosen, passes_at, passes_towards, uniform_alpha
 from glue_cli.search.protocol import BLENDED_STATISTICS, BatchNormMode, MeanLoss
 from glue_cli.search.streamed.engine import Engine
 from glue_cli.search.streamed.runs import MOST_TOGETHER
@@ -53,8 +53,7 @@ class StreamedBlends:
         self.n_groups, self.n_experts = engine.n_groups, engine.n_experts
         self.model, self._engine, self.compute, self.batchnorm = model, engine, compute, batchnorm
         self._seed, self._make_tensors = seed, make_tensors
-        uniform = torch.full((self.n_groups, self.n_experts), 1 / self.n_experts, dtype=torch.float64)
-        self.is_linear = not make_tensors(uniform)
+        self.is_linear = not make_tensors(uniform_alpha(self.n_groups, self.n_experts))
         self.is_resident = engine.is_held
 
     @property

@@ -12,6 +12,7 @@ from glue_cli.foundation.errors import SpecError
 from glue_cli.results.check import StepCosts
 from glue_cli.running.forward import Batch, outputs_of
 from glue_cli.running.losses import example_losses
+from glue_cli.search.points import uniform_alpha
 from glue_cli.search.protocol import Blends, MeanLoss
 from glue_cli.spec.schema import Spec
 
@@ -30,7 +31,7 @@ def measure_costs(spec: Spec, target: Target, blends: Blends, seed: int) -> Step
     Source: eq. (9), (10).
     """
     batch = target["train"].on(blends.compute).at_step(0, spec.mix.batch_size, seed)
-    uniform = torch.full((blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
+    uniform = uniform_alpha(blends.n_groups, blends.n_experts)
     pair = uniform.expand(2, *uniform.shape)
 
     def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import SpecError
 from glue_cli.foundation.seeds import seeded
 from glue_cli.running.forward import Batch, outputs_of
+from glue_cli.search.points import uniform_alpha
 from glue_cli.search.protocol import Blends
 from glue_cli.workflows.fits import KEPT_ELSEWHERE
 from glue_cli.workflows.mix.experts_interface import Experts
@@ -41,7 +42,7 @@ def check_is_faithful(experts: Experts, spec: "Spec", blends: Blends, examples: 
     most = _MOST_ELEMENTS if blends.is_resident else _MOST_STREAMED
     if sum(each.numel() for each in blends.model.parameters()) > most:
         return
-    uniform = torch.full((blends.n_groups, blends.n_experts), 1 / blends.n_experts, dtype=torch.float64)
+    uniform = uniform_alpha(blends.n_groups, blends.n_experts)
     batch = next(examples.on(blends.compute).in_order(_N_EXAMPLES))
     wanted = [_wanted(experts, spec, blends, alpha, batch) for alpha in (uniform, _skewed(uniform))]
     for order in ([0, 1], [1, 0]):  # of forwards that take turns, the second time each is another blend's
