@@ -10,6 +10,7 @@ from glue_cli.foundation.state import State, part_of, prefixed
 from glue_cli.methods.staged.guard import Candidate
 from glue_cli.methods.steps.shrinkage import Shrunk
 from glue_cli.methods.steps.strategy import Shrinks, Strategy
+from glue_cli.results.mix import ONE_ALPHA
 
 SHARE = 0.25  # of a budget
 # Without a budget: a share of the forwards that the race and the descent of one alpha have taken. On spoken and
@@ -70,7 +71,7 @@ class ByGroup:
     @classmethod
     def of(cls, state: State, make: MakeGroups) -> "ByGroup":
         """Restore the stage from its state."""
-        one = Candidate("one alpha", state["one"], state["statistics"], state["without"])
+        one = Candidate(ONE_ALPHA, state["one"], state["statistics"], state["without"])
         stage = cls(make, one, state["anchor"], 0)
         stage._n_steps, stage._forwards_a_step = state["n_steps"], state["forwards_a_step"]
         stage.n_made = state["n_made"]

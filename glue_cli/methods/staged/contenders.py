@@ -13,6 +13,7 @@ from glue_cli.methods.staged.by_group import candidate_of
 from glue_cli.methods.staged.guard import Candidate
 from glue_cli.methods.staged.screening import Start
 from glue_cli.methods.steps.strategy import Shrinks, Strategy
+from glue_cli.results.mix import UNIFORM
 
 MOST = 4
 
@@ -71,7 +72,7 @@ def enter(starts: list[Start], make_strategy: MakeStrategy, n_forwards: float) -
     n_contenders = max(n for n in range(1, MOST + 1) if _race_length(n) <= affordable)
     best_of_kinds = {start.statistics: start for start in reversed(starts)}
     others = [start for kind, start in best_of_kinds.items() if kind != starts[0].statistics]
-    uniforms = [start for start in starts if start.name == "uniform" and start.statistics == starts[0].statistics]
+    uniforms = [start for start in starts if start.name == UNIFORM and start.statistics == starts[0].statistics]
     wanted = dict.fromkeys([starts[0], *others, *uniforms, *starts])  # without repetitions
     entered = [*wanted][1:n_contenders]
     return [first, *(Contender(start, make_strategy(start.alpha)) for start in starts if start in entered)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.methods.result import if_finite
-from glue_cli.results.mix import Guard, name_with
+from glue_cli.results.mix import END, Guard, name_with
 from glue_cli.results.mix import Rival as RivalShown
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
@@ -68,7 +68,7 @@ class Verdict:
     """Which blend is returned, and by how many held-out terms that was decided; 0 if the guard did not run.
 
     Attributes:
-        name: "end" for the end of the search, else a rival's label.
+        name: `END` for the end of the search, else a rival's label.
         standard_error: of the returned blend's loss; None with fewer than two terms.
         is_whole: whether all held-out batches were used.
     """
@@ -102,7 +102,7 @@ def guard(objective: Objective, purse: Purse, end: Candidate, rivals: Sequence[C
     others = [rival for i, rival in enumerate(rivals) if not any(rival.is_like(o) for o in (end, *rivals[:i]))]
     compared, n_batches = _affordable(objective, min(purse.forwards(), purse.worth(SHARE)), [end, *others])
     if not compared:
-        return Verdict("end", end, None, None, 0, None, [], False)
+        return Verdict(END, end, None, None, 0, None, [], False)
     terms = [_terms(objective, candidate, n_batches) for candidate in compared]
     wanted = terms[0]
     judged = [
@@ -115,7 +115,7 @@ def guard(objective: Objective, purse: Purse, end: Candidate, rivals: Sequence[C
     returned = best.candidate if best else end
     own = next(own for candidate, own in zip(compared, terms, strict=True) if candidate is returned)
     mean, error = paired_difference(own, torch.zeros_like(own))
-    name = returned.label if best else "end"
+    name = returned.label if best else END
     is_whole = n_batches == objective.n_held_out_batches
     return Verdict(name, returned, mean, error, len(own), end_loss, judged, is_whole)
 

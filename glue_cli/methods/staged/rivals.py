@@ -10,6 +10,7 @@ from glue_cli.methods.domains import Simplex
 from glue_cli.methods.staged.guard import Candidate
 from glue_cli.methods.staged.screening import Start
 from glue_cli.methods.steps.questions import Probes, probe
+from glue_cli.results.mix import UNIFORM
 from glue_cli.search.protocol import Objective
 
 
@@ -32,7 +33,7 @@ def rivals_of(
     """
     domain, rivals = Simplex.of(objective), []
     for kind in sorted(objective.kinds, key=lambda kind: kind != start.statistics):
-        rivals.append(Candidate("uniform", domain.uniform(), kind))
+        rivals.append(Candidate(UNIFORM, domain.uniform(), kind))
         expert = _best_expert(objective, kind) if looked_at is None else _first_expert(looked_at, kind)
         if expert is not None:
             rivals.append(Candidate(f"expert {expert}", domain.corner(expert), kind))

@@ -22,7 +22,7 @@ from glue_cli.methods.staged.screening import N_MINIBATCHES, Start, screen
 from glue_cli.methods.steps.plateau import Plateau
 from glue_cli.methods.steps.strategy import Strategy, make_step
 from glue_cli.methods.stepwise import Observe, run, unobserved
-from glue_cli.results.mix import UNIFORM, Stage, StagedSearch, StageLosses
+from glue_cli.results.mix import END, ONE_ALPHA, RUNNER_UP, UNIFORM, Stage, StagedSearch, StageLosses
 from glue_cli.results.record import as_object, read_record
 from glue_cli.search.account import Purse
 from glue_cli.search.protocol import Objective
@@ -132,7 +132,7 @@ class _StagedSearch:
         self._make_step()
         if len(contenders[0].losses) % contenders[0].strategy.n_rounds == 0:
             contenders.sort(key=lambda contender: contender.score)
-            self._runner_up = self._estimate("runner-up", contenders[1])
+            self._runner_up = self._estimate(RUNNER_UP, contenders[1])
             self._contenders = better_half(contenders, self._winners())
 
     def _end_race(self) -> None:
@@ -141,7 +141,7 @@ class _StagedSearch:
         winners = self._winners()
         others = [contender for contender in self._contenders if contender not in winners]
         if others and others[0].losses:  # the race was cut short
-            self._runner_up = self._estimate("runner-up", others[0])
+            self._runner_up = self._estimate(RUNNER_UP, others[0])
         self._contenders = winners
         self._note()
         self._stage = "descend"
@@ -168,7 +168,7 @@ class _StagedSearch:
         """Of the winners with each kind of statistics, keep the one that is better as it would be written."""
         if len(self._contenders) == 1:
             return
-        found = [self._estimate("runner-up", contender) for contender in self._contenders]
+        found = [self._estimate(RUNNER_UP, contender) for contender in self._contenders]
         losses = [guard.loss_of(self._objective, candidate) for candidate in found]
         best, second = sorted(range(len(found)), key=lambda k: (math.isnan(losses[k]), losses[k]))[:2]
         self._contenders, self._runner_up = [self._contenders[best]], found[second]
@@ -188,7 +188,7 @@ class _StagedSearch:
         else:
             spent = {stage.stage: stage.forwards for stage in self._spending}
             n_forwards = by_group.share_of_descent(spent["race"] + spent["descend"] / n_winners)
-        one = self._estimate("one alpha", winner)
+        one = self._estimate(ONE_ALPHA, winner)
         groups = ByGroup(self._make_groups, one, winner.start.alpha, n_forwards)
         if not self._purse.is_limited or by_group.fits(groups.strategy, n_forwards):
             self._groups = groups
@@ -234,7 +234,7 @@ class _StagedSearch:
         )
         returned = verdict.returned
         self._observe(StepRecord(self._n_steps, None, returned.alpha, verdict.loss, self._skips.n_steps))
-        uniform = Candidate("uniform", self._domain.uniform(), self._objective.kinds[0])
+        uniform = Candidate(UNIFORM, self._domain.uniform(), self._objective.kinds[0])
         return Learned(
             returned.alpha,
             verdict.loss,
@@ -253,7 +253,7 @@ class _StagedSearch:
     def _end(self) -> Candidate:
         if self._groups:
             return self._groups.candidate(self._n_seen(self._groups.n_made))
-        return self._estimate("end", self._contenders[0])
+        return self._estimate(END, self._contenders[0])
 
     def _estimate(self, name: str, contender: Contender) -> Candidate:
         """Return a contender's estimate, pulled back as far as the examples that it saw do not support it."""
@@ -354,7 +354,7 @@ class _StagedSearch:
     def restore(self, state: State) -> None:
         self._stage, self._n_steps, self._stopped = state["stage"], state["n_steps"], state["stopped"]
         second = state["runner_up_statistics"], state["runner_up_without"]
-        self._runner_up = None if state["runner_up"] is None else Candidate("runner-up", state["runner_up"], *second)
+        self._runner_up = None if state["runner_up"] is None else Candidate(RUNNER_UP, state["runner_up"], *second)
         self._spending = [read_record(Stage, stage) for stage in list_of(state, "spending")]
         self._starts = [Start.of(start) for start in list_of(state, "starts")]
         self._lost = [start["label"] for start in list_of(state, "lost")]
