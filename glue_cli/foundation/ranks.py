@@ -16,6 +16,7 @@ from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.stopping import Lost, Stop
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Value = TypeVar("Value")
@@ -50,6 +51,10 @@ class Place:
     def is_first(self) -> bool:
         """Whether it is the one that chooses, writes, prints and asks."""
         return self.rank == 0
+
+    def n_sharing(self, device: "torch.device") -> int:
+        """Return how many processes share the memory of this one's device: each has a GPU of its own."""
+        return self.local_size if device.type == "cpu" else 1
 
 
 def place_of(environment: Mapping[str, str]) -> Place:

@@ -18,7 +18,7 @@ def must_shard(model: nn.Module, run: Run) -> bool:
     ranks, device = run.ranks, find_device(run.device)
     if ranks.size == 1:
         return False
-    n_sharing = ranks.place.local_size if device.type == "cpu" else 1
+    n_sharing = ranks.place.n_sharing(device)
     needed = BYTES_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
     least = min(int(found) for found in ranks.gather([torch.tensor(usable_memory(device) // n_sharing)]))
     if needed <= least:

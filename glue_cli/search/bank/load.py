@@ -81,7 +81,7 @@ def choose_bank(
     names = [entry.name for entry in blended_entries(experts[0], recipe)]
     in_bank = bank_bytes(experts, recipe)
     n_columns = sum(experts[0].entries[name].n_elements for name in names)
-    n_sharing = place.local_size if device.type == "cpu" else 1
+    n_sharing = place.n_sharing(device)
     blends = bytes_at_once(n_blends, n_sharing * (1 + len(recipe.groups) * len(experts)), n_columns)
     if wanted == "sharded" and place.size == 1:
         raise UsageError("--bank sharded is for several processes, and this is one", hint=_LAUNCH)

@@ -31,6 +31,7 @@ from glue_cli.search.bank.layout import blended_entries
 from glue_cli.search.bank.load import check_variances, choose_bank, load_bank, usable_memory
 from glue_cli.search.bank.matrix import lacks_compiler
 from glue_cli.search.bank.renamed_experts import rename_experts
+from glue_cli.search.points import uniform_alpha
 from glue_cli.search.protocol import Blends
 from glue_cli.search.streamed.blends import StreamedBlends
 from glue_cli.search.streamed.engine import Engine
@@ -85,7 +86,7 @@ class WholeExperts(Experts):
             self._rows.hold()
         recipe, device = self._rules.recipe, compute.device
         ranks = run.ranks
-        n_sharing = ranks.place.local_size if device.type == "cpu" else 1  # each process has blends of its own
+        n_sharing = ranks.place.n_sharing(device)  # each process has blends of its own
         kind: BankKind = ranks.from_first(
             lambda: choose_bank(
                 self._search.bank,
@@ -127,7 +128,7 @@ class WholeExperts(Experts):
         check_variances(self._searched, recipe)
         experts = rename_experts(self._searched, recipe, self._naming)
         self._fill_but(model, {entry.name for entry in blended_entries(experts.headers[0], experts.recipe)}, spec)
-        made = how.make_tensors(torch.full(self._n_coefficients, 1 / len(self._experts), dtype=torch.float64))
+        made = how.make_tensors(uniform_alpha(*self._n_coefficients))
         model = compute.to_device(model).eval().requires_grad_(False)
         engine = Engine(
             model,
@@ -149,7 +150,7 @@ class WholeExperts(Experts):
 
     def _usable_by_each(self, device: torch.device, ranks: Ranks) -> int:
         """Return how many bytes every process of the job may take, the same for all."""
-        n_sharing = ranks.place.local_size if device.type == "cpu" else 1
+        n_sharing = ranks.place.n_sharing(device)
         own = self._search.memory_bytes or usable_memory(device, by_block=True) // n_sharing
         return min(int(found) for found in ranks.gather([torch.tensor(own)]))
 
