@@ -32,7 +32,14 @@ def read_cifar10(data: DataSpec, split: str, *, root: Path, cache: Path | None, 
     """
     if split == "val":
         return None
-    folder, suffix = _find_layout(root)
+    layout = find_layout(root)
+    if layout is None:
+        raise DataError(
+            f"'{root}' holds no CIFAR-10: found neither 'data_batch_1.bin' nor 'data_batch_1' there, "
+            "in 'cifar-10-batches-bin' or in 'cifar-10-batches-py'",
+            hint="check data.root in the spec",
+        )
+    folder, suffix = layout
     names = _BATCHES[split]
     images = torch.empty(len(names) * RECORDS_PER_FILE, 3, 32, 32, dtype=torch.uint8)
     labels = torch.empty(len(images), dtype=torch.int64)
@@ -54,18 +61,14 @@ def read_cifar10(data: DataSpec, split: str, *, root: Path, cache: Path | None, 
     return Dataset(images, labels, _read_class_names(folder, suffix))
 
 
-def _find_layout(root: Path) -> tuple[Path, str]:
-    """Return the folder with the batches and their file ending, `.bin` or an empty one for pickles."""
+def find_layout(root: Path) -> tuple[Path, str] | None:
+    """Return the folder with the batches, if there is one, and their file ending: `.bin`, or none for pickles."""
     names = [*_BATCHES["train"], *_BATCHES["test"]]
     for folder in (root / name for name in _FOLDERS):
         for suffix in (".bin", ""):
             if any((folder / (name + suffix)).is_file() for name in names):
                 return folder, suffix
-    raise DataError(
-        f"'{root}' holds no CIFAR-10: found neither 'data_batch_1.bin' nor 'data_batch_1' there, "
-        "in 'cifar-10-batches-bin' or in 'cifar-10-batches-py'",
-        hint="check data.root in the spec",
-    )
+    return None
 
 
 def _truncated(path: Path, content: str, wanted: str) -> DataError:

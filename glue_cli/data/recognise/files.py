@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from glue_cli.checkpoints.read import read_checkpoint
-from glue_cli.data.formats.cifar10 import CLASS_NAMES, RECORDS_PER_FILE
+from glue_cli.data.formats.cifar10 import CLASS_NAMES, RECORDS_PER_FILE, find_layout
 from glue_cli.data.formats.jsonl import read_jsonl
 from glue_cli.data.formats.safetensors_folder import read_safetensors
 from glue_cli.data.image_files import find_image_files, folders_in
@@ -23,8 +23,7 @@ _LOOKED_AT = 200  # number of images whose size is read
 
 
 def find_cifar10(root: Path) -> FoundData | None:
-    folders = (root, root / "cifar-10-batches-bin", root / "cifar-10-batches-py")
-    if not any((folder / name).is_file() for folder in folders for name in ("data_batch_1.bin", "data_batch_1")):
+    if find_layout(root) is None:
         return None
     counts = {"train": 5 * RECORDS_PER_FILE, "test": RECORDS_PER_FILE}
     return FoundData("cifar10", counts=counts, n_classes=10, class_names=CLASS_NAMES, sizes=frozenset({(32, 32)}))
