@@ -147,26 +147,17 @@ class AdapterExperts(Experts):
     ) -> Sequence[str | None]:
         adapters, destination = self._adapters.adapters, self._destination
         digests = [streamed.finish() for streamed in hashes] if hashes else [None] * len(adapters)
+        alpha, metadata = alphas[0].tolist(), describe(digests)
+        with ExitStack() as stack:
+            stack.enter_context(destination.claimed())
+            self._write_card(self._write_companions(stack), metadata)
+            if self._adapters.merges:
+                write_merged(destination.files[0], self._adapted, alpha, metadata, replace=destination.force)
+            else:
+                concatenate(adapters, alpha, destination.result, metadata, replace=destination.force)
         if self._adapters.merges:
-            with ExitStack() as stack:
-                stack.enter_context(destination.claimed())
-                self._write_card(self._write_companions(stack), describe(digests))
-                write_merged(
-                    destination.files[0],
-                    self._adapted,
-                    alphas[0].tolist(),
-                    describe(digests),
-                    replace=destination.force,
-                )
             for stale in destination.stale_files():
                 stale.unlink()
-        else:
-            with ExitStack() as stack:
-                stack.enter_context(destination.claimed())
-                self._write_card(self._write_companions(stack), describe(digests))
-                concatenate(
-                    adapters, alphas[0].tolist(), destination.result, describe(digests), replace=destination.force
-                )
         return digests
 
     def _rewritten(self, source: Path, copy: Path) -> bytes | None:
