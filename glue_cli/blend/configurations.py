@@ -4,7 +4,6 @@ Networks of equal shapes may still differ, in the number of heads, the base of t
 The mean of their weights then belongs to no network at all.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from glue_cli.blend.tied import heads_are_copies
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.foundation.imports import import_beside_torchvision
+from glue_cli.foundation.json_text import brief_json
 from glue_cli.foundation.units import listed
 
 # Keys, by their last part, that do not change what the weights compute.
@@ -44,7 +44,6 @@ _ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "
 _LONGEST_TEXT = "max_position_embeddings"
 _SCALED = ("dynamic", "longrope", "su", "yarn")  # rotary positions that follow from the longest text
 _TIED = "tie_word_embeddings"  # no effect if every head in a file is a copy of the embedding
-_LONGEST = 60  # characters of a value that a message shows
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ def configuration_misfits(experts: Sequence[Checkpoint]) -> tuple[list[Misfit], 
     for path, config in others:
         differences = differences_of_use(config, wanted, experts)
         grave = [d for d in differences if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
-        items += [f"{path}: {d.key} is {_text(d.value)}, in {first} it is {_text(d.other)}" for d in grave]
+        items += [f"{path}: {d.key} is {brief_json(d.value)}, in {first} it is {brief_json(d.other)}" for d in grave]
         if light := [d for d in differences if d not in grave]:
-            said = listed([f"{d.key} ({_text(d.value)}, not {_text(d.other)})" for d in light])
+            said = listed([f"{d.key} ({brief_json(d.value)}, not {brief_json(d.other)})" for d in light])
             notes.append(f"{path} differs from {first} in {said}, which glue takes to be harmless")
     if not items:
         return [], notes
@@ -176,8 +175,3 @@ def _is_of_a_library(config: Mapping[str, Any]) -> bool:
 def _is_like(key: str, patterns: Iterable[str]) -> bool:
     name = str(key).rpartition(".")[2]
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _text(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -1,12 +1,12 @@
 """Compare how the folders of experts prepare images. Needs no library."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glue_cli.checkpoints.image_settings import is_of_images, settings_of
+from glue_cli.foundation.json_text import brief_json
 
 # Settings of an image processor, and the one without which each is not used.
 _USED_WITH = {
@@ -19,7 +19,6 @@ _USED_WITH = {
     "crop_size": "do_center_crop",
 }
 _OF_TIMM = ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode")
-_LONGEST = 60  # characters of a value in a message
 
 
 def image_notes(folders: Sequence[Path]) -> list[str]:
@@ -32,7 +31,7 @@ def image_notes(folders: Sequence[Path]) -> list[str]:
     for file, settings in said[1:]:
         first, of_first = said[0]
         both = [key for key in settings if key in of_first and not _are_alike(settings[key], of_first[key])]
-        if differing := [f"{key} is {_text(settings[key])}, there {_text(of_first[key])}" for key in both]:
+        if differing := [f"{key} is {brief_json(settings[key])}, there {brief_json(of_first[key])}" for key in both]:
             notes.append(f"{file} prepares images otherwise than {first}: {'; '.join(differing)}")
     return notes
 
@@ -59,8 +58,3 @@ def _are_alike(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-6)
     return bool(one == other)
-
-
-def _text(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -113,12 +113,13 @@ def _values_of(key: str) -> list[str]:
     from glue_cli.data import FORMATS
     from glue_cli.models import ARCHITECTURES, LIBRARIES
     from glue_cli.spec.goal import GOALS
+    from glue_cli.spec.schema import INITS
 
     own: dict[str, Sequence[str]] = {
         "model.arch": [*ARCHITECTURES, *(f"{library}:" for library in LIBRARIES)],
         "data.format": [name for name in FORMATS if ":" not in name],
         "objective": GOALS,
-        "experts.init": ("shared", "independent"),
+        "experts.init": INITS,
     }
     if key in own:
         return list(own[key])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from glue_cli.cli.options import WeightsOption
-from glue_cli.cli.output import number, print_lines, print_table
+from glue_cli.cli.output import number, print_facts, print_lines, print_table
 from glue_cli.cli.session import Session, with_session
 from glue_cli.foundation.units import counted, listed, name_of, size
 
@@ -54,8 +54,8 @@ def _show(result: dict[str, Any]) -> None:
     facts += [*_glue_facts(result["glue"]), *_config_facts(result["config"])]
     facts += [(f"metadata {key}", _one_line(text)) for key, text in result["metadata"].items()]
     if facts:
-        width = max(len(key) for key, _ in facts)
-        print_lines("", *(f"{key:{width}}  {text}" for key, text in facts))
+        print()
+        print_facts(facts)
     if rows := _expert_rows(result["glue"]):
         print()
         print_table(["expert", "alpha", "sha256"], rows)
@@ -100,9 +100,11 @@ def _config_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _expert_rows(glue: Mapping[str, Any]) -> list[list[str]]:
     """Return a row for each expert of a blend, with its alpha; empty if the metadata do not have them."""
+    from glue_cli.checkpoints.hashing import SHOWN_DIGITS
+
     try:
         return [
-            [str(expert["name"]), number(float(glue["alpha"][k])), (expert["sha256"] or "-")[:12]]
+            [str(expert["name"]), number(float(glue["alpha"][k])), (expert["sha256"] or "-")[:SHOWN_DIGITS]]
             for k, expert in enumerate(glue["experts"])
         ]
     except (KeyError, IndexError, TypeError, ValueError):  # another program's key with the same name

@@ -31,13 +31,15 @@ def show_check(result: CheckResult) -> None:
 
 
 def _show_experts(experts: Sequence[CheckedExpert]) -> None:
+    from glue_cli.checkpoints.hashing import SHOWN_DIGITS
+
     rows = [
         [
             f"{k}  {expert.path}",
             size(expert.bytes),
             f"{expert.parameters:,}",
             _faults(expert),
-            expert.sha256[:12],
+            expert.sha256[:SHOWN_DIGITS],
             number(expert.distance, 2),
         ]
         for k, expert in enumerate(experts)

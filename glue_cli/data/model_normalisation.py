@@ -15,7 +15,6 @@ from glue_cli.spec.schema import Spec
 
 _WHITE = 255  # as a byte
 _FLIPS = "do_flip_channel_order"
-_NO_PATHS = ("shared", "independent")  # values of `experts.init` that are not paths
 
 
 def as_models_say(spec: Spec, checkpoints: Sequence[Checkpoint]) -> Spec:
@@ -27,7 +26,7 @@ def as_models_say(spec: Spec, checkpoints: Sequence[Checkpoint]) -> Spec:
     folders = [checkpoint.model_folder for checkpoint in checkpoints]
     path = spec.model.args.get("path")
     folders += [spec.path(path)] if isinstance(path, str) else []
-    folders += [spec.path(spec.experts.init)] if spec.experts and spec.experts.init not in _NO_PATHS else []
+    folders += [spec.start_of_experts] if spec.start_of_experts else []
     normalisations = [stated for folder in dict.fromkeys(folders) if folder and (stated := stated_in(folder))]
     if resizing := stated_resizing(folder for folder in folders if folder):
         spec = spec.resizing_as(resizing)

@@ -41,12 +41,11 @@ def initial_model(
     Raises:
         CheckpointError: the pretrained checkpoint lacks more than a tenth of the backbone; every difference is listed.
     """
-    init = spec.experts.init if spec.experts else "shared"
-    if init == "independent":
+    if spec.experts and spec.experts.init == "independent":
         return _build(spec, derive_seed(spec.seed, "init", "scratch" if expert is None else expert))
     model = _build(spec, derive_seed(spec.seed, "init"))
-    if init != "shared":
-        _start_from(model, read_checkpoint(spec.path(init)), spec, class_names, progress)
+    if spec.start_of_experts:
+        _start_from(model, read_checkpoint(spec.start_of_experts), spec, class_names, progress)
     return model
 
 

@@ -59,7 +59,8 @@ class Outputs:
         inputs = [self.spec_file, *(file for c in checkpoints for file in (c.path, *c.files))]
         inputs += [c.folder / name for c in checkpoints if c.folder for name in _OF_MODELS]
         if spec:
-            inputs += [*_data_files(spec), *spec.code_files, *_start_of_experts(spec)]
+            inputs += [*_data_files(spec), *spec.code_files]
+            inputs += [spec.start_of_experts] if spec.start_of_experts else []
             inputs += [folder, folder / "config.json"] if (folder := model_folder(spec)) else []
         may_exist = self.force or self.resumes  # the command decides later what to do with it
         results = destination.paths if destination else [self.result]
@@ -101,12 +102,6 @@ def _data_files(spec: "Spec") -> list[Path]:
         for ending in _ENDINGS.get(data.format, ())
         for name in ("train", *OF_VALIDATION, "test", *data.splits.values())
     ]
-
-
-def _start_of_experts(spec: "Spec") -> list[Path]:
-    """Return the checkpoint that `experts.init` names, if it names one."""
-    is_named = spec.experts is not None and spec.experts.init not in ("shared", "independent")
-    return [spec.path(spec.experts.init)] if spec.experts and is_named else []
 
 
 def model_folder(spec: "Spec") -> Path | None:

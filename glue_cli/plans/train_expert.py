@@ -54,5 +54,4 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
 
 def initial_checkpoint(spec: Spec) -> list[Checkpoint]:
     """Return the pretrained checkpoint that `experts.init` names, if any."""
-    init = spec.experts.init if spec.experts else "shared"
-    return [] if init in ("shared", "independent") else [read_checkpoint(spec.path(init))]
+    return [read_checkpoint(spec.start_of_experts)] if spec.start_of_experts else []

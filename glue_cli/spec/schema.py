@@ -162,6 +162,10 @@ class MemberSpec(_Section):
     args: dict[str, Any] = {}
 
 
+# What experts start from if not from a checkpoint.
+INITS = ("shared", "independent")
+
+
 class ExpertsSpec(_Section):
     """The experts: `count` Dirichlet shares of the data's train split, or `members` with data of their own."""
 
@@ -352,6 +356,11 @@ class Spec(_Section):
         """Return this spec with other arguments of the model."""
         model = self.model.model_copy(update={"args": {**self.model.args, **args}})
         return self.model_copy(update={"model": model})
+
+    @property
+    def start_of_experts(self) -> Path | None:
+        """The checkpoint that `experts.init` names, if it names one."""
+        return self.path(self.experts.init) if self.experts and self.experts.init not in INITS else None
 
     @property
     def model_folder(self) -> Path | None:
