@@ -182,7 +182,7 @@ def glue_step(folder: Path, what: str, precision: Any, n_runs: int) -> dict[str,
     from glue_cli.plans.mix_records import Adapters, Search
     from glue_cli.results.card import About
     from glue_cli.spec.schema import Spec
-    from glue_cli.workflows.mix.experts import AdapterExperts
+    from glue_cli.workflows.mix.adapter_experts import AdapterExperts
 
     _ = libraries().transformers.LlamaForCausalLM  # what is imported belongs to the start
     before = highest_mb()

@@ -11,11 +11,11 @@ from typing import Any
 State = dict[str, Any]
 GOOD = "is_good"
 # Called between two steps with a function that returns the current state. If it raises an exception, the work ends.
-Checkpoint = Callable[[Callable[[], State]], None]
+SaveState = Callable[[Callable[[], State]], None]
 
 
-def no_checkpoint(state: Callable[[], State]) -> None:
-    """Keep no state: the `Checkpoint` of work that is not to be continued."""
+def save_nothing(state: Callable[[], State]) -> None:
+    """Keep no state: the `SaveState` of work that is not to be continued."""
 
 
 def prefixed(prefix: str, state: State) -> State:

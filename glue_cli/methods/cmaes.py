@@ -9,7 +9,7 @@ from cmaes import CMA
 from torch import Tensor
 
 from glue_cli.foundation.seeds import derive_seed
-from glue_cli.foundation.state import Checkpoint, State, no_checkpoint
+from glue_cli.foundation.state import SaveState, State, save_nothing
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
 from glue_cli.methods.staged.search import search
@@ -27,7 +27,7 @@ def cmaes(
     *,
     seed: int,
     observe: Observe = unobserved,
-    checkpoint: Checkpoint = no_checkpoint,
+    save_state: SaveState = save_nothing,
     state: State | None = None,
 ) -> Learned:
     """Learn alpha with forward passes alone; the objective need only return a number.
@@ -41,7 +41,7 @@ def cmaes(
         lambda start: CmaEs(domain, start, seed),
         seed=seed,
         observe=observe,
-        checkpoint=checkpoint,
+        save_state=save_state,
         state=state,
     )
 

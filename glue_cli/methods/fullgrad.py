@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from glue_cli.foundation.state import Checkpoint, State, no_checkpoint
+from glue_cli.foundation.state import SaveState, State, save_nothing
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
 from glue_cli.methods.staged.search import search
@@ -20,7 +20,7 @@ def fullgrad(
     *,
     seed: int,
     observe: Observe = unobserved,
-    checkpoint: Checkpoint = no_checkpoint,
+    save_state: SaveState = save_nothing,
     state: State | None = None,
 ) -> Learned:
     """Learn alpha by descent along the gradient through the blended network, eq. (9) left.
@@ -31,14 +31,14 @@ def fullgrad(
     domain = Simplex.of(objective)
     if settings.search == "plain":
         rule = TrueGradient(domain)
-        return descend(objective, rule, settings, observe=observe, checkpoint=checkpoint, state=state)
+        return descend(objective, rule, settings, observe=observe, save_state=save_state, state=state)
     return search(
         objective,
         settings,
         lambda start: AveragedDescent(domain, start, TrueGradient(domain), settings),
         seed=seed,
         observe=observe,
-        checkpoint=checkpoint,
+        save_state=save_state,
         state=state,
     )
 

@@ -8,7 +8,7 @@ import torch
 
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.seeds import generator
-from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.state import SaveState, State, list_of, list_state, part_of, prefixed, save_nothing
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.only_expert import judge_only_expert
 from glue_cli.methods.result import Learned, StepRecord, if_finite
@@ -26,7 +26,7 @@ def greedy(
     *,
     seed: int,
     observe: Observe = unobserved,
-    checkpoint: Checkpoint = no_checkpoint,
+    save_state: SaveState = save_nothing,
     state: State | None = None,
 ) -> Learned:
     """Add experts to a soup one by one, from the best alone down; keep each that does not raise the soup's loss.
@@ -39,7 +39,7 @@ def greedy(
 
     Args:
         observe: called for every expert tried: with the loss with it, and the soup after it with the soup's own loss.
-        checkpoint: called between two validations; state: to resume from.
+        save_state: called between two validations; state: to resume from.
     Returns:
         `n_steps` experts were tried; `search` has the soup's experts in their order, and the loss after each.
     Raises:
@@ -48,7 +48,7 @@ def greedy(
     domain = Simplex.of(objective)
     if domain.n_experts == 1:
         return judge_only_expert(objective, settings)
-    return run(domain, _Soups(objective, domain, settings, seed, observe), checkpoint, state)
+    return run(domain, _Soups(objective, domain, settings, seed, observe), save_state, state)
 
 
 class _Soups:

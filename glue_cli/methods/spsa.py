@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from glue_cli.foundation.state import Checkpoint, State, no_checkpoint
+from glue_cli.foundation.state import SaveState, State, save_nothing
 from glue_cli.methods import kind_of_steps
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
@@ -23,7 +23,7 @@ def spsa(
     *,
     seed: int,
     observe: Observe = unobserved,
-    checkpoint: Checkpoint = no_checkpoint,
+    save_state: SaveState = save_nothing,
     state: State | None = None,
 ) -> Learned:
     """Learn alpha with forward passes alone, eq. (9) right.
@@ -34,7 +34,7 @@ def spsa(
     domain = Simplex.of(objective)
     if settings.search == "plain":
         rule = ProbePairs(domain, settings, seed)
-        return descend(objective, rule, settings, observe=observe, checkpoint=checkpoint, state=state)
+        return descend(objective, rule, settings, observe=observe, save_state=save_state, state=state)
     kind = kind_of_steps(settings, is_smooth=objective.is_smooth, follows_loss=objective.follows_loss)
 
     def make_strategy(start: Tensor) -> Strategy:
@@ -56,6 +56,6 @@ def spsa(
         make_groups=make_groups if kind == "gauss-newton" and domain.n_groups > 1 else None,
         seed=seed,
         observe=observe,
-        checkpoint=checkpoint,
+        save_state=save_state,
         state=state,
     )

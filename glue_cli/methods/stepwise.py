@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from glue_cli.foundation.errors import NumericalError
-from glue_cli.foundation.state import Checkpoint, State
+from glue_cli.foundation.state import SaveState, State
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, StepRecord
 
@@ -25,7 +25,7 @@ class StepwiseSearch(Protocol):
         """Load the state of a search with the same settings, seed and objective, to continue it."""
 
 
-def run(domain: Simplex, search: StepwiseSearch, checkpoint: Checkpoint, state: State | None) -> Learned:
+def run(domain: Simplex, search: StepwiseSearch, save_state: SaveState, state: State | None) -> Learned:
     """Run a search to its end, from the beginning or from a state, and return what was learned.
 
     Raises:
@@ -34,7 +34,7 @@ def run(domain: Simplex, search: StepwiseSearch, checkpoint: Checkpoint, state: 
     if state is not None:
         search.restore(state)
     while (learned := search.step()) is None:
-        checkpoint(search.state)
+        save_state(search.state)
     if not domain.contains(learned.alpha):
         message = f"alpha is {learned.alpha.tolist()} after {learned.n_steps} mixing steps"
         raise NumericalError(message, hint="evaluate the experts one by one")

@@ -19,15 +19,15 @@ Charge = Callable[[Tensor], None]  # is called with the targets of every forward
 
 
 @dataclass(frozen=True)
-class Batches:
+class FixedBatches:
     """Batches that can be iterated over repeatedly, always the same, and their number."""
 
     again: Callable[[], Iterable[Batch]]
     n: int
 
-    def first(self, n: int) -> "Batches":
+    def first(self, n: int) -> "FixedBatches":
         """Return the first n of them."""
-        return Batches(lambda: islice(self.again(), n), n)
+        return FixedBatches(lambda: islice(self.again(), n), n)
 
 
 class Judge:
@@ -40,14 +40,14 @@ class Judge:
     def __init__(self, blend: WrittenBlend, criterion: Criterion, ranks: Ranks | None = None) -> None:
         self.blend, self._criterion, self._ranks = blend, criterion, ranks or Ranks()
 
-    def load(self, alpha: Tensor, refreshing: Batches | None, charge: Charge) -> None:
+    def load(self, alpha: Tensor, refreshing: FixedBatches | None, charge: Charge) -> None:
         """Set the blend to alpha [G, K], with statistics of BatchNorm from the batches `refreshing` if given."""
         self.blend.load(alpha)
         if refreshing:
             self.blend.refresh(charged(refreshing.again(), charge), self._ranks)
 
     @torch.no_grad()
-    def terms(self, batches: Batches, charge: Charge) -> list[ExampleSums]:
+    def terms(self, batches: FixedBatches, charge: Charge) -> list[ExampleSums]:
         """Return the terms of the criterion for the blend, batch by batch."""
         own = self._ranks.share(batches.n)
         mine = (batch for number, batch in enumerate(charged(batches.again(), charge)) if number in own)
@@ -68,8 +68,8 @@ def charged(batches: Iterable[Batch], charge: Charge) -> Iterator[Batch]:
 class Part:
     """Examples to judge blends by, and others to compute BatchNorm's statistics from; the two do not overlap."""
 
-    judged: Batches
-    refreshing: Batches
+    judged: FixedBatches
+    refreshing: FixedBatches
 
 
 class HeldOut:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from glue_cli.data.loader import Batches, Examples
 from glue_cli.foundation.progress import Noted, Progress
 from glue_cli.foundation.ranks import Ranks
-from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.state import SaveState, State, part_of, prefixed, save_nothing
 from glue_cli.results.finetune import FinetuneSteps, TriedLr
 from glue_cli.results.history import Write
 from glue_cli.running.device import Compute
@@ -62,17 +62,17 @@ class Finetuning:
         self._training: Training | None = None
         self._training_state: State = {}  # to resume from
 
-    def run(self, write: Write, checkpoint: Checkpoint = no_checkpoint) -> None:
+    def run(self, write: Write, save_state: SaveState = save_nothing) -> None:
         """Continue from the current state to the end.
 
         Args:
             write: called with each line of the history.
-            checkpoint: called between two steps, with a function that returns the state there.
+            save_state: called between two steps, with a function that returns the state there.
         Raises:
             NumericalError: the loss is not finite, or the weights at the end.
         """
         if self._plan.splits:
-            self.tried = self._trial.run(lambda state: checkpoint(lambda: prefixed("trial", state())))
+            self.tried = self._trial.run(lambda state: save_state(lambda: prefixed("trial", state())))
         settings = with_lr(self._spec.finetune, self.lr)
         batches = self._plan.examples.on(self._compute)
         if "val" in self._judges:
@@ -82,7 +82,7 @@ class Finetuning:
             training.restore(self._training_state)
         elif self._plan.splits:
             self._tell_choice()
-        training.run(write, lambda state: checkpoint(self.state))
+        training.run(write, lambda state: save_state(self.state))
         self._warn_of_harm()
 
     @property

@@ -11,7 +11,7 @@ from glue_cli.data.loader import Batches, Examples
 from glue_cli.data.partition import draw_folds
 from glue_cli.foundation.errors import NumericalError
 from glue_cli.foundation.progress import Advanced, Event, Finished, Progress, Started
-from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.state import SaveState, State, list_of, list_state, part_of, prefixed, save_nothing
 from glue_cli.models.tensors import tensors_of
 from glue_cli.running.device import Compute
 from glue_cli.spec.schema import FinetuneSpec
@@ -155,11 +155,11 @@ class Trial:
         self._done: list[dict[str, Tensor]] = []  # the figures by epoch, one entry for each run
         self._training_state: State = {}  # of the current run, to resume from
 
-    def run(self, checkpoint: Checkpoint = no_checkpoint) -> list[Tried]:
+    def run(self, save_state: SaveState = save_nothing) -> list[Tried]:
         """Make the remaining trainings, and return the results of the lr that were tried, from the largest down.
 
         Args:
-            checkpoint: called between two steps, with a function that returns the state there.
+            save_state: called between two steps, with a function that returns the state there.
         Raises:
             NumericalError: all of them diverge.
         """
@@ -168,26 +168,26 @@ class Trial:
         lrs = self._plan.lrs
         tried: dict[int, Tried] = {}
         while (number := next_to_try(tried, len(lrs), self._keep)) is not None:
-            tried[number] = self._try(lrs[number], len(tried) * len(self._splits), checkpoint)
+            tried[number] = self._try(lrs[number], len(tried) * len(self._splits), save_state)
         self._model.load_state_dict(self._start, strict=False)
         if all(math.isinf(one.val_loss("best")) for one in tried.values()):
             diverged = ", ".join(f"{one.lr:g}" for _, one in sorted(tried.items()))
             raise NumericalError(f"the training diverges at each lr tried: {diverged}", hint="set a lower finetune.lr")
         return [one for _, one in sorted(tried.items())]
 
-    def _try(self, lr: float, first: int, checkpoint: Checkpoint) -> Tried:
+    def _try(self, lr: float, first: int, save_state: SaveState) -> Tried:
         """Try one lr on all splits, by the runs from number `first` on; those that are done are not made again."""
         end = first + len(self._splits)
         if len(self._done) < end:
             lengths = [self._plan.epochs * len(train) for train, _ in self._splits]
             self._progress(Started(f"try lr {lr:g}", sum(lengths), "examples"))
             for i in range(len(self._done) - first, len(self._splits)):
-                self._done.append(self._make(lr, *self._splits[i], sum(lengths[:i]), checkpoint))
+                self._done.append(self._make(lr, *self._splits[i], sum(lengths[:i]), save_state))
             self._progress(Finished())
         return self._summary(lr, self._done[first:end])
 
     def _make(
-        self, lr: float, train: Batches, held_out: Batches, n_before: int, checkpoint: Checkpoint
+        self, lr: float, train: Batches, held_out: Batches, n_before: int, save_state: SaveState
     ) -> dict[str, Tensor]:
         """Train with one lr on one split; return the figures by epoch, NaN where it diverges."""
 
@@ -205,7 +205,7 @@ class Trial:
             return self.state() | prefixed("training", training.state())
 
         try:
-            training.run(lambda line: None, lambda _: checkpoint(state))
+            training.run(lambda line: None, lambda _: save_state(state))
         except NumericalError:
             diverged = dict.fromkeys(training.history[0], math.nan)
             training.history[:] = [diverged] * (1 + self._plan.epochs)

@@ -13,7 +13,7 @@ from glue_cli.foundation.errors import NumericalError, SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Progress, Started
 from glue_cli.foundation.ranks import Ranks, meeting
 from glue_cli.foundation.seeds import derive_seed, seed_others
-from glue_cli.foundation.state import GOOD, Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.state import GOOD, SaveState, State, list_of, list_state, part_of, prefixed, save_nothing
 from glue_cli.foundation.stopping import Lost
 from glue_cli.models.tensors import tensors_of
 from glue_cli.models.weights import constant_buffers
@@ -86,21 +86,21 @@ class Training:
         self._best: dict[str, Tensor] = {}
         self._best_loss = math.inf
 
-    def run(self, write: Write, checkpoint: Checkpoint = no_checkpoint) -> None:
+    def run(self, write: Write, save_state: SaveState = save_nothing) -> None:
         """Train from the current state to the last epoch.
 
         Args:
             write: called with each line of the history.
-            checkpoint: called between two steps, with a function that returns the state there.
+            save_state: called between two steps, with a function that returns the state there.
         Raises:
             NumericalError: the loss is not finite, or the final weights are not.
         """
         self._progress(Started(self._task, self._settings.epochs * len(self._batches), "examples"))
         while self._epoch <= self._settings.epochs:
             for _ in self._steps() if self._epoch else ():
-                checkpoint(self.state)
+                save_state(self.state)
             self._end_epoch(write)
-            checkpoint(self.state)
+            save_state(self.state)
         _check_weights(self._model, self._task)
         self._progress(Finished())
 

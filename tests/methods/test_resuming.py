@@ -9,7 +9,7 @@ from fake_objective import Bowl
 from saved_state import through_files
 
 from glue_cli.foundation.errors import NumericalError
-from glue_cli.foundation.state import no_checkpoint
+from glue_cli.foundation.state import save_nothing
 from glue_cli.methods import METHODS, SEARCHES
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned
@@ -83,10 +83,10 @@ def make_objective(monkeypatch):
     return make
 
 
-def choose(method, objective, keys, *, records, checkpoint=no_checkpoint, state=None):
+def choose(method, objective, keys, *, records, save_state=save_nothing, state=None):
     settings = MixSpec.model_validate(keys)
     search = METHODS[method].load()
-    return search(objective, settings, seed=5, observe=records.append, checkpoint=checkpoint, state=state)
+    return search(objective, settings, seed=5, observe=records.append, save_state=save_state, state=state)
 
 
 def outcome(learned, records, objective):
@@ -106,10 +106,10 @@ def outcome(learned, records, objective):
 def test_a_search_goes_on_from_any_state_bit_for_bit(make_objective, method, is_score, keys):
     whole, objective, states = [], make_objective(is_score), []
 
-    def checkpoint(state):
+    def save_state(state):
         states.append((len(whole), through_files(state())))
 
-    learned = choose(method, objective, keys, records=whole, checkpoint=checkpoint)
+    learned = choose(method, objective, keys, records=whole, save_state=save_state)
     wanted = outcome(learned, whole, objective)
     for n_told, state in states:
         records, objective = whole[:n_told], make_objective(is_score)
@@ -130,7 +130,7 @@ def test_a_search_that_is_cut_at_every_step_comes_to_the_same_end(make_objective
     while True:
         objective = make_objective()
         try:
-            learned = choose(method, objective, keys, records=records, checkpoint=cut, state=state)
+            learned = choose(method, objective, keys, records=records, save_state=cut, state=state)
         except Cut as stopped:
             (state,), n_cuts = stopped.args, n_cuts + 1
         else:
@@ -143,7 +143,7 @@ def test_a_search_that_is_cut_at_every_step_comes_to_the_same_end(make_objective
 def test_a_search_among_kinds_of_statistics_goes_on_as_well(make_objective, method, keys):
     states, objective = [], make_objective(has_kinds=True)
     wanted = choose(
-        method, objective, keys, records=[], checkpoint=lambda state: states.append(through_files(state()))
+        method, objective, keys, records=[], save_state=lambda state: states.append(through_files(state()))
     )
     for state in states:
         learned = choose(method, make_objective(has_kinds=True), keys, records=[], state=state)
@@ -153,7 +153,7 @@ def test_a_search_among_kinds_of_statistics_goes_on_as_well(make_objective, meth
 
 def test_states_need_not_be_taken(make_objective):
     calls = []
-    choose("spsa", make_objective(), {"steps": 5}, records=[], checkpoint=calls.append)
+    choose("spsa", make_objective(), {"steps": 5}, records=[], save_state=calls.append)
     assert len(calls) > 5 and all(callable(call) for call in calls)
 
 
@@ -163,4 +163,4 @@ def test_a_search_does_not_end_at_an_alpha_outside_the_domain():
             return Learned(torch.tensor([[float("nan"), 0.5]]), None, None, 7, "budget")
 
     with pytest.raises(NumericalError, match="after 7 mixing steps"):
-        run(Simplex(1, 2), Astray(), no_checkpoint, None)
+        run(Simplex(1, 2), Astray(), save_nothing, None)

@@ -105,7 +105,7 @@ def test_a_descent_ends_after_ten_skipped_steps_in_a_row(method, keys):
     settings = MixSpec.model_validate({"steps": 60, "validate_every": 50} | keys)
     with pytest.raises(NumericalError, match=f"at mixing step {step_of + MOST_IN_A_ROW - 1}, near alpha"):
         METHODS[method].load()(
-            Breaking(math.nan), settings, seed=0, checkpoint=lambda state: states.append(through_files(state()))
+            Breaking(math.nan), settings, seed=0, save_state=lambda state: states.append(through_files(state()))
         )
     for name, value in states[-1].items():  # the last good state can be kept
         is_number = isinstance(value, torch.Tensor) and value.is_floating_point() and not name.endswith("losses")
@@ -120,7 +120,7 @@ def test_a_search_that_skips_steps_goes_on_from_any_state_bit_for_bit(method):
         Walled(math.inf, most=0.4, every=4),
         settings,
         seed=0,
-        checkpoint=lambda state: states.append(through_files(state())),
+        save_state=lambda state: states.append(through_files(state())),
     )
     assert (whole.n_skipped or whole.lost) and len(states) > 4
     for state in states:

@@ -12,7 +12,7 @@ from glue_cli.running.losses import example_losses
 from glue_cli.running.refreshing import refresh_from_few
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.blend_rows import BlendRows
-from glue_cli.search.held_out import Batches, HeldOut, Judge, Part
+from glue_cli.search.held_out import FixedBatches, HeldOut, Judge, Part
 from glue_cli.search.written import WrittenInMemory
 
 REFRESHING = [batch_of(7), batch_of(8)]
@@ -64,7 +64,7 @@ def nothing(targets):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("statistics", ["averaged", "refreshed"])
 def test_a_blend_is_judged_as_it_is_written(made, dtype, statistics):
-    held_out = held_out_of(made, [Part(Batches(lambda: BOTH, 2), Batches(lambda: REFRESHING, 2))], dtype)
+    held_out = held_out_of(made, [Part(FixedBatches(lambda: BOTH, 2), FixedBatches(lambda: REFRESHING, 2))], dtype)
     for alpha in ALPHAS:  # one after the other: nothing of the last one stays
         found = held_out.terms(alpha, statistics, None, nothing)
         refreshing = REFRESHING if statistics == "refreshed" else None
@@ -73,7 +73,7 @@ def test_a_blend_is_judged_as_it_is_written(made, dtype, statistics):
 
 
 def test_the_dtype_of_the_output_shows(made):
-    part = Part(Batches(lambda: BOTH, 2), Batches(lambda: REFRESHING, 2))
+    part = Part(FixedBatches(lambda: BOTH, 2), FixedBatches(lambda: REFRESHING, 2))
     exact, rounded = (held_out_of(made, [part], dtype) for dtype in (None, torch.bfloat16))
     one, other = (held_out.terms(ALPHA, "averaged", None, nothing) for held_out in (exact, rounded))
     assert 1e-5 < (one - other).abs().max() < 0.1
@@ -81,7 +81,8 @@ def test_the_dtype_of_the_output_shows(made):
 
 def test_each_fold_is_judged_by_its_own_alpha_and_by_statistics_of_other_examples(made):
     parts = [
-        Part(Batches(lambda b=batch: [b], 1), Batches(lambda o=other: [o], 1)) for batch, other in (BOTH, BOTH[::-1])
+        Part(FixedBatches(lambda b=batch: [b], 1), FixedBatches(lambda o=other: [o], 1))
+        for batch, other in (BOTH, BOTH[::-1])
     ]
     found = held_out_of(made, parts).terms(ALPHAS[:2], "refreshed", None, nothing)
     wanted = [
@@ -107,8 +108,8 @@ def test_the_statistics_of_the_file_are_those_it_was_judged_by(made):
     ("n_batches", "n_terms", "averaged", "refreshed"), [(1, 12, 1, 3), (2, 17, 2, 4), (3, 29, 3, 7)]
 )
 def test_forwards_are_foretold_and_charged(made, n_batches, n_terms, averaged, refreshed):
-    both = Part(Batches(lambda: BOTH, 2), Batches(lambda: REFRESHING, 2))
-    one = Part(Batches(lambda: BOTH[:1], 1), Batches(lambda: REFRESHING, 2))
+    both = Part(FixedBatches(lambda: BOTH, 2), FixedBatches(lambda: REFRESHING, 2))
+    one = Part(FixedBatches(lambda: BOTH[:1], 1), FixedBatches(lambda: REFRESHING, 2))
     held_out = held_out_of(made, [both, one])
     assert held_out.n_batches == 3
     for statistics, wanted in (("averaged", averaged), ("refreshed", refreshed)):

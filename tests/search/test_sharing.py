@@ -17,7 +17,7 @@ from glue_cli.running.losses import IGNORED
 from glue_cli.search.bank.load import bank_of_tensors
 from glue_cli.search.blended import ResidentBlends
 from glue_cli.search.criterion import Criterion, criterion_of
-from glue_cli.search.held_out import Batches, HeldOut, Judge, Part
+from glue_cli.search.held_out import FixedBatches, HeldOut, Judge, Part
 from glue_cli.search.leading import LedObjective, answers_of, dismiss, follow
 from glue_cli.search.objective import BlendObjective, Minibatches
 from glue_cli.search.pieces import WHOLE
@@ -78,8 +78,8 @@ def objective_of(case, ranks, tmp_path, kind: Statistics = "averaged"):
     blends = ResidentBlends(model, bank, Compute(torch.device("cpu")), seed=0)
     goal = Goal("python:own:spread", best=0)
     criterion = Criterion(goal, loss, terms) if terms else criterion_of("loss", loss, tmp_path)
-    judged = Batches(lambda: [batch(step) for step in range(100, 105)], 5)
-    parts = [Part(judged, Batches(lambda: [batch(7), batch(8)], 2))]
+    judged = FixedBatches(lambda: [batch(step) for step in range(100, 105)], 5)
+    parts = [Part(judged, FixedBatches(lambda: [batch(7), batch(8)], 2))]
     in_folds = {"folds": lambda step: torch.arange(len(batch(step)[1])) % 2, "n_folds": 2} if "folds" in case else {}
     return BlendObjective(
         blends,

@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-from glue_cli.foundation.state import Checkpoint, State, list_of, list_state, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.state import SaveState, State, list_of, list_state, part_of, prefixed, save_nothing
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.only_expert import judge_only_expert
 from glue_cli.methods.result import Learned, StepRecord, if_finite
@@ -40,7 +40,7 @@ def search(
     make_groups: MakeGroups | None = None,
     seed: int,
     observe: Observe = unobserved,
-    checkpoint: Checkpoint = no_checkpoint,
+    save_state: SaveState = save_nothing,
     state: State | None = None,
 ) -> Learned:
     """Minimise the target loss over alpha within the settings' budget, or to a plateau of the validation loss.
@@ -51,7 +51,7 @@ def search(
             if there is one group, or if the strategy moves each group from the beginning.
         observe: called with the uniform blend, or the best start if the uniform blend's loss is not finite; with every
             step of the leading contender; and with what is returned.
-        checkpoint: called after the screening, and after every step on a minibatch; state: to resume from.
+        save_state: called after the screening, and after every step on a minibatch; state: to resume from.
     Raises:
         NumericalError: no start has a finite loss, or none has one at several steps in a row, or the blend to return.
     """
@@ -59,7 +59,7 @@ def search(
     if domain.n_experts == 1:
         return judge_only_expert(objective, settings)
     return run(
-        domain, _StagedSearch(objective, settings, make_strategy, make_groups, seed, observe), checkpoint, state
+        domain, _StagedSearch(objective, settings, make_strategy, make_groups, seed, observe), save_state, state
     )
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from glue_cli.foundation.state import Checkpoint, State, no_checkpoint, part_of, prefixed
+from glue_cli.foundation.state import SaveState, State, part_of, prefixed, save_nothing
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.only_expert import judge_only_expert
 from glue_cli.methods.result import Learned, StepRecord, if_finite
@@ -28,7 +28,7 @@ def descend(
     settings: MixSpec,
     *,
     observe: Observe = unobserved,
-    checkpoint: Checkpoint = no_checkpoint,
+    save_state: SaveState = save_nothing,
     state: State | None = None,
 ) -> Learned:
     """Minimise the target loss over alpha = softmax(beta) from the uniform blend, eqs. (7) and (8).
@@ -40,7 +40,7 @@ def descend(
     Args:
         rule: how the gradient at beta [G, K] is estimated.
         observe: called with every step when it ends.
-        checkpoint: called between two steps; state: to resume from.
+        save_state: called between two steps; state: to resume from.
     Raises:
         NumericalError: no validation loss is finite, or no loss at several steps in a row.
     """
@@ -48,7 +48,7 @@ def descend(
     if domain.n_experts == 1:
         return judge_only_expert(objective, settings)
     strategy = LogitDescent(domain, torch.zeros(domain.shape, dtype=torch.float64), rule, settings)
-    return run(domain, _PlainSearch(objective, strategy, settings, observe), checkpoint, state)
+    return run(domain, _PlainSearch(objective, strategy, settings, observe), save_state, state)
 
 
 class _PlainSearch:

@@ -11,7 +11,7 @@ from glue_cli.search.bank.matrix import Span
 from glue_cli.search.points import AnyPass, Point, in_chunks, make_blends
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blocks import Block
-from glue_cli.search.streamed.source import Layout, Watch
+from glue_cli.search.streamed.layout import Layout, Watch
 
 # Changes a row of a block after it was blended, given where its tensors lie: how it will be in the file.
 Finish = Callable[[Mapping[str, Span], Tensor], None]

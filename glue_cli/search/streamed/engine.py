@@ -19,11 +19,11 @@ from glue_cli.search.streamed.blender import Blender, Blending, Finish
 from glue_cli.search.streamed.block_model import BlockModel
 from glue_cli.search.streamed.blocks import SPLITS, Split, narrow_names, split_model
 from glue_cli.search.streamed.held import Held
+from glue_cli.search.streamed.layout import Layout
 from glue_cli.search.streamed.lockstep import Lockstep, Runner
 from glue_cli.search.streamed.reader import Reader
 from glue_cli.search.streamed.runs import Forward, count_points, cut, needed_for
 from glue_cli.search.streamed.shards import ShardedBlender, Shards, shard_bytes
-from glue_cli.search.streamed.source import Layout
 
 # Of experts that are held in memory, blends may take this share of what they take, or what a pass needs.
 _SHARE_OF_HELD = 1 / 16

@@ -9,9 +9,9 @@ from torch import Tensor
 from glue_cli.foundation.large_pages import empty_bytes
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blocks import Block
+from glue_cli.search.streamed.layout import Layout
 from glue_cli.search.streamed.reader import N_READERS, on_page
 from glue_cli.search.streamed.slices import PAGE
-from glue_cli.search.streamed.source import Layout
 
 
 class Held:

@@ -12,7 +12,7 @@ from glue_cli.search.streamed.blender import Blender, Blending
 from glue_cli.search.streamed.block_model import BlockModel
 from glue_cli.search.streamed.blocks import Block
 from glue_cli.search.streamed.lanes import Lane
-from glue_cli.search.streamed.source import Layout
+from glue_cli.search.streamed.layout import Layout
 
 
 @dataclass

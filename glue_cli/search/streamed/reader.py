@@ -10,8 +10,8 @@ from torch import Tensor
 from glue_cli.foundation.large_pages import empty_bytes
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blocks import Block
+from glue_cli.search.streamed.layout import Layout
 from glue_cli.search.streamed.slices import PAGE
-from glue_cli.search.streamed.source import Layout
 
 # Experts that are read at once. A disk with a queue is faster for it: the page cache reads 128 KiB ahead a file.
 N_READERS = 4

@@ -18,8 +18,8 @@ from glue_cli.search.points import AnyPass, make_blends
 from glue_cli.search.streamed.absent import AbsentTensorError
 from glue_cli.search.streamed.blender import Blender
 from glue_cli.search.streamed.blocks import Block
+from glue_cli.search.streamed.layout import Layout
 from glue_cli.search.streamed.reader import N_READERS
-from glue_cli.search.streamed.source import Layout
 
 _DONE, _FAILED = -1, -2  # in place of a block's number
 

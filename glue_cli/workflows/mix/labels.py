@@ -9,7 +9,7 @@ from glue_cli.data.target import Target
 from glue_cli.foundation.seeds import generator
 from glue_cli.results.blend import Sample
 from glue_cli.running.device import Compute
-from glue_cli.search.held_out import Batches, Part
+from glue_cli.search.held_out import FixedBatches, Part
 from glue_cli.search.objective import Minibatches
 from glue_cli.spec.goal import Goal
 from glue_cli.spec.schema import MixSpec
@@ -38,8 +38,8 @@ class Labels:
 
     minibatches: Minibatches
     parts: list[Part]
-    refreshing: Batches
-    validation: Batches
+    refreshing: FixedBatches
+    validation: FixedBatches
     sample: Sample
 
 
@@ -68,7 +68,7 @@ def validation_size(goal: Goal, settings: MixSpec, n_examples: int) -> int:
 
 
 def _minibatches(
-    examples: Examples, validation: Batches, settings: MixSpec, compute: Compute, seed: int, n_folds: int
+    examples: Examples, validation: FixedBatches, settings: MixSpec, compute: Compute, seed: int, n_folds: int
 ) -> Minibatches:
     on_device = examples.on(compute)
 
@@ -102,18 +102,18 @@ def sampled(target: Target, sample: Sample) -> Examples:
     return target["train"].joined(target["val"]) if sample == OF_ALL else target["train"]
 
 
-def refreshing_batches(target: Target, sample: Sample, batch_size: int, compute: Compute, seed: int) -> Batches:
+def refreshing_batches(target: Target, sample: Sample, batch_size: int, compute: Compute, seed: int) -> FixedBatches:
     """Return the batches from which a search took statistics."""
     return _some_of(sampled(target, sample), batch_size, compute, seed)
 
 
-def _some_of(examples: Examples, batch_size: int, compute: Compute, seed: int) -> Batches:
+def _some_of(examples: Examples, batch_size: int, compute: Compute, seed: int) -> FixedBatches:
     """Draw examples at random, and return them in the batches that statistics are taken from."""
     chosen = torch.randperm(len(examples), generator=generator(seed, "refresh"))[:_REFRESHING]
     return batches_of(examples.subset(chosen), batch_size, compute, seed)
 
 
-def batches_of(examples: Examples, batch_size: int, compute: Compute, seed: int) -> Batches:
+def batches_of(examples: Examples, batch_size: int, compute: Compute, seed: int) -> FixedBatches:
     """Return the examples in batches of about equal size, the same batches each time."""
     on_device = examples.on(compute)
-    return Batches(lambda: on_device.in_random_order(batch_size, seed), on_device.n_in_random_order(batch_size))
+    return FixedBatches(lambda: on_device.in_random_order(batch_size, seed), on_device.n_in_random_order(batch_size))

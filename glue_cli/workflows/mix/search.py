@@ -104,7 +104,7 @@ def search(
             setting.settings,
             seed=plan.seed,
             observe=observe,
-            checkpoint=keeper.checkpoint if run.ranks.size == 1 else keeper.checkpoint_and_tell,
+            save_state=keeper.checkpoint if run.ranks.size == 1 else keeper.checkpoint_and_tell,
             state=keeper.state,
         )
     run.progress(Finished())

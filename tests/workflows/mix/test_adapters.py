@@ -213,7 +213,7 @@ def test_adapters_keep_to_the_memory(adapters, spec, plan, run, bank, n_elements
 def test_what_factors_cannot_do_goes_by_dense_updates(adapters, spec, plan, monkeypatch):
     notes = []
     listening = Run(device="cpu", progress=notes.append)
-    monkeypatch.setattr("glue_cli.workflows.mix.experts.find_obstacle", lambda *_: "the model is odd")
+    monkeypatch.setattr("glue_cli.workflows.mix.adapter_experts.find_obstacle", lambda *_: "the model is odd")
     result = as_object(mix(plan(adapters, spec=spec, method="spsa"), listening))
     assert any("not in factors: the model is odd" in getattr(note, "text", "") for note in notes)
     with pytest.raises(UsageError, match="--bank factors: the model is odd"):
