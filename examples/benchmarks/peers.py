@@ -42,7 +42,7 @@ class Trail:
     found: dict[int, Found] = field(default_factory=dict)
 
     def note(self, alpha: Tensor) -> None:
-        now = self.cost.equivalents
+        now = self.cost.in_forwards
         self.found |= {budget: Found(alpha, now) for budget in self.budgets if now <= budget}
 
 
@@ -105,7 +105,7 @@ def ng_opt(problem: Problem, budgets: Sequence[int], seed: int, *, work: Path) -
         beta = ngopt.minimise(
             python, partial(_losses_of_logits, objective), n_numbers=problem.n_experts, budget=budget, seed=seed
         )
-        found[budget] = Found(torch.softmax(torch.tensor(beta, dtype=torch.float64), -1), objective.cost.equivalents)
+        found[budget] = Found(torch.softmax(torch.tensor(beta, dtype=torch.float64), -1), objective.cost.in_forwards)
     return found
 
 

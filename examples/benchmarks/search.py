@@ -136,7 +136,7 @@ def default_search(problem: Problem, budgets: Sequence[int], seed: int) -> dict[
     for budget in budgets:
         objective = problem.objective(seed)
         alpha = default_spsa(objective, budget, seed)
-        found[budget] = Found(alpha, objective.cost.equivalents)
+        found[budget] = Found(alpha, objective.cost.in_forwards)
         if found[budget].forwards > budget:
             sys.exit(f"the default search has spent {found[budget].forwards} forwards of {budget}")
     return found

@@ -169,7 +169,7 @@ def _difference(one: Mapping[int | None, Series], other: Mapping[int | None, Ser
 
 def _cost(trials: Sequence[Trial]) -> dict[str, Stat]:
     costs = [trial.mix.cost_of_choice for trial in trials if trial.mix]
-    figures = {"budget": stat(cost.budget for cost in costs)}
+    figures = {"budget": stat(cost.in_forwards for cost in costs)}
     for key in ("forwards", "validation_forwards", "backwards", "examples", "wall_s", "peak_bytes"):
         figures[key] = stat(getattr(cost, key) for cost in costs)
     return {key: figure for key, figure in figures.items() if figure}
@@ -195,13 +195,13 @@ def _validated(trial: Trial) -> dict[int, float]:
     """
     if trial.search:
         uniform = trial.mix.uniform_mean if trial.mix and not trial.begins_validated else None
-        losses = {step.budget: step.val_loss for step in trial.search if step.val_loss is not None}
+        losses = {step.in_forwards: step.val_loss for step in trial.search if step.val_loss is not None}
         return losses if uniform is None else {0: uniform, **losses}
     if trial.goal and not trial.goal.is_smooth:
         return {}  # finetuning records the loss, not the objective
     first = trial.finetune.history[0] if trial.finetune else None
     loss = first.figures.get("val_loss") if first and first.epoch == 0 else None
-    return {trial.mix.cost_of_choice.budget: loss} if trial.mix and loss is not None else {}
+    return {trial.mix.cost_of_choice.in_forwards: loss} if trial.mix and loss is not None else {}
 
 
 def _notes(

@@ -13,6 +13,7 @@ from glue_cli.foundation.errors import ResourceError, UsageError
 from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.output_files import write_all
 from glue_cli.foundation.regular_files import regular
+from glue_cli.spec.budget import in_forwards
 
 _SCHEMA = "glue.history/1"
 _LONGEST = 1 << 24  # bytes that are read of a line; one with an alpha for each of many experts is far shorter
@@ -44,9 +45,9 @@ class Step:
             raise ValueError("alpha has no coefficients")
 
     @property
-    def budget(self) -> int:
-        """All passes so far, counted in forward passes: a backward pass takes about as long as two."""
-        return self.forwards + 2 * self.backwards
+    def in_forwards(self) -> int:
+        """All passes so far, counted in forwards."""
+        return in_forwards(self.forwards, self.backwards)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glue_cli.results.record import WithFigures, empty_where_unknown, spread, where_known
+from glue_cli.spec.budget import in_forwards
 from glue_cli.spec.goal import Goal, goal_named
 
 # The names of the blends that a search compares.
@@ -68,9 +69,9 @@ class Passes:
     wall_s: float | None = None
 
     @property
-    def budget(self) -> int:
-        """All passes, counted in forward passes: a backward pass takes about as long as two."""
-        return self.forwards + 2 * self.backwards
+    def in_forwards(self) -> int:
+        """All passes, counted in forwards."""
+        return in_forwards(self.forwards, self.backwards)
 
     def plus(self, other: "Passes") -> "Passes":
         """Return two accounts as one."""

@@ -6,7 +6,7 @@ from collections.abc import Sized
 from dataclasses import asdict, dataclass
 
 from glue_cli.foundation.state import State
-from glue_cli.spec.budget import Budget
+from glue_cli.spec.budget import Budget, in_forwards
 
 
 @dataclass
@@ -19,9 +19,9 @@ class Cost:
     examples: int = 0
 
     @property
-    def equivalents(self) -> int:
-        """The cost in forwards; a backward counts as two."""
-        return self.forwards + 2 * self.backwards
+    def in_forwards(self) -> int:
+        """All passes, counted in forwards."""
+        return in_forwards(self.forwards, self.backwards)
 
     def charge(self, targets: Sized, n: int = 1) -> None:
         """Charge n forwards on a batch with these targets, whichever process makes them."""
@@ -86,7 +86,7 @@ class Purse:
         """What is spent; for a budget of examples, in forwards of a whole minibatch."""
         if self._budget and self._budget.unit == "examples":
             return self._cost.examples / self._batch_size + 2 * self._cost.backwards
-        return self._cost.equivalents
+        return self._cost.in_forwards
 
     @property
     def _elapsed(self) -> float:

@@ -35,3 +35,8 @@ def parse_budget(text: str) -> Budget:
     if not 0 < limit <= _MOST:
         raise ValueError(f"'{text}' is no budget: wanted forwards, time or examples, such as 300, 2m or 1e6ex")
     return Budget(limit, unit)
+
+
+def in_forwards(forwards: int, backwards: int) -> int:
+    """Return passes over minibatches counted in forwards: a backward takes about as long as two."""
+    return forwards + 2 * backwards

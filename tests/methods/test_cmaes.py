@@ -111,7 +111,7 @@ def test_the_search_is_staged_in_either_preset(quadratic, preset):
 def test_the_budget_is_kept(quadratic, budget, n_experts):
     objective = quadratic([0.0] * (n_experts - 1) + [1.0])
     learned = learn(objective, budget=budget)
-    assert objective.cost.equivalents <= budget
+    assert objective.cost.in_forwards <= budget
     assert budget < 60 or (learned.n_steps > 0 and learned.stopped == "budget")
 
 

@@ -28,7 +28,7 @@ def test_the_cost_of_the_choice_leaves_out_what_came_after_it():
     after = Passes(forwards=30, validation_forwards=20, backwards=0, examples=1500, wall_s=2.0)
     chosen = result(afterwards=after).cost_of_choice
     wanted = MixCost(forwards=70, validation_forwards=20, backwards=10, examples=3500, wall_s=6.0, peak_bytes=9)
-    assert chosen == wanted and chosen.budget == 90
+    assert chosen == wanted and chosen.in_forwards == 90
 
 
 def test_figures_are_those_of_the_goal():

@@ -89,7 +89,7 @@ def search(
         write({**line, **_groups_of(plan, record.alpha), **asdict(objective.cost)})
         spent = {
             "steps": record.step,
-            "forwards": objective.cost.equivalents,
+            "forwards": objective.cost.in_forwards,
             "examples": objective.cost.examples,
             "seconds": int(time.monotonic() - began),
         }
@@ -116,7 +116,7 @@ def search(
         objective_found = Objective(
             name=goal.name, val=_figure(goal, losses.val), val_uniform=_figure(goal, losses.val_uniform)
         )
-    searched = {"forwards": before.equivalents, "stopped": learned.stopped}
+    searched = {"forwards": before.in_forwards, "stopped": learned.stopped}
     stages = [Stage(stage="write", forwards=afterwards.forwards)] if afterwards.forwards else []
     left_out = None
     if plan.search.explains:
