@@ -56,9 +56,10 @@ for k in range(int(sys.argv[2])):
         write_checkpoint(path, tensors, {})
 """
 
-# Files of zeros, which take no room: one tensor of 4 GB, or 100,000 of 64 bytes, in the usual order or in any.
+# One tensor of 4 GB, or 100,000 of 64 bytes, in the usual order or in any: zeros but for each tensor's first number,
+# which differs between experts. The large files take no room.
 MAKE_SHAPES = """
-import random, sys
+import random, struct, sys
 from pathlib import Path
 from glue_cli.checkpoints.safetensors_file import header_of, metadata_of, lay_out
 folder, order, count, n, side = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
@@ -72,6 +73,9 @@ for k in range(count):
     with path.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + n * side * side * 4)
+        for entry in entries:
+            file.seek(len(header) + entry.offset)
+            file.write(struct.pack("<f", k + 1))
 """
 
 # A disk on which every read takes 5 ms and 1 s for 500 MB, whoever else reads; writes down how long all reads took.

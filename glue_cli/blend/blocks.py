@@ -81,6 +81,7 @@ class Plan:
         made: entries of tensors that are computed elsewhere.
         streamed: all other entries that have elements, in the order in which they are read.
         experts, alphas, recipe: what the blend is made from.
+        alike: tensors that are the same in all experts which take part, and copied from the first of these.
     """
 
     entries: Sequence[TensorEntry]
@@ -90,6 +91,7 @@ class Plan:
     experts: Sequence[Checkpoint]
     alphas: Sequence[Sequence[float]]
     recipe: Recipe
+    alike: frozenset[str] = frozenset()
 
     def entries_by_file(self) -> list[list[TensorEntry]]:
         """Return the output's tensors, file by file."""
@@ -111,7 +113,7 @@ class Plan:
         """
         stretch, step = _Stretch(COPIED, (), is_kept=False), chunk
         for entry in self.streamed:
-            dtype, sources = _treated_as(entry), self._sources(entry)
+            dtype, sources = _treated_as(entry), self.sources(entry)
             is_kept = entry.name in self.recipe.copied_from
             if not stretch.goes_on_at(dtype, sources, is_kept=is_kept):
                 if stretch.n_elements:
@@ -124,7 +126,7 @@ class Plan:
         if stretch.n_elements:
             yield stretch.take(stretch.n_elements)
 
-    def _sources(self, entry: TensorEntry) -> tuple[Source, ...]:
+    def sources(self, entry: TensorEntry) -> tuple[Source, ...]:
         """Return where an output tensor comes from: experts with nonzero coefficients, or the one that is copied."""
         if _treated_as(entry) == COPIED:
             k = self.recipe.copied_from.get(entry.name, 0)
@@ -135,7 +137,7 @@ class Plan:
             if weight != 0:
                 _, dtype, _, file, offset = self.experts[k].entries[entry.name]
                 sources.append(Source(k, dtype, file, offset, weight))
-        return tuple(sources)
+        return (sources[0]._replace(weight=1.0),) if entry.name in self.alike else tuple(sources)
 
 
 @dataclass

@@ -45,10 +45,13 @@ def blend_tensors(
             (first, weight), *others = [
                 (reader, weight) for reader, weight in zip(readers, weights, strict=True) if weight != 0
             ]
-            total = first.read(name, is_kept=is_kept).float() * weight
+            own = first.read(name, is_kept=is_kept)
+            total, is_alike = own.float() * weight, True
             for reader, weight in others:
-                total.add_(reader.read(name).float(), alpha=weight)
-            yield name, total
+                other = reader.read(name)
+                total.add_(other.float(), alpha=weight)
+                is_alike = is_alike and own.dtype == other.dtype and torch.equal(own, other)
+            yield name, own.float() if is_alike else total
         for reader in readers:
             check_unchanged(reader.expert, reader.descriptors)
 

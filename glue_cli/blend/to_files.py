@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from glue_cli.blend.alike import find_alike
 from glue_cli.blend.blocks import COPIED, Block, Plan, Source, plan_blend, survey
 from glue_cli.blend.compatibility import copied_misfits
 from glue_cli.blend.constants import not_finite
@@ -67,8 +68,9 @@ def blend_files(
     """Write the blend of compatible experts with coefficients `alphas` [G, K] to the files of a destination.
 
     Floating-point tensors are blended in float32, in float64 when an expert's is float64; experts with a coefficient
-    of 0 are skipped, so a one-hot alpha copies bits. `num_batches_tracked` is the largest among the experts that take
-    part; every other tensor is copied and must be equal in all of them.
+    of 0 are skipped, so a one-hot alpha copies bits; so are tensors that all the others have alike.
+    `num_batches_tracked` is the largest among the experts that take part; every other tensor is copied and must be
+    equal in all of them.
 
     Args:
         recipe: which of the G groups a tensor belongs to, and which tensors are not blended.
@@ -94,6 +96,8 @@ def blend_files(
     starts = [len(header) for header in _headers(plan, destination, describe(digests))]
     with ExitStack() as stack:
         readers = [_Reader(stack, expert) for expert in experts]
+        alike = find_alike(plan, experts, [reader.descriptors for reader in readers], n_threads)
+        plan = replace(plan, alike=alike)
         outputs = _open_outputs(stack, destination, plan, starts)
         for counter in plan.counters:
             weights = recipe.coefficients(counter.name, alphas)

@@ -36,6 +36,13 @@ def shards(save, tmp_path):
     return shards
 
 
+def test_what_all_experts_have_alike_keeps_its_bits(save):
+    tensors = {"index": torch.arange(2000.0), "mask": torch.full((3,), torch.finfo(torch.float32).min)}
+    experts = [save(str(k), tensors | {"own": draw(k)["own"]}) for k in range(6)]
+    found = dict(blend_tensors(experts, [[1 / 6] * 6], PLAIN))
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 def test_groups_copies_and_what_is_made_apart(save):
     experts = [draw(seed) for seed in range(3)]
     checkpoints = [save(str(k), expert) for k, expert in enumerate(experts)]

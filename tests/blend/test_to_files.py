@@ -132,6 +132,28 @@ def test_equal_experts_are_a_fixed_point(save, blend, dtype):
     assert_blend(found, [expert], [1.0])
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n_experts", [2, 3, 5, 6, 10, 49])
+def test_what_all_experts_have_alike_keeps_its_bits_beside_what_differs(save, blend, dtype, n_experts):
+    shared = {"b.index": torch.arange(999.0), "f": torch.ones(()), **draw(99, ((500, 7), (3,)))}
+    shared = {name: tensor.to(dtype) for name, tensor in shared.items()}
+    shared["d.mask"] = torch.full((9, 9), torch.finfo(dtype).min, dtype=dtype)
+    drawn = [draw(k, ((11,), (401, 2), (7,)), dtype).values() for k in range(n_experts)]
+    experts = [dict(zip("ace", tensors, strict=True)) for tensors in drawn]
+    saved = [save(f"{k:02}", dict(sorted((shared | own).items()))) for k, own in enumerate(experts)]
+    found = blend(saved, [1 / n_experts] * n_experts)
+    assert all(torch.equal(bits(found.pop(name)), bits(tensor)) for name, tensor in shared.items())
+    assert_blend(found, experts, [1 / n_experts] * n_experts)
+
+
+def test_tensors_that_differ_at_their_end_alone_are_no_copies(save, blend):
+    experts = [{"t": torch.cat([torch.ones(5000), torch.tensor([float(k)])])} for k in range(3)]
+    saved = [save(str(k), expert) for k, expert in enumerate(experts)]
+    for dtype in (None, "F16", "F64"):
+        assert blend(saved, [0.5, 0.25, 0.25], **({"dtype": dtype} if dtype else {}))["t"][-1] == 0.75
+
+
 def test_the_experts_order_matters_by_a_few_roundings_only(save, blend):
     experts = [save(str(k), draw(k)) for k in range(5)]
     alpha = [0.1, 0.15, 0.2, 0.25, 0.3]
