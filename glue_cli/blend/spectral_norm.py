@@ -7,16 +7,14 @@ point apart is short, so that the blended weight comes out too large.
 
 import math
 import re
-import struct
 from collections.abc import Collection, Sequence
 
-from glue_cli.checkpoints.files import read_blocks
 from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.numbers import read_numbers
 
 _NEW = re.compile(r"(?<![^.])parametrizations\.\w+\.\d+\._[uv]$")
 _OLD = re.compile(r"^(?P<weight>.+)_[uv]$")
 _SHORT = 0.99  # a mean of this length makes weights 2 % too large
-_FORMATS = {"F32": "f", "F64": "d", "F16": "e"}
 
 
 def short_vectors(experts: Sequence[Checkpoint], apart: Collection[str]) -> list[str]:
@@ -42,18 +40,8 @@ def _is_vector(name: str, names: Collection[str]) -> bool:
 
 def _length_of_mean(experts: Sequence[Checkpoint], name: str) -> float:
     """Return the length of the mean of an expert's vectors; 1 if there is none that can be read."""
-    vectors = [vector for expert in experts if (vector := _read(expert, name))]
+    n = experts[0].entries[name].n_elements if len(experts[0].entries[name].shape) == 1 else 0
+    vectors = [vector for expert in experts if (vector := read_numbers(expert, name, n))]
     if len(vectors) < len(experts) or len({len(vector) for vector in vectors}) != 1:
         return 1.0
     return math.hypot(*(math.fsum(numbers) / len(numbers) for numbers in zip(*vectors, strict=True)))
-
-
-def _read(expert: Checkpoint, name: str) -> Sequence[float]:
-    entry = expert.entries.get(name)
-    if entry is None or len(entry.shape) != 1 or entry.dtype not in (*_FORMATS, "BF16"):
-        return ()
-    content = b"".join(read_blocks(expert, entry))
-    if entry.dtype == "BF16":  # the upper halves of float32
-        halves = struct.unpack(f"<{len(content) // 2}H", content)
-        return struct.unpack(f"<{len(halves)}f", struct.pack(f"<{len(halves)}I", *(half << 16 for half in halves)))
-    return struct.unpack(f"<{entry.n_elements}{_FORMATS[entry.dtype]}", content)
