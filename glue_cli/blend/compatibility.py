@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from glob import escape
 from typing import Literal
 
+from glue_cli.blend.buffers import agree, is_constant
 from glue_cli.blend.misfit import Misfit
 from glue_cli.checkpoints.files import same_bytes
 from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, is_counter
@@ -150,7 +151,9 @@ def _patterns(names: Sequence[str], others: Collection[str]) -> list[str]:
 
 
 def copied_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()) -> list[Misfit]:
-    """Compare the tensors of compatible experts that are neither floating point nor counters, and have to be equal.
+    """Compare the tensors of compatible experts that are no weights and no counters, and have to be equal.
+
+    These are all that are not floating point, and known constants, which have to be equal up to rounding.
 
     Args:
         apart: tensors that may differ.
@@ -161,15 +164,20 @@ def copied_misfits(experts: Sequence[Checkpoint], *, apart: Collection[str] = ()
     first, *others = experts
     misfits = []
     for entry in first.entries.values():
-        if entry.dtype in FLOAT_DTYPES or is_counter(entry) or entry.name in apart:
+        is_float = entry.dtype in FLOAT_DTYPES
+        if entry.name in apart or is_counter(entry) or (is_float and not is_constant(entry)):
             continue
+        same = agree if is_float else same_bytes
         for other in others:
-            if not same_bytes(first, entry, other, other.entries[entry.name]):
+            if not same(first, entry, other, other.entries[entry.name]):
                 kind = "holds complex numbers" if entry.dtype.startswith("C") else "is not floating point"
+                kind = "is a constant that the weights were trained with" if is_float else kind
                 options = exclusion([entry.name], experts)
                 message = f"'{entry.name}' {kind} and differs between {first.path} and {other.path}"
                 hint = f"such tensors are copied and not blended; to take that of {first.path}: {options}"
-                if len(entry.shape) > 1:
+                if is_float:
+                    hint = f"blend experts that have the same; {hint}"
+                elif len(entry.shape) > 1:
                     hint += "; if it holds the codes of quantised weights, dequantise the experts instead"
                 misfits.append(Misfit("copied tensors", message, hint=hint))
     return misfits

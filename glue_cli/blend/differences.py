@@ -6,10 +6,10 @@ The blend has the first expert's tensors: one that it lacks is left out, one tha
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from glue_cli.blend.buffers import is_extra_state, is_known_buffer
+from glue_cli.blend.buffers import agree, is_idle, is_known_buffer
 from glue_cli.blend.tied import find_tied_copies
 from glue_cli.checkpoints.files import same_bytes
-from glue_cli.checkpoints.header import Checkpoint, TensorEntry, is_counter
+from glue_cli.checkpoints.header import FLOAT_DTYPES, Checkpoint, TensorEntry, is_counter
 from glue_cli.foundation.units import listed
 
 
@@ -33,23 +33,23 @@ def settle_differences(experts: Sequence[Checkpoint], *, apart: Collection[str] 
 
     Args:
         apart: tensors that are not blended.
-    Cost: reads tensors that only some experts have, unless their names tell what they are.
+    Cost: reads tensors that only some experts have, unless their names tell what they are, and constants.
     """
     lacking = [name for name in _in_some_only(experts) if name not in apart]
     counters = [name for name in lacking if all(map(is_counter, _entries(experts, name)))]
     buffers = [n for n in lacking if n not in counters and all(map(is_known_buffer, _entries(experts, n)))]
     unclear = [name for name in lacking if name not in buffers and name not in counters]
-    unequal = [name for name in experts[0].entries if name not in apart and _is_unequal_buffer(name, experts)]
+    shared = _shared_buffers(experts, apart)
     tied = find_tied_copies(experts, unclear) if unclear else None
     copies = tied.of if tied else {}
     notes = []
     where = f"as in {experts[0].path}"
-    if no_weights := [*buffers, *counters, *unequal]:
+    if no_weights := [*buffers, *counters, *(name for name, differ in shared.items() if differ)]:
         notes.append(f"the experts differ in tensors that are no weights, {_named(no_weights)}: they are {where}")
     if copies:
         notes.append(f"only some experts have {_named(copies)}, copies of {_named(set(copies.values()))}: {where}")
     left_out = [name for name in copies if name not in experts[0].entries]
-    copied = dict.fromkeys((*buffers, *unequal, *left_out), 0)
+    copied = dict.fromkeys((*buffers, *shared, *left_out), 0)
     return Settled(tied.experts if tied else tuple(experts), copied, tuple(notes))
 
 
@@ -68,16 +68,26 @@ def _entries(experts: Iterable[Checkpoint], name: str) -> list[TensorEntry]:
     return [expert.entries[name] for expert in experts if name in expert.entries]
 
 
-def _is_unequal_buffer(name: str, experts: Sequence[Checkpoint]) -> bool:
-    """Tell whether all experts have this buffer, but with different dtypes or, for extra state, different bytes."""
+def _shared_buffers(experts: Sequence[Checkpoint], apart: Collection[str]) -> dict[str, bool]:
+    """Return the known buffers of all experts that are copied from the first one, and whether they differ in any way.
+
+    They decide nothing, or agree up to rounding. Integers of one dtype are copied anyway, or refused if they differ.
+    """
     first, *others = experts
-    entry = first.entries[name]
-    if not is_known_buffer(entry) or any(name not in expert.entries for expert in others):
-        return False
-    if is_extra_state(name):
-        return not all(same_bytes(first, entry, expert, expert.entries[name]) for expert in others)
-    entries = [expert.entries[name] for expert in others]
-    return any(e.dtype != entry.dtype for e in entries) and all(e.shape == entry.shape for e in entries)
+    shared = {}
+    for name, entry in first.entries.items():
+        if name in apart or not others or not is_known_buffer(entry) or any(name not in o.entries for o in others):
+            continue
+        entries = _entries(experts, name)
+        dtypes = {e.dtype for e in entries}
+        if all(map(is_counter, entries)) or (len(dtypes) == 1 and not dtypes & {*FLOAT_DTYPES} and not is_idle(name)):
+            continue
+        pairs = [(first, entry, other, other.entries[name]) for other in others]
+        if all(same_bytes(*pair) for pair in pairs):
+            shared[name] = False
+        elif is_idle(name) or all(agree(*pair) for pair in pairs):
+            shared[name] = True
+    return shared
 
 
 def _named(names: Collection[str]) -> str:

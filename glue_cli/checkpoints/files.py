@@ -128,15 +128,15 @@ def announce(descriptor: int, offset: int, n_bytes: int) -> None:
             os.posix_fadvise(descriptor, offset, n_bytes, os.POSIX_FADV_WILLNEED)
 
 
-def read_blocks(checkpoint: Checkpoint, entry: TensorEntry) -> Iterator[bytes]:
-    """Yield the bytes of one tensor, a block at a time.
+def read_blocks(checkpoint: Checkpoint, entry: TensorEntry, n_bytes: int = _READ_BYTES) -> Iterator[bytes]:
+    """Yield the bytes of one tensor, a block of `n_bytes` at a time.
 
     Raises:
         CheckpointError: its file cannot be read, or changed since its header was read.
     """
     with open_file(checkpoint, entry.file) as descriptor:
-        for start in range(0, entry.n_bytes, _READ_BYTES):
-            block = bytearray(min(_READ_BYTES, entry.n_bytes - start))
+        for start in range(0, entry.n_bytes, n_bytes):
+            block = bytearray(min(n_bytes, entry.n_bytes - start))
             read_into(descriptor, memoryview(block), entry.offset + start, checkpoint.files[entry.file])
             yield bytes(block)
 
