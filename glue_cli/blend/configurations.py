@@ -32,14 +32,29 @@ _IGNORED = (
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beam*", "temperature", "top_k", "top_p"),
     *("typical_p", "*_penalty", "*no_repeat_ngram_size", "bad_words_ids", "*suppress_tokens", "forced_*"),
     *("num_return_sequences", "remove_invalid_values"),  # the keys up to here are about generating text
-    *("pretrained_cfg", "num_features"),  # of timm: where the weights come from, and what follows from them
+    *(
+        "pretrained_cfg",
+        "num_features",
+        "in_chans",
+    ),  # of timm: where the weights come from, and what follows from them
+    *("preprocess_cfg", "*_model_pretrained"),  # of open_clip
+    *("force_upcast", "optimization_step"),  # of diffusers
 )
 # These do, though they are called as some that do not: ESM's scales embeddings, masks or none.
-_NOT_IGNORED = ("token_dropout", "normalize_router_prob_before_dropping", "drop_vision_last_layer")
+_NOT_IGNORED = ("token_dropout", "normalize_router_prob_before_dropping", "drop_vision_last_layer", "_class_name")
 # Those of single models: dory divides by it in forward.
 _NOT_IGNORED_BY = {"dory": ("initializer_range",)}
-# Keys whose differences are reported but harmless: longer texts than an expert was trained for, other padding.
-_NOTED = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "pad_token_id")
+# Keys whose differences are reported but harmless: longer texts or larger images than trained on, other padding.
+_NOTED = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "pad_token_id", "sample_size")
+_FILES = ("config.json", "open_clip_config.json")
+# By library, the key that only its configurations have. Its own keys all matter, unless they are named above.
+_OF_LIBRARIES = {
+    "transformers": "model_type",
+    "timm": "architecture",
+    "diffusers": "_class_name",
+    "open_clip": "model_cfg",
+}
+_SILENT = ("timm", "open_clip")  # of the keys that have their defaults
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # other names, same function
 _LONGEST_TEXT = "max_position_embeddings"
 _SCALED = ("dynamic", "longrope", "su", "yarn")  # rotary positions that follow from the longest text
@@ -51,51 +66,70 @@ class Difference:
     """A key, with dots between its parts, in which two configurations differ, and its values.
 
     Attributes:
-        is_said_by_both: whether both have the key; null counts as a value, since it may mean no window or no cap.
+        is_sure: whether both have the key, or one has what is no default of a library that writes no defaults; null
+            counts as a value, since it may mean no window or no cap.
         scales_positions: whether it is a longest text that the rotary positions are scaled by.
     """
 
     key: str
     value: object
     other: object
-    is_said_by_both: bool
+    is_sure: bool
     scales_positions: bool = False
 
     @property
     def is_grave(self) -> bool:
-        """Whether it changes what the weights compute: both give a value, and the key matters."""
-        return self.is_said_by_both and (self.scales_positions or not _is_like(self.key, _NOTED))
+        """Whether it changes what the weights compute: the values do differ, and the key matters."""
+        return self.is_sure and (self.scales_positions or not _is_like(self.key, _NOTED))
 
 
 def configuration_misfits(experts: Sequence[Checkpoint]) -> tuple[list[Misfit], list[str]]:
-    """Compare the experts' `config.json` in all that changes what the weights compute.
+    """Compare the experts' configurations in all that changes what the weights compute.
 
     Configurations are compared as they are written and, if they differ, as the library reads them, which fills in
     defaults and knows old spellings of keys.
 
     Returns:
-        a misfit that lists every difference that matters, if there are any; and sentences on differences that are
-        probably harmless.
+        a misfit that lists every difference that matters, if there are any; and sentences on the others.
     """
-    paths = [expert.model_folder / "config.json" for expert in experts if expert.model_folder]
-    known = [(path, config) for path in paths if (config := read_object(path))]
-    if not known:
-        return [], []
-    (first, wanted), *others = known
-    odd = [path for path in paths if path.exists() and path not in dict(known)]
-    items, notes = [], [f"{path} is no configuration that can be read, and is not compared" for path in odd]
-    for path, config in others:
-        differences = differences_of_use(config, wanted, experts)
-        grave = [d for d in differences if d.is_grave] if _is_of_a_library(config) or _is_of_a_library(wanted) else []
-        items += [f"{path}: {d.key} is {brief_json(d.value)}, in {first} it is {brief_json(d.other)}" for d in grave]
-        if light := [d for d in differences if d not in grave]:
-            said = listed([f"{d.key} ({brief_json(d.value)}, not {brief_json(d.other)})" for d in light])
-            notes.append(f"{path} differs from {first} in {said}, which glue takes to be harmless")
+    folders = [expert.model_folder for expert in experts if expert.model_folder]
+    items: list[str] = []
+    notes: list[str] = []
+    for name in _FILES:
+        paths = [folder / name for folder in folders]
+        known = [(path, config) for path in paths if (config := read_object(path))]
+        odd = [path for path in paths if known and path.exists() and path not in dict(known)]
+        notes += [f"{path} is no configuration that can be read, and is not compared" for path in odd]
+        for path, config in known[1:]:
+            first, wanted = known[0]
+            grave, told = _told_apart(differences_of_use(config, wanted, experts), _library_of(config, wanted))
+            items += [
+                f"{path}: {d.key} is {brief_json(d.value)}, in {first} it is {brief_json(d.other)}" for d in grave
+            ]
+            for meaning, light in told.items():
+                said = listed([f"{d.key} ({brief_json(d.value)}, not {brief_json(d.other)})" for d in light])
+                notes.append(f"{path} differs from {first} in {said}, {meaning}")
     if not items:
         return [], notes
-    hint = "blend models of one configuration; where a value is only written otherwise, mend that config.json"
+    hint = "blend models of one configuration; where a value is only written otherwise, mend that file"
     message = "the experts' configurations differ in what their weights compute"
     return [Misfit("configurations", message, tuple(items), hint)], notes
+
+
+def _told_apart(
+    differences: Sequence[Difference], library: str | None
+) -> tuple[list[Difference], dict[str, list[Difference]]]:
+    """Return the differences that change what the weights compute, and the others by what glue can say of them."""
+    grave = [d for d in differences if library and d.is_grave]
+    told: dict[str, list[Difference]] = {}
+    for difference in differences:
+        if difference not in grave:
+            is_noted = _is_like(difference.key, _NOTED)
+            meaning = (
+                "which glue takes to be harmless" if is_noted else "and glue cannot tell whether they compute the same"
+            )
+            told.setdefault(meaning, []).append(difference)
+    return grave, told
 
 
 def differences_of_use(
@@ -114,7 +148,10 @@ def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) 
     return differences
 
 
-def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[Difference]:
+def _differences(
+    config: Mapping[str, Any], other: Mapping[str, Any], above: str = "", *, says_no_defaults: bool = False
+) -> Iterator[Difference]:
+    says_no_defaults = says_no_defaults or _library_of(config, other) in _SILENT
     config, other = _normalised(config), _normalised(other)
     for key in dict.fromkeys((*config, *other)):
         counting = (*_NOTED, *_NOT_IGNORED, *_NOT_IGNORED_BY.get(str(config.get("model_type")), ()))
@@ -122,10 +159,11 @@ def _differences(config: Mapping[str, Any], other: Mapping[str, Any], above: str
             continue
         value, wanted = config.get(key), other.get(key)
         if isinstance(value, dict) and isinstance(wanted, dict):
-            yield from _differences(value, wanted, f"{above}{key}.")
+            yield from _differences(value, wanted, f"{above}{key}.", says_no_defaults=says_no_defaults)
         elif value != wanted and not (_is_like(key, _NOTED) and None in (value, wanted)):
             are_scaled = key == _LONGEST_TEXT and (_scales_positions(config) or _scales_positions(other))
-            yield Difference(f"{above}{key}", value, wanted, key in config and key in other, are_scaled)
+            is_sure = (key in config and key in other) or (says_no_defaults and bool(value or wanted))
+            yield Difference(f"{above}{key}", value, wanted, is_sure, are_scaled)
 
 
 def _scales_positions(config: Mapping[str, Any]) -> bool:
@@ -139,6 +177,9 @@ def _scales_positions(config: Mapping[str, Any]) -> bool:
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration in one spelling: rotary positions as in transformers 5, one name for each function."""
     said = dict(config)
+    if "architecture" in said and isinstance(arguments := said.get("model_args"), dict):
+        said |= arguments  # as timm does
+        del said["model_args"]
     if not {"rope_parameters", "rope_type"} & said.keys() and {"rope_theta", "rope_scaling"} & said.keys():
         theta, scaling = said.pop("rope_theta", None), said.pop("rope_scaling", None)
         rope = dict(scaling) if isinstance(scaling, dict) else {}
@@ -167,9 +208,9 @@ def _as_read(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return settings
 
 
-def _is_of_a_library(config: Mapping[str, Any]) -> bool:
-    """Tell whether it is a configuration of transformers or timm, whose keys are known, not just training notes."""
-    return "model_type" in config or "architecture" in config
+def _library_of(config: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Return the library that wrote one of the configurations; None if they may be just notes on a training."""
+    return next((library for library, key in _OF_LIBRARIES.items() if key in config or key in other), None)
 
 
 def _is_like(key: str, patterns: Iterable[str]) -> bool:

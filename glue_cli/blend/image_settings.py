@@ -18,7 +18,7 @@ _USED_WITH = {
     **dict.fromkeys(("size", "resample", "crop_pct"), "do_resize"),
     "crop_size": "do_center_crop",
 }
-_OF_TIMM = ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode")
+_OF_OTHERS = ("mean", "std", "interpolation", "input_size", "crop_pct", "crop_mode", "size", "resize_mode")
 
 
 def image_notes(folders: Sequence[Path]) -> list[str]:
@@ -43,8 +43,8 @@ def _settings(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
             said = {key: value for key, value in content.items() if value is not None}
             yield file, {key: said[key] for key, by in _USED_WITH.items() if key in said and said.get(by, True)}
             return
-        if "input_size" in content:
-            yield file, {key: content[key] for key in _OF_TIMM if key in content}
+        if "mean" in content:
+            yield file, {key: content[key] for key in _OF_OTHERS if key in content}
             return
 
 

@@ -40,7 +40,7 @@ DTYPE_BYTES = {
 }
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # .tar is the end of .pth.tar
 # Names of weights that belong to the Hugging Face folder they are in.
-_OF_A_FOLDER = re.compile(r"(pytorch_|diffusion_pytorch_)?model\.(safetensors|bin)(\.index\.json)?")
+_OF_A_FOLDER = re.compile(r"(diffusion_|open_clip_)?(pytorch_)?model(\.\w+)?\.(safetensors|bin)(\.index\.json)?")
 Described = tuple[str, str, tuple[int, ...]]  # a tensor's name, dtype and shape
 
 

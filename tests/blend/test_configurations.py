@@ -149,6 +149,7 @@ def test_without_the_library_it_is_noted(monkeypatch, expert):
     monkeypatch.setattr(configurations, "import_beside_torchvision", lambda name: 1 / 0)
     (note,) = notes_on([expert("a", LLAMA), expert("b", {**LLAMA, "attention_bias": True})])
     assert "b/config.json differs from" in note and "attention_bias (true, not null)" in note
+    assert "harmless" not in note and "glue cannot tell" in note
 
 
 def test_gemmas_rotary_positions_are_the_same_in_either_spelling(torchvision):
@@ -180,7 +181,7 @@ def test_configurations_within_are_compared(library, expert):
 @pytest.mark.parametrize("config", [LLAMA, LLAMA | {"rope_parameters": {**YARN["rope_parameters"], **OF_YARN}}])
 def test_what_does_no_harm_to_every_text_is_noted(library, expert, key, config):
     (note,) = notes_on([expert("a", {**config, key: 1}), expert("b", {**config, key: 3})])
-    assert f"{key} (3, not 1)" in note
+    assert f"{key} (3, not 1)" in note and "harmless" in note
 
 
 def test_every_expert_is_compared_and_every_difference_listed(expert):
@@ -201,9 +202,75 @@ def test_timm_says_its_model_in_its_own_words(expert):
     assert any('architecture is "vit_small"' in item for item in caught.value.items)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"architecture": "vit_tiny", "model_args": {"act_layer": "gelu"}}, {"architecture": "vit_tiny"}),
+        (
+            {"architecture": "vit_tiny", "model_args": {"act_layer": "gelu"}},
+            {"architecture": "vit_tiny", "model_args": {"act_layer": "relu"}},
+        ),
+        ({"_class_name": "UNet2DModel", "act_fn": "silu"}, {"_class_name": "UNet2DModel", "act_fn": "relu"}),
+        (
+            {"_class_name": "UNet2DModel", "flip_sin_to_cos": True},
+            {"_class_name": "UNet2DModel", "flip_sin_to_cos": False},
+        ),
+        ({"_class_name": "UNet2DModel"}, {"_class_name": "UNet2DConditionModel"}),
+    ],
+)
+def test_timm_and_diffusers_are_compared_in_what_they_compute(expert, one, other):
+    with pytest.raises(CheckpointError, match="configurations differ"):
+        notes_on([expert("a", one), expert("b", other)])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "note"),
+    [
+        (  # what timm writes of itself, and a version that writes arguments
+            {"architecture": "vit_tiny", "global_pool": "avg"},
+            {"architecture": "vit_tiny", "global_pool": "avg", "model_args": {"global_pool": "avg", "in_chans": 3}},
+            None,
+        ),
+        (
+            {"_class_name": "UNet2DModel", "_diffusers_version": "0.14.0"},
+            {"_class_name": "UNet2DModel", "_diffusers_version": "0.30.1", "upsample_type": "conv"},
+            "glue cannot tell",
+        ),
+        ({"_class_name": "X", "sample_size": 64}, {"_class_name": "X", "sample_size": 96}, "harmless"),
+    ],
+)
+def test_what_versions_of_timm_and_diffusers_write_otherwise_is_no_difference(expert, one, other, note):
+    notes = notes_on([expert("a", one), expert("b", other)])
+    assert [note in text for text in notes] == ([True] if note else [])
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ({"quick_gelu": True}, {"quick_gelu": False}, False),
+        ({"quick_gelu": True}, {}, False),
+        ({"embed_dim": 2}, {"embed_dim": 2}, True),
+    ],
+)
+def test_configurations_of_open_clip_are_compared(tmp_path, one, other, is_same, name):
+    experts = []
+    for folder, config in ((tmp_path / "a", one), (tmp_path / "b", other)):
+        folder.mkdir()
+        save_file({"w": torch.zeros(2)}, folder / name)
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 2, **config}}))
+        experts.append(read_checkpoint(folder / name))
+    if is_same:
+        assert notes_on(experts) == []
+    else:
+        with pytest.raises(CheckpointError, match="configurations differ") as caught:
+            notes_on(experts)
+        assert "model_cfg.quick_gelu" in caught.value.items[0]
+
+
 def test_a_configuration_of_nobody_knows_what_is_noted_only(expert):
     (note,) = notes_on([expert("a", {"lr": 0.1, "width": 4}), expert("b", {"lr": 0.2, "width": 4})])
-    assert "lr (0.2, not 0.1)" in note and "width" not in note
+    assert "lr (0.2, not 0.1)" in note and "width" not in note and "glue cannot tell" in note
 
 
 def test_an_expert_without_a_configuration_is_passed_over(expert):

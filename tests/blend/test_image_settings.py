@@ -46,3 +46,10 @@ def test_settings_of_timm(notes_on):
     configs = [{"pretrained_cfg": said}, {"pretrained_cfg": {**said, "hf_hub_id": "y", "mean": [0.4] * 3}}]
     [note] = notes_on(*configs, file="config.json")
     assert "mean is [0.4" in note and "hub" not in note
+
+
+def test_settings_of_open_clip(notes_on):
+    said = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "shortest"}
+    configs = [{"preprocess_cfg": said}, {"preprocess_cfg": {**said, "resize_mode": "squash"}}]
+    [note] = notes_on(*configs, file="open_clip_config.json")
+    assert 'resize_mode is "squash"' in note
