@@ -17,7 +17,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", "
 # Names of weights that are copies of the model: in shards, in another dtype, for another program.
 _COPIES = (
     *("model.*", "model-*-of-*", "pytorch_model.*", "pytorch_model-*", "diffusion_pytorch_model.*"),
-    *("diffusion_pytorch_model-*", "consolidated.*"),
+    *("diffusion_pytorch_model-*", "open_clip_model.*", "open_clip_pytorch_model.*", "consolidated.*"),
 )
 _OTHER_FORMATS = (
     *("*.onnx", "*.onnx_data", "*.gguf", "*.ot", "*.msgpack", "*.h5", "*.tflite", "*.mlmodel", "openvino_*"),

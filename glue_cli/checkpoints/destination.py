@@ -16,7 +16,7 @@ from glue_cli.foundation.output_files import writing_alone
 _INDEX = ".index.json"
 _WEIGHTS = ".safetensors"
 # Weights that libraries look for in a model's folder; glue does not delete others, such as a backup.
-_LOADED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_LOADED = re.compile(r"(diffusion_pytorch_|open_clip_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Destination:
         """Return files of an earlier blend in the folder that would be read instead of or along with this one."""
         if not self.is_folder:
             return []
-        loaded = (path for path in sorted(self.result.glob("model*")) if _LOADED.fullmatch(path.name))
+        loaded = (path for path in sorted(self.result.glob("*model*")) if _LOADED.fullmatch(path.name))
         return [path for path in loaded if path not in self.paths]
 
     @property
@@ -93,6 +93,7 @@ def plan_destination(
     parts: tuple[Part, ...] = (),
     max_shard_bytes: int | None = None,
     card: bool = False,
+    stem: str = "model",
 ) -> Destination:
     """Decide by the output's name which files a blend is written to.
 
@@ -106,6 +107,7 @@ def plan_destination(
         companions: the files to copy from it; None for all.
         parts: modules whose tensors have their own files.
         card: whether to write a model card into a folder.
+        stem: the name of the weights in a folder, without suffixes.
         max_shard_bytes: the most bytes of tensors in a file; None for no limit. A larger tensor gets its own file.
     Raises:
         UsageError: the output is named like another kind of file.
@@ -116,7 +118,7 @@ def plan_destination(
     groups = _cut(lay_out(own), max_shard_bytes)
     shards = tuple(tuple((entry.name, entry.dtype, entry.shape) for entry in group) for group in groups)
     if model_folder and is_folder_name(output):
-        files, index = _name_files(output / f"model{_WEIGHTS}", len(shards))
+        files, index = _name_files(output / f"{stem}{_WEIGHTS}", len(shards))
         along = files_to_copy(model_folder, apart=[output]) if companions is None else companions
         return Destination(
             output,

@@ -83,6 +83,13 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [names[path] for path in paths]
 
 
+def stem_of(weights: Path) -> str:
+    """Return the name, without suffixes, by which a library finds the safetensors that replace these weights."""
+    if weights.name.startswith("diffusion_"):
+        return "diffusion_pytorch_model"
+    return "open_clip_model" if weights.name.startswith("open_clip_") else "model"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The headers of one checkpoint: one file, or the shards of an index.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_cli.checkpoints.companions import FolderContent, look_into
-from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.header import Checkpoint, stem_of
 from glue_cli.checkpoints.json_files import read_json, read_object
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.foundation.errors import CheckpointError
@@ -67,7 +67,7 @@ def add_parts(
     content = [look_into(home, apart=[*apart, *(other for other in homes if other != home)]) for home in homes]
     _check_modules(homes, content)
     _check_others(homes, content)
-    parts = tuple(Part(name, _stem_of(weights)) for name, weights in content[0].parts.items())
+    parts = tuple(Part(name, stem_of(weights)) for name, weights in content[0].parts.items())
     return tuple(_whole(expert, own.parts) for expert, own in zip(experts, content, strict=True)), parts
 
 
@@ -78,10 +78,6 @@ def without_parts(expert: Checkpoint, parts: Sequence[Part]) -> Checkpoint:
     prefixes = tuple(part.prefix for part in parts)
     entries = {name: entry for name, entry in expert.entries.items() if not name.startswith(prefixes)}
     return replace(expert, entries=entries)
-
-
-def _stem_of(weights: Path) -> str:
-    return "diffusion_pytorch_model" if weights.name.startswith("diffusion_") else "model"
 
 
 def _whole(expert: Checkpoint, parts: Mapping[str, Path]) -> Checkpoint:

@@ -22,7 +22,13 @@ from glue_cli.foundation.regular_files import is_there, read_bytes
 from glue_cli.foundation.units import size
 
 # The weights of a model's folder, in the order in which from_pretrained looks for them.
-_OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
+_USUAL = ("model.safetensors", "pytorch_model.bin")
+_OF_A_FOLDER = (
+    *(*_USUAL, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+    *("model.fp16.safetensors", "pytorch_model.fp16.bin"),
+    *("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.fp16.bin"),
+)
 _PIPELINE = "model_index.json"  # of diffusers: several models, each in its own folder
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _OF_PATTERNS = "*?["
@@ -74,7 +80,7 @@ def _read_folder(folder: Path, weights: str | None) -> Checkpoint:
     if (folder / _PIPELINE).exists():
         files = [file for ending in ("safetensors", "bin") for file in folder.glob(f"*/*.{ending}")]
         parts = sorted({str(file.parent) for file in files})
-        hint = "blend its models one by one: name the weights in each of these folders"
+        hint = "blend its models one by one: name each of these folders, and a folder like it as the output"
         raise CheckpointError(f"the folder '{folder}' is a pipeline of several models", items=parts, hint=hint)
     if any((folder / name).exists() for name in _ADAPTERS):
         raise CheckpointError(
@@ -84,7 +90,7 @@ def _read_folder(folder: Path, weights: str | None) -> Checkpoint:
     files = sorted(file for ending in (".safetensors", *TORCH_SUFFIXES) for file in folder.glob(f"*{ending}"))
     refuse_without_index(folder, files)
     raise CheckpointError(
-        f"the folder '{folder}' holds no {' or '.join(_OF_A_FOLDER)}, and no index of either",
+        f"the folder '{folder}' holds no {' or '.join(_USUAL)}, and no index of either",
         items=[str(file) for file in files],
         hint="name the one of these files that is meant" if files else _NAME_IT,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from glue_cli.blend.recipe import Recipe
 from glue_cli.checkpoints.companions import look_into
 from glue_cli.checkpoints.destination import Destination, is_folder_name, plan_destination
-from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.header import Checkpoint, stem_of
 from glue_cli.checkpoints.parts import Part, add_parts
 from glue_cli.foundation.errors import SpecError
 from glue_cli.plans.mix_records import OUTPUT_DTYPES, Writing
@@ -75,4 +75,5 @@ def plan_blend_destination(
         parts=parts,
         max_shard_bytes=writing.max_shard_bytes,
         card=writing.card,
+        stem=stem_of(keeper.files[0]),
     )

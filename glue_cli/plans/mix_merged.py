@@ -12,7 +12,7 @@ from glue_cli.blend.vocabulary import Vocabulary, in_one_kind, read_vocabulary
 from glue_cli.checkpoints.companions import files_to_copy, look_into
 from glue_cli.checkpoints.configuration import Changes
 from glue_cli.checkpoints.destination import Destination, plan_destination
-from glue_cli.checkpoints.header import Checkpoint
+from glue_cli.checkpoints.header import Checkpoint, stem_of
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.tokenizer_files import is_of_tokenizer
 from glue_cli.foundation.errors import CheckpointError
@@ -56,7 +56,8 @@ def plan_merged(adapted: AdaptedBase, output: Path, *, card: bool, find_class: F
     if folder:
         files = files_to_copy(folder, apart=[output])
         along = [path for path in files if own is None or not is_of_tokenizer(path.relative_to(folder))]
-    destination = plan_destination(output, adapted.merged, model_folder=folder, companions=along, card=card)
+    stem = stem_of(adapted.base.files[0])
+    destination = plan_destination(output, adapted.merged, model_folder=folder, companions=along, card=card, stem=stem)
     if own and destination.is_folder:
         theirs = [path for path in look_into(own).companions if is_of_tokenizer(path.relative_to(own))]
         destination = destination.with_companions((path, output / path.relative_to(own)) for path in theirs)

@@ -388,3 +388,24 @@ def test_a_folder_has_a_card_unless_it_is_not_wanted(folders, blend):
     text = (blend(folders) / "README.md").read_text()
     assert "library_name: transformers" in text and "| `1` | 0.7500 |" in text
     assert not (blend(folders, "bare", card=False) / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "config", "written"),
+    [
+        ("diffusion_pytorch_model.safetensors", "config.json", "diffusion_pytorch_model.safetensors"),
+        ("diffusion_pytorch_model.fp16.safetensors", "config.json", "diffusion_pytorch_model.safetensors"),
+        ("open_clip_model.safetensors", "open_clip_config.json", "open_clip_model.safetensors"),
+        ("open_clip_pytorch_model.bin", "open_clip_config.json", "open_clip_model.safetensors"),
+    ],
+)
+def test_folders_of_other_libraries_give_a_folder_that_they_read(blend, tmp_path, weights, config, written):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for k, folder in enumerate(folders):
+        folder.mkdir()
+        save_file({"w": torch.full((4, 4), float(k))}, folder / weights)
+        (folder / config).write_text('{"_class_name": "UNet2DModel", "model_cfg": {}}')
+    out = blend(folders)
+    assert {path.name for path in out.iterdir()} == {written, config, "README.md"}
+    assert torch.equal(load_file(out / written)["w"], torch.full((4, 4), ALPHA[1]))
+    assert read_checkpoint(out).model_folder == out
