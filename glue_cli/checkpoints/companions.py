@@ -116,9 +116,14 @@ def _is_copy(path: Path) -> bool:
     return path.suffix in _WEIGHTS and _is_like(path.name, _COPIES)
 
 
+def is_leftover(name: str) -> bool:
+    """Tell whether a file is left over from training, as an optimiser's state is, or holds measured metrics."""
+    return _is_like(name, _LEFTOVERS)
+
+
 def _is_passed_over(path: Path, *, is_top: bool) -> bool:
     name = path.name
-    if name.startswith(".") or _is_like(name, _LEFTOVERS):
+    if name.startswith(".") or is_leftover(name):
         return True
     if is_top and (name == CARD or name.startswith("adapter_")):
         return True

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from glue_cli.checkpoints.foreign import refuse_foreign
 from glue_cli.checkpoints.header import TORCH_SUFFIXES
 from glue_cli.foundation.errors import CheckpointError
 from glue_cli.foundation.pointers import pointer_to
@@ -13,6 +14,7 @@ Kind = Literal["safetensors", "torch"]
 _HEAD_BYTES = 512
 _SAFETENSORS = b"{"  # after 8 bytes with the header's length
 _TORCH = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # a zip archive; a pickle
+_PICKLE, _OF_TORCH = b"\x80", b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # with which torch before 1.6 begins its pickles
 _CONVERT = "load it with {}, and save its weights as safetensors"
 # First bytes of other kinds of files, with what they are and what to do.
 _OTHERS = {
@@ -45,6 +47,12 @@ def kind_of(path: Path) -> Kind:
         raise CheckpointError(f"'{path}' is empty", hint="write, copy or download it again")
     if head[8:9] == _SAFETENSORS and head[5:8] == bytes(3):  # a plausible length
         return "safetensors"
+    refuse_foreign(path)
+    if head.startswith(_PICKLE) and _OF_TORCH not in head:
+        hint = (
+            "load it with the library that wrote it, and save its weights alone as tensors: torch.save(weights, PATH)"
+        )
+        raise CheckpointError(f"'{path}' is a pickle, without the archive of torch.save", hint=hint)
     if head.startswith(_TORCH):
         return "torch"
     if pointer := pointer_to(head):

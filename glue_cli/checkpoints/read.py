@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from glue_cli.checkpoints.companions import is_leftover
+from glue_cli.checkpoints.foreign import refuse_foreign, refuse_foreign_folder
 from glue_cli.checkpoints.header import TORCH_SUFFIXES, Checkpoint, Stamp, TensorEntry
 from glue_cli.checkpoints.header_json import memory_to_parse
 from glue_cli.checkpoints.kinds import kind_of
 from glue_cli.checkpoints.links import check_links
 from glue_cli.checkpoints.safetensors_file import MAX_HEADER_MEMORY, WRONG_FILE, read_safetensors_header
-from glue_cli.checkpoints.shards import refuse_parts, refuse_without_index
+from glue_cli.checkpoints.shards import refuse_parallel, refuse_parts, refuse_without_index
 from glue_cli.checkpoints.weight_sets import choose_by_prefix
 from glue_cli.foundation.errors import CheckpointError, UsageError
 from glue_cli.foundation.printable import shown
@@ -51,6 +53,7 @@ def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
         return choose_by_prefix(_read_folder(path, weights), weights)
     if path.name.endswith(".index.json"):
         return choose_by_prefix(_read_index(path, path), weights)
+    refuse_parallel(path)
     return choose_by_prefix(_read_single(path, path, weights), weights)
 
 
@@ -62,6 +65,8 @@ def check_is_there(path: Path) -> None:
     """
     if is_there(path):
         return
+    if is_there(index := path.with_name(f"{path.name}.index")):  # TensorFlow's files by their common beginning
+        refuse_foreign(index)
     if set(_OF_PATTERNS) & set(str(path)):  # which the shell passes on where nothing matches it
         raise UsageError(
             f"no checkpoint matches '{path}'", hint="check the pattern and the folder that it starts from"
@@ -87,8 +92,13 @@ def _read_folder(folder: Path, weights: str | None) -> Checkpoint:
             f"the folder '{folder}' holds an adapter, and no model",
             hint="glue mix, check and evaluate take adapters, and mix --base merges them into their base",
         )
-    files = sorted(file for ending in (".safetensors", *TORCH_SUFFIXES) for file in folder.glob(f"*{ending}"))
+    found = sorted(file for ending in (".safetensors", *TORCH_SUFFIXES) for file in folder.glob(f"*{ending}"))
+    files = [file for file in found if not is_leftover(file.name)]
     refuse_without_index(folder, files)
+    for file in files:
+        refuse_parallel(file)
+    if all(file.name.endswith("_states.pt") for file in files):  # of DeepSpeed, or none
+        refuse_foreign_folder(folder)
     raise CheckpointError(
         f"the folder '{folder}' holds no {' or '.join(_USUAL)}, and no index of either",
         items=[str(file) for file in files],

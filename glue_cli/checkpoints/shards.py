@@ -8,6 +8,30 @@ from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.foundation.errors import CheckpointError, UsageError
 
 _PART = re.compile(r"(?P<whole>.+)-\d{3,}-of-(?P<n>\d{3,})(?P<ending>\.\w+)")  # model-00001-of-00002.safetensors
+# By tensor-parallel processes, each with a share of every tensor: of Llama, and of DeepSpeed.
+_PARALLEL = re.compile(r"(?P<before>consolidated\.|mp_rank_)(?P<number>\d+)(?P<after>[._].+)")
+
+
+def refuse_parallel(path: Path) -> None:
+    """Refuse a file by one of several parallel processes, beside which those of others lie: it has parts of tensors.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if not (own := _PARALLEL.fullmatch(path.name)):
+        return
+    others = [
+        other
+        for other in sorted(path.parent.iterdir())
+        if (part := _PARALLEL.fullmatch(other.name))
+        and (part["before"], part["after"]) == (own["before"], own["after"])
+    ]
+    if len(others) > 1:
+        raise CheckpointError(
+            f"'{path}' holds one of {len(others)} shares of a model's tensors",
+            items=[str(other) for other in others],
+            hint="join them with the library that wrote them, or name the model in the format of transformers",
+        )
 
 
 def refuse_parts(checkpoints: Sequence[Checkpoint]) -> None:

@@ -9,7 +9,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,10 @@ def _check_pickles(path: Path, archive: zipfile.ZipFile, file_bytes: int) -> Non
         pickle = archive.read(member)
         if b"bytearray" in pickle:  # torch.load would create one of any length that the file asks for
             raise CheckpointError(f"'{path}' makes a bytearray, which is not loaded", hint=_SAVE_AGAIN)
+        if b"_rebuild_qtensor" in pickle:
+            raise CheckpointError(
+                f"'{path}' has quantised tensors", hint="name the model as it was before quantisation"
+            )
         if largest_tuple(pickle) > max(_LARGEST_TUPLE, file_bytes):
             raise CheckpointError(f"'{path}' has tuples that contain each other too often", hint=_SAVE_AGAIN)
 
@@ -167,9 +171,10 @@ def _state_dict_in(
     """Return the chosen state dict, its name if there are several, and what is left out by convention."""
     weights: str | None = None
     beside: tuple[str, ...] = ()
-    if isinstance(content, Mapping) and content.keys() == {"state", "param_groups"}:
+    sets = _state_dicts_in(content) if isinstance(content, Mapping) else {}
+    if _is_of_an_optimiser(content, sets):
         raise CheckpointError(f"'{path}' holds the state of an optimiser, and no model", hint="name the model's file")
-    if isinstance(content, Mapping) and (sets := _state_dicts_in(content)):
+    if sets:
         usual = _usual(sets) if wanted is None else None
         name = usual or choose_set(path, {name: len(state) for name, state in sets.items()}, wanted)
         if wanted is None:
@@ -185,6 +190,16 @@ def _state_dict_in(
             f"'{path}' has more than tensors in its state dict", items=others, hint=_hint_for_others(content)
         )
     return weights, content, beside
+
+
+def _is_of_an_optimiser(content: Any, sets: Collection[str]) -> bool:
+    """Tell whether this is the state of an optimiser, or has one, no state dict, and nothing else that counts."""
+    if not isinstance(content, Mapping) or content.keys() == {"state", "param_groups"}:
+        return isinstance(content, Mapping)
+    if sets or any(isinstance(value, Tensor) for value in content.values()):
+        return False
+    inner = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+    return any("optim" in name.lower() for name in inner) and all(map(is_of_training, inner))
 
 
 def _usual(sets: Mapping[str, Mapping[Any, Any]]) -> str | None:
@@ -271,7 +286,10 @@ def _is_odd(tensor: Tensor) -> bool:
 
 def _entry(path: Path, number: int, name: str, tensor: Tensor, records: Mapping[int, int]) -> TensorEntry:
     if tensor.dtype not in FILE_DTYPES:
-        raise CheckpointError(f"'{path}': '{name}' has the dtype '{tensor.dtype}', which glue does not know")
+        hint = f"save it as {'complex64' if tensor.is_complex() else 'float32'}, if it holds its numbers"
+        raise CheckpointError(
+            f"'{path}': '{name}' has the dtype '{tensor.dtype}', which glue does not know", hint=hint
+        )
     storage = tensor.untyped_storage()
     start: int | None = getattr(storage, "_checkpoint_offset", None)  # since PyTorch 2.7
     if start is None:

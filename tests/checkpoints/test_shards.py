@@ -42,6 +42,22 @@ def test_a_folder_of_parts_without_their_index(parts):
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("consolidated.00.pth", "consolidated.01.pth"), ("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt")],
+)
+def test_a_share_of_every_tensor_is_no_model(tmp_path, names):
+    """Of Llama's larger models, and of tensor-parallel training."""
+    for name in names:
+        torch.save({"w": torch.ones(2)}, tmp_path / name)
+    for path in (tmp_path / names[0], tmp_path / names[1], tmp_path):
+        with pytest.raises(CheckpointError, match="one of 2 shares of a model's tensors") as caught:
+            read_checkpoint(path)
+        assert len(caught.value.items) == 2
+    (tmp_path / names[1]).unlink()
+    assert read_checkpoint(tmp_path / names[0]).entries  # the smallest model has one
+
+
 def test_a_pattern_that_matches_nothing(tmp_path):
     with pytest.raises(UsageError, match=r"no checkpoint matches '.*\*.safetensors'"):
         read_checkpoint(tmp_path / "*.safetensors")

@@ -255,7 +255,27 @@ def test_tensors_that_do_not_lie_row_major_are_refused_by_name(save_torch):
 
 def test_unknown_dtypes_are_refused(save_torch):
     error = refused(save_torch({"w": torch.ones(2, dtype=torch.complex128)}))
-    assert "'w' has the dtype 'torch.complex128'" in error.message
+    assert "'w' has the dtype 'torch.complex128'" in error.message and "complex64" in error.hint
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state": {0: {"step": torch.ones(2)}}, "param_groups": []},
+        {"optimizer_state_dict": {"base_optimizer_state": {"state": {}}, "zero_stage": 2}, "ds_version": "0.14"},
+        {"optimizer": {"state": {}, "param_groups": []}, "lr_scheduler": {"last_epoch": 3}, "epoch": 3},
+    ],
+)
+def test_the_state_of_an_optimiser_alone_is_no_model(save_torch, content):
+    assert "holds the state of an optimiser, and no model" in refused(save_torch(content)).message
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning")
+def test_quantised_tensors_are_refused_without_a_warning_of_torch(save_torch, recwarn):
+    path = save_torch({"w": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)})
+    recwarn.clear()
+    error = refused(path)
+    assert "has quantised tensors" in error.message and "before quantisation" in error.hint and not recwarn.list
 
 
 def test_files_before_pytorch_1_6_are_refused(save_torch):
