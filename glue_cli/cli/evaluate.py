@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from glue_cli.results.evaluate import EvaluateResult
 
 _EXAMPLES = {"--fail-under": "accuracy=0.9", "--fail-over": "loss=0.5"}
-_SHARE = "between 0 and 1"
-_AT_MOST_1 = {
-    **dict.fromkeys(("accuracy", "f1", "precision", "recall", "auroc"), _SHARE),
-    "r2": "at most 1",
+# The lowest and the highest value that a figure can have, and how to say so; of others, any number.
+_RANGES = {
+    **dict.fromkeys(("accuracy", "f1", "precision", "recall", "auroc"), (0.0, 1.0, "between 0 and 1")),
+    "r2": (-math.inf, 1.0, "at most 1"),
+    **dict.fromkeys(("mse", "mae"), (0.0, math.inf, "at least 0")),
+    "perplexity": (1.0, math.inf, "at least 1"),
 }
 SPLITS = ("train", "val", "test")
 
@@ -145,11 +147,15 @@ def _bar(option: str, text: str) -> tuple[str, float]:
         bar = float(value)
     except ValueError:
         bar = math.nan
-    if math.isnan(bar):
-        raise UsageError(f"{option} {text}: wanted FIGURE=BAR", hint=f"for example {_EXAMPLES[option]}")
-    if bar > 1 and name in _AT_MOST_1:
-        wanted = f"did you mean {name}={bar / 100:g}?" if 2 <= bar <= 100 else f"for example {_EXAMPLES[option]}"
-        raise UsageError(f"{option} {text}: {name} is {_AT_MOST_1[name]}", hint=wanted)
+    if not math.isfinite(bar):
+        raise UsageError(
+            f"{option} {text}: wanted FIGURE=BAR, where the bar is a number", hint=f"for example {_EXAMPLES[option]}"
+        )
+    lowest, highest, said = _RANGES.get(name, (-math.inf, math.inf, ""))
+    if not lowest <= bar <= highest:
+        is_percent = highest == 1 and 2 <= bar <= 100
+        wanted = f"did you mean {name}={bar / 100:g}?" if is_percent else f"for example {_EXAMPLES[option]}"
+        raise UsageError(f"{option} {text}: {name} is {said}", hint=wanted)
     return name, bar
 
 

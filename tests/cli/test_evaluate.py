@@ -56,10 +56,21 @@ def test_fail_under(here, glue, experts):
         glue("evaluate", EXPERT_0, "--fail-under", wrong).refused(2, "--fail-under")
 
 
-@pytest.mark.parametrize("bar", ["accuracy=90", "f1=1.01"])
-def test_a_bar_above_all_that_a_figure_can_be(here, glue, bar):
-    said = "did you mean accuracy=0.9?" if bar == "accuracy=90" else "f1 is between 0 and 1"
-    glue("evaluate", EXPERT_0, "--fail-under", bar).refused(2, "between 0 and 1", said)
+@pytest.mark.parametrize(
+    ("option", "bar", "said"),
+    [
+        ("--fail-under", "accuracy=90", "did you mean accuracy=0.9?"),
+        ("--fail-under", "f1=1.01", "f1 is between 0 and 1"),
+        ("--fail-under", "accuracy=-0.9", "accuracy is between 0 and 1"),
+        ("--fail-under", "accuracy=-inf", "the bar is a number"),
+        ("--fail-under", "r2=-inf", "the bar is a number"),
+        ("--fail-over", "loss=inf", "the bar is a number"),
+        ("--fail-over", "perplexity=0.5", "perplexity is at least 1"),
+        ("--fail-over", "mae=-1", "mae is at least 0"),
+    ],
+)
+def test_a_bar_beyond_all_that_a_figure_can_be(here, glue, option, bar, said):
+    glue("evaluate", EXPERT_0, option, bar).refused(2, f"{option} {bar}", said)
 
 
 def test_searches_and_bars_of_a_regression(here, glue, torchmetrics):
