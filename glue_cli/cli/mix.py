@@ -30,6 +30,8 @@ _SEARCH = f"Search, by {', '.join(SEARCHES)}"
 _TENSORS = "Heads, single tensors and adapters"
 _MEMORY = f"{MEMORY_BYTES >> 20}MiB"
 
+_OF_RECIPE = ("mix", "objective", "precision", "seed")  # the keys of the spec that --like leaves unread
+
 Number = TypeVar("Number", int, float)
 
 
@@ -296,6 +298,7 @@ def _check_alone(
         != Writing(memory_bytes=writing.memory_bytes, card=writing.card),
         "--bank and --explain": search != NO_EXTRAS,
         **{f"--{f.name.replace('_', '-')}": getattr(rules, f.name) != f.default for f in fields(rules)},
+        **{f"--set {item}": re.split("[.=]", item)[0].strip() in _OF_RECIPE for item in session.set_ or ()},
     }
     beside = [option for option, given in {**numbers, **others}.items() if given]
     if beside:

@@ -103,7 +103,7 @@ def read_like(path: Path, experts: Sequence[Path], output: Path, remembered: Map
     if len(experts) != len(said.experts):
         raise UsageError(
             f"--like {path}: it was made from {len(said.experts)} experts, and {len(experts)} are given",
-            hint=f"name them in its order: {', '.join(expert.name for expert in said.experts)}",
+            hint=f"name each once, in any order: {', '.join(expert.name for expert in said.experts)}",
         )
     given = [fetch(expert) for expert in experts]
     ordered = in_recorded_order(path, given, said.experts, output, remembered or {})

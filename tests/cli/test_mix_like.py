@@ -124,7 +124,8 @@ def test_a_folder_with_its_modules_and_its_card(here, glue, experts):
 
 def test_refreshed_statistics_need_the_spec_and_its_data(here, glue, experts):
     glue("mix", "--alpha", "0.2,0.3,0.5", "--batchnorm", "refresh", "--seed", "9", *experts, "-q", code=0)
-    assert again(glue, experts, "--set", "mix.batch_size=17").code == 0  # the recipe's is taken
+    (here / "glue.yaml").write_text((here / "glue.yaml").read_text().replace("batch_size: 30", "batch_size: 17"))
+    assert again(glue, experts).code == 0  # the recipe's is taken
     assert same_bytes(here)
     (here / "glue.yaml").rename("other.yaml")
     again(glue, experts, "-f").refused(2, "no spec at 'glue.yaml'")
@@ -162,7 +163,7 @@ def test_another_expert_is_refused(here, glue, experts):
         save_file(tensors, experts[2], metadata=file.metadata())
     again(glue, experts).refused(3, experts[2], "sha256")
     assert not (here / "again.safetensors").exists()
-    again(glue, experts[:2]).refused(2, "made from 3 experts, and 2 are given")
+    again(glue, experts[:2]).refused(2, "made from 3 experts, and 2 are given", "in any order")
 
 
 def test_it_is_never_written_over_itself(here, glue, experts):
@@ -182,12 +183,21 @@ def test_it_is_never_written_over_itself(here, glue, experts):
         ("--seed", "3"),
         ("--batchnorm", "from:0"),
         ("--explain",),
+        ("--set", "mix.batch_size=64"),
+        ("--set", "seed=3"),
+        ("--set", "precision=bf16"),
     ],
     ids=" ".join,
 )
 def test_what_the_recipe_says_cannot_be_said_again(here, glue, experts, flags):
     glue("mix", "--method", "uniform", *experts, "-q", code=0)
     again(glue, experts, *flags).refused(2, "--like", flags[0])
+
+
+def test_what_the_recipe_does_not_say_can_be_set(here, glue, experts):
+    glue("mix", "--alpha", "0.2,0.3,0.5", "--batchnorm", "refresh", *experts, "-q", code=0)
+    (here / "data").rename("moved")
+    assert again(glue, experts, "--set", "data.root=moved").code == 0 and same_bytes(here)
 
 
 def change_metadata(path, change):
