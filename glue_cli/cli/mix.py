@@ -214,7 +214,7 @@ def mix(
     from glue_cli.plans.mix_records import ALL_BANKS, Search
     from glue_cli.workflows.mix.hashes import hashing_experts
 
-    overrides = [f"mix.budget={budget}"] if budget is not None else []
+    overrides = {f"mix.budget={budget}": "--budget"} if budget is not None else {}
     rules = TensorRules(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
@@ -242,7 +242,7 @@ def mix(
         methods = " or ".join(name for name, method in METHODS.items() if method.needs_data)
         raise UsageError("--bank is for methods that run the experts", hint=f"--method {methods}")
     asks_for_spec = "spec" in session.typed or session.set_
-    spec = session.read_spec(*overrides) if is_shared or asks_for_spec else None
+    spec = session.read_spec(overrides) if is_shared or asks_for_spec else None
     with redirect_stdout(sys.stderr):  # a user's module is imported here, and may print
         plan = plan_mix(
             experts or [],
@@ -305,7 +305,7 @@ def _check_alone(
         raise UsageError(f"--like has its recipe from the blend, beside {beside[0]}", hint="leave one of the two out")
 
 
-def _repeating(like: "Like", asked: "Writing") -> tuple["Coefficients", TensorRules, "Writing", list[str]]:
+def _repeating(like: "Like", asked: "Writing") -> tuple["Coefficients", TensorRules, "Writing", dict[str, str]]:
     """Return the coefficients, rules and output format a blend was made with, and settings to override in the spec.
 
     Args:
@@ -315,7 +315,7 @@ def _repeating(like: "Like", asked: "Writing") -> tuple["Coefficients", TensorRu
 
     recipe = like.said.recipe
     writing = replace(asked, dtype=recipe.dtype, max_shard_bytes=recipe.max_shard_bytes)
-    return Coefficients(GIVEN, tuple(like.said.alpha)), like.rules, writing, like.overrides
+    return Coefficients(GIVEN, tuple(like.said.alpha)), like.rules, writing, dict.fromkeys(like.overrides, "--like")
 
 
 def _coefficients(method: str | None, alpha: str | None, sizes: str | None) -> "Coefficients":

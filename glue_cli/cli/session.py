@@ -55,12 +55,18 @@ class Session:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UsageError(f"--device {self.device}: not known", hint="known: auto, cpu, cuda, cuda:I")
+            hint = "known: auto, cpu, cuda, cuda:I"
+            raise UsageError(f"{self._source('device')} {self.device}: not known", hint=hint)
         if self.precision is not None:
             check_name("--precision", self.precision, options.PRECISIONS)
         if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed {self.seed}: out of range", hint="give a whole number from 0 to 2^63 - 1")
+            hint = "give a whole number from 0 to 2^63 - 1"
+            raise UsageError(f"{self._source('seed')} {self.seed}: out of range", hint=hint)
         _ = self._saving  # which is checked
+
+    def _source(self, name: str) -> str:
+        """Return the option that gave a value, or the variable."""
+        return f"--{name}" if name in self.typed else f"GLUE_{name.upper()}"
 
     def outputs(self, result: Path | None) -> "Outputs":
         """Return the output files of this call."""
@@ -77,22 +83,25 @@ class Session:
         """Whether the user named a spec, or there is one in the current folder."""
         return self.spec is not None or self._spec_file.exists()
 
-    def read_spec(self, *overrides: str) -> "Spec":
+    def read_spec(self, overrides: Mapping[str, str] | None = None) -> "Spec":
         """Read the spec and override its values by the flags.
 
         Args:
-            overrides: the values of the command's own flags, as `KEY=VALUE`.
+            overrides: the command's own flags, by the `KEY=VALUE` that they stand for.
         """
         from glue_cli.data import FORMATS
         from glue_cli.models import architecture_forms
         from glue_cli.spec.yaml_file import read_spec
 
-        flags = [*(self.set_ or ()), *overrides]
+        typed = {f"seed={self.seed}": self._source("seed"), f"precision={self.precision}": "--precision"}
+        typed |= overrides or {}
+        flags = [*(self.set_ or ()), *(overrides or ())]
         if self.seed is not None:
             flags.insert(len(flags) if "seed" in self.typed else 0, f"seed={self.seed}")  # --set overrides a variable
         if self.precision is not None:
             flags.append(f"precision={self.precision}")
-        return read_spec(self._spec_file, flags, known_names={"arch": architecture_forms(), "format": FORMATS})
+        known_names = {"arch": architecture_forms(), "format": FORMATS}
+        return read_spec(self._spec_file, flags, typed=typed, known_names=known_names)
 
     @staticmethod
     def remembered_digests() -> dict[str, str]:

@@ -41,12 +41,12 @@ class _Fault(NamedTuple):
     """What is wrong with one key.
 
     Attributes:
-        line: its line in the file, counted from 1; None if it came from `--set`.
+        place: its line in the file, counted from 1, or the option that it came from, such as `--set`.
         text: the key, what is wrong with it, and what was wanted.
         leaves_open: whether the model or the data are still to be chosen.
     """
 
-    line: int | None
+    place: int | str
     text: str
     leaves_open: bool = False
 
@@ -79,12 +79,14 @@ def read_spec(
     path: Path,
     overrides: Sequence[str] = (),
     *,
+    typed: Mapping[str, str] | None = None,
     known_names: Mapping[str, Collection[str]] | None = None,
 ) -> Spec:
     """Read and validate the spec at `path`.
 
     Args:
         overrides: `key.path=value` items that replace values of the file; values are read as YAML.
+        typed: the options or variables that stand for overrides, by the override; `--set` if not given.
         known_names: the values that a key may have, by the key's name (`arch`, `format`), in addition to the schema's
             rules; a value with a colon, such as `timm:NAME`, allows everything with the same prefix.
     Raises:
@@ -100,13 +102,19 @@ def read_spec(
             hint="write one with glue init EXPERT... --data FOLDER, or name one with --spec PATH or GLUE_SPEC",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"the spec '{path}' cannot be read: {error}") from None
+        raise SpecError(
+            f"the spec '{path}' cannot be read: {error}", hint="--spec names a YAML file, in UTF-8"
+        ) from None
     if len(text) > _MOST_CHARACTERS:
-        raise SpecError(f"the spec '{path}' has {size(len(text))}, more than the {size(_MOST_CHARACTERS)} of any spec")
+        raise SpecError(
+            f"the spec '{path}' has {size(len(text))}, more than the {size(_MOST_CHARACTERS)} of any spec",
+            hint="--spec names a glue.yaml, not data or a model",
+        )
     lines: dict[KeyPath, int] = {}
     faults: list[_Fault] = []
     value = _parse(text, path, lines, faults)
-    set_keys = [_apply(override, value) for override in overrides]
+    options = [(typed or {}).get(override, "--set") for override in overrides]
+    set_keys = {_apply(override, value, option): option for override, option in zip(overrides, options, strict=True)}
     spec: Spec | None = None
     try:
         spec = Spec.model_validate(value)
@@ -117,7 +125,7 @@ def read_spec(
         known = (known_names or {})[str(key_path[-1])]
         if not _is_known(name, known):
             unknown = f"{_dotted(key_path)}: '{name}' is not known; {nearest(name, known)}"
-            faults.append(_Fault(_line_of(key_path, set_keys, lines), unknown))
+            faults.append(_Fault(_place_of(key_path, set_keys, lines), unknown))
     _refuse(faults, path)
     assert spec is not None
     return spec.located_in(path.parent)
@@ -125,11 +133,16 @@ def read_spec(
 
 def _refuse(faults: Sequence[_Fault], path: Path) -> None:
     """Raise an error for the faults of the command line or, if it has none, for those of the file, by line."""
-    if given := [f"--set: {fault.text}" for fault in faults if fault.line is None]:
-        raise UsageError("--set does not fit the spec", items=given, hint="see the spec's keys in the README")
+    if given := [fault for fault in faults if isinstance(fault.place, str)]:
+        options = list(dict.fromkeys(str(fault.place) for fault in given))
+        raise UsageError(
+            f"{' and '.join(options)} {'does' if len(options) == 1 else 'do'} not fit the spec",
+            items=[f"{fault.place}: {fault.text}" for fault in given],
+            hint="see the spec's keys in the README" if "--set" in options else "give another value, or none",
+        )
     if faults:
-        in_order = sorted(faults, key=lambda fault: fault.line or 0)  # stable, so the order within a line stays
-        items = [f"{path}:{fault.line}: {fault.text}" for fault in in_order]
+        in_order = sorted(faults, key=lambda fault: int(fault.place))  # stable, so the order within a line stays
+        items = [f"{path}:{fault.place}: {fault.text}" for fault in in_order]
         noun = "fault" if len(items) == 1 else "faults"
         kind = UnfinishedSpecError if any(fault.leaves_open for fault in faults) else SpecError
         raise kind(f"{len(items)} {noun} in the spec '{path}'", items=items, hint="mend the lines named above")
@@ -146,15 +159,21 @@ def _parse(text: str, path: Path, lines: dict[KeyPath, int], faults: list[_Fault
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise SpecError(f"{path}:{line}: not YAML: {error.problem or error.context}") from None
+        raise SpecError(
+            f"{path}:{line}: not YAML: {error.problem or error.context}",
+            hint="look at that line and the one above it for brackets, quotes, colons and indents",
+        ) from None
     except yaml.YAMLError as error:  # a control character
-        raise SpecError(f"{path}: not YAML: {error}") from None
+        raise SpecError(f"{path}: not YAML: {error}", hint="remove that character, or save the file as text") from None
     except RecursionError:
         raise SpecError(f"{path}: nested too deep", hint="look for an alias inside its own anchor") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise SpecError(f"{path}:1: wanted keys such as 'model:' and 'data:', found a {type(value).__name__}")
+        raise SpecError(
+            f"{path}:1: wanted keys such as 'model:' and 'data:', found a {type(value).__name__}",
+            hint="write a spec with glue init EXPERT... --data FOLDER",
+        )
     return value
 
 
@@ -203,7 +222,7 @@ def _check_text(node: yaml.Node) -> None:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
-def _apply(override: str, value: dict[str, Any]) -> KeyPath:
+def _apply(override: str, value: dict[str, Any], option: str) -> KeyPath:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -215,36 +234,39 @@ def _apply(override: str, value: dict[str, Any]) -> KeyPath:
         elif isinstance(at, dict) and isinstance(at.setdefault(part, {}), dict | list):
             at = at[part]
         else:
-            raise UsageError(f"--set {key}: '{part}' has no keys below it")
+            raise UsageError(
+                f"{option} {key}: '{part}' has no keys below it", hint=f"look at what the spec has as '{part}'"
+            )
     faults: list[_Fault] = []
     try:
         parsed = _load(text, {}, faults)
     except (yaml.YAMLError, RecursionError):
-        raise UsageError(f"--set {override}: '{text}' is not a YAML value") from None
+        hint = "close its brackets and quotes, and quote it for the shell: --set 'mix.betas=[0.9, 0.99]'"
+        raise UsageError(f"{option} {override}: '{text}' is not a YAML value", hint=hint) from None
     if faults:
-        raise UsageError(f"--set {override}: a key is given twice")
+        raise UsageError(f"{option} {override}: a key is given twice", hint="leave one of the two out")
     if not isinstance(at, dict):
-        raise UsageError(f"--set {key}: a list has no key '{parts[-1]}'")
+        raise UsageError(f"{option} {key}: a list has no key '{parts[-1]}'", hint="set the whole list: KEY=[A, B]")
     at[parts[-1]] = parsed
     return tuple(int(part) if part.isdigit() else part for part in parts)
 
 
-def _line_of(at: KeyPath, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, int]) -> int | None:
-    """Return the line of a key in the file; None if the key comes from `--set`."""
-    for key in set_keys:
-        if at[: len(key)] == key or (key[: len(at)] == at and at not in lines):  # below it, or --set made the section
-            return None
+def _place_of(at: KeyPath, set_keys: dict[KeyPath, str], lines: Mapping[KeyPath, int]) -> int | str:
+    """Return the line of a key in the file, or the option that gave the key, or one of those below it."""
+    for key, option in reversed(set_keys.items()):
+        if at[: len(key)] == key or key[: len(at)] == at:
+            return option
     while at not in lines and at:  # a missing key is reported on the line of its section
         at = at[:-1]
     return lines.get(at, 1)
 
 
-def _fault_of(detail: ErrorDetails, set_keys: Sequence[KeyPath], lines: Mapping[KeyPath, int], text: str) -> _Fault:
-    loc, line = detail["loc"], _line_of(detail["loc"], set_keys, lines)
+def _fault_of(detail: ErrorDetails, set_keys: dict[KeyPath, str], lines: Mapping[KeyPath, int], text: str) -> _Fault:
+    loc, place = detail["loc"], _place_of(detail["loc"], set_keys, lines)
     leaves_open = detail["type"] == "missing" and loc[0] in ("model", "data")
     if leaves_open and len(loc) == 1 and (commented := _commented_line(str(loc[0]), text)):
         return _Fault(commented, f"{loc[0]}: missing; choose, and uncomment this section", leaves_open)
-    return _Fault(line, _explain(detail), leaves_open)
+    return _Fault(place, _explain(detail), leaves_open)
 
 
 def _commented_line(section: str, text: str) -> int | None:

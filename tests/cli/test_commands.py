@@ -354,8 +354,8 @@ def test_given_coefficients_need_no_spec_wherever_a_variable_says_it_is(here, gl
             (here / "broken.yaml").write_text(content)
         monkeypatch.setenv("GLUE_SPEC", "broken.yaml")
         glue(*mix, code=0)
-        glue(*mix, "--spec", "broken.yaml").refused(3 if content else 2, "broken.yaml", hint=not content)
-        glue(*mix, "--set", "seed=3").refused(3 if content else 2, "broken.yaml", hint=not content)
+        glue(*mix, "--spec", "broken.yaml").refused(3 if content else 2, "broken.yaml")
+        glue(*mix, "--set", "seed=3").refused(3 if content else 2, "broken.yaml")
 
 
 def test_paths_in_the_spec_start_from_its_folder(here, glue, monkeypatch):
@@ -369,7 +369,8 @@ def test_which_device(here, glue, monkeypatch):
     glue("evaluate", EXPERT_0).refused(5, "'cuda:99'")
     glue("evaluate", EXPERT_0, "--device", "cpu", "-q", code=0)
     monkeypatch.setenv("GLUE_DEVICE", "toaster")
-    glue("evaluate", EXPERT_0).refused(2, "toaster", "cuda:I")
+    glue("evaluate", EXPERT_0).refused(2, "GLUE_DEVICE toaster: not known", "cuda:I")
+    glue("evaluate", EXPERT_0, "--device", "oven").refused(2, "--device oven: not known")
 
 
 def test_where_the_choice_of_precision_is_kept(here, glue, monkeypatch):

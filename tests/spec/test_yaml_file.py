@@ -275,7 +275,7 @@ def test_overrides_that_make_no_sense(read, override, message):
     text = LEAST + "seed: 1\nexperts:\n  members:\n  - {name: a, data: {format: safetensors, root: a}}\n"
     with pytest.raises(UsageError) as caught:
         read(text, override)
-    assert message in caught.value.message and caught.value.message.startswith("--set ")
+    assert message in caught.value.message and caught.value.message.startswith("--set ") and caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -294,6 +294,15 @@ def test_overrides_that_do_not_fit_the_spec(read, override, item):
     with pytest.raises(UsageError, match="--set does not fit the spec") as caught:
         read(LEAST, override)
     assert len(caught.value.items) == 1 and caught.value.items[0].startswith(item)
+
+
+@pytest.mark.parametrize("section", ["", "mix: {lr: 1}\n"])
+def test_a_fault_has_the_name_of_what_was_typed(tmp_path, section):
+    path = tmp_path / "glue.yaml"
+    path.write_text(LEAST + section)
+    with pytest.raises(UsageError, match="^--budget does not fit the spec") as caught:
+        read_spec(path, ["seed=1", "mix.budget=1ex"], typed={"mix.budget=1ex": "--budget"}, known_names=KNOWN)
+    assert caught.value.items == ("--budget: mix: budget 1ex is less than a minibatch of 64",)
 
 
 # ---- any text
