@@ -1,7 +1,8 @@
 """glue evaluate"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -12,7 +13,7 @@ from glue_cli.cli.options import WeightsOption
 from glue_cli.cli.output import number, percent, print_lines, print_table
 from glue_cli.cli.session import Session, check_name, with_session
 from glue_cli.cli.signals import holding_signals
-from glue_cli.foundation.errors import GateMissedError, UsageError
+from glue_cli.foundation.errors import GateMissedError, GlueError, UsageError
 
 if TYPE_CHECKING:
     from glue_cli.results.evaluate import EvaluateResult
@@ -98,20 +99,21 @@ def evaluate(
     check_name("--split", split, SPLITS)
     bars, ceilings = _bars("--fail-under", fail_under or ()), _bars("--fail-over", fail_over or ())
     known_split = cast(Literal["train", "val", "test"], split)
-    plan = plan_evaluate(
-        session.read_spec(),
-        checkpoints,
-        known_split,
-        bars,
-        session.outputs(output),
-        metrics=metric or (),
-        ceilings=ceilings,
-        baseline=compare,
-        junit=junit,
-        weights=weights,
-    )
-    if by_class and plan.spec.loss == "mse":
-        raise UsageError("--by-class is for labels, and loss: mse is for numbers", hint="leave it out")
+    with _reporting_errors(junit, checkpoints, session):
+        plan = plan_evaluate(
+            session.read_spec(),
+            checkpoints,
+            known_split,
+            bars,
+            session.outputs(output),
+            metrics=metric or (),
+            ceilings=ceilings,
+            baseline=compare,
+            junit=junit,
+            weights=weights,
+        )
+        if by_class and plan.spec.loss == "mse":
+            raise UsageError("--by-class is for labels, and loss: mse is for numbers", hint="leave it out")
     if session.dry_run:
         planned = {
             "checkpoints": len(plan.checkpoints),
@@ -120,7 +122,7 @@ def evaluate(
         }
         session.finish_dry_run("evaluate", planned)
         return
-    with session.running(shared=True) as run:
+    with _reporting_errors(junit, checkpoints, session), session.running(shared=True) as run:
         with holding_signals():
             from glue_cli.workflows.evaluate import evaluate as work
 
@@ -129,7 +131,28 @@ def evaluate(
     if result.missed:
         said = {"compare": "a checkpoint is worse than the baseline"}
         what = dict.fromkeys(said.get(gate.demand, "the bar was missed") for gate in result.gates or () if gate.missed)
-        raise GateMissedError(" and ".join(what), items=result.missed)
+        hint = "train or mix the model anew, or move the limit if the figures may fall"
+        raise GateMissedError(" and ".join(what), items=result.missed, hint=hint)
+
+
+@contextmanager
+def _reporting_errors(junit: Path | None, checkpoints: Sequence[Path], session: Session) -> Iterator[None]:
+    """Say in the report for CI why there is no outcome, unless the command line is wrong or a file is in the way.
+
+    With --force, the report of an earlier call is replaced whatever the error: it would pass for this call's.
+    """
+    try:
+        yield
+    except Exception as error:
+        if junit and session.is_first and not session.dry_run:
+            from glue_cli.foundation.output_files import write_all, writing
+            from glue_cli.results.junit import is_junit, junit_text_of_error
+
+            is_old = session.force and is_junit(junit)
+            if is_old or not (junit.exists() or isinstance(error, UsageError)):
+                with suppress(GlueError, OSError), writing(junit, replace=is_old) as descriptor:
+                    write_all(descriptor, junit_text_of_error(list(map(str, checkpoints)), error), 0)
+        raise
 
 
 def _bars(option: str, texts: Sequence[str]) -> dict[str, float]:

@@ -32,7 +32,7 @@ class Gate:
         demand: `under`, `over` or `compare`, for the option `--fail-under`, `--fail-over` or `--compare`.
         value: the checkpoint's figure.
         bar: the limit for it; with `compare`, the baseline's figure.
-        standard_error: with `compare`, that of the difference, paired by example; None otherwise, and for one example.
+        standard_error: with `compare`, that of the difference, paired by example; None otherwise.
         text: the demand and the figure, for people.
     """
 

@@ -9,7 +9,7 @@ from glue_cli.checkpoints.run_state import fingerprint_of_checkpoint
 from glue_cli.data.classes import Classes, doubt_about
 from glue_cli.data.loader import Examples
 from glue_cli.data.target import Target
-from glue_cli.foundation.errors import UsageError
+from glue_cli.foundation.errors import DataError, UsageError
 from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.output_files import write_all, writing
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
@@ -44,7 +44,8 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     Raises:
         UsageError: a metric is for labels, which the data do not have, or torchmetrics is not installed.
         CheckpointError: a checkpoint does not fit the spec's model.
-        SpecError, DataError: the spec, the model and the data do not fit each other, or their classes do not.
+        SpecError, DataError: the spec, the model and the data do not fit each other, or their classes do not; or
+            there is a single example to compare by.
         ResourceError: the device is not available.
     """
     make_repeatable(find_device(run.device))  # fails on a missing GPU before the data are read
@@ -80,8 +81,6 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     run.progress(Finished())
     assert compute
     baseline = evaluated.pop(0) if plan.baseline else None
-    if baseline and len(examples) == 1:
-        run.progress(Noted("--compare: a single example has no standard error, so nothing was compared", warning=True))
     gates = gates_of(plan, evaluated, baseline)
     result = EvaluateResult(
         results=[row for row, _ in evaluated],
@@ -170,6 +169,12 @@ def _load_metrics(plan: EvaluatePlan, run: Run) -> dict[str, MakeMetric]:
 
 
 def _check_figures(plan: EvaluatePlan, examples: Examples) -> None:
+    if plan.baseline and len(examples) == 1:
+        raise DataError(
+            f"--compare: the {plan.split} split of '{plan.spec.data.where}' has a single example, which tells of no "
+            "difference whether it is chance",
+            hint="evaluate on more examples, or leave --compare out",
+        )
     if plan.spec.loss != "cross_entropy":
         return
     asked = [*plan.metrics, *plan.bars]

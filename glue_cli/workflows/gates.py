@@ -54,7 +54,7 @@ def _comparison(checkpoint: str, by_example: ByExample, baseline: str, of_baseli
     same examples varies far less than the figures of either.
 
     Args:
-        by_example, of_baseline: the two models' contributions, with the examples in the same order.
+        by_example, of_baseline: the two models' contributions, with the examples, at least two, in the same order.
     """
     for name, values in by_example.items():
         value, bar = values.mean().item(), of_baseline[name].mean().item()
@@ -67,10 +67,8 @@ def _comparison(checkpoint: str, by_example: ByExample, baseline: str, of_baseli
             continue
         worse = (of_baseline[name] - values) * (-1 if name == "loss" else 1)  # [N]; a higher accuracy is better
         mean = worse.mean().item()
-        error = worse.std().item() / math.sqrt(len(worse)) if len(worse) > 1 else None
-        missed = not (error is None or mean <= _ERRORS * error)
-        beside = f" ± {error:.4f}" if error is not None else ", of a single example"
-        how = f"{abs(mean):.4f}{beside} {'worse' if mean > 0 else 'better'} than" if mean else "the same as"
+        error = worse.std().item() / math.sqrt(len(worse))
+        how = f"{abs(mean):.4f} ± {error:.4f} {'worse' if mean > 0 else 'better'} than" if mean else "the same as"
         yield Gate(
             checkpoint=checkpoint,
             demand="compare",
@@ -78,6 +76,6 @@ def _comparison(checkpoint: str, by_example: ByExample, baseline: str, of_baseli
             value=value,
             bar=bar,
             standard_error=error,
-            missed=missed,
+            missed=not mean <= _ERRORS * error,
             text=f"{name} is {how} that of {baseline}",
         )

@@ -111,11 +111,11 @@ def test_a_checkpoint_is_not_worse_than_itself_or_by_chance(here, glue):
     glue("evaluate", near, "--compare", EXPERT_0, code=0)
 
 
-def test_a_single_example_compares_nothing_and_says_so(here, glue):
+def test_a_single_example_compares_nothing_and_is_refused(here, glue):
     data = load_file("data/test.safetensors")
     save_file({name: tensor[:1].clone() for name, tensor in data.items()}, "data/test.safetensors")
-    answer = glue("evaluate", damaged(EXPERT_0, "worse.safetensors", 3.0), "--compare", EXPERT_0, code=0)
-    assert "warning: --compare: a single example" in answer.err
+    worse = damaged(EXPERT_0, "worse.safetensors", 3.0)
+    glue("evaluate", worse, "--compare", EXPERT_0).refused(3, "--compare: the test split", "a single example")
 
 
 def test_a_baseline_that_does_not_fit_is_refused(here, glue):
@@ -164,3 +164,34 @@ def test_junit_is_an_output_like_others(here, glue):
     glue("evaluate", EXPERT_0, "--junit", "gates.xml", "--force", code=0)
     glue("evaluate", EXPERT_0, "--junit", EXPERT_0, "--force").refused(2, "also an input")
     glue("evaluate", EXPERT_0, "--junit", "one.json", "-o", "./one.json").refused(2, "both the output and the report")
+
+
+def test_junit_says_why_there_is_no_outcome(here, glue):
+    tensors = load_file(EXPERT_0)
+    tensors["head.weight"][0] = torch.nan
+    save_file(tensors, "nan.safetensors")
+    answer = glue("evaluate", EXPERT_0, "nan.safetensors", "--junit", "gates.xml", code=3)
+    suite = suite_of("gates.xml")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "0", "2")
+    assert [test.get("classname") for test in suite.findall("testcase")] == [EXPERT_0, "nan.safetensors"]
+    error = suite.find("testcase/error")
+    assert f"error: {error.get('message')}\n" in answer.err and error.text.splitlines()[-1].startswith("hint: ")
+
+
+def test_junit_of_an_earlier_call_does_not_pass_for_this_one(here, glue):
+    flags = ("--junit", "gates.xml", "--force")
+    glue("evaluate", EXPERT_0, *flags, code=0)
+    glue("evaluate", "nothing.safetensors", *flags).refused(2, "nothing.safetensors")
+    assert "no checkpoint" in suite_of("gates.xml").find("testcase/error").get("message")
+    (here / "cut.safetensors").write_bytes((here / EXPERT_0).read_bytes()[:1000])
+    glue("evaluate", "cut.safetensors", *flags).refused(3, "cut.safetensors")
+    assert "cut.safetensors" in suite_of("gates.xml").find("testcase/error").get("message")
+
+
+def test_junit_of_an_error_replaces_nothing_else(here, glue):
+    glue("evaluate", "nothing.safetensors", "--junit", "gates.xml", code=2)
+    glue("evaluate", EXPERT_0, "--dry-run", "--set", "data.root=nowhere", "--junit", "gates.xml", code=3)
+    assert not (here / "gates.xml").exists()
+    before = (here / EXPERT_0).read_bytes()
+    glue("evaluate", EXPERT_0, "--set", "data.root=nowhere", "--junit", EXPERT_0, "--force", code=2)
+    assert (here / EXPERT_0).read_bytes() == before
