@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # given coefficients need no spec, and importing its schema t
     from glue_cli.spec.schema import Spec
 
 
+_WITHOUT_LABELS = ("target", "prompt", "messages")  # columns beside which labels are not read
+
+
 @dataclass(frozen=True)
 class MixPlan:
     """What `glue mix` is asked to do, in parts that each serve one step of the work.
@@ -156,6 +159,8 @@ def plan_mix(
         spec = as_models_say(spec, experts)
         if coefficients.is_search:
             _check_objective(coefficients.method, spec)
+        elif coefficients.needs_data:
+            _check_has_accuracies(coefficients.method, spec)
     destination = replace(destination, force=outputs.force)
     record = record_of(experts, rules, groups, writing)
     about = about_blend(experts, adapters, tensors)
@@ -239,6 +244,16 @@ def _check_objective(method: str, spec: "Spec") -> None:
             hint="use --method spsa or cmaes, or set objective: loss",
         )
     criterion_of(spec.objective, spec.loss, spec.path("."))
+
+
+def _check_has_accuracies(method: str, spec: "Spec") -> None:
+    """Check that nothing in the spec says that the data have no labels; they may lack them all the same."""
+    unlabelled = [f"data.columns.{role}" for role in _WITHOUT_LABELS if role in spec.data.columns]
+    if spec.loss == "mse" or unlabelled:
+        given = "loss: mse" if spec.loss == "mse" else unlabelled[0]
+        raise SpecError(
+            f"--method {method} needs accuracies, which there are none of with {given}", hint="use --method spsa"
+        )
 
 
 def _recorded_sizes(experts: Sequence[Checkpoint]) -> list[int]:

@@ -149,6 +149,20 @@ def test_fullgrad_is_refused_where_there_is_no_gradient(tmp_path, experts, make_
 
 
 @pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"loss": "mse"}, "loss: mse"),
+        ({"data": {"format": "huggingface", "root": ".", "columns": {"prompt": "q"}}}, "data.columns.prompt"),
+    ],
+)
+def test_proxy_is_refused_where_there_are_no_accuracies(tmp_path, experts, make_spec, sections, said):
+    spec, output = make_spec(**sections), Outputs(tmp_path / "p.safetensors")
+    with pytest.raises(SpecError, match=f"--method proxy needs accuracies, .* {said}$"):
+        plan(experts, output, method="proxy", spec=spec)
+    assert plan(experts, output, method="spsa", spec=spec).method == "spsa"
+
+
+@pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"objective": "python:my_cod:score"}, "objective: there is no module 'my_cod'"),
@@ -163,9 +177,8 @@ def test_the_objective_is_checked_where_it_is_searched_for(tmp_path, experts, ma
     spec, output = make_spec(**sections), Outputs(tmp_path / "p.safetensors")
     with pytest.raises(SpecError, match=message):
         plan(experts, output, method="spsa", spec=spec)
-    assert (
-        plan(experts, output, method="proxy", spec=spec).coefficients.method == "proxy"
-    )  # which searches for nothing
+    spec = make_spec(**{**sections, "loss": "cross_entropy"})
+    assert plan(experts, output, method="proxy", spec=spec).method == "proxy"  # which searches for nothing
 
 
 def test_finetune_and_evaluate(tmp_path, experts, make_spec):
