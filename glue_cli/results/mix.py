@@ -193,7 +193,8 @@ class MixResult:
         alpha: the coefficients, the mean over the groups if there are several.
         groups: each group's own coefficients, if there are several that differ or were asked for.
         statistics: averaged, or refreshed on the target's data: BatchNorm's, if there was a choice between them.
-        loss: validation losses of a search; None if there was no search, or it had another objective.
+        loss: validation losses of a search, or of the blend with the statistics that proxy has compared; None if
+            nothing was measured, or a search had another objective.
         cost: the cost of everything.
         afterwards: the part of the cost after alpha was chosen, for explaining it and refreshing BatchNorm.
         steps: the number of steps of the search.

@@ -12,9 +12,10 @@ from glue_cli.foundation.errors import NumericalError, SpecError
 from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
 from glue_cli.foundation.run import Run
 from glue_cli.methods import METHODS
+from glue_cli.methods.result import if_finite
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.history import Write
-from glue_cli.results.mix import name_of_expert, name_with
+from glue_cli.results.mix import Losses, name_of_expert, name_with
 from glue_cli.running.batchnorm import has_batchnorm
 from glue_cli.running.device import Compute
 from glue_cli.running.evaluation import Evaluation
@@ -78,6 +79,7 @@ def choose_by_accuracy(plan: MixPlan, spec: Spec, target: Target, experts: Exper
         alpha,
         settings=judge.compute.recorded,
         cost=judge.cost,
+        loss=Losses(val=if_finite(blend["loss"])) if blend else None,
         val_accuracies=accuracies,
         **judge.compute.recorded,
         statistics=kind if blend else None,

@@ -28,7 +28,7 @@ class Choice:
     Attributes:
         settings: what is needed to choose it again.
         cost: of the whole choice; afterwards: the part of it that was spent after alpha was chosen.
-        loss, objective, steps, stopped, search, skipped, left_out, before_refresh: of a search, as in `MixResult`.
+        loss: as in `MixResult`; objective, steps, stopped, search, skipped, left_out, before_refresh: of a search.
         val_accuracies: the experts' accuracies, if the method uses them.
         statistics: the chosen kind of BatchNorm statistics; None if there was no choice.
         made: tensors to write in place of blended ones; None if there are none.

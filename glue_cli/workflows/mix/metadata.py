@@ -146,11 +146,12 @@ def _base(plan: MixPlan) -> dict[str, str]:
 
 
 def _measured(plan: MixPlan, chosen: Choice) -> dict[str, Any]:
-    """Return the figures that a search measured of the blend, and on which data; empty if nothing was measured."""
+    """Return the figures that were measured of the blend, and on which data; empty if nothing was measured."""
     measured = chosen.objective or chosen.loss
     if plan.spec is None or measured is None or measured.val is None:
         return {}
-    figures = {"objective": plan.spec.objective, "val": measured.val, "val_uniform": measured.val_uniform}
+    objective = plan.spec.objective if chosen.objective else "loss"
+    figures = {"objective": objective, "val": measured.val, "val_uniform": measured.val_uniform}
     return {"measured": {**figures, "data": plan.spec.data.model_dump(exclude={"root"})}}
 
 

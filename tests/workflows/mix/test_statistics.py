@@ -150,10 +150,11 @@ def test_refreshed_statistics_are_those_of_the_targets_data(mixed):
     assert (mean - averaged).abs().max() > 0.1
 
 
-def test_proxy_writes_the_statistics_that_it_chose_by(mixed, run):
+def test_proxy_writes_the_statistics_that_it_chose_by(mixed, loss_of, run):
     """Those of 20 examples are pulled towards the averaged ones; from all of train, as they are, they differ."""
     result = mixed("proxy", train=20, val=200)
     assert result["statistics"] == "refreshed"
+    assert result["loss"] == {"val": pytest.approx(loss_of(result["output"], "val"), rel=1e-4), "val_uniform": None}
     written = load_file(result["output"])
     model = net().eval()
     experts = [(a, load_file(e["path"])) for a, e in zip(result["alpha"], result["experts"], strict=True)]
