@@ -21,6 +21,7 @@ from glue_cli.cli.evaluate import evaluate
 from glue_cli.cli.finetune import finetune
 from glue_cli.cli.init import init
 from glue_cli.cli.mix import mix
+from glue_cli.cli.options import is_on
 from glue_cli.cli.output import print_error
 from glue_cli.cli.report import report
 from glue_cli.cli.show import show
@@ -201,7 +202,7 @@ def _report_stop(stopped: Stopped) -> int:
 def _report(error: GlueError) -> int:
     if not speaks(os.environ):
         return error.exit_code
-    if os.environ.get("GLUE_DEBUG"):
+    if is_on("GLUE_DEBUG"):
         traceback.print_exc()
     print_error(error)
     return error.exit_code

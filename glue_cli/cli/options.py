@@ -1,5 +1,6 @@
 """The options that commands share: each has one name, one meaning and one help text."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from glue_cli.cli import completion
 
+_OFF = ("", "0", "false", "no", "off")
 PRECISIONS = ("auto", "fp32", "bf16")
 _SHARED = "Shared options"
 
@@ -109,3 +111,8 @@ SaveEveryOption = Annotated[
         rich_help_panel=_SHARED,
     ),
 ]
+
+
+def is_on(variable: str) -> bool:
+    """Tell whether a variable that turns something on or off is set, and not to a word for off."""
+    return os.environ.get(variable, "").strip().lower() not in _OFF

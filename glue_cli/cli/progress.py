@@ -1,6 +1,5 @@
 """Progress on stderr: a live view on a terminal, an occasional plain line anywhere else."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from glue_cli.cli.options import is_on
 from glue_cli.cli.output import number, print_warning, stderr_console
 from glue_cli.foundation.printable import printable
 from glue_cli.foundation.progress import Advanced, Event, Finished, Noted, Progress, Started
@@ -30,7 +30,7 @@ def listening(*, quiet: bool) -> Iterator[Progress]:
     console = stderr_console()
     if quiet:
         yield _each_note_once(_warn)
-    elif console.is_terminal and not os.environ.get("GLUE_NO_PROGRESS"):
+    elif console.is_terminal and not is_on("GLUE_NO_PROGRESS"):
         view = _LiveView(console)
         try:
             yield _each_note_once(view)

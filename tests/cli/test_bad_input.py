@@ -427,6 +427,8 @@ def test_debug_shows_the_traceback_of_a_known_error_too(here, glue, monkeypatch)
     monkeypatch.setenv("GLUE_DEBUG", "1")
     answer = glue("evaluate", "nope.safetensors", code=2)
     assert answer.err.startswith("Traceback") and answer.err.splitlines()[-2].startswith("error: no checkpoint")
+    monkeypatch.setenv("GLUE_DEBUG", "0")
+    assert "Traceback" not in glue("evaluate", "nope.safetensors", code=2).err
 
 
 def test_a_name_that_no_file_system_takes(here, refused):

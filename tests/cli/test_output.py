@@ -267,6 +267,13 @@ def test_the_variable_that_turns_the_live_view_off(terminal, monkeypatch):
     assert terminal().startswith("train: 2 of 2 steps, in ")
 
 
+@pytest.mark.parametrize("word", ["", "0", "false", "No", "off"])
+def test_the_variable_with_a_word_for_off(terminal, monkeypatch, word):
+    monkeypatch.setenv("GLUE_NO_PROGRESS", word)
+    with listening(quiet=False):
+        assert "getting ready" in terminal()
+
+
 def test_many_experts_and_steps_stay_readable(terminal):
     n = 40
     with listening(quiet=False) as tell:
