@@ -114,7 +114,9 @@ def write_once(output: Path, content: bytes) -> bool:
 
 
 @contextmanager
-def writing(output: Path, *, replace: bool = True, smaller: str | None = None) -> Iterator[int]:
+def writing(
+    output: Path, *, replace: bool = True, smaller: str | None = None, option: str = "--output"
+) -> Iterator[int]:
     """Open a temporary file beside `output`; on success flush it to disk and rename it, else remove it.
 
     The temporary file is locked as long as the process that writes it lives. Temporary files in the folder that killed
@@ -123,13 +125,14 @@ def writing(output: Path, *, replace: bool = True, smaller: str | None = None) -
     Args:
         replace: whether to replace an `output` that somebody else has created in the meantime.
         smaller: how the user can have smaller files, where that can be, for a file system or a limit that wants such.
+        option: the option that names the output, for the messages.
     Yields:
         the file's descriptor, open for reading and writing.
     Raises:
         UsageError: `output` exists and may not be replaced.
         ResourceError: the disk is full or the folder cannot be written.
     """
-    with made_folder(output.parent):
+    with made_folder(output.parent, option):
         try:
             remove_abandoned(output.parent)
             with locked_file(output.parent) as (temporary, descriptor):
@@ -138,27 +141,27 @@ def writing(output: Path, *, replace: bool = True, smaller: str | None = None) -
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-                _give_name(temporary, output, replace=replace)
+                _give_name(temporary, output, replace=replace, option=option)
             _sync_folder(output.parent)
         except OSError as error:
-            raise _cannot_write(output, error, smaller) from error
+            raise _cannot_write(output, error, smaller, option) from error
 
 
 @contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
+def made_folder(folder: Path, option: str = "--output") -> Iterator[None]:
     """Make a folder and those above it; behind the block, those of them that stayed empty go again.
 
     Raises:
         ResourceError: it cannot be made.
     """
-    made = _make_folder(folder)
+    made = _make_folder(folder, option)
     try:
         yield
     finally:
         _remove_empty(made)
 
 
-def _give_name(temporary: Path, output: Path, *, replace: bool) -> None:
+def _give_name(temporary: Path, output: Path, *, replace: bool, option: str) -> None:
     """Rename a finished file to `output` in one step."""
     if replace:
         os.replace(temporary, output)
@@ -166,25 +169,25 @@ def _give_name(temporary: Path, output: Path, *, replace: bool) -> None:
     try:
         os.link(temporary, output)  # unlike a rename, this fails if the file exists
     except FileExistsError:
-        raise _taken(output) from None
+        raise _taken(output, option) from None
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        _claim(output)
+        _claim(output, option)
         os.replace(temporary, output)
 
 
-def _claim(output: Path) -> None:
+def _claim(output: Path, option: str) -> None:
     """Create an empty output file, which fails if the file exists; for file systems without links."""
     try:
         os.close(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
     except FileExistsError:
-        raise _taken(output) from None
+        raise _taken(output, option) from None
 
 
-def _taken(output: Path) -> _TakenError:
+def _taken(output: Path, option: str = "--output") -> _TakenError:
     message = f"another run has written the output '{output}' in the meantime"
-    return _TakenError(message, hint="name another with --output, or give --force")
+    return _TakenError(message, hint=f"name another with {option}, or give --force")
 
 
 @contextmanager
@@ -236,7 +239,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def _make_folder(folder: Path) -> list[Path]:
+def _make_folder(folder: Path, option: str = "--output") -> list[Path]:
     """Make a folder and those above it; return the new ones, the innermost first."""
     missing = []
     while not folder.exists():
@@ -246,16 +249,16 @@ def _make_folder(folder: Path) -> list[Path]:
         for new in reversed(missing):
             new.mkdir(exist_ok=True)
     except OSError as error:
-        raise _cannot_write(new, error) from error
+        raise _cannot_write(new, error, option=option) from error
     return missing
 
 
-def _cannot_write(path: Path, error: OSError, smaller: str | None = None) -> ResourceError:
+def _cannot_write(path: Path, error: OSError, smaller: str | None = None, option: str = "--output") -> ResourceError:
     remedy = "free some space" if error.errno == errno.ENOSPC else "check the folder"
     if error.errno == errno.EFBIG:
         remedy = smaller or "raise the limit (ulimit -f)"
     return ResourceError(
-        f"'{path}' cannot be written: {error.strerror}", hint=f"{remedy}, or name another with --output"
+        f"'{path}' cannot be written: {error.strerror}", hint=f"{remedy}, or name another with {option}"
     )
 
 
@@ -296,7 +299,9 @@ def copy_into(descriptor: int, source: Path) -> None:
     try:
         content = read_bytes(source)
     except OSError as error:
-        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
+        raise CheckpointError(
+            f"'{source}' cannot be read: {error.strerror}", hint="look at the file's permissions and its disk"
+        ) from None
     write_all(descriptor, content, 0)
 
 

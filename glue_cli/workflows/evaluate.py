@@ -94,7 +94,7 @@ def evaluate(plan: EvaluatePlan, run: Run) -> EvaluateResult:
     if plan.output and run.ranks.is_first:
         _write(plan.output, f"{as_json(as_object(result))}\n".encode(), plan)
     if plan.junit and run.ranks.is_first:
-        _write(plan.junit, junit_text(result), plan)
+        _write(plan.junit, junit_text(result), plan, "--junit")
     return result
 
 
@@ -151,8 +151,8 @@ def _figures(evaluation: Evaluation, path: Path, run: Run) -> dict[str, float]:
     return figures
 
 
-def _write(path: Path, content: bytes, plan: EvaluatePlan) -> None:
-    with writing(path, replace=plan.force) as descriptor:
+def _write(path: Path, content: bytes, plan: EvaluatePlan, option: str = "--output") -> None:
+    with writing(path, replace=plan.force, option=option) as descriptor:
         write_all(descriptor, content, 0)
 
 

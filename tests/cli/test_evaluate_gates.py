@@ -163,6 +163,7 @@ def test_junit_is_an_output_like_others(here, glue):
     assert (here / "gates.xml").read_text() == "mine"
     glue("evaluate", EXPERT_0, "--junit", "gates.xml", "--force", code=0)
     glue("evaluate", EXPERT_0, "--junit", EXPERT_0, "--force").refused(2, "also an input")
+    glue("evaluate", EXPERT_0, "--junit", "/proc/none/ev.xml", "-q").refused(5, "/proc", "with --junit")
     glue("evaluate", EXPERT_0, "--junit", "one.json", "-o", "./one.json").refused(2, "both the output and the report")
 
 
