@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glue_cli.checkpoints.header import Described
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import UNREADABLE, CheckpointError
 from glue_cli.foundation.regular_files import read_text
 
 _NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -54,7 +54,7 @@ def configured(source: Path, changes: Changes, dtype: str | None) -> bytes | Non
     except UnicodeDecodeError:
         text = ""
     except OSError as error:
-        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}", hint=UNREADABLE) from None
     config = _parsed(text)
     if config is None:
         if changes == NO_CHANGES:

@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from glue_cli.checkpoints.header import Checkpoint, TensorEntry, stamp_of
-from glue_cli.foundation.errors import CheckpointError, ResourceError
+from glue_cli.foundation.errors import UNREADABLE, CheckpointError, ResourceError
 from glue_cli.foundation.regular_files import regular
 
 _READ_BYTES = 1 << 20
+_WRITTEN = "run again when nobody writes to it"
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def open_file(checkpoint: Checkpoint, number: int) -> Iterator[int]:
         message = f"'{file}' cannot be read: {error.strerror}"
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise ResourceError(message, hint="raise the limit of open files: ulimit -n 4096") from None
-        raise CheckpointError(message) from None
+        raise CheckpointError(message, hint=UNREADABLE) from None
     try:
         check_file(checkpoint, number, descriptor)
         yield descriptor
@@ -61,9 +62,9 @@ def check_file(checkpoint: Checkpoint, number: int, descriptor: int) -> None:
     try:
         is_unchanged = stamp_of(descriptor) == checkpoint.stamps[number]
     except OSError as error:
-        raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"'{file}' cannot be read: {error.strerror}", hint=UNREADABLE) from None
     if not is_unchanged:
-        raise CheckpointError(f"'{file}' changed while it was read", hint="run again when nobody writes to it")
+        raise CheckpointError(f"'{file}' changed while it was read", hint=_WRITTEN)
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
@@ -77,9 +78,9 @@ def read_into(descriptor: int, buffer: memoryview, offset: int, path: Path) -> N
         try:
             n_read = os.preadv(descriptor, [buffer[filled:]], offset + filled)
         except OSError as error:
-            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}", hint=UNREADABLE) from None
         if n_read == 0:
-            raise CheckpointError(f"'{path}' became shorter while it was read")
+            raise CheckpointError(f"'{path}' became shorter while it was read", hint=_WRITTEN)
         filled += n_read
 
 
@@ -103,9 +104,9 @@ def read_pages(
             if is_past and error.errno == errno.EINVAL and _set_past_cache(descriptor, False):
                 is_past = False
                 continue
-            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+            raise CheckpointError(f"'{path}' cannot be read: {error.strerror}", hint=UNREADABLE) from None
         if n_read == 0:
-            raise CheckpointError(f"'{path}' became shorter while it was read")
+            raise CheckpointError(f"'{path}' became shorter while it was read", hint=_WRITTEN)
         filled += n_read
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import UNREADABLE, CheckpointError
 from glue_cli.foundation.regular_files import read_text
 
 
@@ -19,7 +19,7 @@ def read_json(file: Path) -> object:
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     except OSError as error:
-        raise CheckpointError(f"'{file}' cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"'{file}' cannot be read: {error.strerror}", hint=UNREADABLE) from None
     return content
 
 

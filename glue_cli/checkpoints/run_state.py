@@ -19,7 +19,7 @@ from torch import Tensor
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.tensors import bytes_of, read_tensors, write_checkpoint
-from glue_cli.foundation.errors import CheckpointError, ResourceError
+from glue_cli.foundation.errors import UNREADABLE, CheckpointError, ResourceError
 from glue_cli.foundation.output_files import made_folder
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.state import State
@@ -264,4 +264,4 @@ def _update(sha256: "hashlib._Hash", path: Path, pages: Sequence[int] | None) ->
                 file.seek(start)
                 sha256.update(file.read(n_bytes))
     except OSError as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}", hint=UNREADABLE) from None

@@ -11,7 +11,7 @@ from typing import Any
 
 from glue_cli.checkpoints.header import DTYPE_BYTES, Stamp, TensorEntry, stamp_of
 from glue_cli.checkpoints.header_json import HeaderEntry, HeaderFault, memory_to_parse, parse_header
-from glue_cli.foundation.errors import CheckpointError
+from glue_cli.foundation.errors import UNREADABLE, CheckpointError
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
@@ -67,7 +67,7 @@ def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEn
                 )
             header = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}", hint=UNREADABLE) from None
     needed = memory_to_parse(header)
     if needed > MAX_HEADER_MEMORY:
         raise CheckpointError(
@@ -88,7 +88,10 @@ def read_safetensors_header(path: Path, number: int) -> tuple[dict[str, TensorEn
 def _entry(path: Path, number: int, entry: HeaderEntry, data_start: int) -> TensorEntry:
     name, dtype, shape, begin, end = entry
     if dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"'{path}': '{shown(name)}' has the dtype '{shown(dtype)}', which glue does not know")
+        raise CheckpointError(
+            f"'{path}': '{shown(name)}' has the dtype '{shown(dtype)}', which glue does not know",
+            hint="save that tensor in another dtype, or update glue",
+        )
     if math.prod(shape) * DTYPE_BYTES[dtype] != end - begin:
         message = f"'{path}': '{shown(name)}' is {dtype} {shown(list(shape))}, but has {end - begin:,} bytes"
         raise CheckpointError(message, hint=WRONG_FILE)

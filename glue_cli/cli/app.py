@@ -27,7 +27,7 @@ from glue_cli.cli.report import report
 from glue_cli.cli.show import show
 from glue_cli.cli.signals import ignore_signals, ignoring_signals, unwind_on_signals
 from glue_cli.cli.train_expert import train_expert
-from glue_cli.foundation.errors import GlueError, ResourceError, UsageError
+from glue_cli.foundation.errors import UNREADABLE, GlueError, ResourceError, UsageError
 from glue_cli.foundation.memory import is_out_of_memory
 from glue_cli.foundation.ranks import place_of, speaks
 from glue_cli.foundation.stopping import INTERRUPTED, Lost, Stopped
@@ -223,9 +223,10 @@ def _as_usage_error(error: typer.TyperException) -> GlueError:
 
 def _as_resource_error(error: OSError) -> GlueError:
     if error.filename:
-        return ResourceError(f"'{error.filename}' cannot be read or written: {error.strerror}")
+        return ResourceError(f"'{error.filename}' cannot be read or written: {error.strerror}", hint=UNREADABLE)
     try:
         sys.stdout.flush()
     except OSError:
         _drop_output()
-    return ResourceError(f"the output cannot be written: {error.strerror}")
+    hint = "free some space where stdout is sent to; what --output names is written by then"
+    return ResourceError(f"stdout cannot be written: {error.strerror}", hint=hint)

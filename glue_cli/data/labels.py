@@ -110,5 +110,8 @@ def are_numbers(names: Iterable[str]) -> bool:
 def _check_numbers(numbers: Sequence[int], where: Callable[[int], str]) -> Tensor:
     for i, number in enumerate(numbers):
         if not 0 <= number < 2**31:
-            raise DataError(f"{where(i)}: the label is {number}, wanted 0 or more, as classes are counted")
+            raise DataError(
+                f"{where(i)}: the label is {number}, wanted 0 or more, as classes are counted",
+                hint="number the classes from 0, or write their names",
+            )
     return torch.tensor(numbers, dtype=torch.int64)

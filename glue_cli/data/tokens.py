@@ -60,7 +60,10 @@ def tokenise(
         return Dataset(tokens, texts.targets, texts.class_names)
     kept = tokens[(tokens.lengths > 1).nonzero().squeeze(1)]
     if len(kept) == 0:
-        raise DataError(f"{where}: none has two tokens or more, so there is nothing for a language model to predict")
+        raise DataError(
+            f"{where}: none has two tokens or more, so there is nothing for a language model to predict",
+            hint="look at the texts and at the tokenizer in the model's folder",
+        )
     if len(kept) < len(tokens):
         n_short = len(tokens) - len(kept)
         progress(Noted(f"{where}: {n_short:,} of {len(tokens):,} have less than two tokens and are left out"))

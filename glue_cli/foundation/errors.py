@@ -14,6 +14,8 @@ GlueError
 
 from collections.abc import Sequence
 
+UNREADABLE = "look at the file's permissions and its disk"  # the hint on a file that the system does not give
+
 
 class GlueError(Exception):
     """An error that the user can do something about.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from glue_cli.foundation.errors import CheckpointError, ResourceError, UsageError
+from glue_cli.foundation.errors import UNREADABLE, CheckpointError, ResourceError, UsageError
 from glue_cli.foundation.regular_files import read_bytes
 from glue_cli.foundation.temporary_files import is_temporary, locked_file, remove_abandoned
 from glue_cli.foundation.units import size
@@ -299,9 +299,7 @@ def copy_into(descriptor: int, source: Path) -> None:
     try:
         content = read_bytes(source)
     except OSError as error:
-        raise CheckpointError(
-            f"'{source}' cannot be read: {error.strerror}", hint="look at the file's permissions and its disk"
-        ) from None
+        raise CheckpointError(f"'{source}' cannot be read: {error.strerror}", hint=UNREADABLE) from None
     write_all(descriptor, content, 0)
 
 

@@ -42,7 +42,10 @@ def load_function(location: str, folder: Path, *, key: str) -> Callable[..., Any
         return value  # type: ignore[no-any-return]
     where = f"'{getattr(module, '__file__', None) or name}'"
     if value is not None:
-        raise SpecError(f"{key}: '{function}' in {where} is a {type(value).__name__}, wanted a function")
+        raise SpecError(
+            f"{key}: '{function}' in {where} is a {type(value).__name__}, wanted a function",
+            hint=f"name a function in {key}",
+        )
     known = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
     raise SpecError(
         f"{key}: {where} has no function '{function}'",

@@ -193,7 +193,8 @@ def test_a_full_disk_behind_stderr_stops_nothing_and_changes_no_code(here):
 @pytest.mark.parametrize("arguments", ["--version", f"evaluate {EXPERT_0} -n", f"evaluate {EXPERT_0} -n --json"])
 def test_a_full_disk_behind_stdout(here, arguments):
     done = shell(f"GLUE {arguments} > /dev/full")
-    assert done.returncode == 5 and done.stderr.startswith("error: the output cannot be written: No space left")
+    assert done.returncode == 5 and done.stderr.startswith("error: stdout cannot be written: No space left")
+    assert done.stderr.splitlines()[-1].startswith("hint: ")
 
 
 def test_a_closed_stdout(here):

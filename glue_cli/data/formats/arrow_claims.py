@@ -37,7 +37,10 @@ def check_saved(folder: Path) -> None:
     for name in _ABOUT:
         _check_file(folder, folder / name)
         if (folder / name).stat().st_size > _MOST_ABOUT:
-            raise DataError(f"'{folder / name}' has more than {_MOST_ABOUT >> 20} MiB")
+            raise DataError(
+                f"'{folder / name}' has more than {_MOST_ABOUT >> 20} MiB",
+                hint="save the table again with save_to_disk",
+            )
     state = json.loads(read_text(folder / _ABOUT[0]))
     files = [folder / entry["filename"] for entry in state["_data_files"]]
     for file in files:
@@ -53,7 +56,7 @@ def _check_file(folder: Path, file: Path) -> None:
     if not file.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"'{file}' leads out of '{folder}'", hint="copy the file into the folder")
     if find_irregular([file]):
-        raise DataError(f"'{file}' is no regular file")
+        raise DataError(f"'{file}' is no regular file", hint="put the file itself there, no pipe or device")
 
 
 def _check_growth(file: Path, allowance: Allowance) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glue_cli.data.dataset import Dataset
 from glue_cli.data.formats.cifar10_pickle import Array, ForbiddenGlobal, PickleFault, read_pickle, text_of
-from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.errors import UNREADABLE, DataError
 from glue_cli.foundation.printable import shown
 from glue_cli.foundation.progress import Progress
 from glue_cli.foundation.regular_files import read_bytes, regular
@@ -125,7 +125,10 @@ def _read_class_names(folder: Path, suffix: str) -> tuple[str, ...]:
         is_texts = isinstance(names, list) and all(isinstance(name, bytes | str) for name in names)
         names = [text_of(name) for name in names] if is_texts else []
     if len(names) != len(CLASS_NAMES):
-        raise DataError(f"'{path}': found {len(names)} class names, wanted {len(CLASS_NAMES)}")
+        raise DataError(
+            f"'{path}': found {len(names)} class names, wanted {len(CLASS_NAMES)}",
+            hint="download the file again; for data of your own, use another data.format",
+        )
     return tuple(names)
 
 
@@ -136,7 +139,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return read_pickle(read_bytes(path))
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
+        raise DataError(f"'{path}' cannot be read: {error.strerror}", hint=UNREADABLE) from error
     except ForbiddenGlobal as error:
         raise DataError(
             f"'{path}': the pickle names '{shown(error)}', which a CIFAR-10 file never needs; it was not run",

@@ -120,7 +120,9 @@ def _choose(
         )
     [(role, names)] = chosen.items()
     if role not in ("inputs", "target") and len(names) != 1:
-        raise SpecError(f"data.columns.{role}: found {len(names)} columns, wanted one")
+        raise SpecError(
+            f"data.columns.{role}: found {len(names)} columns, wanted one", hint="name one of them in data.columns"
+        )
     for name in names:
         if name not in present:
             raise SpecError(
@@ -193,10 +195,16 @@ def _read_numbers(table: Any, names: Sequence[str], where: str) -> Tensor:
                 f"{where}, column '{name}': {error}", hint="wanted a number in every row, or lists of one length"
             ) from error
         if column.dim() > 1 and len(names) > 1:
-            raise DataError(f"{where}, column '{name}' has lists, which go alone; it is one of {len(names)} columns")
+            raise DataError(
+                f"{where}, column '{name}' has lists, which go alone; it is one of {len(names)} columns",
+                hint="name that column alone, or only columns of numbers",
+            )
         wrong = ~column.isfinite().flatten(1).all(1) if column.dim() > 1 else ~column.isfinite()
         if wrong.any():
-            raise DataError(f"{_at(where, name, int(wrong.nonzero()[0]))}: NaN or infinite")
+            raise DataError(
+                f"{_at(where, name, int(wrong.nonzero()[0]))}: NaN or infinite",
+                hint="leave the row out, or fill in a number",
+            )
         columns.append(column)
     return columns[0] if len(columns) == 1 else torch.stack(columns, 1)
 
@@ -214,7 +222,7 @@ def _read_texts(table: Any, name: str, where: str) -> list[str]:
             hint = "for a conversation, put all of its messages into one column, 'messages'"
             are_messages = isinstance(text, list) and text and isinstance(text[0], dict)
             found = f"{_at(where, name, row)}: found {str(text)[:40]!r}, wanted text"
-            raise DataError(found, hint=hint if are_messages else None)
+            raise DataError(found, hint=hint if are_messages else "leave the row out, or name a column of texts")
     return texts
 
 
@@ -249,16 +257,24 @@ def _read_images(table: Any, name: str, root: Path, where: str) -> list[EncodedI
     try:
         cells = list(table.cast_column(name, undecoded)[name])
     except Exception as error:  # raised by pyarrow for a column of another type
-        raise DataError(f"{where}, column '{name}' does not hold images: {error}") from error
+        raise DataError(
+            f"{where}, column '{name}' does not hold images: {error}",
+            hint="name a column of images, or of paths to them, in data.columns.image",
+        ) from error
     images = []
     for row, cell in enumerate(cells):
         if not cell:
-            raise DataError(f"{_at(where, name, row)}: there is no image")
+            raise DataError(
+                f"{_at(where, name, row)}: there is no image", hint="leave the row out, or fill in its image"
+            )
         at = _at(where, name, row)
         path = os.path.abspath(root / (cell["path"] or ""))  # relative paths of a table start there
         is_inside = Path(path).is_relative_to(root.absolute()) and "://" not in (cell["path"] or "")
         if cell["bytes"] is None and not is_inside:
-            raise DataError(f"{at}: the image '{shown(cell['path'])}' lies outside '{root}'")
+            raise DataError(
+                f"{at}: the image '{shown(cell['path'])}' lies outside '{root}'",
+                hint="move the image into data.root, or set data.root to a folder above both",
+            )
         images.append(EncodedImage(path) if cell["bytes"] is None else EncodedImage(at, cell["bytes"]))
     return images
 

@@ -23,7 +23,10 @@ def read_conversation(cell: object, at: str) -> Sequence[Mapping[str, Any]]:
         DataError: it is no list of messages.
     """
     if not isinstance(cell, list) or not cell:
-        raise DataError(f"{at}: found {str(cell)[:40]!r}, wanted a list of messages")
+        raise DataError(
+            f"{at}: found {str(cell)[:40]!r}, wanted a list of messages",
+            hint="name the column of whole conversations in data.columns.messages",
+        )
     return [_read_message(each, f"{at}, message {number} (from 0)") for number, each in enumerate(cell)]
 
 
@@ -40,7 +43,10 @@ def read_tools(cell: object, at: str) -> Sequence[Any]:
         return []
     tools = [_parsed(each) for each in (found if isinstance(found, list) else [found])]
     if not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{at}: found {str(cell)[:40]!r}, wanted a list of tools, or its JSON")
+        raise DataError(
+            f"{at}: found {str(cell)[:40]!r}, wanted a list of tools, or its JSON",
+            hint="write the JSON schema of each tool, or leave the column empty",
+        )
     return [_filled(tool) for tool in tools]
 
 
@@ -66,7 +72,9 @@ def _read_message(entry: object, at: str) -> Mapping[str, Any]:
             others = {key: value for key, value in known.items() if key not in (who, what)}
             return {"role": _ROLES.get(role, role), "content": _read_content(known.get(what, ""), at), **others}
     wanted = " or ".join(f"{{'{who}': ..., '{what}': ...}}" for who, what in KEYS)
-    raise DataError(f"{at}: found {str(entry)[:40]!r}, wanted {wanted}")
+    raise DataError(
+        f"{at}: found {str(entry)[:40]!r}, wanted {wanted}", hint="write the message so, or leave the conversation out"
+    )
 
 
 def _read_content(content: object, at: str) -> str:

@@ -86,7 +86,10 @@ def _check_growth(path: Path) -> None:
         while block := file.read(_BLOCK):
             n_bytes += len(block)
             if n_bytes > free:
-                raise DataError(f"'{path}' is more than {size(n_bytes)} when unpacked, and does not fit into memory")
+                raise DataError(
+                    f"'{path}' is more than {size(n_bytes)} when unpacked, and does not fit into memory",
+                    hint="split the data into less, or use a machine with more memory",
+                )
 
 
 def _is_quoted(pandas: Any, path: Path) -> bool:

@@ -191,7 +191,7 @@ def _check_plain(paths: Sequence[Path], *, may_be_gzip: bool) -> None:
     """
     for path in paths:
         if find_irregular([path]):
-            raise DataError(f"'{path}' is no regular file")
+            raise DataError(f"'{path}' is no regular file", hint="put the file itself there, no pipe or device")
         with open(path, "rb", opener=regular) as file:
             start = file.read(_TAR_AT + len(_TAR))
         if pointer := pointer_to(start):

@@ -13,7 +13,7 @@ from glue_cli.data.dataset import Texts
 from glue_cli.data.labels import encode_labels
 from glue_cli.data.split_names import find_split, split_name
 from glue_cli.data.tokens import LONGER_TEXTS, MOST_CHARACTERS
-from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.errors import UNREADABLE, DataError
 from glue_cli.foundation.progress import Progress
 from glue_cli.foundation.regular_files import regular
 from glue_cli.foundation.units import size
@@ -83,16 +83,22 @@ def _read_lines(path: Path, most_bytes: int) -> list[_Line]:
     except FileNotFoundError:
         raise DataError(f"'{path}' is missing", hint="check data.root in the spec, and data.splits") from None
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error}") from error
+        raise DataError(f"'{path}' cannot be read: {error}", hint=UNREADABLE) from error
     if not lines:
         raise DataError(f"'{path}' is empty", hint=f"wanted a line an example: {_EXAMPLE}")
     for line in lines:
         if (line.label is None) != (lines[0].label is None):
             here, there = ("no label", "one") if line.label is None else ("a label", "none")
-            raise DataError(f"{line.where}: there is {here}, but {lines[0].where} has {there}")
+            raise DataError(
+                f"{line.where}: there is {here}, but {lines[0].where} has {there}",
+                hint="give every line a label, or none",
+            )
         if (line.pair is None) != (lines[0].pair is None):
             here, there = ("no 'text_pair'", "one") if line.pair is None else ("a 'text_pair'", "none")
-            raise DataError(f"{line.where}: there is {here}, but {lines[0].where} has {there}")
+            raise DataError(
+                f"{line.where}: there is {here}, but {lines[0].where} has {there}",
+                hint="give every line a text_pair, or none",
+            )
     return lines
 
 
@@ -117,7 +123,10 @@ def _parse(line: bytes, where: str) -> _Line:
     if isinstance(text, str):
         pair = entry.get("text_pair")
         if pair is not None and not isinstance(pair, str):
-            raise DataError(f"{where}: 'text_pair' is {json.dumps(pair)[:40]}, wanted text")
+            raise DataError(
+                f"{where}: 'text_pair' is {json.dumps(pair)[:40]}, wanted text",
+                hint="write it as a text in quotes, or leave it out",
+            )
         if _HALF.search(text + (pair or "")):
             raise DataError(f"{where}: the text has half of a surrogate pair", hint="it was cut: leave the half out")
         return _Line(where, text, pair, entry.get("label", entry.get("labels")))

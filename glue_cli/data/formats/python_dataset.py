@@ -70,9 +70,12 @@ def _read(
     if user_dataset is None and split == "val":
         return None
     if not hasattr(user_dataset, "__len__") or not hasattr(user_dataset, "__getitem__"):
-        raise DataError(f"{where} returns {_describe(user_dataset)}, wanted a torch Dataset with a length and items")
+        raise DataError(
+            f"{where} returns {_describe(user_dataset)}, wanted a torch Dataset with a length and items",
+            hint="return an object with __len__ and __getitem__, such as a list of pairs",
+        )
     if len(user_dataset) == 0:
-        raise DataError(f"{where} has no item")
+        raise DataError(f"{where} has no item", hint="let it return at least one example for this split")
     inputs, targets = _stack(user_dataset, where, progress)
     for kind, tensor in (("input", inputs), ("target", targets)):
         wrong = ~tensor.isfinite().view(len(tensor), -1).all(1)
@@ -83,7 +86,9 @@ def _read(
             whole = kind == "target" and tensor.dtype == torch.int64
             raise DataError(
                 f"{where}, item {i}: the {kind} is {tensor[i].tolist()}",
-                hint="labels count from 0, and all of them count; for a regression return floats" if whole else None,
+                hint="labels count from 0, and all of them count; for a regression return floats"
+                if whole
+                else "leave the example out, or return finite numbers",
             )
     dataset = Dataset(inputs, targets, _read_class_names(user_dataset, targets, where))
     if split == "train" or dataset.class_names is None:
@@ -99,13 +104,19 @@ def _stack(user_dataset: Any, where: str, progress: Progress) -> tuple[Tensor, T
         at = f"{where}, item {i}"
         item = _attempt(at, user_dataset.__getitem__, i)
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"{at} is {_describe(item)}, wanted a pair (input, target)")
+            raise DataError(
+                f"{at} is {_describe(item)}, wanted a pair (input, target)",
+                hint="return the input and its target, two things, from __getitem__",
+            )
         for kind, tensor in (("input", _to_input(item[0], at)), ("target", _to_target(item[1], at))):
             if i == 0:
                 stacks[kind] = tensor.new_empty(len(user_dataset), *tensor.shape)
             first = stacks[kind][0]
             if (tensor.shape, tensor.dtype) != (first.shape, first.dtype):
-                raise DataError(f"{at}: the {kind} is {_describe(tensor)}, but that of item 0 {_describe(first)}")
+                raise DataError(
+                    f"{at}: the {kind} is {_describe(tensor)}, but that of item 0 {_describe(first)}",
+                    hint="bring all items to one shape and dtype",
+                )
             stacks[kind][i] = tensor
         if i % _ITEMS_A_REPORT == 0:
             progress(Advanced(i))
@@ -143,7 +154,10 @@ def _to_target(value: Any, at: str) -> Tensor:
         return tensor.float()
     if tensor is not None and tensor.dim() == 0 and not tensor.is_complex():
         return tensor.long()
-    raise DataError(f"{at}: the target is {_describe(value)}, wanted a label, as a whole number, or floats")
+    raise DataError(
+        f"{at}: the target is {_describe(value)}, wanted a label, as a whole number, or floats",
+        hint="return an int for a class, or floats for a regression",
+    )
 
 
 def _to_tensor(value: Any) -> Tensor | None:
@@ -176,5 +190,8 @@ def _read_class_names(user_dataset: Any, targets: Tensor, where: str) -> tuple[s
     if targets.dtype != torch.int64 or names is None:
         return None
     if len(names) <= int(targets.max()):
-        raise DataError(f"{where} has {len(names)} names in 'classes', but a label {int(targets.max())}")
+        raise DataError(
+            f"{where} has {len(names)} names in 'classes', but a label {int(targets.max())}",
+            hint="name every class in 'classes', in the order of the labels",
+        )
     return names

@@ -62,11 +62,15 @@ def read_safetensors(path: Path) -> Dataset:
     inputs = _check_tensor(path, inputs_name, tensors[inputs_name])
     targets = _check_tensor(path, targets_name, tensors[targets_name])
     if len(inputs) == 0:
-        raise DataError(f"'{path}': tensor '{inputs_name}' holds no example")
+        raise DataError(
+            f"'{path}': tensor '{inputs_name}' holds no example",
+            hint="write a file with at least one example, or name another in data.splits",
+        )
     if len(targets) != len(inputs):
         raise DataError(
             f"'{path}': tensor '{targets_name}' has {len(targets):,} examples, wanted {len(inputs):,}, "
-            f"as '{inputs_name}' has"
+            f"as '{inputs_name}' has",
+            hint="write both from the same examples",
         )
     class_names = _parse_class_names(path, metadata.get("class_names"))
     if targets_name == "labels":
@@ -96,18 +100,32 @@ def _check_tensor(path: Path, name: str, tensor: Tensor) -> Tensor:
     shape = list(tensor.shape)
     if tensor.dtype not in _DTYPES[name]:
         wanted = " or ".join(_dtype_name(dtype) for dtype in _DTYPES[name])
-        raise DataError(f"'{path}': tensor '{name}' is {_dtype_name(tensor.dtype)}, wanted {wanted}")
+        raise DataError(
+            f"'{path}': tensor '{name}' is {_dtype_name(tensor.dtype)}, wanted {wanted}",
+            hint="convert it where the file is written, with tensor.to(...)",
+        )
     if name == "images" and tensor.dim() != 4:
-        raise DataError(f"'{path}': tensor 'images' has shape {shape}, wanted [N, C, H, W]")
+        raise DataError(
+            f"'{path}': tensor 'images' has shape {shape}, wanted [N, C, H, W]",
+            hint="of grey images, write [N, 1, H, W]; what is no image, write as 'inputs'",
+        )
     if name == "labels" and tensor.dim() != 1:
-        raise DataError(f"'{path}': tensor 'labels' has shape {shape}, wanted [N]")
+        raise DataError(
+            f"'{path}': tensor 'labels' has shape {shape}, wanted [N]",
+            hint="write a class number an example; several numbers an example are 'targets'",
+        )
     if tensor.dim() == 0:
-        raise DataError(f"'{path}': tensor '{name}' is a single number, wanted [N, ...]")
+        raise DataError(
+            f"'{path}': tensor '{name}' is a single number, wanted [N, ...]", hint="write an entry an example"
+        )
     if tensor.is_floating_point():
         tensor = tensor.float()
         finite = tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else tensor.isfinite()
         if not finite.all():
-            raise DataError(f"'{path}': tensor '{name}' is NaN or infinite in example {int((~finite).nonzero()[0])}")
+            raise DataError(
+                f"'{path}': tensor '{name}' is NaN or infinite in example {int((~finite).nonzero()[0])}",
+                hint="leave that example out, or fill in its numbers",
+            )
     return tensor
 
 
@@ -123,7 +141,10 @@ def _parse_class_names(path: Path, text: str | None) -> tuple[str, ...] | None:
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"'{path}': metadata key 'class_names' is not a JSON list of strings")
+        raise DataError(
+            f"'{path}': metadata key 'class_names' is not a JSON list of strings",
+            hint="write json.dumps(names) there, one name a class in the order of the labels",
+        )
     return tuple(names)
 
 
@@ -136,5 +157,6 @@ def _check_labels(path: Path, labels: Tensor, class_names: tuple[str, ...] | Non
     if wrong.any():
         example = int(wrong.nonzero()[0])
         raise DataError(
-            f"'{path}': tensor 'labels' is {int(labels[example])} in example {example} (from 0), wanted {wanted}"
+            f"'{path}': tensor 'labels' is {int(labels[example])} in example {example} (from 0), wanted {wanted}",
+            hint="number the classes from 0, in the order of their names",
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glue_cli.data.dataset import Dataset
 from glue_cli.data.formats.matlab import MatlabArray, MatlabFault, read_matlab
-from glue_cli.foundation.errors import DataError
+from glue_cli.foundation.errors import UNREADABLE, DataError
 from glue_cli.foundation.progress import Progress
 from glue_cli.spec.schema import DataSpec
 
@@ -45,17 +45,25 @@ def read_svhn(data: DataSpec, split: str, *, root: Path, cache: Path | None, pro
             raise DataError(f"'{path}' has no array '{name}'", hint="download the file again")
     images, digits = arrays["X"], arrays["y"]
     if images.kind != "u1" or len(images.shape) != 4 or images.shape[:3] != (32, 32, 3):
-        raise DataError(f"'{path}': 'X' is {_describe(images)}, wanted uint8 [32, 32, 3, N]")
+        raise DataError(
+            f"'{path}': 'X' is {_describe(images)}, wanted uint8 [32, 32, 3, N]", hint="download the file again"
+        )
     n_images = images.shape[3]
     if n_images == 0:
         raise DataError(f"'{path}': 'X' holds no image", hint="download the file again")
     if math.prod(digits.shape) != n_images:
-        raise DataError(f"'{path}': 'y' is {_describe(digits)}, wanted [{n_images}, 1], as 'X' has it")
+        raise DataError(
+            f"'{path}': 'y' is {_describe(digits)}, wanted [{n_images}, 1], as 'X' has it",
+            hint="download the file again",
+        )
     labels = _to_tensor(digits).long()
     wrong = (labels < 1) | (labels > 10)
     if wrong.any():
         record = int(wrong.nonzero()[0])
-        raise DataError(f"'{path}': 'y' is {int(labels[record])} for image {record} (from 0), wanted 1 to 10")
+        raise DataError(
+            f"'{path}': 'y' is {int(labels[record])} for image {record} (from 0), wanted 1 to 10",
+            hint="download the file again",
+        )
     labels[labels == 10] = 0  # the file counts from 1, as MATLAB does: the digit 0 is class 10
     # MATLAB stores the first dimension contiguously: read row by row, the file holds [N, 3, 32 across, 32 down].
     pixels = _to_tensor(images).view(n_images, 3, 32, 32).transpose(2, 3).contiguous()
@@ -66,7 +74,7 @@ def _load_mat(path: Path) -> dict[str, MatlabArray]:
     try:
         return read_matlab(path, ("X", "y"))
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
+        raise DataError(f"'{path}' cannot be read: {error.strerror}", hint=UNREADABLE) from error
     except MatlabFault as fault:
         raise DataError(f"'{path}' is not a whole MATLAB file: {fault}", hint="download the file again") from None
 

@@ -80,7 +80,10 @@ def _read_config(transformers: ModuleType, arch: str, args: Mapping[str, Any], f
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         reason = reason_of(error.__cause__ or error)
-        raise SpecError(f"'{path / 'config.json'}' is no config that transformers knows: {reason}") from error
+        raise SpecError(
+            f"'{path / 'config.json'}' is no config that transformers knows: {reason}",
+            hint="name the folder of a model in model.args.path, or update transformers",
+        ) from error
     config._attn_implementation = None  # a config may name a kernel on the Hub, which would be downloaded and run
     if hasattr(config, "use_cache"):
         config.use_cache = False  # only generation needs it; otherwise every forward pass keeps all keys and values

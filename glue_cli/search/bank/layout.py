@@ -32,7 +32,10 @@ def group_tensors(
         dtypes = tuple(expert.entries[entry.name].dtype for expert in experts)
         groups.setdefault((recipe.group_of.get(entry.name, 0), dtypes), []).append(entry.name)
     if not groups:
-        raise CheckpointError(f"'{experts[0].path}' has no floating-point tensors to blend")
+        raise CheckpointError(
+            f"'{experts[0].path}' has no floating-point tensors to blend",
+            hint="look at --include, --exclude and --head: glue show lists the tensors",
+        )
     return groups
 
 
