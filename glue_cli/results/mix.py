@@ -60,7 +60,10 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """The numbers of passes over minibatches and of examples in them, and the time that they took."""
+    """The numbers of passes over minibatches and of examples in them, and the time that they took.
+
+    Trials before alpha is chosen are not counted: of the fit of model and data, of precisions, and of two blends.
+    """
 
     forwards: int = 0
     validation_forwards: int = 0
