@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from glue_cli.blend.misfit import Misfit
 from glue_cli.foundation.units import counted, listed
 from glue_cli.results.check import Verdict
-from glue_cli.workflows.check.basin import Basin, inner
+from glue_cli.workflows.check.basin import Basin
 from glue_cli.workflows.check.midpoints import Losses
 from glue_cli.workflows.check.weights import NonFinite
 
 _ONE_START = "train the experts from one start: experts.init: shared, or the path of a pretrained checkpoint"
 _BEST = "take the expert that does best on the target: glue evaluate EXPERT... --split val"
 _FINETUNE = "train on the target's data, from that expert: glue finetune EXPERT"
+_NEW_HEADS = (
+    "they are heads, drawn anew in each, and a mix of those is worth little: keep one's or begin anew, with "
+    "--head PATTERN --head-policy from:EXPERT or reset"
+)
 _REFRESH = "take BatchNorm's statistics anew on the target's data: --batchnorm refresh, or auto, a search's default"
 
 
@@ -70,9 +74,8 @@ def _of_weights(basin: Basin) -> tuple[str, ...]:
     )
     if not basin.unlike:
         return (said,)
-    is_head = not inner(basin.unlike)
     unlike = f"these tensors are unrelated between two experts: {listed(basin.unlike)}"
-    return (said, f"{unlike}; heads are where each expert has a new one" if is_head else unlike)
+    return (said, f"{unlike}; {_NEW_HEADS}" if basin.is_one else unlike)
 
 
 def _instead(names: Sequence[str], basin: Basin) -> tuple[str, ...]:

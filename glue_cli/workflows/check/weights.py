@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from glue_cli.blend.relatedness import FEWEST_ELEMENTS, cosines_of
+from glue_cli.blend.relatedness import cosines_of
 from glue_cli.blend.to_files import N_THREADS
 from glue_cli.checkpoints.files import check_unchanged, open_files, read_into
 from glue_cli.checkpoints.hashing import StreamedHash
@@ -23,6 +23,8 @@ from glue_cli.foundation.threads import single_threaded
 CHUNK = 131_072
 # Chunks of all threads together that are read before their sums are added and the experts are hashed as far.
 _WINDOW = 16
+# A tensor of fewer elements tells nothing, even if it is a head; FEWEST_ELEMENTS are needed for any other.
+_FEWEST = 32
 
 
 class NonFinite(NamedTuple):
@@ -40,7 +42,7 @@ class Weights:
     Attributes:
         gram: the inner products of the experts' weights, [K, K], float64; of the tensors with two and more dimensions
             that all experts have, since scales and shifts are near 1 and 0 in any model. NaN for an expert with NaN.
-        smallest_cosines: by tensor, the smallest cosine between two experts; of those with 256 elements and more.
+        smallest_cosines: by tensor, the smallest cosine between two experts; of those with 32 elements and more.
         non_finite: for each expert, its tensors with NaN or infinity.
         digests: the experts' sha256, in hexadecimal.
     """
@@ -183,7 +185,7 @@ class _Products:
         return self._total, self._cosines
 
     def _end_tensor(self) -> None:
-        if self._n >= FEWEST_ELEMENTS:
+        if self._n >= _FEWEST:
             cosines = of_pairs(cosines_of(self._gram))
             if (known := cosines[cosines.isfinite()]).numel():
                 self._cosines[self._name] = known.min().item()

@@ -13,9 +13,9 @@ NAMES = ["a", "b"]
 FINITE = [[], []]
 
 
-def basin(cosine, unlike=(), is_permuted=False):
+def basin(cosine, unlike=(), is_permuted=False, heads=()):
     cosines = torch.tensor([[1.0, cosine], [cosine, 1.0]])
-    return Basin(cosines, cosines, cosines, torch.zeros(2), unlike, is_permuted)
+    return Basin(cosines, cosines, cosines, torch.zeros(2), unlike, is_permuted, heads)
 
 
 def losses(averaged, refreshed=None, error=0.0):
@@ -72,6 +72,13 @@ def test_what_keeps_experts_from_being_blended_comes_first():
 def test_broken_experts_are_named():
     found = judge(NAMES, (), [[], [NonFinite("w", 1, 0)]], basin(float("nan")), None)
     assert found.verdict == "no" and found.reasons == ("b has NaN or infinity",) and "leave it out" in found.instead[0]
+
+
+def test_new_heads_are_told_with_what_to_do_about_them():
+    names = ("classifier.weight",)
+    found = judge(NAMES, (), FINITE, basin(0.9, names, heads=names), None)
+    assert found.verdict == "mix" and "drawn anew in each" in found.reasons[-1] and "--head" in found.reasons[-1]
+    assert "drawn anew" not in " ".join(judge(NAMES, (), FINITE, basin(0.9, names), None).reasons)
 
 
 def test_what_to_do_depends_on_why_they_are_unrelated():

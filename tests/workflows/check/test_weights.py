@@ -16,7 +16,7 @@ from glue_cli.workflows.check.weights import NonFinite, read_weights
 
 def tensors_of(seed, **others):
     generator = torch.Generator().manual_seed(seed)
-    drawn = {"a.weight": (30, 20), "b.weight": (7, 3, 2), "b.bias": (7,), "bn.running_var": (7,)}
+    drawn = {"a.weight": (30, 20), "b.weight": (7, 2, 2), "b.bias": (7,), "bn.running_var": (7,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in drawn.items()} | others
 
 
