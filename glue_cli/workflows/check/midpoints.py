@@ -46,6 +46,8 @@ _MOST_PAIRS = 10
 # An end with so many times the loss of guessing has diverged, and a midpoint with so many times that, and that of the
 # better end, is of no use.
 _DIVERGED, _LOST = 10, 2
+# A loss of guessing up to this is rounding: there is one class, or one value.
+_CERTAIN = 1e-12
 # Examples that losses are measured on, at most: a loss is then known to a few hundredths.
 _JUDGED = 512
 
@@ -135,8 +137,18 @@ class Losses:
                     f"between {i} and {j} it is {midpoints[pair]:.3f}{words[kind]}, below that of every expert"
                 )
         if self.guessing is not None:
-            said.append(f"the loss of guessing, by how often each class occurs, is {self.guessing:.3f}")
+            said += self._against_guessing(self.guessing)
         return tuple(said)
+
+    def _against_guessing(self, guessing: float) -> list[str]:
+        said = [f"the loss of guessing, by how often each class occurs, is {guessing:.3f}"]
+        measured = [loss for kind, ends in self.ends.items() for loss in (*ends, *self.midpoints[kind].values())]
+        if not any(loss < guessing for loss in measured):
+            mixes = ", and no mix halfway," if any(self.midpoints.values()) else ""
+            said.append(f"no expert{mixes} does better than guessing")
+        if guessing <= _CERTAIN:
+            said.insert(1, "the examples are of one class, or value: losses on them tell little of a mix")
+        return said
 
 
 def measure_losses(plan: MixPlan, spec: Spec, target: Target, experts: Experts, blends: Blends, run: Run) -> Losses:

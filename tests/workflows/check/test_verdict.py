@@ -102,3 +102,18 @@ def test_what_to_do_depends_on_why_they_are_unrelated():
 def test_an_expert_that_has_diverged_does_not_excuse_a_midpoint(ends, halfway, guessing, is_sound):
     losses = Losses({"averaged": ends}, {"averaged": {(0, 1): halfway}}, guessing, 100, {"averaged": {(0, 1): 0.0}})
     assert losses.best == ("averaged" if is_sound else None)
+
+
+@pytest.mark.parametrize(
+    ("guessing", "said"),
+    [
+        (3.0, []),
+        (1.2, []),
+        (0.9, ["better than guessing"]),
+        (0.0, ["of one class", "better than guessing"]),
+    ],
+)
+def test_experts_that_do_no_better_than_guessing_are_told(guessing, said):
+    found = Losses({"averaged": [1.0, 2.0]}, {"averaged": {(0, 1): 1.4}}, guessing, 100, {"averaged": {(0, 1): 0.0}})
+    more = found.describe()[2:]
+    assert len(more) == len(said) and all(part in sentence for part, sentence in zip(said, more, strict=True))
