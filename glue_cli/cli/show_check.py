@@ -115,10 +115,11 @@ def _step_text(step: StepCosts) -> str:
             f"{said} for {counted(step.batch_size, 'example')}; SPSA, as no gradient passes blocks or a quantised base"
         )
     of_spsa, of_gradient = step.forward_s + step.blend_s, step.backward_s + step.inner_products_s
-    if abs(of_spsa - of_gradient) <= _ALIKE * max(of_spsa, of_gradient):
+    difference = abs(of_spsa - of_gradient)
+    if difference <= max(_ALIKE * max(of_spsa, of_gradient), step.spread_s or 0.0):
         return (
             f"{said} for {counted(step.batch_size, 'example')}; "
-            "SPSA and the full gradient are about as cheap, as F + C_mix is about B + C_inner"
+            "which of SPSA and the full gradient is cheaper cannot be told here, as F + C_mix is about B + C_inner"
         )
     sign = "<" if step.cheaper == "spsa" else ">="
     why = f"F + C_mix {sign} B + C_inner"

@@ -78,6 +78,7 @@ class StepCosts:
         inner_products_s: C_inner, the inner products of the gradient with every expert. None, and B too, where no
             gradient passes the model: a library has quantised it, or it is made block by block.
         cheaper: which step is: `spsa` with two probes if F + C_mix < B + C_inner, eq. (10), else `fullgrad`.
+        spread_s: how far apart the quartiles of the two sides' difference are; it tells nothing where it is less.
     """
 
     batch_size: int
@@ -86,6 +87,7 @@ class StepCosts:
     blend_s: float
     inner_products_s: float | None
     cheaper: Literal["spsa", "fullgrad"]
+    spread_s: float | None = where_known()
 
 
 @dataclass(frozen=True, kw_only=True)

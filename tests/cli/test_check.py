@@ -180,6 +180,7 @@ def test_with_a_spec_losses_and_costs_are_measured(here, glue, experts):
     assert len(losses["experts_refreshed"]) == 3 and found["pairs"][0]["midpoint_refreshed"] > 0
     step = found["mix"]["step"]
     first, second = step["forward_s"] + step["blend_s"], step["backward_s"] + step["inner_products_s"]
+    assert all(step[part] > 0 for part in ("forward_s", "backward_s", "blend_s", "inner_products_s"))
     assert step["cheaper"] == ("spsa" if first < second else "fullgrad") and step["batch_size"] == 30
     assert found["mix"]["forwards"] == 12 and "in memory" in found["mix"]["bank"]
     assert not (here / "glue-check.safetensors").exists()

@@ -1,8 +1,8 @@
 """What a step of a search costs here, measured: equations (9) and (10) of the paper."""
 
-import math
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,67 +10,59 @@ from torch import Tensor
 from glue_cli.data.target import Target
 from glue_cli.foundation.errors import SpecError
 from glue_cli.results.check import StepCosts
-from glue_cli.running.forward import Batch, outputs_of
+from glue_cli.running.forward import Batch
 from glue_cli.running.losses import example_losses
 from glue_cli.search.points import uniform_alpha
 from glue_cli.search.protocol import Blends, MeanLoss
 from glue_cli.spec.schema import Spec
 
-# Rounds are repeated until they have taken so many seconds, but at least and at most so many times; of each kind of
-# work the fastest counts, since other programs only make it slower.
-_SECONDS, _FEWEST, _MOST = 2.0, 3, 9
+# Rounds are repeated until they have taken so many seconds, but at least and at most so many times. Of each part of a
+# step the median counts, as other programs come and go.
+_SECONDS, _FEWEST, _MOST = 2.0, 3, 30
+_TOGETHER = 4  # minibatches of a streamed pass, against one of a single minibatch
+
+Seconds = dict[str, float]  # by the names that the parts of a step have in `StepCosts`
 
 
 def measure_costs(spec: Spec, target: Target, blends: Blends, seed: int) -> StepCosts:
-    """Time what a step consists of, on one minibatch: F, B, C_mix and C_inner.
+    """Time each part of a step by itself, on one minibatch: F, B, C_mix and C_inner.
 
-    Two blends are made once for one minibatch, and once for two, which tells F from C_mix. A gradient with respect to
-    alpha takes C_mix + F + B + C_inner, and one with respect to a model's parameters takes F + B. Where the model is
-    never in memory as a whole, C_inner is counted in B.
+    A loss of one blend takes C_mix + F; a gradient with respect to alpha takes C_mix + F + B + C_inner.
 
     Source: eq. (9), (10).
     """
     batch = target["train"].on(blends.compute).at_step(0, spec.mix.batch_size, seed)
-    uniform = uniform_alpha(blends.n_groups, blends.n_experts)
-    pair = uniform.expand(2, *uniform.shape)
 
     def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return example_losses(spec.loss, outputs, targets).mean()
 
-    def probe(n_batches: int) -> Callable[[], object]:
-        return lambda: [outputs.sum().item() for outputs, _ in blends.outputs(pair, [batch] * n_batches, 0)]
-
-    def gradient() -> object:
-        return blends.gradient(uniform, batch, 0, mean_loss)
-
-    work = {"one": probe(1), "two": probe(2)}
-    has_gradient = _passes(gradient) if blends.has_gradient else False
-    if has_gradient:
-        work["gradient"] = gradient
-        if not any(parameter.is_meta for parameter in blends.model.parameters()):
-            work["backward"] = lambda: _differentiate(blends, batch, mean_loss)
-    seconds = _fastest(work)
-    forward_s = max(0.0, (seconds["two"] - seconds["one"]) / 2)
-    blend_s = max(0.0, seconds["one"] / 2 - forward_s)
+    uniform = uniform_alpha(blends.n_groups, blends.n_experts)
+    clock = _Clock(blends.compute.device)
+    is_whole = not any(parameter.is_meta for parameter in blends.model.parameters())
+    without_gradient = _forward_and_blend if is_whole else _streamed
+    work = [without_gradient(blends, uniform, batch, clock)]
+    if has_gradient := blends.has_gradient and _passes(lambda: blends.gradient(uniform, batch, 0, mean_loss)):
+        work.append(_gradient(blends, uniform, batch, mean_loss, clock))
+    rounds = _rounds(work)
+    found = {part: statistics.median(each[part] for each in rounds) for part in rounds[0]}
     if not has_gradient:
-        return StepCosts(
-            batch_size=len(batch[1]),
-            forward_s=forward_s,
-            backward_s=None,
-            blend_s=blend_s,
-            inner_products_s=None,
-            cheaper="spsa",
-        )
-    after_forward_s = max(0.0, seconds["gradient"] - blend_s - forward_s)  # B + C_inner
-    backward_s = min(after_forward_s, max(0.0, seconds.get("backward", math.inf) - forward_s))
+        return StepCosts(batch_size=len(batch[1]), **found, backward_s=None, inner_products_s=None, cheaper="spsa")
+    differences = [_of_spsa(each) - _of_gradient(each) for each in rounds]
+    low, _, high = statistics.quantiles(differences, n=4)
     return StepCosts(
         batch_size=len(batch[1]),
-        forward_s=forward_s,
-        backward_s=backward_s,
-        blend_s=blend_s,
-        inner_products_s=after_forward_s - backward_s,
-        cheaper="spsa" if forward_s + blend_s < after_forward_s else "fullgrad",  # eq. (10)
+        **found,
+        cheaper="spsa" if _of_spsa(found) < _of_gradient(found) else "fullgrad",  # eq. (10)
+        spread_s=high - low,
     )
+
+
+def _of_spsa(seconds: Seconds) -> float:
+    return seconds["forward_s"] + seconds["blend_s"]
+
+
+def _of_gradient(seconds: Seconds) -> float:
+    return seconds["backward_s"] + seconds["inner_products_s"]
 
 
 def _passes(gradient: Callable[[], object]) -> bool:
@@ -82,32 +74,83 @@ def _passes(gradient: Callable[[], object]) -> bool:
     return True
 
 
-def _fastest(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the seconds that each kind of work takes at best, in rounds of all kinds after one to warm up."""
-    best = dict.fromkeys(work, math.inf)
-    for do in work.values():
+def _rounds(work: list[Callable[[], Seconds]]) -> list[Seconds]:
+    """Return what the parts of the work take in each round of all of it, after one to warm up."""
+    rounds: list[Seconds] = []
+    for do in work:
         do()
     began = time.perf_counter()
-    for n_rounds in range(1, _MOST + 1):
-        for name, do in work.items():
-            before = time.perf_counter()
-            do()
-            best[name] = min(best[name], time.perf_counter() - before)
-        if n_rounds >= _FEWEST and time.perf_counter() - began > _SECONDS:
-            break
-    return best
+    while len(rounds) < _FEWEST or (len(rounds) < _MOST and time.perf_counter() - began < _SECONDS):
+        rounds.append({part: seconds for do in work for part, seconds in do().items()})
+    return rounds
 
 
-def _differentiate(blends: Blends, batch: Batch, mean_loss: MeanLoss) -> float:
-    """Make a forward and a backward of the model, whatever its values are, and drop the gradients."""
-    model = blends.model
-    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_()
-        with torch.enable_grad(), blends.compute.autocast():
-            loss = mean_loss(outputs_of(model, batch[0]), batch[1])
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    finally:
-        model.requires_grad_(False)  # as the blends have it
-    return sum(gradient.sum().item() for gradient in gradients if gradient is not None)
+class _Clock:
+    """Tells the seconds since it was last asked, when the device has done its work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._last = device, 0.0
+
+    def lap(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
+
+
+def _forward_and_blend(blends: Blends, alpha: Tensor, batch: Batch, clock: _Clock) -> Callable[[], Seconds]:
+    """Time F and C_mix of blends that are made as a whole: once for the first of two minibatches."""
+    written = blends.as_written({})
+
+    def measure() -> Seconds:
+        outputs = blends.outputs(alpha[None], [batch, batch], 0)
+        next(outputs)
+        clock.lap()
+        next(outputs)
+        forward_s = clock.lap()
+        written.load(alpha)
+        return {"forward_s": forward_s, "blend_s": clock.lap()}
+
+    return measure
+
+
+def _streamed(blends: Blends, alpha: Tensor, batch: Batch, clock: _Clock) -> Callable[[], Seconds]:
+    """Time F and C_mix of blends that are made block by block, for all minibatches of a pass at once."""
+
+    def run(n_batches: int) -> float:
+        clock.lap()
+        for _ in blends.outputs(alpha[None], [batch] * n_batches, 0):
+            pass
+        return clock.lap()
+
+    def measure() -> Seconds:
+        one_s = run(1)
+        forward_s = min(one_s, max(0.0, run(_TOGETHER) - one_s) / (_TOGETHER - 1))
+        return {"forward_s": forward_s, "blend_s": one_s - forward_s}
+
+    return measure
+
+
+def _gradient(
+    blends: Blends, alpha: Tensor, batch: Batch, mean_loss: MeanLoss, clock: _Clock
+) -> Callable[[], Seconds]:
+    """Time B and C_inner, which follow the forward: autograd calls back when the backward has ended."""
+    after_forward: list[float] = []
+
+    def marked(outputs: Tensor, targets: Tensor) -> Tensor:
+        def ended() -> None:
+            after_forward.append(clock.lap())
+
+        loss = mean_loss(outputs, targets)
+        engine = torch.autograd.Variable._execution_engine
+        loss.register_hook(lambda _: engine.queue_callback(ended))  # type: ignore[no-untyped-call]
+        clock.lap()
+        return loss
+
+    def measure() -> Seconds:
+        after_forward.clear()
+        blends.gradient(alpha, batch, 0, marked)
+        after_s = clock.lap()
+        return {"backward_s": after_forward[0], "inner_products_s": after_s}
+
+    return measure
