@@ -96,8 +96,9 @@ def _mix_facts(mix: PlannedMix) -> Iterator[tuple[str, str]]:
     """Yield what a mix would take, as pairs of a word and a text."""
     kept = mix.bank or f"a search keeps {size(mix.experts_bytes)} in memory; {size(mix.free_bytes)} are free"
     yield "experts", kept
-    if mix.forwards is not None and mix.seconds is not None:
-        yield "a search", f"at most {counted(mix.forwards, 'forward')}, {duration(mix.seconds)}"
+    if mix.seconds is not None:
+        forwards = "" if mix.forwards is None else f"at most {counted(mix.forwards, 'forward')}, "
+        yield "a search", f"{forwards}about {duration(mix.seconds)}"
     if step := mix.step:
         yield "a step", _step_text(step)
 

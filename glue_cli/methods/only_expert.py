@@ -12,6 +12,11 @@ from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
 
+def most_forwards(objective: Objective) -> int:
+    """Return how many forwards `judge_only_expert` makes at most without a budget."""
+    return sum(objective.n_written_forwards(kind) for kind in objective.kinds)
+
+
 def judge_only_expert(objective: Objective, settings: MixSpec) -> Learned:
     """Return the only expert, with BatchNorm statistics of the target's data if they are better by the guard's rule.
 

@@ -97,7 +97,8 @@ class PlannedMix:
     Attributes:
         experts_bytes: of all experts in memory; free_bytes: what is free in host memory now.
         bank: where the search would keep the experts, in a sentence.
-        forwards: at most; seconds: that many forwards and the blends for them, at the measured speed.
+        forwards: at most, of all stages and for the file; seconds: those and a blend for each, at the measured
+            speed, or a budget in seconds.
     """
 
     experts_bytes: int

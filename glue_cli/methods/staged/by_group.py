@@ -39,7 +39,7 @@ class ByGroup:
     def __init__(self, make: MakeGroups, one: Candidate, anchor: Tensor, n_forwards: float) -> None:
         self.one, self._anchor = one, anchor
         self.strategy = make(one.alpha, anchor)
-        self._n_steps = max(_FEWEST_STEPS, int(n_forwards / self.strategy.n_forwards))
+        self._n_steps = count_steps(n_forwards, self.strategy)
         self._forwards_a_step = n_forwards / self._n_steps
         self.n_made = 0
 
@@ -82,6 +82,11 @@ class ByGroup:
 def share_of_descent(n_forwards: float) -> float:
     """Return how many forwards the groups may take without a budget, after `n_forwards` for one alpha."""
     return _OF_DESCENT * n_forwards
+
+
+def count_steps(n_forwards: float, strategy: Strategy) -> int:
+    """Return how many steps the groups make with `n_forwards`."""
+    return max(_FEWEST_STEPS, int(n_forwards / strategy.n_forwards))
 
 
 def fits(strategy: Strategy, n_forwards: float) -> bool:

@@ -20,7 +20,7 @@ SHARE = 0.25  # the most that screening takes of a budget
 N_MINIBATCHES = 2  # those of the steps 0 and 1
 # How far a start lies from the uniform blend towards its expert. Starts nearer to the expert end in poor basins.
 _TOWARDS_EXPERT = 0.5
-_N_FINALISTS = 4
+N_FINALISTS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def _screen(objective: Objective, kind: Statistics, purse: Purse, seed: int, sha
     purse.warmed_up()
     if purse.forwards(share) >= 1:
         _look(objective, starts, 1)
-    n_affordable = purse.forwards(share) - 1 - _N_FINALISTS
+    n_affordable = purse.forwards(share) - 1 - N_FINALISTS
     if n_affordable < 2:
         return starts
     drawn = torch.randperm(domain.n_experts, generator=generator(seed, "screening")).tolist()
@@ -115,12 +115,12 @@ def _screen(objective: Objective, kind: Statistics, purse: Purse, seed: int, sha
         starts.append(Start(BY_LOSS, by_loss, kind))
         _look(objective, starts[-1:], 0)
     experts = [start.expert for start in lost if start.expert is not None]
-    experts = experts[: int(max(0, min(len(experts), purse.forwards(share) - _N_FINALISTS)))]
+    experts = experts[: int(max(0, min(len(experts), purse.forwards(share) - N_FINALISTS)))]
     alone = [Start(name_of_expert(k), domain.corner(k), kind, expert=k) for k in experts]
     _look(objective, alone, 0)
     starts += alone
     starts.sort(key=lambda start: start.losses[0])
-    _look(objective, [start for start in starts[:_N_FINALISTS] if start is not uniform and start.is_finite], 1)
+    _look(objective, [start for start in starts[:N_FINALISTS] if start is not uniform and start.is_finite], 1)
     return starts
 
 

@@ -17,6 +17,7 @@ from glue_cli.methods.staged import by_group, guard
 from glue_cli.methods.staged.by_group import ByGroup, MakeGroups
 from glue_cli.methods.staged.contenders import Contender, MakeStrategy, better_half, enter, first_of_each_kind
 from glue_cli.methods.staged.guard import Candidate
+from glue_cli.methods.staged.most_forwards import validation_interval
 from glue_cli.methods.staged.rivals import rivals_of
 from glue_cli.methods.staged.screening import N_MINIBATCHES, Start, screen
 from glue_cli.methods.steps.plateau import Plateau
@@ -29,7 +30,6 @@ from glue_cli.search.protocol import Objective
 from glue_cli.spec.schema import MixSpec
 
 _RACE_SHARE = 0.5  # the most that the race takes of a budget
-_ROUNDS = 3  # Gauss-Newton's `n_rounds`, for which `validate_every` is meant
 
 
 def search(
@@ -303,9 +303,9 @@ class _StagedSearch:
         return val_loss
 
     def _validation_is_due(self) -> bool:
-        """Tell whether a validation follows the next step: less often for a strategy that needs more steps."""
+        """Tell whether a validation follows the next step."""
         strategy: Strategy = self._contenders[0].strategy
-        every = self._settings.validate_every * math.ceil(strategy.n_rounds / _ROUNDS)
+        every = validation_interval(self._settings, strategy)
         return not self._purse.is_limited and (self._n_steps + 1) % every == 0
 
     # ---- the budget

@@ -51,6 +51,12 @@ def descend(
     return run(domain, _PlainSearch(objective, strategy, settings, observe), save_state, state)
 
 
+def most_forwards(objective: Objective, rule: GradientRule, settings: MixSpec) -> int:
+    """Return how many forwards `descend` makes at most without a budget."""
+    n_validations = 1 + -(-settings.steps // settings.validate_every)
+    return settings.steps * rule.n_forwards + n_validations * objective.n_validation_batches
+
+
 class _PlainSearch:
     """A plain search in progress. Its first step validates the start; each later one is a step of the strategy.
 

@@ -6,18 +6,17 @@ from dataclasses import dataclass, replace
 from glue_cli.foundation.progress import Event, Noted, Progress
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
-from glue_cli.methods import makes_gauss_newton_steps
 from glue_cli.plans.mix import MixPlan
 from glue_cli.results.check import PlannedMix, StepCosts
 from glue_cli.running.device import find_device, make_repeatable
-from glue_cli.spec.goal import goal_named
-from glue_cli.spec.schema import Spec
+from glue_cli.search.criterion import criterion_of
 from glue_cli.workflows.check.costs import measure_costs
 from glue_cli.workflows.check.midpoints import Losses, measure_losses
 from glue_cli.workflows.compute import blending_compute
 from glue_cli.workflows.fits import check_blends_fit_data
 from glue_cli.workflows.mix.experts import gather_experts
 from glue_cli.workflows.mix.faithful import check_is_faithful
+from glue_cli.workflows.mix.setting import Setting
 from glue_cli.workflows.mix.target import target_of
 
 
@@ -27,12 +26,14 @@ class Trial:
 
     Attributes:
         bank: where the search would keep the experts, in a sentence.
-        forwards: how many a search by the spec makes at most.
+        forwards: how many a search by the spec makes at most; None if its budget is in other units.
+        budget_s: its budget in seconds, if it has one.
     """
 
     losses: Losses
     bank: str | None
     forwards: int | None
+    budget_s: float | None
     step: StepCosts
 
     def planned(self, experts_bytes: int, free_bytes: int) -> PlannedMix:
@@ -43,7 +44,7 @@ class Trial:
             free_bytes=free_bytes,
             bank=self.bank,
             forwards=self.forwards,
-            seconds=self.forwards * each_s if self.forwards is not None else None,
+            seconds=self.forwards * each_s if self.forwards is not None else self.budget_s,
             step=self.step,
         )
 
@@ -69,8 +70,13 @@ def try_mix(plan: MixPlan, run: Run) -> Trial:
         check_is_faithful(experts, spec, blends, target["train"])
     losses = measure_losses(plan, spec, target, experts, blends, run)
     compute, _ = blending_compute(spec, blends, target["train"], run)
-    step = measure_costs(spec, target, blends.with_precision(compute.precision), plan.seed)
-    return Trial(losses, notes[0] if notes else None, _forwards_at_most(spec, len(plan.experts)), step)
+    blends = blends.with_precision(compute.precision)
+    step = measure_costs(spec, target, blends, plan.seed)
+    criterion = criterion_of(spec.objective, spec.loss, spec.path("."))
+    setting = Setting(plan, spec.mix, target, experts, blends, None, criterion, run)
+    budget = spec.mix.parsed_budget
+    budget_s = budget.limit if budget and budget.unit == "seconds" else None
+    return Trial(losses, notes[0] if notes else None, setting.most_forwards(), budget_s, step)
 
 
 _BANK = "bank: "  # begins the note with which a search says where it keeps the experts
@@ -86,12 +92,3 @@ def _keeping_bank(notes: list[str], progress: Progress) -> Callable[[Event], Non
             progress(event)
 
     return listen
-
-
-def _forwards_at_most(spec: Spec, n_experts: int) -> int | None:
-    """Return the limit on a search's forwards: its budget, or its steps; None for a budget in other units."""
-    budget = spec.mix.parsed_budget
-    if budget:
-        return int(budget.limit) if budget.unit == "forwards" else None
-    by_experts = makes_gauss_newton_steps("spsa", spec.mix, goal_named(spec.objective))
-    return spec.mix.steps * (n_experts if by_experts else 2 * spec.mix.n_directions)

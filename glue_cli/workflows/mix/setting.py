@@ -12,7 +12,7 @@ from glue_cli.data.target import Target
 from glue_cli.foundation.batchnorm_names import Statistics
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
-from glue_cli.methods import makes_gauss_newton_steps
+from glue_cli.methods import makes_gauss_newton_steps, spsa
 from glue_cli.methods.domains import Simplex
 from glue_cli.methods.result import Learned, if_finite
 from glue_cli.methods.skips import not_finite
@@ -104,6 +104,21 @@ class Setting:
     def sample(self) -> Sample:
         """Which examples BatchNorm's statistics are taken from."""
         return self._labels.sample
+
+    def most_forwards(self) -> int | None:
+        """Return how many forwards a search by spsa makes here at most, with those after it for the file's sake.
+
+        None if the budget is not in forwards.
+        """
+        refreshing = self._labels.refreshing.n if self._judge and "refreshed" in self.objective.kinds else 0
+        if budget := self.settings.parsed_budget:
+            return int(budget.limit) + (self._n_kept or refreshing) if budget.unit == "forwards" else None
+        after = 0
+        if self._judge:
+            by_uniform = refreshing if self.objective.kinds[0] == "refreshed" else 0
+            is_measured = self.objective.n_folds > 1
+            after = refreshing + (2 * self._labels.validation.n + by_uniform if is_measured else 0)
+        return spsa.most_forwards(self.objective, self.settings) + after
 
     def follow(self, keep: Callable[..., None]) -> None:
         """Help the process that searches until it needs no more help.

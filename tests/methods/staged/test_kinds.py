@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glue_cli.methods.greedy import greedy
-from glue_cli.methods.spsa import spsa
+from glue_cli.methods.spsa import most_forwards, spsa
 from glue_cli.spec.schema import MixSpec
 
 TARGET = [[0.1, 0.6, 0.3]]
@@ -171,3 +171,25 @@ def test_a_small_budget_has_no_room_for_groups(budget, has_room):
     learned = spsa(objective, settings_of(budget=budget), seed=0)
     assert ("groups" in [stage.stage for stage in learned.search.stages]) == has_room
     assert objective.cost.forwards <= int(budget)
+
+
+@pytest.mark.parametrize("search", ["plain", "staged"])
+@pytest.mark.parametrize("optimizer", ["auto", "adam"])
+@pytest.mark.parametrize("make", [Bowl, lambda target: TwoKinds(target, target, floors=(1.0, 1.01))])
+@pytest.mark.parametrize("target", [TARGET, [*TARGET, [0.6, 0.1, 0.3]], [[1.0]], [[0.1] * 10]])
+def test_a_search_that_ends_by_its_steps_makes_about_as_many_forwards_as_planned(search, optimizer, make, target):
+    for steps in (1, 4, 23, 60):
+        objective = make(target)
+        given = settings_of(search=search, optimizer=optimizer, steps=steps, patience=1000, n_directions=2)
+        planned = most_forwards(objective, given)
+        spsa(objective, given, seed=0)
+        assert objective.cost.forwards <= planned <= 2 * objective.cost.forwards
+
+
+def test_a_score_that_follows_the_loss_is_planned_with_both_of_its_halves():
+    objective = Bowl(TARGET)
+    objective.is_smooth, objective.follows_loss = False, True
+    given = settings_of(steps=60, patience=1000, n_directions=3)
+    planned = most_forwards(objective, given)
+    spsa(objective, given, seed=0)
+    assert objective.cost.forwards <= planned <= 2 * objective.cost.forwards
