@@ -23,7 +23,7 @@ _IGNORED = (
     *("dtype", "torch_dtype", "use_bfloat16", "fp16", "bf16", "fp32", "quantization_config"),  # the tensors show these
     *("vocab_size", "*token_id*", "prefix"),  # the vocabularies are compared instead
     *("id2label", "label2id", "num_labels", "num_classes", "label_names", "label_descriptions"),  # the class names
-    *("problem_type", "finetuning_task", "task_specific_params", "*loss*", "gradient_checkpointing"),  # of training
+    *("finetuning_task", "task_specific_params", "*loss*", "gradient_checkpointing"),  # of training
     *("*drop*", "initializer_*", "init_std", "mask_time_*", "mask_feature_*", "apply_spec_augment", "router_jitter_*"),
     *("use_cache", "return_dict*", "use_return_dict", "torchscript", "pretraining_tp"),  # of running
     *("output_attentions", "output_hidden_states", "output_scores", "output_past", "output_loading_info"),
@@ -32,11 +32,7 @@ _IGNORED = (
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beam*", "temperature", "top_k", "top_p"),
     *("typical_p", "*_penalty", "*no_repeat_ngram_size", "bad_words_ids", "*suppress_tokens", "forced_*"),
     *("num_return_sequences", "remove_invalid_values"),  # the keys up to here are about generating text
-    *(
-        "pretrained_cfg",
-        "num_features",
-        "in_chans",
-    ),  # of timm: where the weights come from, and what follows from them
+    *("pretrained_cfg", "num_features", "in_chans"),  # of timm: where the weights come from, and what follows
     *("preprocess_cfg", "*_model_pretrained"),  # of open_clip
     *("force_upcast", "optimization_step"),  # of diffusers
 )
@@ -44,8 +40,18 @@ _IGNORED = (
 _NOT_IGNORED = ("token_dropout", "normalize_router_prob_before_dropping", "drop_vision_last_layer", "_class_name")
 # Those of single models: dory divides by it in forward.
 _NOT_IGNORED_BY = {"dory": ("initializer_range",)}
+# What outputs stand for: it matters between experts, and a spec's model may be given another.
+_PROBLEM = "problem_type"
 # Keys whose differences are reported but harmless: longer texts or larger images than trained on, other padding.
-_NOTED = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "pad_token_id", "sample_size")
+_NOTED = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "model_max_length",
+    "pad_token_id",
+    "sample_size",
+    _PROBLEM,
+)
 _FILES = ("config.json", "open_clip_config.json")
 # By library, the key that only its configurations have. Its own keys all matter, unless they are named above.
 _OF_LIBRARIES = {
@@ -120,7 +126,7 @@ def _told_apart(
     differences: Sequence[Difference], library: str | None
 ) -> tuple[list[Difference], dict[str, list[Difference]]]:
     """Return the differences that change what the weights compute, and the others by what glue can say of them."""
-    grave = [d for d in differences if library and d.is_grave]
+    grave = [d for d in differences if library and (d.is_grave or _is_another_problem(d))]
     told: dict[str, list[Difference]] = {}
     for difference in differences:
         if difference not in grave:
@@ -130,6 +136,11 @@ def _told_apart(
             )
             told.setdefault(meaning, []).append(difference)
     return grave, told
+
+
+def _is_another_problem(difference: Difference) -> bool:
+    """Tell whether outputs stand for something else; null is what a model says that was not trained yet."""
+    return difference.key == _PROBLEM and None not in (difference.value, difference.other)
 
 
 def differences_of_use(

@@ -21,7 +21,10 @@ from glue_cli.running.losses import Loss
 from glue_cli.search.points import uniform_alpha
 from glue_cli.search.protocol import Blends
 
-_SEVERAL = "multi_label_classification"  # of transformers' problem_type
+# Of transformers' problem_type, those that are no choice between classes -> what an example has then, and what to do.
+_AS_NUMBERS = "set loss: mse, and read the numbers as data.columns: {target: NAME}, with format: huggingface; "
+_NO_CLASSES = {"multi_label_classification": ("several labels an example", ""), "regression": ("numbers", _AS_NUMBERS)}
+_ONE_LABEL = "if it knows one label an example: --set model.args.problem_type=single_label_classification"
 KEPT_ELSEWHERE = (
     "blends fill the parameters and buffers that the model's modules hold: let forward take them from there alone, and"
     " let no layer change them in eval() or train(), or keep functions, views or copies of them"
@@ -183,10 +186,12 @@ def _check_numbers(outputs: Tensor, targets: Tensor, n_outputs: str) -> None:
 
 def _check_labels(model: nn.Module, labels: Tensor, n_classes: int, n_outputs: str, where: str) -> None:
     """Check that each label has an output, in a model of one label an example; `n_outputs` as above."""
-    if getattr(getattr(model, "config", None), "problem_type", None) == _SEVERAL:
+    problem_type = getattr(getattr(model, "config", None), "problem_type", None)
+    if problem_type in _NO_CLASSES:
+        made_for, instead = _NO_CLASSES[problem_type]
         raise SpecError(
-            f"the model was made for several labels an example ({_SEVERAL}), and the data have one",
-            hint="if it knows one label an example: --set model.args.problem_type=single_label_classification",
+            f"the model was made for {made_for} ({problem_type}), and cross entropy is for one label an example",
+            hint=instead + _ONE_LABEL,
         )
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= n_classes:

@@ -78,6 +78,11 @@ def library(request, monkeypatch):
             "initializer_range is 0.02",
         ),
         ({"output_stride": 8}, {"output_stride": 32}, "output_stride is 8"),
+        (
+            {"problem_type": "regression"},
+            {"problem_type": "single_label_classification"},
+            'problem_type is "regression", in .* it is "single_label_classification"',
+        ),
         ({"output_logit_soft_cap": 0.3}, {"output_logit_soft_cap": 30.0}, "output_logit_soft_cap is 0.3"),
         (
             MISTRAL | {"sliding_window": None},
@@ -106,7 +111,7 @@ def test_what_changes_the_computation_is_refused_by_name(library, expert, one, o
     ("one", "other"),
     [
         ({"dtype": "float16", "transformers_version": "4.40"}, {"torch_dtype": "float32", "_name_or_path": "x"}),
-        ({"id2label": {"0": "cat"}, "num_labels": 1}, {"label2id": {"dog": 0}}),
+        ({"id2label": {"0": "cat"}, "num_labels": 1}, {"label2id": {"dog": 0}, "problem_type": "regression"}),
         ({"attention_dropout": 0.1, "use_cache": False}, {"initializer_range": 0.01}),
         ({"eos_token_id": 5, "pad_token_id": 0, "vocab_size": 9}, {"vocab_size": 8}),
         ({"architectures": ["LlamaModel"], "max_length": 9, "temperature": 0.6}, {}),

@@ -61,6 +61,8 @@ def test_what_its_weights_compute_is_compared(folder, monkeypatch, config, named
 def test_arguments_of_the_spec_count(folder):
     base, other = folder("base"), folder("other", BERT | {"hidden_act": "relu"})
     check_folders(spec_of(base.path, hidden_act="relu"), [other])
+    numbers = folder("numbers", BERT | {"problem_type": "regression"})
+    check_folders(spec_of(numbers.path, problem_type="single_label_classification"), [numbers])
 
 
 def test_the_vocabulary_that_reads_the_texts_is_the_checkpoints(folder):

@@ -116,14 +116,16 @@ def test_a_model_of_encoder_and_decoder_is_told_what_it_needs():
 
 
 @pytest.mark.usefixtures("torchvision")
-def test_a_model_of_several_labels_is_refused_and_too_long_texts_are_told():
+def test_models_of_several_labels_or_of_numbers_are_refused_and_too_long_texts_are_told():
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     sizes |= {"vocab_size": 9, "max_position_embeddings": 4, "num_labels": 3}
     tokens = Ragged(torch.arange(9, dtype=torch.int32), torch.tensor([0, 3]), torch.tensor([3, 3]))
-    several = transformers.BertConfig(**sizes, problem_type="multi_label_classification")
-    with pytest.raises(SpecError, match="several labels an example"):
-        check(transformers.BertForSequenceClassification(several), tokens, torch.tensor([0, 1]), "cross_entropy")
+    for problem_type, told in (("multi_label_classification", "several labels an example"), ("regression", "numbers")):
+        config = transformers.BertConfig(**sizes, problem_type=problem_type)
+        with pytest.raises(SpecError, match=f"was made for {told}") as caught:
+            check(transformers.BertForSequenceClassification(config), tokens, torch.tensor([0, 1]), "cross_entropy")
+        assert ("set loss: mse" in caught.value.hint) == (problem_type == "regression")
     long = Ragged(torch.arange(9, dtype=torch.int32), torch.tensor([0, 0]), torch.tensor([9, 3]))
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
     with pytest.raises(SpecError) as caught:
