@@ -10,7 +10,7 @@ _EPOCHS = "Passes over the training examples."
 MEANINGS: Mapping[str, Mapping[str, str]] = {
     "Spec": {
         "model": "The architecture of the experts and of their blend.",
-        "loss": "What experts and the finetuned model are trained by.",
+        "loss": "What experts and the finetuned model are trained by; cross_entropy takes logits, without a softmax.",
         "objective": "What mixing searches for: the least loss, or the most of another figure.",
         "data": "The target's data.",
         "experts": "How the experts are trained; only for train-expert.",

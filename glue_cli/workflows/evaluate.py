@@ -12,7 +12,7 @@ from glue_cli.data.target import Target
 from glue_cli.foundation.errors import DataError, UsageError
 from glue_cli.foundation.json_text import as_json
 from glue_cli.foundation.output_files import write_all, writing
-from glue_cli.foundation.progress import Advanced, Finished, Noted, Started
+from glue_cli.foundation.progress import Advanced, Finished, Noted, Started, silent
 from glue_cli.foundation.run import Run
 from glue_cli.foundation.threads import restored_threads
 from glue_cli.models.weights import load_model
@@ -115,9 +115,10 @@ def _evaluate_one(
         are_new: whether the labels are not those of the checkpoint before, and have to fit the model too.
     """
     spec = plan.spec
+    progress = run.progress if compute is None else silent  # what is told of the first is true of all
     if blends := _blends_of(plan, checkpoint, run):
         if are_new:
-            check_blends_fit_data(blends, view, spec.loss, spec.data.where)
+            check_blends_fit_data(blends, view, spec.loss, spec.data.where, progress)
         if compute is None:
             compute, _ = blending_compute(spec, blends, view, run)
         add_only_blend(evaluation, blends.with_precision(compute.precision), view.on(compute), run.ranks)
@@ -126,7 +127,7 @@ def _evaluate_one(
         return compute
     model = load_model(spec, checkpoint)
     if are_new:
-        check_fits_data(model, view, spec.loss, spec.data.where)
+        check_fits_data(model, view, spec.loss, spec.data.where, progress)
     if compute is None:  # timed on data that fit
         warn_of_neighbours(model, view, run.progress)
         compute = evaluation_compute(spec, model, view, run)

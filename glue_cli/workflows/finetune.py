@@ -85,7 +85,8 @@ def _finetune(plan: FinetunePlan, run: Run, keeper: Keeper) -> FinetuneResult:
     watched = ["val", "test"] if plan.track_test else ["val"]
     target, model = _target_and_start(plan, spec, run)
     inputs = inputs_of(plan.spec, model, train=target["train"], val=target["val"])
-    for split in ("train", *watched):
+    check_fits_data(model, target["train"], spec.loss, spec.data.where, run.progress)
+    for split in watched:
         check_fits_data(model, target[split], spec.loss, spec.data.where)
     warn_of_left_out(model, run.progress)
     warn_of_neighbours(model, target["train"], run.progress)

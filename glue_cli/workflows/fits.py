@@ -11,7 +11,7 @@ from glue_cli.data.dataset import Dataset, Ragged
 from glue_cli.data.loader import Examples
 from glue_cli.foundation.errors import DataError, GlueError, SpecError
 from glue_cli.foundation.memory import is_out_of_memory
-from glue_cli.foundation.progress import Noted, Progress
+from glue_cli.foundation.progress import Noted, Progress, silent
 from glue_cli.models.libraries.faults import reason_of
 from glue_cli.models.libraries.transformers_names import is_of_transformers
 from glue_cli.models.tasks import has_loss, no_loss_for
@@ -31,12 +31,15 @@ KEPT_ELSEWHERE = (
 )
 # How much of a change the outputs before it may show: rounding shows less, a model that sees it shows more.
 _SEEN = 1e-3
+_OFF_ONE = 1e-2  # probabilities in bfloat16 sum to 1 within this
 
 
 @torch.no_grad()
-def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str) -> None:
+def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str, progress: Progress = silent) -> None:
     """Check that the model takes the data's inputs and has an output for each label, on two examples.
 
+    Args:
+        progress: is told where cross entropy is given probabilities; silent where another check of the same model is.
     Raises:
         SpecError: it does not take the inputs, or its outputs have another shape than the targets.
         DataError: a label is out of range, or a token is not in the model's vocabulary.
@@ -45,7 +48,7 @@ def check_fits_data(model: nn.Module, examples: Examples, loss: Loss, where: str
     model.eval()
     try:
         on_cpu = Compute(torch.device("cpu"))
-        _check(model, on_cpu, lambda batch: outputs_of(model, batch[0]), examples, loss, where)
+        _check(model, on_cpu, lambda batch: outputs_of(model, batch[0]), examples, loss, where, progress)
     finally:
         model.train(was_training)
 
@@ -84,7 +87,9 @@ def _first_output(model: nn.Module, batch: Batch) -> Tensor:
         return outputs_of(model, batch[0])[0].float()
 
 
-def check_blends_fit_data(blends: Blends, examples: Examples, loss: Loss, where: str) -> None:
+def check_blends_fit_data(
+    blends: Blends, examples: Examples, loss: Loss, where: str, progress: Progress = silent
+) -> None:
     """As `check_fits_data`, for the uniform blend."""
     uniform = uniform_alpha(blends.n_groups, blends.n_experts)[None]
 
@@ -92,7 +97,7 @@ def check_blends_fit_data(blends: Blends, examples: Examples, loss: Loss, where:
         ((outputs, _),) = blends.outputs(uniform, [batch], 0)
         return outputs
 
-    _check(blends.model, blends.compute, forward, examples, loss, where)
+    _check(blends.model, blends.compute, forward, examples, loss, where, progress)
 
 
 def _check(
@@ -102,6 +107,7 @@ def _check(
     examples: Examples,
     loss: Loss,
     where: str,
+    progress: Progress,
 ) -> None:
     _check_tokens(model, examples.dataset, where)
     outputs = _check_outputs(model, compute, forward, examples, loss, 2)
@@ -109,6 +115,17 @@ def _check(
         _check_outputs(model, compute, forward, examples, loss, 3)
     if loss == "cross_entropy" and (labels := examples.dataset.labels) is not None:
         _check_labels(model, labels, outputs.shape[1], _key_of_outputs(model), where)
+    if loss == "cross_entropy" and _are_probabilities(outputs):
+        text = (
+            "the outputs look like probabilities, and cross entropy takes logits: leave the softmax out of the model"
+        )
+        progress(Noted(text, warning=True))
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    """Tell whether outputs [..., n] of two classes or more are all within [0, 1] and sum to 1, within rounding."""
+    are_within = outputs.shape[-1] > 1 and bool(outputs.min() >= 0)  # what sums to 1 then has no more than 1
+    return are_within and bool((outputs.float().sum(-1) - 1).abs().max() <= _OFF_ONE)
 
 
 def _check_outputs(

@@ -68,7 +68,7 @@ def _train_expert(plan: TrainExpertPlan, run: Run, keeper: Keeper) -> TrainExper
     examples = read_expert(spec, plan.expert, run)
     model = initial_model(spec, plan.expert, class_names=examples.class_names, progress=run.progress)
     inputs = inputs_of(plan.spec, model, train=examples)
-    check_fits_data(model, examples, spec.loss, spec.data.where)
+    check_fits_data(model, examples, spec.loss, spec.data.where, run.progress)
     warn_of_left_out(model, run.progress)
     is_sharded = must_shard(model, run)
     compute = training_compute(spec, model, examples, spec.train, run, is_sharded=is_sharded)

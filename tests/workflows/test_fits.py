@@ -59,6 +59,24 @@ def test_labels_for_a_single_output_are_a_regression():
     assert "data.columns: {target: NAME}" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("last", "loss", "is_told"),
+    [
+        (nn.Softmax(1), "cross_entropy", True),
+        (nn.LogSoftmax(1), "cross_entropy", False),
+        (nn.Sigmoid(), "cross_entropy", False),
+        (nn.Softmax(1), "mse", False),
+    ],
+)
+def test_probabilities_in_place_of_logits_are_told(last, loss, is_told):
+    torch.manual_seed(0)
+    events, model = [], nn.Sequential(nn.Linear(4, 3), last)
+    targets = torch.zeros(5, 3) if loss == "mse" else torch.zeros(5, dtype=torch.int64)
+    examples = Examples(Dataset(torch.randn(5, 4), targets), None, None)
+    check_fits_data(model, examples, loss, "d", events.append)
+    assert ["leave the softmax out" in event.text for event in events] == [True] * is_told
+
+
 class Reader(nn.Module):
     """A model of tokens, which mixes those of a text by a mask [T, T] of what each may see."""
 

@@ -64,8 +64,8 @@ def try_mix(plan: MixPlan, run: Run) -> Trial:
     notes: list[str] = []
     listening = replace(run, progress=_keeping_bank(notes, run.progress))
     blends = experts.blends(spec, listening, seed=plan.seed, n_blends=2)
-    for split in ("train", "val"):
-        check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
+    check_blends_fit_data(blends, target["train"], spec.loss, spec.data.where, run.progress)
+    check_blends_fit_data(blends, target["val"], spec.loss, spec.data.where)
     if not plan.adapters:
         check_is_faithful(experts, spec, blends, target["train"])
     losses = measure_losses(plan, spec, target, experts, blends, run)

@@ -105,7 +105,7 @@ class _Judge:
     def __init__(self, plan: MixPlan, spec: Spec, target: Target, experts: Experts, run: Run) -> None:
         self._loss, self._ranks = spec.loss, run.ranks
         blends = experts.blends(spec, run, seed=plan.seed, n_blends=1)
-        check_blends_fit_data(blends, target["val"], spec.loss, spec.data.where)
+        check_blends_fit_data(blends, target["val"], spec.loss, spec.data.where, run.progress)
         if not plan.adapters:
             check_is_faithful(experts, spec, blends, target["val"])
         self.may_refresh = plan.tensors.statistics == "auto" and has_batchnorm(blends.model)

@@ -51,8 +51,8 @@ def make_setting(plan: MixPlan, spec: Spec, target: Target, experts: Experts, ru
         batchnorm=_batchnorm(spec.mix),
         needs_gradient=plan.method == "fullgrad",
     )
-    for split in ("train", "val"):
-        check_blends_fit_data(blends, target[split], spec.loss, spec.data.where)
+    check_blends_fit_data(blends, target["train"], spec.loss, spec.data.where, run.progress)
+    check_blends_fit_data(blends, target["val"], spec.loss, spec.data.where)
     if not plan.adapters and _batchnorm(spec.mix).statistics == "running":
         check_is_faithful(experts, spec, blends, target["train"])
     compute, reach = blending_compute(spec, blends, target["train"], run)
