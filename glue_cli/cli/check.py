@@ -49,17 +49,23 @@ def check(
 
 
 def _spec_if_any(session: Session) -> "Spec | None":
-    """Return the spec; None without one, or where the one that just lies here is unfinished, which is said."""
+    """Return the spec; None without one, or where the one that just lies here is of no use, which is said."""
+    from glue_cli.models.tasks import lacks_loss, no_loss_for
+
     if not session.has_spec:
         return None
     try:
-        return session.read_spec()
+        spec = session.read_spec()
+        if session.spec is not None or not lacks_loss(spec.model.arch):
+            return spec
+        why = f"is left aside: {no_loss_for(spec.model.arch)}"
     except UnfinishedSpecError as error:
         if session.spec is not None:
             raise
-        if not session.quiet:
-            print_warning(f"glue.yaml is unfinished, so the check goes without it: {'; '.join(error.items)}")
-        return None
+        why = f"is unfinished, so the check goes without it: {'; '.join(error.items)}"
+    if not session.quiet:
+        print_warning(f"glue.yaml {why}")
+    return None
 
 
 def _next(result: "CheckResult", experts: list[Path]) -> str | None:

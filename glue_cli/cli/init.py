@@ -49,6 +49,10 @@ def init(
 
 
 def _next(result: dict[str, Any], experts: list[Path], output: Path) -> str:
+    from glue_cli.models.tasks import lacks_loss
+
+    if result["model"] and lacks_loss(result["model"]["arch"]):
+        return mix_command(experts, method="uniform")
     command = mix_command(experts, *([] if output == Path("glue.yaml") else ["--spec", shlex.quote(str(output))]))
     return f"choose in {output} what is left open, then {command}" if result["open"] else command
 

@@ -1,14 +1,25 @@
 """Which of transformers' models glue has a loss for. Needs no torch."""
 
+from glue_cli.foundation.errors import SpecError
+
 _THAT_WRITE = (
     "ForCausalLM",
     "LMHeadModel",
     "ForConditionalGeneration",
     "ForSeq2SeqLM",
+    "ForSpeechSeq2Seq",
+    "ModelWithLMHead",
     "MTModel",  # translation: MarianMTModel
     "EncoderDecoderModel",
 )
-_TASKS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification", *_THAT_WRITE)
+# In the names of classifiers, perhaps before a word on how: DeiTForImageClassificationWithTeacher.
+_CLASSIFIES = (
+    "ForSequenceClassification",
+    "ForImageClassification",
+    "ForVideoClassification",
+    "ForAudioClassification",
+    "ForNextSentencePrediction",
+)
 
 # PEFT's task types -> the model classes that PEFT's examples adapt for them.
 OF_ADAPTERS = {
@@ -23,7 +34,7 @@ OF_ADAPTERS = {
 
 def has_loss(name: str) -> bool:
     """Tell whether glue has a loss for a class of models: one label or number an example, or the tokens of a text."""
-    return name.endswith(_TASKS)
+    return writes_text(name) or any(task in name for task in _CLASSIFIES)
 
 
 def writes_text(name: str) -> bool:
@@ -31,7 +42,23 @@ def writes_text(name: str) -> bool:
     return name.endswith(_THAT_WRITE)
 
 
-def no_loss_for(name: str) -> str:
-    """Return what to tell a user of another class of models."""
+def no_loss_for(arch: str) -> str:
+    """Return what to tell a user of another class of models, whose name may have the library before it."""
     known = "models of one label or number an example, causal ones, and those of an encoder and a decoder"
-    return f"glue has no loss for a {name}: it takes {known}"
+    return f"glue has no loss for a {arch.rpartition(':')[2]}: it takes {known}"
+
+
+def lacks_loss(arch: str) -> bool:
+    """Tell whether `model.arch` names a model of transformers that glue has no loss for."""
+    library, _, name = arch.partition(":")
+    return library == "transformers" and not has_loss(name)
+
+
+def check_task(arch: str) -> None:
+    """Check that `model.arch` is not, by its name, a model that glue has no loss for.
+
+    Raises:
+        SpecError: it is.
+    """
+    if lacks_loss(arch):
+        raise SpecError(no_loss_for(arch), hint="blend such models without data: glue mix --method uniform")

@@ -16,6 +16,7 @@ from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.data import check_data
 from glue_cli.data.model_normalisation import as_models_say
 from glue_cli.foundation.errors import UsageError
+from glue_cli.models.tasks import check_task
 from glue_cli.plans.hub import fetched
 from glue_cli.plans.mix_adapters import plan_adapter_alone
 from glue_cli.plans.mix_records import Adapters
@@ -74,7 +75,8 @@ def plan_evaluate(
         UsageError: a checkpoint does not exist, or a metric or a bar names no figure of this loss.
         CheckpointError: a checkpoint is damaged, or quantised and nothing says by what, or an adapter does not fit the
             spec's model.
-        SpecError, DataError: the data section does not fit the format, or there is no folder of data.
+        SpecError, DataError: the data section does not fit the format, or no loss the model; or there is no folder of
+            data.
     """
     known, ceilings = METRICS[spec.loss], ceilings or {}
     for name in metrics:
@@ -83,6 +85,7 @@ def plan_evaluate(
     _check_demanded("--fail-under", bars, spec.loss, BARS, "more")
     _check_demanded("--fail-over", ceilings, spec.loss, CEILINGS, "less")
     metrics = tuple(dict.fromkeys([*metrics, *(name for name in (*bars, *ceilings) if name in known)]))
+    check_task(spec.model.arch)
     spec = fetched(spec)
     adapters: dict[Path, Adapters] = {}
 

@@ -12,6 +12,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.data import check_data
 from glue_cli.data.model_normalisation import as_models_say
+from glue_cli.models.tasks import check_task
 from glue_cli.plans.hub import fetched
 from glue_cli.plans.outputs import Outputs, model_folder
 from glue_cli.plans.spec_folder import check_folders
@@ -44,9 +45,11 @@ def plan_finetune(
     Raises:
         UsageError: the checkpoint does not exist, or the output cannot be written there.
         CheckpointError: the checkpoint is damaged, or quantised.
-        SpecError, DataError: the data section does not fit the format, or there is no folder of data.
+        SpecError, DataError: the data section does not fit the format, or no loss the model; or there is no folder of
+            data.
     """
     assert outputs.result
+    check_task(spec.model.arch)
     spec = fetched(spec)
     start_checkpoint = read_checkpoint(fetch(checkpoint), weights) if checkpoint else None
     check_any_has([start_checkpoint] if start_checkpoint else [], weights)

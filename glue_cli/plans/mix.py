@@ -20,6 +20,7 @@ from glue_cli.checkpoints.read import check_is_there, read_experts
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.foundation.errors import SpecError, UsageError
 from glue_cli.foundation.output_files import refuse_input
+from glue_cli.models.tasks import check_task
 from glue_cli.plans.mix_adapters import plan_adapters
 from glue_cli.plans.mix_card import about_blend
 from glue_cli.plans.mix_folders import check_groups, plan_blend_destination, with_parts
@@ -101,12 +102,14 @@ def plan_mix(
     Raises:
         UsageError: the options contradict each other, or the method needs a package that is not installed.
         CheckpointError: an expert is damaged, or they do not fit each other.
-        SpecError: the spec's objective does not exist, or does not fit the method or the loss; or its data section
-            does not fit the format.
+        SpecError: the spec's objective does not exist, or does not fit the method or the loss; its data section does
+            not fit the format; or glue has no loss for its model.
         DataError: there is no folder of data.
         ResourceError: the disk has no room for the blend.
     """
     _check_numbers(paths, coefficients)
+    if spec:
+        check_task(spec.model.arch)
     paths, base = [fetch(path) for path in paths], fetch(base) if base else None
     if spec:
         from glue_cli.plans.hub import fetched

@@ -11,6 +11,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data import check_data
 from glue_cli.data.model_normalisation import as_models_say
 from glue_cli.foundation.errors import SpecError, UsageError
+from glue_cli.models.tasks import check_task
 from glue_cli.plans.hub import fetched
 from glue_cli.plans.outputs import Outputs, model_folder
 from glue_cli.spec.schema import Spec
@@ -29,10 +30,11 @@ def plan_train_expert(spec: Spec, expert: int, outputs: Outputs) -> TrainExpertP
 
     Raises:
         UsageError: there is no such expert, or the output cannot be written there.
-        SpecError: the spec has no experts, or its data section does not fit the format.
+        SpecError: the spec has no experts, its data section does not fit the format, or no loss its model.
         DataError: there is no folder of data.
         CheckpointError: the checkpoint to start from is damaged.
     """
+    check_task(spec.model.arch)
     spec = fetched(spec)
     if spec.experts is None:
         raise SpecError("the spec has no section 'experts'", hint="add experts: {count: 5, size: 2000}, or members")

@@ -159,7 +159,7 @@ def _check_outputs(
     if outputs.dim() != targets.dim() + 1 or outputs.shape[:-1] != targets.shape:
         raise SpecError(
             f"the model's outputs are {list(outputs.shape)}, wanted {[*targets.shape, 'classes']}",
-            hint=_hint_for_shape(outputs, targets, predicts_tokens=predicts_tokens),
+            hint=_hint_for_shape(model, outputs, targets, predicts_tokens=predicts_tokens),
         )
     name = type(model).__name__
     if is_causal and (name.endswith("ForMaskedLM") or _sees_what_follows(outputs)):
@@ -170,12 +170,20 @@ def _check_outputs(
     return outputs
 
 
-def _hint_for_shape(outputs: Tensor, targets: Tensor, *, predicts_tokens: bool) -> str:
+def _hint_for_shape(model: nn.Module, outputs: Tensor, targets: Tensor, *, predicts_tokens: bool) -> str:
+    if lacking := _lacks_loss(model):
+        return lacking
     if predicts_tokens and outputs.dim() == 2:
         return "a model of classes needs labels: name their column in data.columns"
     if targets.dim() == 1 and outputs.dim() == 3:
         return "a language model reads texts without labels: leave their column out of the data"
     return "set model.arch to a model with a head for the task"
+
+
+def _lacks_loss(model: nn.Module) -> str | None:
+    """Return what to tell of a model of transformers that glue has no loss for; None for any other."""
+    name = type(model).__name__
+    return no_loss_for(name) if is_of_transformers(model) and not has_loss(name) else None
 
 
 def _key_of_outputs(model: nn.Module) -> str:
@@ -240,8 +248,8 @@ def _sees_what_follows(outputs: Tensor) -> bool:
 def _hint_for(model: nn.Module, inputs: Inputs, error: Exception) -> str:
     """Return what to do about a model that does not take the data's inputs."""
     name = type(model).__name__
-    if is_of_transformers(model) and not has_loss(name):
-        return no_loss_for(name)
+    if lacking := _lacks_loss(model):
+        return lacking
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "labels" not in inputs:
         return f"a {name} needs texts and what to write of each: data.columns: {{prompt: NAME, completion: NAME}}"
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)

@@ -114,6 +114,23 @@ def test_a_model_of_transformers_by_its_configuration(bare, glue, make_tokenizer
     mixes(glue, "a", "b")
 
 
+@pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForMaskedLM", "BertModel"])
+def test_a_model_without_a_loss_is_blended_without_data(bare, glue, name):
+    for folder in ("a", "b"):
+        (bare / folder).mkdir()
+        save_file({"w": torch.ones(2)}, bare / folder / "model.safetensors")
+        (bare / folder / "config.json").write_text(json.dumps({"architectures": [name]}))
+    write_reviews(bare / "reviews")
+    told = glue("init", "a", "b", "--data", "reviews", code=0)
+    assert f"glue has no loss for a {name}" in told.out and "glue mix --method uniform a b -o prior/" in told.err
+    (bare / "reviews/train.jsonl").unlink()  # it is told before the data are looked at
+    for command in (["mix", *SEARCH, "-o", "c", "a", "b"], ["evaluate", "a"], ["finetune", "a"]):
+        refused = glue(*command, code=3)
+        assert f"glue has no loss for a {name}" in refused.err and "--method uniform" in refused.err
+    assert "glue.yaml is left aside: glue has no loss" in glue("check", "a", "b", code=0).err
+    glue("mix", "--method", "uniform", "a", "b", "-o", "c", code=0)
+
+
 def write_adapter(folder, base):
     folder.mkdir(parents=True)
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "task_type": "CAUSAL_LM"}
