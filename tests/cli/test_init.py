@@ -114,6 +114,23 @@ def test_a_model_of_transformers_by_its_configuration(bare, glue, make_tokenizer
     mixes(glue, "a", "b")
 
 
+@pytest.mark.parametrize("said", [{"problem_type": "regression"}, {"id2label": {"0": "LABEL_0"}}])
+def test_a_regression_by_its_configuration(bare, glue, said):
+    pytest.importorskip("datasets")
+    (bare / "a").mkdir()
+    save_file({"w": torch.ones(2)}, bare / "a/model.safetensors")
+    (bare / "a/config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"], **said}))
+    n_numbers = 1 if "id2label" in said else 2  # the library's default
+    names = ["score", "other"][:n_numbers]
+    (bare / "marks").mkdir()
+    lines = [json.dumps({"text": f"a text {i}", **{name: i / 4 for name in names}}) for i in range(8)]
+    for split in ("train", "test"):
+        (bare / f"marks/{split}.jsonl").write_text("\n".join(lines))
+    assert glue("init", "a", "--data", "marks", "--json", code=0).json["open"] == []
+    spec = read_spec(bare / "glue.yaml")
+    assert (spec.loss, spec.data.columns) == ("mse", {"target": names})
+
+
 @pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForMaskedLM", "BertModel"])
 def test_a_model_without_a_loss_is_blended_without_data(bare, glue, name):
     for folder in ("a", "b"):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
@@ -95,13 +96,28 @@ def find_jsonl(root: Path) -> FoundData | None:
 def _has_text(path: Path) -> bool:
     try:
         with open(path, "rb", opener=regular) as file:
-            entry = json.loads(next((line for line in file if line.strip()), b""))
+            lines = (line for line in file if line.strip())
+            entry = json.loads(next(lines, b""))
+            if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+                return False
+            label = _label(entry)
+            if type(label) is float or (type(label) is int and any(_is_fraction(line) for line in lines)):
+                return False
     except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or type(entry.get("label")) is float:
         return False
     has_label, others = "label" in entry or "labels" in entry, entry.keys() - {"text", "text_pair"}
     return has_label or not others or find_spec("datasets") is None
+
+
+def _label(entry: object) -> object:
+    return entry.get("label", entry.get("labels")) if isinstance(entry, dict) else None
+
+
+def _is_fraction(line: bytes) -> bool:
+    """Tell whether a line's label is no whole number; a line that is not JSON is told when the texts are read."""
+    with suppress(ValueError, RecursionError):
+        return type(_label(json.loads(line))) is float
+    return False
 
 
 def find_images(root: Path) -> FoundData | None:

@@ -30,17 +30,22 @@ _ASKED = [
     *("query response", "input output", "question response"),
     *("document summary", "article summary", "article highlights", "dialogue summary", "input_text target_text"),
 ]
+# Common names of numbers to predict.
+_NUMBERS = (*_LABELS, "score", "scores", "rating", "value", "similarity", "similarity_score")
 _OF_LABELS = {"class", "whole", "text", "number", "truth"}  # kinds of columns that may be labels
 _COUNTS_ROWS = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__|index|idx|id)", re.IGNORECASE)
 _LOOKED_AT = 200  # rows whose texts and images are checked
 _MOST_CLASSES = 1000  # the most distinct values of a column of labels
 
 
-def find_table(root: Path, cache: Path | None, *, for_writing: bool = False) -> FoundData | None:
+def find_table(
+    root: Path, cache: Path | None, *, for_writing: bool = False, n_numbers: int | None = None
+) -> FoundData | None:
     """Look for tables of splits; None if there are none.
 
     Args:
         for_writing: whether the model writes text, so that no column is a label.
+        n_numbers: how many numbers an example the model predicts; None if it does not.
     Raises:
         SpecError: there are some, but the library `datasets` is not installed.
         DataError: a table exists but is damaged.
@@ -54,7 +59,7 @@ def find_table(root: Path, cache: Path | None, *, for_writing: bool = False) -> 
     with opening(data, root, cache) as open_split:
         tables = {split: open_split(split) for split in splits}
         counts = {split: table.num_rows for split, table in tables.items() if table is not None}
-        return _describe(tables["train"], written, counts, doubts, for_writing=for_writing)
+        return _describe(tables["train"], written, counts, doubts, for_writing=for_writing, n_numbers=n_numbers)
 
 
 def _names(root: Path) -> set[str]:
@@ -69,17 +74,24 @@ def _tables(folder: Path) -> Iterable[Path]:
 
 
 def _describe(
-    table: Any, splits: Mapping[str, str], counts: Mapping[str, int], doubts: Sequence[str], *, for_writing: bool
+    table: Any,
+    splits: Mapping[str, str],
+    counts: Mapping[str, int],
+    doubts: Sequence[str],
+    *,
+    for_writing: bool,
+    n_numbers: int | None,
 ) -> FoundData:
     kinds = {name: _kind(feature) for name, feature in table.features.items()}
     columns: dict[str, str | list[str]] = {}
     choices: list[str] = []
-    target = None if for_writing else _find_target(table, kinds)
-    if replies := _find_replies(kinds, has_target=target is not None):
+    numbers = _find_numbers(kinds, n_numbers) if n_numbers else []
+    target = numbers[0] if numbers else None if for_writing or n_numbers else _find_target(table, kinds)
+    if not n_numbers and (replies := _find_replies(kinds, has_target=target is not None)):
         texts = [name for name, kind in kinds.items() if kind == "text"]
         doubts = (*doubts, *_unread(table, texts, [*replies.values()], most=0))
         return FoundData("huggingface", splits, replies, counts, targets="tokens", doubts=doubts)
-    role, inputs = _find_inputs(table, {name: kind for name, kind in kinds.items() if name != target})
+    role, inputs = _find_inputs(table, {name: kind for name, kind in kinds.items() if name not in (target, *numbers)})
     if role is None:
         choices.append(
             f"columns: {{image: NAME}}, {{text: NAME}} or {{inputs: [NAME, ...]}}; there are {_listed(kinds)}"
@@ -91,8 +103,11 @@ def _describe(
         doubts = (*doubts, *_unread(table, texts, read, most=0.5))
     elif inputs[0] not in _USUAL_INPUTS:
         columns[role] = list(inputs) if role == "inputs" else inputs[0]
-    is_number = target is not None and kinds[target] == "number"
-    if target is None:
+    is_number = bool(numbers) or (target is not None and kinds[target] == "number")
+    if n_numbers and not numbers:
+        name = "NAME" if n_numbers == 1 else "[NAME, ...]"
+        choices.append(f"columns: {{target: {name}}}, the numbers to predict; there are {_listed(kinds)}")
+    elif target is None:
         if role == "text":  # a language model needs nothing else
             if not for_writing and (
                 unread := {name: kind for name, kind in kinds.items() if kind in _OF_LABELS - {"text"}}
@@ -101,14 +116,14 @@ def _describe(
         else:
             choices.append(f"columns: {{label: NAME}} or {{target: [NAME, ...]}}; there are {_listed(kinds)}")
     elif target != "label" or is_number:
-        columns["target" if is_number else "label"] = target
+        columns["target" if is_number else "label"] = numbers if len(numbers) > 1 else target
     names = _class_names(table, target) if target is not None and not is_number else None
     return FoundData(
         "huggingface",
         splits,
         columns,
         counts,
-        targets="numbers" if is_number else "labels" if target is not None else "tokens",
+        targets="numbers" if is_number or n_numbers else "labels" if target is not None else "tokens",
         n_classes=names if isinstance(names, int) else len(names) if names else None,
         class_names=tuple(names) if isinstance(names, list) else (),
         sizes=_sizes(table, inputs[0]) if role == "image" else frozenset(),
@@ -145,6 +160,15 @@ def _find_target(table: Any, kinds: Mapping[str, str]) -> str | None:
         return (hinted or classes)[0]
     few = [name for name, kind in kinds.items() if kind in ("whole", "text", "truth") and _has_few_values(table, name)]
     return few[0] if len(few) == 1 else None
+
+
+def _find_numbers(kinds: Mapping[str, str], n_numbers: int) -> list[str]:
+    """Return the columns of so many numbers to predict, if there is only one clear choice; else none."""
+    numeric = [n for n, kind in kinds.items() if kind in ("number", "whole") and not _COUNTS_ROWS.fullmatch(n)]
+    if n_numbers == 1 and (usual := [name for name in _NUMBERS if name in numeric]):
+        return usual[:1]
+    of_fractions = [name for name in numeric if kinds[name] == "number"]
+    return next((names for names in (numeric, of_fractions) if len(names) == n_numbers < len(kinds)), [])
 
 
 def _has_few_values(table: Any, name: str) -> bool:

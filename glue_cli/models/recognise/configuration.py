@@ -58,8 +58,12 @@ def by_configuration(expert: Checkpoint, folder: Path) -> Recognised | None:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         return None
-    labels = config.get("id2label")
+    labels, is_regression = config.get("id2label"), config.get("problem_type") == "regression"
     doubts = () if has_loss(architectures[0]) else (f"model: {no_loss_for(architectures[0])}",)
+    if config.get("problem_type") == "multi_label_classification":
+        doubts = (*doubts, "model: it was made for several labels an example, which glue has no loss for")
+    if is_regression and labels is None:
+        labels = {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' own, which it does not write
     images = read_object(beside / "preprocessor_config.json")
     size = images.get("crop_size") or images.get("size")
     height = size.get("height") or size.get("shortest_edge") if isinstance(size, dict) else size
@@ -69,6 +73,7 @@ def by_configuration(expert: Checkpoint, folder: Path) -> Recognised | None:
         f"as '{beside / 'config.json'}' says",
         doubts=doubts,
         n_outputs=len(labels) if isinstance(labels, dict) else None,
+        is_regression=is_regression,
         image_size=whole(config.get("image_size")) or whole(height),
         mean=channels(images.get("image_mean")) if _is_plain(images) else None,
         std=channels(images.get("image_std")) if _is_plain(images) else None,

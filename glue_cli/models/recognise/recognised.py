@@ -14,7 +14,8 @@ class Recognised:
         arch, args: `model.arch` and `model.args`.
         source: how it was recognised, for people.
         doubts: what could not be recognised and the user has to check, one line each.
-        n_outputs: the number of the head's classes; None if it is not known.
+        n_outputs: the number of the head's classes, or of the numbers it predicts; None if it is not known.
+        is_regression: whether it says that it predicts numbers.
         image_size: height and width of its images, pixels; None if it takes any size, or no images.
         mean, std: the normalisation of images, one number per channel, white = 1; None if it is not known.
     """
@@ -24,9 +25,15 @@ class Recognised:
     source: str
     doubts: tuple[str, ...] = ()
     n_outputs: int | None = None
+    is_regression: bool = False
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    @property
+    def n_numbers(self) -> int | None:
+        """How many numbers an example it predicts; None for classes or texts. A single output is no class."""
+        return self.n_outputs if self.is_regression or self.n_outputs == 1 else None
 
 
 def whole(value: Any) -> int | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from glue_cli.checkpoints.classes import is_numbering, listed
 from glue_cli.data.recognise.found_data import FoundData
+from glue_cli.foundation.units import counted
 from glue_cli.models.recognise.recognised import Recognised
 
 
@@ -14,11 +15,21 @@ def find_doubts(model: Recognised | None, data: FoundData | None, class_names: S
         class_names: of the experts; none if they do not name their classes.
     """
     doubts = [*(model.doubts if model else ()), *(data.doubts if data else ())]
-    if model and data and model.n_outputs and data.n_classes and model.n_outputs != data.n_classes:
+    if model and data and model.n_numbers and data.targets == "labels":
+        doubts.append(
+            "data: they have labels, and the experts predict numbers: read these as data.columns: {target: NAME}, "
+            "with format: huggingface and loss: mse"
+        )
+    elif model and data and model.n_outputs and data.n_classes and model.n_outputs != data.n_classes:
         doubts.append(
             f"data: they have {data.n_classes} classes, and the experts' head {model.n_outputs} outputs"
             + (": glue mix --head has policies for that" if data.n_classes > model.n_outputs else "")
         )
+    target = data.columns.get("target", ()) if data and data.targets == "numbers" else ()
+    n_numbers = 1 if isinstance(target, str) else len(target)
+    if model and model.n_outputs and n_numbers and n_numbers != model.n_outputs:
+        numbers = counted(n_numbers, "number")
+        doubts.append(f"data: they have {numbers} to predict, and the experts' head {model.n_outputs} outputs")
     of_library = model is not None and model.arch.startswith("transformers:")
     if data and of_library and not class_names and data.class_names and not is_numbering(data.class_names):
         order = listed(data.class_names)

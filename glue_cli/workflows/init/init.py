@@ -26,7 +26,12 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
     folder = plan.output.parent
     model = recognise(plan.models, folder)
     try:
-        data = recognise_data(plan.data, run.cache, for_writing=model is not None and writes_text(model.arch))
+        data = recognise_data(
+            plan.data,
+            run.cache,
+            for_writing=model is not None and writes_text(model.arch),
+            n_numbers=model.n_numbers if model else None,
+        )
     except SpecError as error:  # from a library that reads them and is not installed
         data = None
         run.progress(Noted(f"the data were not looked at: {error.message}; {error.hint}", warning=True))

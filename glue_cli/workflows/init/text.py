@@ -45,7 +45,7 @@ def spec_text(plan: InitPlan, model: Recognised | None, data: FoundData | None, 
         "",
         *_data_lines(plan, model, data),
         "",
-        *_other_lines(data, len(plan.paths)),
+        *_other_lines(model, data, len(plan.paths)),
     ]
     text = "".join(" ".join(line.splitlines()) + "\n" for line in lines)  # a file name may contain a line break
     return SpecText(text, tuple(left_open))
@@ -109,9 +109,9 @@ def _needs_size(model: Recognised | None, data: FoundData) -> bool:
     return len(data.sizes) > 1 and chosen_size(model, data) is None
 
 
-def _other_lines(data: FoundData | None, n_experts: int) -> Iterator[str]:
+def _other_lines(model: Recognised | None, data: FoundData | None, n_experts: int) -> Iterator[str]:
     mix, train, finetune = MixSpec.model_validate({}), TrainSpec(), FinetuneSpec.model_validate({})
-    numbers = data is not None and data.targets == "numbers"
+    numbers = data.targets == "numbers" if data else bool(model and model.n_numbers)
     yield f"loss: {'mse' if numbers else 'cross_entropy'}  # or {'cross_entropy' if numbers else 'mse'}"
     yield "# objective: loss  # what mix searches for; or accuracy, f1, python:MODULE:FUNCTION"
     yield f"# mix: {{preset: {mix.preset}, batch_size: {mix.batch_size}}}  # budget: 300, 2000ex or 60s ends a search"

@@ -208,11 +208,29 @@ class TestTables:
         assert any("'instruction' and 'output' is read, and not input" in doubt for doubt in found.doubts)
 
     def test_numbers_to_predict_in_json_lines_are_a_regression(self, tmp_path):
-        lines = [{"text": f"a text {i}", "label": i / 3} for i in range(8)]
+        lines = [{"text": f"a text {i}", "label": i / 3 if i else 0} for i in range(8)]
         (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         found = recognise_data(tmp_path, tmp_path / "cache")
         assert (found.format, found.targets) == ("huggingface", "numbers")
         assert found.columns == {"target": "label"}
+
+    @pytest.mark.parametrize(
+        ("header", "n_numbers", "target", "has_choice"),
+        [
+            (("text", "score"), 1, "score", False),
+            (("id", "text", "joy"), 1, "joy", False),
+            (("text", "n", "score"), 1, "score", False),
+            (("text", "one", "two"), 2, ["one", "two"], False),
+            (("text", "one", "two"), 1, None, True),
+            (("text", "label"), 2, None, True),
+        ],
+    )
+    def test_the_numbers_that_a_regression_predicts(self, tmp_path, header, n_numbers, target, has_choice):
+        lines = [{name: f"a text {i}" if name == "text" else i / 4 for name in header} for i in range(8)]
+        (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        found = recognise_data(tmp_path, tmp_path / "cache", n_numbers=n_numbers)
+        assert (found.format, found.targets, found.columns.get("target")) == ("huggingface", "numbers", target)
+        assert bool(found.choices) == has_choice
 
     @pytest.mark.parametrize("ending", ["PNG", "jp2"])
     def test_paths_of_images_are_images(self, tmp_path, ending):
