@@ -154,9 +154,12 @@ def _to_target(value: Any, at: str) -> Tensor:
         return tensor.float()
     if tensor is not None and tensor.dim() == 0 and not tensor.is_complex():
         return tensor.long()
+    several = "there is no loss for several labels an example, such as tags or masks: give one without an axis, or"
     raise DataError(
         f"{at}: the target is {_describe(value)}, wanted a label, as a whole number, or floats",
-        hint="return an int for a class, or floats for a regression",
+        hint=f"{several} floats, with loss: mse"
+        if tensor is not None and tensor.dim()
+        else "return an int for a class, or floats for a regression",
     )
 
 

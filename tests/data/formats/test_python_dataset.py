@@ -143,6 +143,13 @@ def test_what_does_not_fit_is_named(read, body, message):
         read(body)
 
 
+@pytest.mark.parametrize("shape", [(3,), (6, 6)])
+def test_several_labels_an_example_are_said_to_have_no_loss(read, shape):
+    with pytest.raises(DataError, match="wanted a label") as caught:
+        read(f"return Pairs((image(1), torch.zeros({shape}, dtype=torch.int64)))")
+    assert "no loss for several labels an example" in caught.value.hint
+
+
 def test_an_image_of_pillow_is_told_how_to_become_a_tensor(read):
     with pytest.raises(DataError, match="the input is a Image, wanted an image, uint8") as caught:
         read("from PIL import Image; return Pairs((Image.new('L', (3, 3)), 0))")
