@@ -34,7 +34,12 @@ OF_ADAPTERS = {
 
 def has_loss(name: str) -> bool:
     """Tell whether glue has a loss for a class of models: one label or number an example, or the tokens of a text."""
-    return writes_text(name) or any(task in name for task in _CLASSIFIES)
+    return writes_text(name) or classifies(name)
+
+
+def classifies(name: str) -> bool:
+    """Tell whether a class of models gives one label, or number, an example."""
+    return any(task in name for task in _CLASSIFIES)
 
 
 def writes_text(name: str) -> bool:

@@ -36,3 +36,12 @@ def test_numbers_and_classes_that_meet_each_other_are_said(data, is_regression, 
     arch = "transformers:BertForSequenceClassification"
     doubts = find_doubts(Recognised(arch, {}, "as it says", n_outputs=2, is_regression=is_regression), data)
     assert [(said or "") in doubt for doubt in doubts] == [True] * (said is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_said"), [("BertForSequenceClassification", True), ("GPT2LMHeadModel", False), ("BertModel", False)]
+)
+def test_a_classifier_that_meets_texts_without_labels_is_said(name, is_said):
+    data = FoundData("jsonl", targets="tokens")
+    doubts = find_doubts(Recognised(f"transformers:{name}", {}, "as it says"), data)
+    assert ["no labels, which a classifier needs" in doubt for doubt in doubts] == [True] * is_said

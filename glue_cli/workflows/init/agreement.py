@@ -6,6 +6,7 @@ from glue_cli.checkpoints.classes import is_numbering, listed
 from glue_cli.data.recognise.found_data import FoundData
 from glue_cli.foundation.units import counted
 from glue_cli.models.recognise.recognised import Recognised
+from glue_cli.models.tasks import classifies
 
 
 def find_doubts(model: Recognised | None, data: FoundData | None, class_names: Sequence[str] = ()) -> tuple[str, ...]:
@@ -30,6 +31,9 @@ def find_doubts(model: Recognised | None, data: FoundData | None, class_names: S
     if model and model.n_outputs and n_numbers and n_numbers != model.n_outputs:
         numbers = counted(n_numbers, "number")
         doubts.append(f"data: they have {numbers} to predict, and the experts' head {model.n_outputs} outputs")
+    if model and data and data.targets == "tokens" and classifies(model.arch):
+        if not any("no label was found" in doubt for doubt in doubts):
+            doubts.append("data: they have no labels, which a classifier needs: name their column in data.columns")
     of_library = model is not None and model.arch.startswith("transformers:")
     if data and of_library and not class_names and data.class_names and not is_numbering(data.class_names):
         order = listed(data.class_names)
