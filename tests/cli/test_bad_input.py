@@ -432,4 +432,4 @@ def test_debug_shows_the_traceback_of_a_known_error_too(here, glue, monkeypatch)
 
 
 def test_a_name_that_no_file_system_takes(here, refused):
-    refused(["evaluate", "x" * 300], 5, "x" * 300, "too long", hint=False)
+    refused(["evaluate", "x" * 300], 2, f"no checkpoint at '{'x' * 300}'")
