@@ -12,7 +12,7 @@ from glue_cli.checkpoints.read import read_checkpoint
 from glue_cli.data.formats.cifar10 import CLASS_NAMES, RECORDS_PER_FILE, find_layout
 from glue_cli.data.formats.jsonl import read_jsonl
 from glue_cli.data.formats.safetensors_folder import read_safetensors
-from glue_cli.data.image_files import find_image_files, folders_in
+from glue_cli.data.image_files import find_image_files, folders_in, has_image
 from glue_cli.data.images import EncodedImage, sizes_of
 from glue_cli.data.recognise.found_data import FoundData, match_splits, unusual
 from glue_cli.foundation.errors import CheckpointError, DataError
@@ -23,26 +23,26 @@ from glue_cli.spec.schema import DataSpec
 _LOOKED_AT = 200  # number of images whose size is read
 
 
-def find_cifar10(root: Path) -> FoundData | None:
+def find_cifar10(root: Path, *, stand_in: bool) -> FoundData | None:
     if find_layout(root) is None:
         return None
     counts = {"train": 5 * RECORDS_PER_FILE, "test": RECORDS_PER_FILE}
     return FoundData("cifar10", counts=counts, n_classes=10, class_names=CLASS_NAMES, sizes=frozenset({(32, 32)}))
 
 
-def find_svhn(root: Path) -> FoundData | None:
+def find_svhn(root: Path, *, stand_in: bool) -> FoundData | None:
     if not (root / "train_32x32.mat").is_file():
         return None
     return FoundData("svhn", n_classes=10, class_names=tuple("0123456789"), sizes=frozenset({(32, 32)}))
 
 
-def find_safetensors(root: Path) -> FoundData | None:
+def find_safetensors(root: Path, *, stand_in: bool) -> FoundData | None:
     """Look for SPLIT.safetensors; reads the training labels.
 
     Raises:
         DataError: the training split exists but is damaged.
     """
-    matched = match_splits([path.stem for path in root.glob("*.safetensors")])
+    matched = match_splits([path.stem for path in root.glob("*.safetensors")], stand_in=stand_in)
     if matched is None:
         return None
     splits, doubts = matched
@@ -68,7 +68,7 @@ def _count_rows(path: Path) -> int:
     return shapes[0][0] if shapes and shapes[0] else 0
 
 
-def find_jsonl(root: Path) -> FoundData | None:
+def find_jsonl(root: Path, *, stand_in: bool) -> FoundData | None:
     """Look for SPLIT.jsonl whose lines have a `text`; files with other keys are left to the library `datasets`.
 
     So are those whose labels are numbers to predict, or may have another name.
@@ -76,7 +76,7 @@ def find_jsonl(root: Path) -> FoundData | None:
     Raises:
         DataError: a file exists but is damaged.
     """
-    matched = match_splits([path.stem for path in root.glob("*.jsonl")])
+    matched = match_splits([path.stem for path in root.glob("*.jsonl")], stand_in=stand_in)
     if matched is None or not _has_text(root / f"{matched[0]['train']}.jsonl"):
         return None
     splits, doubts = matched
@@ -120,9 +120,15 @@ def _is_fraction(line: bytes) -> bool:
     return False
 
 
-def find_images(root: Path) -> FoundData | None:
+def find_images(root: Path, *, stand_in: bool) -> FoundData | None:
     """Look for SPLIT/CLASS/*.jpg; reads the headers of the first images."""
-    matched = match_splits(folders_in(root))
+    folders = folders_in(root)
+    matched = match_splits(folders, stand_in=stand_in)
+    if matched is None and stand_in and len(folders) > 1 and all(has_image(root / name) for name in folders):
+        matched = (
+            {"train": "."},
+            ("data.splits: there are no folders of splits, so all images are the train split",),
+        )
     if matched is None:
         return None
     splits, doubts = matched
@@ -157,7 +163,7 @@ def _sizes(folder: Path, classes: list[str]) -> frozenset[tuple[int, int]]:
     return sizes_of(EncodedImage(str(path)) for path in looked_at)
 
 
-FINDERS: tuple[Callable[[Path], FoundData | None], ...] = (
+FINDERS: tuple[Callable[..., FoundData | None], ...] = (
     find_cifar10,
     find_svhn,
     find_images,

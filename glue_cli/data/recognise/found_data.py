@@ -1,7 +1,7 @@
 """A description of the data in a folder, and the matching of split names. Needs no torch."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from glue_cli.data.split_names import OF_VALIDATION
@@ -30,6 +30,8 @@ class FoundData:
         sizes: heights and widths of the images that were looked at, pixels; empty for other data.
         doubts: what could not be determined and the user has to check, one line each.
         choices: keys and values of the section that the user has to choose between.
+        within: the folder in the given one that the splits are in; empty if that is the given one.
+        lacks_train: whether the user has to name the train split.
     """
 
     format: str
@@ -42,24 +44,48 @@ class FoundData:
     sizes: frozenset[tuple[int, int]] = frozenset()
     doubts: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    within: str = ""
+    lacks_train: bool = False
 
 
-def match_splits(names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]] | None:
+def match_splits(names: Collection[str], *, stand_in: bool = False) -> tuple[dict[str, str], tuple[str, ...]] | None:
     """Return the name of each split, and what the user has to check; None without a train split.
 
     A folder without a test split is evaluated on its validation split, and validates on part of the training split.
+
+    Args:
+        stand_in: whether the only split, or one of a usual name, is taken for a train split that is not there.
     """
     splits = {split: name for split, known in _NAMES.items() for name in reversed(known) if name in names}
+    doubts: tuple[str, ...] = ()
+    if "train" not in splits and stand_in and splits:
+        return {"train": splits.get("test") or splits["val"]}, ()
+    if "train" not in splits and stand_in and len(names) == 1:
+        splits["train"] = next(iter(names))
+        doubts = (f"data.splits: '{splits['train']}' is taken for the train split",)
     if "train" not in splits:
         return None
-    doubts: tuple[str, ...] = ()
     if "test" not in splits:
         if "val" in splits:
             splits["test"] = splits.pop("val")
             doubts = (f"data.splits: there is no test split, so '{splits['test']}' is evaluated in its place",)
         else:
-            doubts = ("data.splits: there is no test split, which glue evaluate wants by default",)
+            doubts = (*doubts, "data.splits: there is no test split, which glue evaluate wants by default")
     return splits, doubts
+
+
+def without_train(data: FoundData) -> FoundData:
+    """Return a description without the train split that another split has stood in for."""
+    name = data.splits.get("train")
+    if name not in (*_NAMES["val"], *_NAMES["test"]):
+        return data
+    return replace(
+        data,
+        splits=unusual({"test": name}),
+        counts={"test": data.counts["train"]},
+        doubts=(*data.doubts, "data.splits: no train split was found: name it with data.splits"),
+        lacks_train=True,
+    )
 
 
 def unusual(splits: Mapping[str, str]) -> dict[str, str]:

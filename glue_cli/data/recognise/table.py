@@ -39,18 +39,19 @@ _MOST_CLASSES = 1000  # the most distinct values of a column of labels
 
 
 def find_table(
-    root: Path, cache: Path | None, *, for_writing: bool = False, n_numbers: int | None = None
+    root: Path, cache: Path | None, *, stand_in: bool, for_writing: bool, n_numbers: int | None
 ) -> FoundData | None:
     """Look for tables of splits; None if there are none.
 
     Args:
+        stand_in: as for `match_splits`.
         for_writing: whether the model writes text, so that no column is a label.
         n_numbers: how many numbers an example the model predicts; None if it does not.
     Raises:
         SpecError: there are some, but the library `datasets` is not installed.
         DataError: a table exists but is damaged.
     """
-    matched = match_splits(_names(root))
+    matched = match_splits(_names(root), stand_in=stand_in)
     if matched is None:
         return None
     splits, doubts = matched

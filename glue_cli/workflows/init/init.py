@@ -38,6 +38,7 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
     doubts = find_doubts(model, data, class_names_of(plan.models[0]))
     if model is None and plan.lacking_base:
         doubts = (plan.lacking_base, *doubts)
+    root = plan.data / (data.within if data else "")
     spec = spec_text(plan, model, data, doubts)
     _write(plan.output, spec.text, replace=plan.force)
     _write(plan.schema_file, schema_text(), replace=True)  # its text is always the same
@@ -46,7 +47,7 @@ def init(plan: InitPlan, run: Run) -> dict[str, Any]:
         "output": str(plan.output),
         "schema_file": str(plan.schema_file),
         "model": {"arch": model.arch, "args": dict(model.args)} if model else None,
-        "data": {"format": data.format, "root": str(plan.data), "examples": dict(data.counts)} if data else None,
+        "data": {"format": data.format, "root": str(root), "examples": dict(data.counts)} if data else None,
         "open": list(spec.open),
         "doubts": list(doubts),
     }

@@ -66,7 +66,7 @@ def _model_lines(model: Recognised | None) -> Iterator[str]:
 
 
 def _data_lines(plan: InitPlan, model: Recognised | None, data: FoundData | None) -> Iterator[str]:
-    root = _flow(named_from(plan.data, plan.output.parent))
+    root = _flow(named_from(plan.data / (data.within if data else ""), plan.output.parent))
     if data is None:
         yield f"# CHOOSE the format, which nothing in {root} tells, and uncomment it with its section."
         yield "# data:"
@@ -79,6 +79,8 @@ def _data_lines(plan: InitPlan, model: Recognised | None, data: FoundData | None
     for key, value in (("splits", data.splits), ("columns", data.columns)):
         if value:
             yield f"  {key}: {_flow(dict(value))}"
+    if data.lacks_train:
+        yield "  # CHOOSE splits: {train: NAME}  # add the train split to the splits"
     for choice in data.choices:
         yield f"  # CHOOSE {choice}"
     yield from _image_lines(model, data)
@@ -100,8 +102,8 @@ def _image_lines(model: Recognised | None, data: FoundData) -> Iterator[str]:
 def _open_data(model: Recognised | None, data: FoundData | None) -> list[str]:
     if data is None:
         return ["data.format"]
-    columns = ["data.columns"] if data.choices else []
-    return columns + (["data.image_size"] if _needs_size(model, data) else [])
+    keys = (["data.splits"] if data.lacks_train else []) + (["data.columns"] if data.choices else [])
+    return keys + (["data.image_size"] if _needs_size(model, data) else [])
 
 
 def _needs_size(model: Recognised | None, data: FoundData) -> bool:

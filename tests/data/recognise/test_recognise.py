@@ -134,6 +134,13 @@ class TestTables:
         found = recognise_data(tmp_path, tmp_path / "cache")
         assert not found.splits and found.counts == dict(train=6, val=6, test=6)
 
+    def test_the_only_table(self, tmp_path):
+        write_csv(tmp_path / "reviews.csv", [("width", "class"), *((i, i % 2) for i in range(6))])
+        found, _ = found_and_read(tmp_path, tmp_path / "cache")
+        assert (found.splits, found.counts) == ({"train": "reviews"}, {"train": 6})
+        (tmp_path / "reviews.csv").write_text("")
+        assert recognise_data(tmp_path, tmp_path / "cache") is None
+
     def test_numbers_to_predict(self, tmp_path):
         write_csv(tmp_path / "train.csv", [("a", "b", "y"), *((i / 2, -i / 3, i * 1.5) for i in range(6))])
         found, read = found_and_read(tmp_path, tmp_path / "cache")
@@ -275,6 +282,44 @@ class TestTables:
         )
         assert dict(found.columns)["image"] == "picture"
         assert found.sizes == {tuple(read.inputs.shape[2:])}
+
+
+@pytest.mark.parametrize(
+    ("folders", "within", "splits", "lacks_train", "said"),
+    [
+        (["test/a", "test/b"], "", {}, True, "no train split was found"),
+        (["valid/a", "valid/b"], "", {"test": "valid"}, True, "no train split was found"),
+        (["a", "b"], "", {"train": "."}, False, "no folders of splits"),
+        (["images/train/a/deeper", "images/train/b"], "images", {}, False, "one folder deeper, in 'images'"),
+        (["images/a", "images/b"], "", {"train": "images"}, False, "'images' is taken for the train split"),
+    ],
+)
+def test_images_without_a_train_folder(tmp_path, folders, within, splits, lacks_train, said):
+    images = pytest.importorskip("PIL.Image")
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        images.new("RGB", (8, 6)).save(tmp_path / folder / "1.jpg")
+    found = recognise_data(tmp_path, None)
+    assert (found.format, found.within, found.splits, found.lacks_train) == (
+        "image-folder",
+        within,
+        splits,
+        lacks_train,
+    )
+    assert found.class_names == ("a", "b") and list(found.counts.values()) == [2]
+    assert any(said in doubt for doubt in found.doubts)
+    if not lacks_train:
+        data = DataSpec(format="image-folder", root=str(tmp_path / within), splits=splits)
+        assert len(read_dataset(data, "train", root=tmp_path / within, cache=None)) == 2
+
+
+@pytest.mark.parametrize("name", ["test", "reviews"])
+def test_texts_without_a_train_file(tmp_path, name):
+    (tmp_path / f"{name}.jsonl").write_text('{"text": "word", "label": "up"}\n{"text": "so", "label": "down"}\n')
+    found = recognise_data(tmp_path, None)
+    is_test = name == "test"
+    assert (found.format, found.n_classes, found.lacks_train) == ("jsonl", 2, is_test)
+    assert (found.splits, found.counts) == (({}, {"test": 2}) if is_test else ({"train": name}, {"train": 2}))
 
 
 def test_a_folder_with_nothing_known(tmp_path):
