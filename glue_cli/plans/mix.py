@@ -20,7 +20,6 @@ from glue_cli.checkpoints.read import check_is_there, read_experts
 from glue_cli.checkpoints.weight_sets import check_any_has
 from glue_cli.foundation.errors import SpecError, UsageError
 from glue_cli.foundation.output_files import refuse_input
-from glue_cli.models.tasks import check_task
 from glue_cli.plans.mix_adapters import plan_adapters
 from glue_cli.plans.mix_card import about_blend
 from glue_cli.plans.mix_folders import check_groups, plan_blend_destination, with_parts
@@ -109,6 +108,8 @@ def plan_mix(
     """
     _check_numbers(paths, coefficients)
     if spec:
+        from glue_cli.models.tasks import check_task  # a plain blend has no model
+
         check_task(spec.model.arch)
     paths, base = [fetch(path) for path in paths], fetch(base) if base else None
     if spec:

@@ -16,7 +16,6 @@ from glue_cli.checkpoints.header import Checkpoint, stem_of
 from glue_cli.checkpoints.json_files import read_object
 from glue_cli.checkpoints.tokenizer_files import is_of_tokenizer
 from glue_cli.foundation.errors import CheckpointError
-from glue_cli.models.tasks import writes_text
 
 FindClass = Callable[[Checkpoint, Mapping[str, Any]], str | None]  # given a base and an adapter's configuration
 
@@ -66,6 +65,8 @@ def plan_merged(adapted: AdaptedBase, output: Path, *, card: bool, find_class: F
 
 def _check_tied(adapted: AdaptedBase) -> None:
     """Check that adapters which change the embeddings change the output layer that shares their tensor as well."""
+    from glue_cli.models.tasks import writes_text  # a plain blend has no model
+
     changed = [name for name in adapted.changed if is_table(name)]
     config = read_object(adapted.base.folder / "config.json") if adapted.base.folder else {}
     writes = any(writes_text(str(name)) for name in config.get("architectures") or ())

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from glue_cli.checkpoints.destination import Destination
 from glue_cli.checkpoints.header import Checkpoint
-from glue_cli.data.split_names import OF_VALIDATION
 from glue_cli.foundation.errors import UsageError
 from glue_cli.foundation.output_files import check_output, check_output_folder, check_room
 
@@ -96,6 +95,8 @@ _ENDINGS = {"safetensors": ("safetensors",), "jsonl": ("jsonl",), "huggingface":
 
 def _data_files(spec: "Spec") -> list[Path]:
     """Return the files of the spec's data sets that an output could overwrite."""
+    from glue_cli.data.split_names import OF_VALIDATION  # a plain blend has no data
+
     return [
         spec.path(data.root) / f"{name}.{ending}"
         for data in spec.data_sets
