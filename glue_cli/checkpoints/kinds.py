@@ -13,8 +13,8 @@ Kind = Literal["safetensors", "torch"]
 
 _HEAD_BYTES = 512
 _SAFETENSORS = b"{"  # after 8 bytes with the header's length
-_TORCH = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # a zip archive; a pickle
-_PICKLE, _OF_TORCH = b"\x80", b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # with which torch before 1.6 begins its pickles
+_ARCHIVE, _PICKLE = b"PK\x03\x04", tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+_OF_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # with which torch before 1.6 begins its pickles
 _CONVERT = "load it with {}, and save its weights as safetensors"
 # First bytes of other kinds of files, with what they are and what to do.
 _OTHERS = {
@@ -53,7 +53,7 @@ def kind_of(path: Path) -> Kind:
             "load it with the library that wrote it, and save its weights alone as tensors: torch.save(weights, PATH)"
         )
         raise CheckpointError(f"'{path}' is a pickle, without the archive of torch.save", hint=hint)
-    if head.startswith(_TORCH):
+    if head.startswith((_ARCHIVE, *_PICKLE)):
         return "torch"
     if pointer := pointer_to(head):
         what, command = pointer
