@@ -5,7 +5,9 @@ imported before the first exchange. Only tensors on GPUs that torch itself excha
 """
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ class Place:
         rank: its number; size: how many processes there are.
         local_rank: its number on its machine; local_size: how many there are on this machine.
         is_launched: whether a launcher has started it, even if it is the only one.
+        has_agent: whether its parent is torchrun's own process, which ends with the job.
     """
 
     rank: int = 0
@@ -46,6 +49,7 @@ class Place:
     local_rank: int = 0
     local_size: int = 1
     is_launched: bool = False
+    has_agent: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -69,7 +73,8 @@ def place_of(environment: Mapping[str, str]) -> Place:
     rank, size, local_rank, local_size = (int(given[name]) for name in [*given][:4])
     if not rank < size:
         raise UsageError(f"there is no process {rank} of {size}: processes count from 0", hint=_BY_LAUNCHER)
-    return Place(rank, size, local_rank, local_size, is_launched=True)
+    has_agent = "TORCHELASTIC_RUN_ID" in environment
+    return Place(rank, size, local_rank, local_size, is_launched=True, has_agent=has_agent)
 
 
 class GaveUpError(Exception):
@@ -92,6 +97,7 @@ class Ranks:
         self.size, self.is_first = place.size, place.is_first
         self.stopped_by: int | None = None
         self._stop = stop or Stop()
+        self._parent = os.getppid()
 
     def start(self, device: str) -> None:
         """Meet the other processes; returns when all are there.
@@ -139,7 +145,7 @@ class Ranks:
         import torch.distributed as dist
 
         packed = _pack(own)
-        numbers = torch.tensor([len(packed), self._stop.asked_by or 0, int(gives_up)])
+        numbers = torch.tensor([len(packed), self._asked_by(), int(gives_up)])
         first, rest = _parted(torch.cat([numbers.view(torch.uint8), packed]))
         with meeting():
             firsts = [torch.empty_like(first) for _ in range(self.size)]
@@ -153,6 +159,11 @@ class Ranks:
                 blobs = [torch.cat(pair) for pair in zip(blobs, rests, strict=True)]
         self.stopped_by = self.stopped_by or max(head[1] for head in heads) or None
         return [tensor for blob in blobs for tensor in _unpack(blob)], any(head[2] for head in heads)
+
+    def _asked_by(self) -> int:
+        """Return the signal that asks this process to stop, 0 for none; a launcher that was killed could send none."""
+        is_orphan = self.place.has_agent and os.getppid() != self._parent
+        return self._stop.asked_by or (signal.SIGHUP if is_orphan else 0)
 
     def gather_into(self, out: "Tensor", own: "Tensor") -> None:
         """Write the tensors of all processes to `out` [size, ...], those of the first first; all have one shape.
