@@ -11,7 +11,7 @@ from glue_cli.foundation.threads import single_threaded
 _FIRST_BYTES = 64  # tell most tensors apart
 _BLOCK_BYTES = 1 << 20
 _WINDOW = 16  # tensors that a thread compares before more are looked for
-_ROUNDED = ("F32", "F64")  # the sum of narrower numbers is exact enough to give them back
+_ROUNDED = ("F32", "F64")  # the sum of narrower numbers is exact enough to give them back in their own dtype
 
 
 def find_alike(
@@ -43,7 +43,9 @@ def find_alike(
     def may_be_alike() -> Iterator[tuple[str, Sequence[Source], int]]:
         for entry in plan.streamed:
             sources = plan.sources(entry)
-            if len(sources) > 1 and sources[0].dtype in _ROUNDED and len({source.dtype for source in sources}) == 1:
+            dtypes = {source.dtype for source in sources}
+            is_rounded = bool(dtypes & {*_ROUNDED}) or dtypes != {entry.dtype}
+            if len(sources) > 1 and len(dtypes) == 1 and is_rounded:
                 n_bytes = entry.n_elements * DTYPE_BYTES[sources[0].dtype]  # in the experts, not in the output
                 n_first = min(_FIRST_BYTES, n_bytes)
                 if read(sources[0], 0, n_first) == read(sources[1], 0, n_first):

@@ -16,7 +16,6 @@ from glue_cli.blend.recipe import Recipe, with_copies
 from glue_cli.blend.spectral_norm import short_vectors
 from glue_cli.blend.tokens import TokenPlan, align_tokens
 from glue_cli.blend.vocabulary import preparation_notes
-from glue_cli.blend.weight_norm import weights_off_the_mean
 from glue_cli.checkpoints.header import Checkpoint
 from glue_cli.checkpoints.spelling import align_names
 from glue_cli.foundation.batchnorm_names import COUNTER
@@ -92,7 +91,6 @@ def compare(experts: Sequence[Checkpoint], recipe: Recipe, *, dtype_given: bool)
     experts, recipe = settled.experts, with_copies(recipe, settled.copied)
     of_configurations, notes = configuration_misfits(experts)
     notes = [*settled.notes, *notes, *short_vectors(experts, recipe.apart)]
-    notes += weights_off_the_mean(experts, recipe.apart)
     notes += [f"{expert.path}: left out are {', '.join(expert.beside)}" for expert in experts if expert.beside]
     folders = [expert.model_folder for expert in experts if expert.model_folder]
     notes += [*preparation_notes(folders), *image_notes(folders)]

@@ -32,10 +32,25 @@ _IGNORED = (
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beam*", "temperature", "top_k", "top_p"),
     *("typical_p", "*_penalty", "*no_repeat_ngram_size", "bad_words_ids", "*suppress_tokens", "forced_*"),
     *("num_return_sequences", "remove_invalid_values"),  # the keys up to here are about generating text
-    *("pretrained_cfg", "num_features", "in_chans"),  # of timm: where the weights come from, and what follows
-    *("preprocess_cfg", "*_model_pretrained"),  # of open_clip
-    *("force_upcast", "optimization_step"),  # of diffusers
 )
+# Those of other libraries: where the weights come from, what follows from them, and how images are prepared, which is
+# compared elsewhere.
+_IGNORED_BY = {
+    "timm": (
+        *("pretrained_cfg", "num_features", "in_chans", "init_*", "grad_checkpointing", "first_conv", "classifier"),
+        *("input_size", "test_*", "pool_size", "crop_*", "mean", "std", "interpolation", "fixed_input_size"),
+        *("url", "license", "labels", "tag", "hf_hub_*", "origin_*", "paper_*", "timm_version", "custom_load"),
+    ),
+    "open_clip": (
+        "preprocess_cfg",
+        "*_model_pretrained",
+        "init_*",
+        "ls_init_value",
+        "hf_tokenizer_name",
+        "*_checkpointing",
+    ),
+    "diffusers": ("force_upcast", "optimization_step"),
+}
 # These do, though they are called as some that do not: ESM's scales embeddings, masks or none.
 _NOT_IGNORED = ("token_dropout", "normalize_router_prob_before_dropping", "drop_vision_last_layer", "_class_name")
 # Those of single models: dory divides by it in forward.
@@ -60,7 +75,8 @@ _OF_LIBRARIES = {
     "diffusers": "_class_name",
     "open_clip": "model_cfg",
 }
-_SILENT = ("timm", "open_clip")  # of the keys that have their defaults
+# What decides in timm and open_clip though one leaves it out, as both do with most defaults.
+_DECIDING = ("quick_gelu", "act_layer", "act_kwargs", "norm_layer", "no_ln_pre", "pool_type", "class_token")
 _ALIASES = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}  # other names, same function
 _LONGEST_TEXT = "max_position_embeddings"
 _SCALED = ("dynamic", "longrope", "su", "yarn")  # rotary positions that follow from the longest text
@@ -72,8 +88,8 @@ class Difference:
     """A key, with dots between its parts, in which two configurations differ, and its values.
 
     Attributes:
-        is_sure: whether both have the key, or one has what is no default of a library that writes no defaults; null
-            counts as a value, since it may mean no window or no cap.
+        is_sure: whether both have the key, or one has what decides; null counts as a value, since it may mean no
+            window or no cap.
         scales_positions: whether it is a longest text that the rotary positions are scaled by.
     """
 
@@ -160,20 +176,22 @@ def compare_configurations(config: Mapping[str, Any], other: Mapping[str, Any]) 
 
 
 def _differences(
-    config: Mapping[str, Any], other: Mapping[str, Any], above: str = "", *, says_no_defaults: bool = False
+    config: Mapping[str, Any], other: Mapping[str, Any], above: str = "", *, library: str | None = None
 ) -> Iterator[Difference]:
-    says_no_defaults = says_no_defaults or _library_of(config, other) in _SILENT
+    library = library or _library_of(config, other)
+    ignored = (*_IGNORED, *_IGNORED_BY.get(library or "", ()))
     config, other = _normalised(config), _normalised(other)
     for key in dict.fromkeys((*config, *other)):
         counting = (*_NOTED, *_NOT_IGNORED, *_NOT_IGNORED_BY.get(str(config.get("model_type")), ()))
-        if _is_like(key, _IGNORED) and not _is_like(key, counting):
+        if _is_like(key, ignored) and not _is_like(key, counting):
             continue
         value, wanted = config.get(key), other.get(key)
         if isinstance(value, dict) and isinstance(wanted, dict):
-            yield from _differences(value, wanted, f"{above}{key}.", says_no_defaults=says_no_defaults)
+            yield from _differences(value, wanted, f"{above}{key}.", library=library)
         elif value != wanted and not (_is_like(key, _NOTED) and None in (value, wanted)):
             are_scaled = key == _LONGEST_TEXT and (_scales_positions(config) or _scales_positions(other))
-            is_sure = (key in config and key in other) or (says_no_defaults and bool(value or wanted))
+            is_deciding = library in ("timm", "open_clip") and _is_like(key, _DECIDING) and bool(value or wanted)
+            is_sure = (key in config and key in other) or is_deciding
             yield Difference(f"{above}{key}", value, wanted, is_sure, are_scaled)
 
 
@@ -220,8 +238,10 @@ def _as_read(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _library_of(config: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """Return the library that wrote one of the configurations; None if they may be just notes on a training."""
-    return next((library for library, key in _OF_LIBRARIES.items() if key in config or key in other), None)
+    """Return the library that wrote the configurations; None if they may be just notes on a training."""
+    if "model_type" in config or "model_type" in other:  # older versions did not always write it
+        return "transformers"
+    return next((library for library, key in _OF_LIBRARIES.items() if key in config and key in other), None)
 
 
 def _is_like(key: str, patterns: Iterable[str]) -> bool:

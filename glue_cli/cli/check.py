@@ -1,5 +1,6 @@
 """glue check"""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,7 +43,7 @@ def check(
             from glue_cli.workflows.check.check import check as work
 
         result = work(plan, run)
-    session.finish(result, show_check, _next(result, experts))
+    session.finish(result, show_check, _next(result, experts, session.spec))
     if result.verdict == "no":
         message = "these experts cannot be mixed" if result.differences else "a mix of these experts is of no use"
         raise CheckpointError(message, hint=next(iter(result.instead), None))
@@ -68,7 +69,8 @@ def _spec_if_any(session: Session) -> "Spec | None":
     return None
 
 
-def _next(result: "CheckResult", experts: list[Path]) -> str | None:
+def _next(result: "CheckResult", experts: list[Path], spec: Path | None) -> str | None:
     if result.verdict == "no":
         return None
-    return mix_command(experts, *(["--batchnorm", "refresh"] if result.verdict == "refresh" else []))
+    named = ["--spec", shlex.quote(str(spec))] if spec else []
+    return mix_command(experts, *(["--batchnorm", "refresh"] if result.verdict == "refresh" else []), *named)

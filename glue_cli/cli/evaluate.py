@@ -23,7 +23,7 @@ _EXAMPLES = {"--fail-under": "accuracy=0.9", "--fail-over": "loss=0.5"}
 _RANGES = {
     **dict.fromkeys(("accuracy", "f1", "precision", "recall", "auroc"), (0.0, 1.0, "between 0 and 1")),
     "r2": (-math.inf, 1.0, "at most 1"),
-    **dict.fromkeys(("mse", "mae"), (0.0, math.inf, "at least 0")),
+    **dict.fromkeys(("loss", "mse", "mae"), (0.0, math.inf, "at least 0")),
     "perplexity": (1.0, math.inf, "at least 1"),
 }
 SPLITS = ("train", "val", "test")
@@ -137,9 +137,9 @@ def evaluate(
 
 @contextmanager
 def _reporting_errors(junit: Path | None, checkpoints: Sequence[Path], session: Session) -> Iterator[None]:
-    """Say in the report for CI why there is no outcome, unless the command line is wrong or a file is in the way.
+    """Say in the report for CI why there is no outcome, unless a file is in the way.
 
-    With --force, the report of an earlier call is replaced whatever the error: it would pass for this call's.
+    With --force, the report of an earlier call is replaced: it would pass for this call's.
     """
     try:
         yield
@@ -149,7 +149,7 @@ def _reporting_errors(junit: Path | None, checkpoints: Sequence[Path], session: 
             from glue_cli.results.junit import is_junit, junit_text_of_error
 
             is_old = session.force and is_junit(junit)
-            if is_old or not (junit.exists() or isinstance(error, UsageError)):
+            if is_old or not junit.exists():
                 with suppress(GlueError, OSError), writing(junit, replace=is_old) as descriptor:
                     write_all(descriptor, junit_text_of_error(list(map(str, checkpoints)), error), 0)
         raise

@@ -11,6 +11,8 @@ _THAT_WRITE = (
     "ModelWithLMHead",
     "MTModel",  # translation: MarianMTModel
     "EncoderDecoderModel",
+    "BertGenerationDecoder",
+    "DoubleHeadsModel",
 )
 # In the names of classifiers, perhaps before a word on how: DeiTForImageClassificationWithTeacher.
 _CLASSIFIES = (
@@ -19,6 +21,11 @@ _CLASSIFIES = (
     "ForVideoClassification",
     "ForAudioClassification",
     "ForNextSentencePrediction",
+)
+# In the names of models for other tasks; and those that end with Model give features.
+_OTHERS = (
+    *("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "ForCTC", "ForDepth"),
+    *("ForMaskedImageModeling", "ForObjectDetection", "Segmentation", "ForAudioFrame", "ForXVector"),
 )
 
 # PEFT's task types -> the model classes that PEFT's examples adapt for them.
@@ -54,9 +61,10 @@ def no_loss_for(arch: str) -> str:
 
 
 def lacks_loss(arch: str) -> bool:
-    """Tell whether `model.arch` names a model of transformers that glue has no loss for."""
+    """Tell whether `model.arch` names a model of transformers that glue surely has no loss for."""
     library, _, name = arch.partition(":")
-    return library == "transformers" and not has_loss(name)
+    is_other = name.endswith("Model") or any(task in name for task in _OTHERS)
+    return library == "transformers" and is_other and not has_loss(name)
 
 
 def check_task(arch: str) -> None:

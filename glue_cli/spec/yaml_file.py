@@ -1,5 +1,6 @@
 """Read `glue.yaml`, with line numbers and overrides; all faults of the file are reported at once."""
 
+import copy
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -113,14 +114,17 @@ def read_spec(
     lines: dict[KeyPath, int] = {}
     faults: list[_Fault] = []
     value = _parse(text, path, lines, faults)
+    in_file = copy.deepcopy(value)
     options = [(typed or {}).get(override, "--set") for override in overrides]
     set_keys = {_apply(override, value, option): option for override, option in zip(overrides, options, strict=True)}
     spec: Spec | None = None
     try:
         spec = Spec.model_validate(value)
     except ValidationError as error:
+        of_file = _faulty_keys(in_file)
         for detail in error.errors(include_url=False):
-            faults.append(_fault_of(detail, set_keys, lines, text))
+            blamed = {} if detail["loc"] in of_file else set_keys
+            faults.append(_fault_of(detail, blamed, lines, text))
     for key_path, name in _named(value, known_names or {}):
         known = (known_names or {})[str(key_path[-1])]
         if not _is_known(name, known):
@@ -259,6 +263,15 @@ def _place_of(at: KeyPath, set_keys: dict[KeyPath, str], lines: Mapping[KeyPath,
     while at not in lines and at:  # a missing key is reported on the line of its section
         at = at[:-1]
     return lines.get(at, 1)
+
+
+def _faulty_keys(value: object) -> set[KeyPath]:
+    """Return the keys that are wrong in what the file alone says."""
+    try:
+        Spec.model_validate(value)
+    except ValidationError as error:
+        return {detail["loc"] for detail in error.errors(include_url=False)}
+    return set()
 
 
 def _fault_of(detail: ErrorDetails, set_keys: dict[KeyPath, str], lines: Mapping[KeyPath, int], text: str) -> _Fault:

@@ -242,6 +242,12 @@ def test_timm_and_diffusers_are_compared_in_what_they_compute(expert, one, other
             "glue cannot tell",
         ),
         ({"_class_name": "X", "sample_size": 64}, {"_class_name": "X", "sample_size": 96}, "harmless"),
+        ({"architecture": "r"}, {"architecture": "r", "global_pool": "avg"}, "glue cannot tell"),
+        (  # the layout of before
+            {"architecture": "r", "mean": [0, 0, 0], "input_size": [3, 9, 9], "url": "u", "first_conv": "c"},
+            {"architecture": "r", "pretrained_cfg": {"mean": [0, 0, 0]}, "license": "mit"},
+            None,
+        ),
     ],
 )
 def test_what_versions_of_timm_and_diffusers_write_otherwise_is_no_difference(expert, one, other, note):
@@ -256,6 +262,7 @@ def test_what_versions_of_timm_and_diffusers_write_otherwise_is_no_difference(ex
         ({"quick_gelu": True}, {"quick_gelu": False}, False),
         ({"quick_gelu": True}, {}, False),
         ({"embed_dim": 2}, {"embed_dim": 2}, True),
+        ({"init_logit_scale": 2.7}, {}, True),
     ],
 )
 def test_configurations_of_open_clip_are_compared(tmp_path, one, other, is_same, name):

@@ -147,6 +147,14 @@ def test_what_all_experts_have_alike_keeps_its_bits_beside_what_differs(save, bl
     assert_blend(found, experts, [1 / n_experts] * n_experts)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_alike_is_copied_into_other_dtypes_too(save, blend, dtype):
+    shared = draw(9, dtype=dtype)
+    saved = [save(str(k), shared) for k in range(3)]
+    found = blend(saved, [0.3, 0.3, 0.4], dtype="F32")
+    assert all(torch.equal(found[name], tensor.float()) for name, tensor in shared.items())
+
+
 def test_tensors_that_differ_at_their_end_alone_are_no_copies(save, blend):
     experts = [{"t": torch.cat([torch.ones(5000), torch.tensor([float(k)])])} for k in range(3)]
     saved = [save(str(k), expert) for k, expert in enumerate(experts)]

@@ -189,8 +189,13 @@ def test_junit_of_an_earlier_call_does_not_pass_for_this_one(here, glue):
     assert "cut.safetensors" in suite_of("gates.xml").find("testcase/error").get("message")
 
 
-def test_junit_of_an_error_replaces_nothing_else(here, glue):
+def test_junit_says_that_a_checkpoint_is_missing(here, glue):
     glue("evaluate", "nothing.safetensors", "--junit", "gates.xml", code=2)
+    assert "no checkpoint" in suite_of("gates.xml").find("testcase/error").get("message")
+
+
+def test_junit_of_an_error_replaces_nothing_else(here, glue):
+    glue("evaluate", EXPERT_0, "--fail-under", "accuracy=9", "--junit", "gates.xml", code=2)
     glue("evaluate", EXPERT_0, "--dry-run", "--set", "data.root=nowhere", "--junit", "gates.xml", code=3)
     assert not (here / "gates.xml").exists()
     before = (here / EXPERT_0).read_bytes()

@@ -305,6 +305,13 @@ def test_a_fault_has_the_name_of_what_was_typed(tmp_path, section):
     assert caught.value.items == ("--budget: mix: budget 1ex is less than a minibatch of 64",)
 
 
+def test_a_fault_of_the_file_is_not_blamed_on_an_option_beside_it(read):
+    text = LEAST + "experts: {count: 3}\n"
+    with pytest.raises(SpecError, match="fault in the spec") as caught:
+        read(text, "experts.init=shared")
+    assert ":5: experts: wanted 'count' and 'size'" in caught.value.items[0]
+
+
 # ---- any text
 
 words = st.sampled_from(

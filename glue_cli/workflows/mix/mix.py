@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from glue_cli.blend.relatedness import unrelated_experts
+from glue_cli.blend.weight_norm import weights_off_the_mean
 from glue_cli.checkpoints.hashing import StreamedHash
 from glue_cli.foundation.progress import Noted
 from glue_cli.foundation.run import Run
@@ -130,17 +131,17 @@ def _tell_of(plan: MixPlan, run: Run) -> None:
     """Tell the user what was noticed of the experts."""
     for note in plan.like.notes if plan.like else ():
         run.progress(Noted(note))
-    for note in (*plan.tensors.notes, *repeated_files(plan.experts), *_unrelated(plan)):
+    for note in (*plan.tensors.notes, *repeated_files(plan.experts), *_of_weights(plan)):
         run.progress(Noted(note, warning=True))
 
 
-def _unrelated(plan: MixPlan) -> list[str]:
-    """Return what to say of experts that have nothing in common; adapters have their base in common."""
+def _of_weights(plan: MixPlan) -> list[str]:
+    """Return what a sample of the weights of the experts that take part says; adapters have their base in common."""
     if plan.adapters or plan.like:
         return []
     shares = plan.coefficients.alpha or (1.0,) * len(plan.experts)
     used = [expert for expert, share in zip(plan.experts, shares, strict=True) if share]
-    return unrelated_experts(used, plan.tensors.recipe)
+    return [*unrelated_experts(used, plan.tensors.recipe), *weights_off_the_mean(used, plan.tensors.recipe.apart)]
 
 
 def _with_statistics(plan: MixPlan, target: "Target | None", experts: Experts, chosen: Choice, run: Run) -> Choice:
