@@ -182,7 +182,7 @@ def test_training_and_evaluation_are_those_of_one_process_up_to_rounding(here, g
     assert alone.code == 6 and code != 0  # the launcher's own
     assert out == alone.out == (here / "e.json").read_text()
     assert [line for line in alone.err.splitlines() if line.startswith(("error", "hint"))] == said
-        assert len(said) == 2 and said[0].startswith("error: a checkpoint is worse") and said[1].startswith("hint:")
+    assert len(said) == 2 and said[0].startswith("error: a checkpoint is worse") and said[1].startswith("hint:")
 
 
 IN_LITTLE_MEMORY = """
