@@ -25,11 +25,11 @@ def overtaken(monkeypatch):
     """Let another run write the first output, just before this one would."""
     give_name, written = output_files._give_name, []
 
-    def late(temporary, output, *, replace):
+    def late(temporary, output, **how):
         if not written:
             written.append(output)
             output.write_bytes(b"of the other run")
-        give_name(temporary, output, replace=replace)
+        give_name(temporary, output, **how)
 
     monkeypatch.setattr(output_files, "_give_name", late)
     return written
