@@ -15,7 +15,7 @@ from glue_cli.workflows import evaluate, streaming
 
 @pytest.mark.parametrize("how", [["spsa"], ["spsa", "--set", "mix.search=plain"], ["cmaes"], ["greedy"]])
 def test_the_prior_is_that_of_a_search_in_memory(here, glue, experts, how):
-    results, losses = [], []
+    results = []
     for bank in ("device", "blocks", "streamed"):
         command = ["mix", "--method", *how, *experts, "--budget", 40, "--bank", bank, "-o", "prior.safetensors"]
         results.append((glue(*command, "--force", "--json", code=0).json, Path("prior.safetensors").read_bytes()))
